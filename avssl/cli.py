@@ -1,0 +1,71 @@
+"""Command lines of the tools: ``--config FILE``, dotted overrides, ``--data NAME``, one clear line on an error."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from avssl.config import PretrainConfig, to_dict
+from avssl.data.failures import DataError
+from avssl.data.media import MediaError
+from avssl.engine import NonFiniteError
+
+Config = TypeVar("Config")
+logger = logging.getLogger(__name__)
+
+# What a user can cause and mend is told in one line, without a traceback; anything else is a defect and shows its own.
+USER_ERRORS = (OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError)
+
+
+def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Reads ``config_class`` from ``argv``; an unknown key or a wrong type exits with status 2 and a clear line."""
+    description = (config_class.__doc__ or "").split("\n")[0]
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings that differ from the defaults.")
+    parser.add_class_arguments(config_class)
+    if config_class is PretrainConfig:  # a list of dataclasses prints only as plain values
+        parser.set_defaults({"objectives": to_dict(PretrainConfig())["objectives"]})
+    try:
+        arguments = parser.parse_args(_data_names(sys.argv[1:] if argv is None else argv))
+    except ArgumentError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}; see --help\n")
+        sys.exit(2)
+    values = parser.instantiate_classes(arguments).as_dict()
+    values.pop("config", None)
+    return config_class(**values)
+
+
+def _data_names(argv: Sequence[str]) -> list[str]:
+    """``--data NAME`` is short for ``--data.name NAME``."""
+    out = []
+    for argument in argv:
+        if argument == "--data" or argument.startswith("--data="):
+            argument = "--data.name" + argument.removeprefix("--data")
+        out.append(argument)
+    return out
+
+
+def run(main: Callable[[Any], Any], config_class: type[Any], argv: Sequence[str] | None = None) -> Any:
+    """Parses the command line and calls ``main`` with the config; expected errors end in one line and status 1."""
+    logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("httpx", "matplotlib", "lightning.fabric", "libav"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = parse(config_class, argv)
+    try:
+        return main(config)
+    except USER_ERRORS as error:
+        if os.environ.get("AVSSL_DEBUG"):
+            raise
+        sys.exit(f"error: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk of {error.filename or 'the output folder'}; free some and run with --resume auto"
+    if isinstance(error, KeyError):
+        return str(error.args[0]) if error.args else "missing key"
+    return str(error) or type(error).__name__

@@ -1,0 +1,323 @@
+"""Typed configuration of a run: dataclasses, filled from YAML deltas and dotted command-line overrides.
+
+The defaults are the demo's, so that a tool with no arguments runs it. A config stops at construction: modules take
+keyword arguments and never see these classes.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclass
+class DataConfig:
+    """What to train and evaluate on.
+
+    Args:
+        name: A name in configs/data (demo, esc10, fsdd, grid, epic-kitchens ...), a data YAML, a manifest (.parquet),
+            a .csv, or a folder of media.
+        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
+        clip_seconds: Length of a clip in seconds; default: the data YAML's.
+        num_frames: Video frames per clip, spread evenly over it.
+        frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
+        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages.
+        heads: Label heads to train on; default: the data YAML's first head.
+        val_fraction: Share of the training split held out for validation where the data has no split of that name.
+        num_workers: Decoding processes; 0 decodes in the training process.
+        max_failures: Share of unreadable clips above which training aborts, naming the first cause.
+    """
+
+    name: str = "demo"
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    clip_seconds: float | None = None
+    num_frames: int = 8
+    frame_size: int = 64
+    eval_clips: int = 1
+    heads: list[str] | None = None
+    val_fraction: float = 0.0
+    num_workers: int = 1
+    max_failures: float = 0.2
+
+
+@dataclass
+class AudioConfig:
+    """The audio encoder and its frontend.
+
+    Args:
+        model: Any name that ``python -m mast --list`` prints.
+        options: Keyword arguments of the model, for example {drop_path: 0.1}.
+        sample_rate: Rate that audio is resampled to, in Hz.
+        num_mels: Mel bins of the log-mel spectrogram.
+        mean: Mean of the log-mel over the data, subtracted; default: the frontend's own.
+        std: Standard deviation of the log-mel over the data; default: the frontend's own.
+    """
+
+    model: str = "mast_pico"
+    options: dict[str, Any] = field(default_factory=dict)
+    sample_rate: int = 16000
+    num_mels: int = 128
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass
+class VideoConfig:
+    """The video encoder.
+
+    Args:
+        model: tiny, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        pretrained: Start from torchvision's Kinetics-400 weights (downloads them on first use).
+        crop_size: Side of the square frames that the encoder sees, in pixels.
+    """
+
+    model: str = "tiny"
+    pretrained: bool = False
+    crop_size: int = 56
+
+
+@dataclass
+class AugmentConfig:
+    """Batched augmentation on the device, drawn anew for every clip.
+
+    Args:
+        crop_scale: Smallest area of a frame that a random resized crop keeps, 0 to 1.
+        flip: Probability of a horizontal flip.
+        color: Strength of brightness, contrast and saturation jitter, 0 to 1.
+        gain_db: Largest gain or attenuation of the waveform, in dB.
+        time_shift: Largest circular shift of the waveform, as a share of the clip.
+        spec_warp: Strength of random time stretch and mel shift of the spectrogram, 0 to 1.
+        time_mask: Widest time mask (SpecAugment), as a share of the frames.
+        freq_mask: Widest frequency mask (SpecAugment), as a share of the mel bins.
+        masks: Number of masks of each kind.
+        noise_db: Lowest signal-to-noise ratio of added white noise, in dB; none adds no noise.
+        mixup: Mixup's Beta parameter; 0 turns it off (fine-tuning only).
+    """
+
+    crop_scale: float = 0.7
+    flip: float = 0.0
+    color: float = 0.2
+    gain_db: float = 6.0
+    time_shift: float = 0.0
+    spec_warp: float = 0.0
+    time_mask: float = 0.1
+    freq_mask: float = 0.1
+    masks: int = 1
+    noise_db: float | None = None
+    mixup: float = 0.0
+
+
+@dataclass
+class ObjectiveConfig:
+    """One term of the loss.
+
+    Args:
+        name: Registered name of the objective.
+        weight: Its factor in the sum.
+        options: Its keyword arguments.
+    """
+
+    name: str = "infonce"
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and schedule: AdamW, linear warm-up, cosine decay.
+
+    Args:
+        batch_size: Clips per step and process, accumulation apart.
+        accumulate: Batches whose gradients are summed before a step.
+        epochs: Passes over the training split.
+        max_steps: Optimizer steps; overrides epochs.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end.
+        warmup: Warm-up, as a share of all steps.
+        weight_decay: Weight decay of matrices; biases, norms, relative positions and temperatures have none.
+        betas: AdamW's betas.
+        clip_grad: Largest gradient norm; 0 turns clipping off.
+    """
+
+    batch_size: int = 32
+    accumulate: int = 1
+    epochs: float = 10
+    max_steps: int | None = None
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_grad: float = 1.0
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and how the run computes (Lightning Fabric's terms).
+
+    Args:
+        accelerator: cpu, cuda, mps or auto.
+        devices: Number of devices of this machine, or auto. ``torchrun`` sets it itself.
+        num_nodes: Number of machines.
+        strategy: auto or ddp.
+        precision: 32-true or bf16-mixed.
+        threads: CPU threads of the training process; default: torch's own.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = None
+
+
+@dataclass
+class LogConfig:
+    """What is logged and saved, and how often.
+
+    Args:
+        every: Steps between rows of metrics.jsonl.
+        validate_every: Steps between validations; 0 validates at the end only.
+        checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only.
+        keep_every: Steps between checkpoints that are kept (step-N.ckpt); 0 keeps none.
+    """
+
+    every: int = 10
+    validate_every: int = 0
+    checkpoint_every: int = 100
+    keep_every: int = 0
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases.
+
+    Args:
+        mode: online, offline or disabled; default: online with a login and a network, else offline.
+        project: Project that the run belongs to.
+        entity: User or team.
+        name: Name of the run; default: the output folder's name.
+        tags: Tags of the run.
+    """
+
+    mode: Literal["online", "offline", "disabled"] | None = None
+    project: str = "avssl"
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PretrainConfig:
+    """Contrastive audio-visual pretraining on raw video.
+
+    Args:
+        data: What to train on.
+        audio: The audio encoder.
+        video: The video encoder.
+        embedding_dim: Width of the joint embedding that the objectives compare.
+        objectives: The terms of the loss.
+        augment: Batched augmentation.
+        optim: Optimizer and schedule.
+        runtime: Devices and precision.
+        log: Logging and checkpoints.
+        wandb: Weights & Biases.
+        output: Folder of the run; default: runs/pretrain-NAME.
+        resume: auto continues the run that the output folder holds; none starts over; a path continues that checkpoint.
+        seed: Seed of everything random.
+    """
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(val_fraction=0.1))
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    embedding_dim: int = 128
+    objectives: list[ObjectiveConfig] = field(default_factory=lambda: [ObjectiveConfig()])
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    output: Path | None = None
+    resume: str = "none"
+    seed: int = 0
+
+
+@dataclass
+class FinetuneConfig:
+    """Audio classification with a linear or a full head on an audio encoder.
+
+    Args:
+        data: What to train on.
+        checkpoint: A pretraining run, an exported encoder or a .ckpt file; none starts from random weights; auto takes
+            the pretraining run of the same data where there is one, and for the demo makes it first.
+        head: linear fits a linear probe on frozen features; full trains the head and the encoder.
+        audio: The audio encoder; its model and frontend are the checkpoint's where one is given.
+        augment: Batched augmentation of the full head's training.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        optim: Optimizer and schedule of the full head.
+        runtime: Devices and precision.
+        log: Logging and checkpoints.
+        wandb: Weights & Biases.
+        output: Folder of the run; default: runs/finetune-NAME-HEAD-START.
+        resume: auto continues the run that the output folder holds; none starts over; a path continues that checkpoint.
+        seed: Seed of everything random.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: str = "auto"
+    head: Literal["linear", "full"] = "linear"
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    label_smoothing: float = 0.1
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    output: Path | None = None
+    resume: str = "none"
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluation of a pretrained pair (retrieval, linear probe) or of a fine-tuned classifier.
+
+    Args:
+        checkpoint: A run folder, an exported encoder or a .ckpt file.
+        data: What to evaluate on.
+        split: Split to evaluate; the linear probe is fitted on the training split.
+        batch_size: Clips per batch.
+        runtime: Devices and precision.
+        output: Folder of the result; default: evaluate-NAME inside the checkpoint's run.
+        seed: Seed of everything random.
+    """
+
+    checkpoint: str
+    data: DataConfig = field(default_factory=DataConfig)
+    split: str = "test"
+    batch_size: int = 32
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    output: Path | None = None
+    seed: int = 0
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """``config`` as plain JSON- and YAML-able values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """``config`` as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

@@ -1,0 +1,93 @@
+"""The audio-visual pair: two encoders and their projections into one joint embedding."""
+
+from typing import Any
+
+import mast
+import torch
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+from avssl.models.video import create_video_encoder
+from avssl.objectives import PairOutput
+
+
+def projection_head(inputs: int, outputs: int) -> ProjectionHead:
+    """Two-layer MLP without batch statistics, which would tell clips of a batch apart (He et al. 2020, section 3.3)."""
+    return ProjectionHead([(inputs, inputs, None, nn.ReLU()), (inputs, outputs, None, None)])
+
+
+class AudioVisualPair(nn.Module):
+    """Audio encoder on log-mel spectrograms, video encoder on frames, and a projection head for each.
+
+    Args:
+        audio: Audio encoder, (B, 1, F, T) -> (B, A); has ``num_features``.
+        frontend: Waveform (B, S) -> log-mel (B, 1, F, T).
+        video: Video encoder, (B, 3, T, H, W) in [0, 1] -> (B, V); has ``num_features``.
+        embedding_dim: Width D of the joint embedding.
+    """
+
+    def __init__(self, audio: nn.Module, frontend: nn.Module, video: nn.Module, embedding_dim: int = 128) -> None:
+        super().__init__()
+        self.audio = audio
+        self.frontend = frontend
+        self.video = video
+        self.audio_projection = projection_head(audio.num_features, embedding_dim)
+        self.video_projection = projection_head(video.num_features, embedding_dim)
+        self.settings: dict[str, Any] = {}
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        audio: str = "mast_base",
+        audio_options: dict[str, Any] | None = None,
+        frontend_options: dict[str, Any] | None = None,
+        video: str = "mvit_v2_s",
+        num_frames: int = 16,
+        crop_size: int = 224,
+        pretrained: bool = False,
+        embedding_dim: int = 128,
+    ) -> "AudioVisualPair":
+        """Builds a pair from names. ``settings`` of the result rebuild it, which makes a checkpoint self-describing."""
+        arguments = dict(locals())
+        arguments.pop("cls")
+        frontend = mast.LogMel(**(frontend_options or {}))
+        pair = cls(
+            mast.create_model(audio, num_classes=0, **(audio_options or {})),
+            frontend,
+            create_video_encoder(video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained),
+            embedding_dim,
+        )
+        pair.settings = arguments | {"pretrained": False}  # a checkpoint brings its weights itself
+        return pair
+
+    def forward(self, spectrogram: Tensor, frames: Tensor) -> PairOutput:
+        """Embeds ``spectrogram`` (B, 1, F, T) and ``frames`` (B, 3, T, H, W) of the same clips."""
+        audio_features, video_features = self.audio(spectrogram), self.video(frames)
+        return PairOutput(
+            self.audio_projection(audio_features),
+            self.video_projection(video_features),
+            audio_features,
+            video_features,
+        )
+
+    def embed_audio(self, waveform: Tensor) -> Tensor:
+        """Joint embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
+        return self.audio_projection(self.audio(self.frontend(waveform)))
+
+    def embed_video(self, frames: Tensor) -> Tensor:
+        """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8; the centre crop that the encoder was made for."""
+        return self.video_projection(self.video(center_crop(frames, int(self.settings["crop_size"]))))
+
+
+def center_crop(frames: Tensor, size: int) -> Tensor:
+    """The central ``size`` x ``size`` of ``frames`` (B, 3, T, H, W) uint8, as float in [0, 1].
+
+    Raises:
+        ValueError: when the frames are smaller than that.
+    """
+    height, width = frames.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(f"frames of {height} x {width} are smaller than video.crop_size {size}: raise data.frame_size")
+    top, left = (height - size) // 2, (width - size) // 2
+    return frames[..., top : top + size, left : left + size].to(torch.get_default_dtype()) / 255

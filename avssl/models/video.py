@@ -1,0 +1,179 @@
+"""Video encoders behind one interface: frames (B, 3, T, H, W) in [0, 1] -> features (B, D)."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import video as zoo
+
+# Channel statistics that torchvision's Kinetics-400 weights were trained with.
+KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
+KINETICS_STD = (0.22803, 0.22145, 0.216989)
+
+
+class VideoEncoder(nn.Module):
+    """A backbone without its classifier, with the channel normalization that it was trained with.
+
+    Args:
+        name: Registered name.
+        backbone: Module, normalized frames (B, 3, T, H, W) -> features (B, ``num_features``).
+        num_features: Width D of the features.
+        mean: Channel means subtracted from frames in [0, 1].
+        std: Channel standard deviations divided by.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backbone: nn.Module,
+        num_features: int,
+        mean: tuple[float, float, float] = KINETICS_MEAN,
+        std: tuple[float, float, float] = KINETICS_STD,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.backbone = backbone
+        self.num_features = num_features
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features (B, D) of ``frames``: (B, 3, T, H, W) float in [0, 1]."""
+        return self.backbone((frames - self.mean) / self.std)
+
+
+Builder = Callable[[int, int, bool], tuple[nn.Module, int]]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def _register(builder: Builder) -> Builder:
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_video_encoders() -> list[str]:
+    """Names that :func:`create_video_encoder` takes."""
+    return sorted(_BUILDERS)
+
+
+def create_video_encoder(
+    name: str, *, num_frames: int = 16, frame_size: int = 224, pretrained: bool = False
+) -> VideoEncoder:
+    """Builds the video encoder ``name``.
+
+    Args:
+        name: tiny, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        num_frames: Frames T of a clip; mvit_v2_s takes 16 only.
+        frame_size: Height and width of the frames; mvit_v2_s takes 224 only.
+        pretrained: Load torchvision's Kinetics-400 weights.
+
+    Raises:
+        ValueError: for an unknown name, or weights that do not exist or do not fit.
+        OSError: when the weights cannot be downloaded.
+    """
+    if name not in _BUILDERS:
+        near = difflib.get_close_matches(name, _BUILDERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}")
+    try:
+        backbone, num_features = _BUILDERS[name](num_frames, frame_size, pretrained)
+    except URLError as error:
+        raise OSError(
+            f"video.pretrained: the Kinetics weights of {name} cannot be downloaded ({error.reason}); "
+            "put them into torch's hub cache (TORCH_HOME) or set video.pretrained to false"
+        ) from error
+    return VideoEncoder(name, backbone, num_features)
+
+
+def _headless(model: Any, weights: Any, head: str) -> tuple[nn.Module, int]:
+    """Loads ``weights`` into ``model`` and takes away the classifier called ``head``."""
+    if weights is not None:
+        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
+    parent_name, _, leaf = head.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    linear = parent[int(leaf)] if leaf.isdigit() else getattr(parent, leaf)
+    if leaf.isdigit():
+        parent[int(leaf)] = nn.Identity()
+    else:
+        setattr(parent, leaf, nn.Identity())
+    return model, linear.in_features
+
+
+@_register
+def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
+        raise ValueError(
+            f"video.model: mvit_v2_s takes 16 frames of 224 x 224, not {num_frames} of {frame_size} x {frame_size}: "
+            "set data.num_frames to 16 and video.crop_size to 224"
+        )
+    return _headless(zoo.mvit_v2_s(), zoo.MViT_V2_S_Weights.KINETICS400_V1 if pretrained else None, "head.1")
+
+
+@_register
+def r2plus1d_18(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    return _headless(zoo.r2plus1d_18(), zoo.R2Plus1D_18_Weights.KINETICS400_V1 if pretrained else None, "fc")
+
+
+@_register
+def swin3d_t(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    return _headless(zoo.swin3d_t(), zoo.Swin3D_T_Weights.KINETICS400_V1 if pretrained else None, "head")
+
+
+class _S3D(nn.Module):
+    """torchvision's S3D features, averaged over time and space; its own average pool fits 224-pixel frames only."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.features(frames).mean(dim=(2, 3, 4))
+
+
+@_register
+def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    model = zoo.s3d()
+    if pretrained:
+        model.load_state_dict(zoo.S3D_Weights.KINETICS400_V1.get_state_dict(progress=True, check_hash=True))
+    return _S3D(model.features), 1024
+
+
+class _Block(nn.Module):
+    """Residual (2+1)D block (Tran et al. 2018): spatial then temporal convolution, each with GroupNorm and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+            nn.GroupNorm(8, outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(outputs, outputs, (3, 1, 1), 1, (1, 0, 0), bias=False),
+            nn.GroupNorm(8, outputs),
+        )
+        self.skip = nn.Conv3d(inputs, outputs, 1, (1, stride, stride), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.skip(x) + self.body(x))
+
+
+@_register
+def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
+    if pretrained:
+        raise ValueError("video.pretrained: there are no Kinetics weights for video.model tiny")
+    width = 24
+    backbone = nn.Sequential(
+        nn.Conv3d(3, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
+        nn.GroupNorm(8, width),
+        nn.ReLU(inplace=True),
+        _Block(width, 2 * width, 2),
+        _Block(2 * width, 4 * width, 2),
+        _Block(4 * width, 8 * width, 2),
+        nn.AdaptiveAvgPool3d((4, 2, 2)),
+        nn.Flatten(),
+        nn.Linear(8 * width * 16, 256),
+    )
+    return backbone, 256

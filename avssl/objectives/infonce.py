@@ -1,0 +1,80 @@
+"""Cross-modal InfoNCE."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from lightly.utils.dist import gather, world_size
+from torch import Tensor, nn
+
+from avssl.objectives.base import Objective, PairOutput, register_objective
+
+
+def info_nce(audio: Tensor, video: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Both directions of the InfoNCE loss (van den Oord et al. 2018, eq. 4; symmetric as in CLIP, Radford et al. 2021).
+
+    Args:
+        audio: (N, D) L2-normalized audio embeddings.
+        video: (N, D) L2-normalized video embeddings; row i is the positive of ``audio[i]``, all others are negatives.
+        scale: Inverse temperature that the cosine similarities are multiplied with.
+
+    Returns:
+        The audio-to-video and the video-to-audio loss, each the mean over N.
+    """
+    logits = scale * audio @ video.T
+    target = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)
+
+
+@register_objective("infonce")
+class InfoNCE(Objective):
+    """Cross-modal InfoNCE with a learnable temperature, over the global batch.
+
+    Args:
+        temperature: Initial temperature.
+        min_temperature: The learned temperature is clamped from below to this (CLIP: 1/100).
+        max_temperature: ... and from above to this.
+        learn_temperature: Train the temperature, parameterised as the logarithm of its inverse.
+        audio_weight: Weight of the audio-to-video direction; video-to-audio has 1 minus it. 0.5 is symmetric.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        min_temperature: float = 0.01,
+        max_temperature: float = 1.0,
+        learn_temperature: bool = True,
+        audio_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 < min_temperature <= temperature <= max_temperature:
+            raise ValueError(
+                "infonce: needs 0 < min_temperature <= temperature <= max_temperature, "
+                f"got {min_temperature}, {temperature}, {max_temperature}"
+            )
+        if not 0 <= audio_weight <= 1:
+            raise ValueError(f"infonce: audio_weight must lie in [0, 1], got {audio_weight}")
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale_range = (-math.log(max_temperature), -math.log(min_temperature))
+        self.audio_weight = audio_weight
+
+    def forward(self, output: PairOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the global batch; the report has temperature, in-batch accuracy and the number of negatives."""
+        # Mixed precision would round similarities to about 3 digits: logits and softmax stay in fp32 or better.
+        with torch.autocast(output.audio.device.type, enabled=False):
+            dtype = torch.promote_types(output.audio.dtype, torch.float32)
+            audio = F.normalize(output.audio.to(dtype), dim=-1)
+            video = F.normalize(output.video.to(dtype), dim=-1)
+            if world_size() > 1:
+                audio, video = torch.cat(gather(audio)), torch.cat(gather(video))
+            # Clamping the parameter in place keeps the gradient alive at the bound, which clamping the value would cut.
+            with torch.no_grad():
+                self.log_scale.clamp_(*self.log_scale_range)
+            scale = self.log_scale.exp()
+            audio_loss, video_loss = info_nce(audio, video, scale)
+            loss = self.audio_weight * audio_loss + (1 - self.audio_weight) * video_loss
+        with torch.no_grad():
+            nearest = (audio @ video.T).argmax(dim=1)
+            accuracy = (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+        negatives = torch.tensor(float(len(audio) - 1))
+        return loss, {"temperature": 1 / scale.detach(), "accuracy": accuracy, "negatives": negatives}

@@ -1,0 +1,6 @@
+"""Tasks bind a model to its losses and augmentation: ``task(batch) -> losses, report``; the loop is the engine's."""
+
+from avssl.tasks.finetune import FinetuneTask
+from avssl.tasks.pretrain import PretrainTask
+
+__all__ = ["FinetuneTask", "PretrainTask"]
