@@ -1,0 +1,355 @@
+"""The list of clips that a run works on: one Arrow table, one Parquet file.
+
+A row is a clip: a file (or a span of one), its split, its labels, and what a scan found out about the file. Rows live
+in Arrow memory rather than in Python objects, so that a manifest of millions of rows is loaded in moments and is not
+copied page by page into every worker by reference counting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+SPLITS = ("pretrain", "train", "val", "test", "")
+LABEL_PREFIX = "label."
+COLUMNS: dict[str, pa.DataType] = {
+    "clip_id": pa.string(),
+    "path": pa.string(),
+    "start": pa.float64(),
+    "end": pa.float64(),
+    "split": pa.string(),
+    "duration": pa.float64(),
+    "has_audio": pa.bool_(),
+    "has_video": pa.bool_(),
+    "sample_rate": pa.int32(),
+    "channels": pa.int32(),
+    "fps": pa.float64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "error": pa.string(),
+}
+_METADATA_KEY = b"avssl.manifest"
+
+
+class ManifestError(ValueError):
+    """A manifest that breaks its rules; the message names the clips and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """One clip. ``path`` lies under the manifest's root; ``start``/``end`` are seconds in the file, None = its bounds.
+
+    ``duration`` is the whole file's, in seconds. ``has_audio``/``has_video`` are None until the manifest is scanned.
+    ``labels`` maps every head to a class index, or None where the clip is unlabelled.
+    """
+
+    clip_id: str
+    path: Path
+    start: float | None
+    end: float | None
+    duration: float | None
+    has_audio: bool | None
+    has_video: bool | None
+    labels: dict[str, int | None]
+    split: str
+
+
+class Manifest:
+    """Immutable table of clips under one root folder.
+
+    Args:
+        table: columns of `COLUMNS` (missing ones become null, "" for ``split`` and ``error``), ``label.<head>`` int64
+            for every head, and any extra columns, which are kept as strings.
+        root: folder that the paths are relative to.
+        heads: head name -> ordered class names; a label is an index into them.
+        allow_absolute: accept absolute paths (an explicit choice; kept in the file).
+
+    Raises:
+        ManifestError: duplicate or empty clip ids, a path that leaves the root, a label out of range, an unknown
+            split, a span that ends before it starts.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        root: str | Path,
+        heads: Mapping[str, Sequence[str]] | None = None,
+        *,
+        allow_absolute: bool = False,
+    ) -> None:
+        self.root = Path(os.path.abspath(Path(root).expanduser()))
+        self.heads: dict[str, list[str]] = {head: list(classes) for head, classes in (heads or {}).items()}
+        self.allow_absolute = allow_absolute
+        self.table = _normalise(table, self.heads)
+        _check(self.table, self.heads, allow_absolute)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        root: str | Path,
+        heads: Mapping[str, Sequence[str]] | None = None,
+        *,
+        allow_absolute: bool = False,
+    ) -> Manifest:
+        """Build from mappings with ``clip_id``, ``path`` and any other column; a missing key is null.
+
+        ``label.<head>`` may be a class index or a class name.
+        """
+        names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+        columns: dict[str, pa.Array] = {}
+        for name in names:
+            values = [row.get(name) for row in rows]
+            if name.startswith(LABEL_PREFIX) and name.removeprefix(LABEL_PREFIX) in (heads or {}):
+                classes = (heads or {})[name.removeprefix(LABEL_PREFIX)]
+                values = _class_indices(values, classes, name)
+            columns[name] = _array(values, _type_of(name), name)
+        return cls(pa.table(columns), root, heads, allow_absolute=allow_absolute)
+
+    @classmethod
+    def load(cls, path: str | Path, root: str | Path | None = None) -> Manifest:
+        """Read a file written by `save`. ``root`` replaces the stored one where the data have moved."""
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except pa.ArrowInvalid as error:
+            raise ManifestError(f"{path}: not a Parquet file ({error}); build the manifest again") from error
+        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if metadata is None:
+            raise ManifestError(f"{path}: not a manifest (no 'avssl.manifest' metadata); write it with Manifest.save")
+        stored = json.loads(metadata)
+        return cls(table, root or stored["root"], stored["heads"], allow_absolute=stored["allow_absolute"])
+
+    def save(self, path: str | Path) -> None:
+        """Write Parquet (zstd) atomically: a reader sees the old file or the new one, never half of one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"root": str(self.root), "heads": self.heads, "allow_absolute": self.allow_absolute}
+        table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+            os.chmod(temporary, 0o644)  # mkstemp's private mode would hide a shared manifest from other users
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{head}: {len(classes)} classes" for head, classes in self.heads.items())
+        return f"Manifest({len(self)} clips, root={str(self.root)!r}, heads={{{heads}}}, digest={self.digest})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.table, self.root, self.heads, self.allow_absolute)
+
+    def row(self, index: int) -> ClipRow:
+        """The clip at ``index`` (negative counts from the end)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a manifest of {len(self)} clips")
+        index %= len(self)
+        table = self.table
+        return ClipRow(
+            path=self.root / table["path"][index].as_py(),
+            labels={head: table[LABEL_PREFIX + head][index].as_py() for head in self.heads},
+            **{
+                name: table[name][index].as_py()
+                for name in ("clip_id", "start", "end", "duration", "has_audio", "has_video", "split")
+            },
+        )
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column, None for null."""
+        if name not in self.table.column_names:
+            raise KeyError(f"no column {name!r}; there are {', '.join(self.table.column_names)}")
+        return self.table[name].to_pylist()
+
+    def labels(self, head: str) -> np.ndarray:
+        """Class indices of ``head``, (N,) int64, -1 where unlabelled."""
+        if head not in self.heads:
+            raise KeyError(f"no head {head!r}; there are {', '.join(self.heads) or 'none'}")
+        return self.table[LABEL_PREFIX + head].fill_null(-1).to_numpy()
+
+    def select(self, split: str | None = None, mask: Sequence[bool] | np.ndarray | None = None) -> Manifest:
+        """The clips of one split and/or those where ``mask`` (N,) is true, in their order."""
+        keep = np.ones(len(self), dtype=bool)
+        if mask is not None:
+            mask = np.asarray(mask, dtype=bool)
+            if mask.shape != keep.shape:
+                raise ValueError(f"mask has shape {mask.shape}, the manifest has {len(self)} rows")
+            keep &= mask
+        if split is not None:
+            if split not in SPLITS:
+                raise ValueError(f"unknown split {split!r}: use one of {', '.join(map(repr, SPLITS))}")
+            keep &= pc.equal(self.table["split"], split).to_numpy()
+        return self._with(self.table.filter(pa.array(keep)))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Manifest:
+        """The clips at ``indices``, in that order; an index may not repeat (clip ids stay unique)."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(np.unique(indices)) != len(indices):
+            raise ValueError("an index repeats; a manifest holds a clip once")
+        return self._with(self.table.take(pa.array(indices)))
+
+    def with_columns(self, columns: Mapping[str, Sequence[Any]]) -> Manifest:
+        """A copy in which ``columns`` (name -> N values) are added or replaced."""
+        table = self.table
+        for name, values in columns.items():
+            array = _array(values, _type_of(name), name)
+            position = table.schema.get_field_index(name)
+            table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
+        return Manifest(table, self.root, self.heads, allow_absolute=self.allow_absolute)
+
+    def reasons(self, audio: bool = False, video: bool = False) -> list[str]:
+        """Why each clip cannot be used when audio and/or video are needed; "" where it can."""
+        errors = self.table["error"].to_pylist()
+        for name, needed in (("audio", audio), ("video", video)):
+            if needed:
+                for i, present in enumerate(self.table[f"has_{name}"].to_pylist()):
+                    if not errors[i] and not present:
+                        errors[i] = "not scanned" if present is None else f"no {name} stream"
+        return errors
+
+    def usable(self, audio: bool = False, video: bool = False) -> tuple[Manifest, Counter[str]]:
+        """Drop clips with an error or without a needed stream; returns the rest and the counted reasons."""
+        reasons = self.reasons(audio, video)
+        return self.select(mask=[not reason for reason in reasons]), Counter(filter(None, reasons))
+
+    def coverage(self, audio: bool = False, video: bool = False) -> dict[str, Any]:
+        """What to print beside a metric: ``{"clips", "usable", "share", "reasons"}``, JSON-able."""
+        reasons = Counter(filter(None, self.reasons(audio, video)))
+        usable = len(self) - sum(reasons.values())
+        share = usable / len(self) if len(self) else 0.0
+        return {"clips": len(self), "usable": usable, "share": share, "reasons": dict(reasons.most_common())}
+
+    @cached_property
+    def digest(self) -> str:
+        """Short SHA-256 of the contents (rows in order, heads); the same wherever the root is."""
+        digest = hashlib.sha256(json.dumps(sorted(self.heads.items())).encode())
+        for name in sorted(self.table.column_names):
+            column = self.table[name]
+            digest.update(f"\n{name}:{column.type}:".encode())
+            digest.update(np.packbits(column.is_null().to_numpy()).tobytes())
+            if pa.types.is_string(column.type):
+                # JSON quotes every value, so that no two lists of strings are the same bytes.
+                digest.update(json.dumps(column.fill_null("").to_pylist()).encode())
+            else:
+                values = column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy()
+                digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _with(self, table: pa.Table) -> Manifest:
+        return _restore(table.combine_chunks(), self.root, self.heads, self.allow_absolute)
+
+
+def _restore(table: pa.Table, root: Path, heads: dict[str, list[str]], allow_absolute: bool) -> Manifest:
+    """A manifest whose table is already known to be good: unpickled, or a subset of another."""
+    manifest = object.__new__(Manifest)
+    manifest.table, manifest.root, manifest.heads, manifest.allow_absolute = table, root, heads, allow_absolute
+    return manifest
+
+
+def _type_of(name: str) -> pa.DataType:
+    return pa.int64() if name.startswith(LABEL_PREFIX) else COLUMNS.get(name, pa.string())
+
+
+def _array(values: Sequence[Any], dtype: pa.DataType, name: str) -> pa.Array:
+    if dtype == pa.string():
+        values = [value if value is None else str(value) for value in values]
+    try:
+        return pa.array(values, dtype, from_pandas=True)  # from_pandas: NaN means "unknown", hence null
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise ManifestError(f"column {name!r} must hold {dtype}: {error}") from error
+
+
+def _class_indices(values: Sequence[Any], classes: Sequence[str], column: str) -> list[int | None]:
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({value for value in values if isinstance(value, str) and value not in index})
+    if unknown:
+        raise ManifestError(f"column {column!r}: unknown classes {_some(unknown)}; fix the rows or add them to heads")
+    return [index[value] if isinstance(value, str) else value for value in values]
+
+
+def _normalise(table: pa.Table, heads: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Every known column present, in order and of its type; the extras behind them as strings."""
+    for required in ("clip_id", "path"):
+        if required not in table.column_names:
+            raise ManifestError(f"column {required!r} is missing; every row needs one")
+    labels = [LABEL_PREFIX + head for head in heads]
+    for name in table.column_names:
+        if name.startswith(LABEL_PREFIX) and name not in labels:
+            raise ManifestError(f"column {name!r} has no head {name.removeprefix(LABEL_PREFIX)!r}; add it to heads")
+    names = [*COLUMNS, *labels, *(n for n in table.column_names if n not in COLUMNS and n not in labels)]
+    columns = {}
+    for name in names:
+        if name not in table.column_names:
+            column = pa.nulls(table.num_rows, _type_of(name))
+        else:
+            try:
+                column = table[name].cast(_type_of(name)).combine_chunks()
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise ManifestError(f"column {name!r} must hold {_type_of(name)}: {error}") from error
+        columns[name] = column.fill_null("") if name in ("clip_id", "path", "split", "error") else column
+    return pa.table(columns)
+
+
+def _check(table: pa.Table, heads: Mapping[str, Sequence[str]], allow_absolute: bool) -> None:
+    ids = table["clip_id"]
+    if pc.any(pc.equal(ids, "")).as_py():
+        raise ManifestError(f"row {pc.index(ids, '').as_py()} has no clip_id; give every row one")
+    if pc.count_distinct(ids).as_py() != len(ids):
+        repeated = sorted(name for name, count in Counter(ids.to_pylist()).items() if count > 1)
+        raise ManifestError(f"duplicate clip ids: {_some(repeated)}; make them unique")
+    _check_paths(table["path"], ids, allow_absolute)
+
+    def refuse(bad: pa.ChunkedArray, message: str) -> None:
+        bad = bad.fill_null(False)
+        if pc.any(bad).as_py():
+            raise ManifestError(f"{message}: {_some(ids.filter(bad).to_pylist())}")
+
+    refuse(pc.invert(pc.is_in(table["split"], pa.array(SPLITS))), f"split must be one of {SPLITS}, in clips")
+    refuse(pc.less(table["start"], 0.0), "start must not be negative (seconds in the file), in clips")
+    refuse(pc.less_equal(table["end"], pc.fill_null(table["start"], 0.0)), "end must lie after start, in clips")
+    for head, classes in heads.items():
+        if len(set(classes)) != len(classes):
+            raise ManifestError(f"head {head!r} names a class twice; class names must be unique")
+        label = table[LABEL_PREFIX + head]
+        outside = pc.or_(pc.less(label, 0), pc.greater_equal(label, len(classes)))
+        refuse(outside, f"label of head {head!r} out of range 0..{len(classes) - 1} (null = unlabelled), in clips")
+
+
+def _check_paths(paths: pa.ChunkedArray, ids: pa.ChunkedArray, allow_absolute: bool) -> None:
+    """No path leaves the root by its text. Symbolic links under the root are the user's own and may point anywhere."""
+    suspects = pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)|\x00|^$")
+    if not pc.any(suspects).as_py():
+        return
+    for clip, path in zip(ids.filter(suspects).to_pylist(), paths.filter(suspects).to_pylist(), strict=True):
+        if not path or "\0" in path:
+            raise ManifestError(f"clip {clip!r}: path {path!r} is empty or holds a NUL byte")
+        if path.startswith("/"):
+            if not allow_absolute:
+                raise ManifestError(f"clip {clip!r}: path {path!r} is absolute; make it relative to the root, or pass "
+                                    "allow_absolute=True")  # fmt: skip
+        elif posixpath.normpath(path).split("/")[0] == "..":
+            raise ManifestError(f"clip {clip!r}: path {path!r} leaves the root; choose a root above it")
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + more
