@@ -1,0 +1,211 @@
+"""Embed a set of clips once; probe, retrieval, clustering and pictures all work on what comes out."""
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from avssl.evaluation.arrays import FloatArray, IntArray, as_matrix, unit_rows
+from avssl.evaluation.files import atomic_path
+
+if TYPE_CHECKING:
+    from avssl.data.batch import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One row for each clip of a manifest that could be read, in the order of the manifest.
+
+    Attributes:
+        features: ``(N, D)`` float32, averaged over the clips drawn from the same manifest row.
+        clip_ids: N names.
+        labels: head -> ``(N,)`` int64, -1 where unlabelled.
+        index: ``(N,)`` int64, row in the manifest.
+        failures: (path, reason) of every clip that could not be read; these rows are absent, never substituted.
+    """
+
+    features: FloatArray
+    clip_ids: list[str]
+    labels: dict[str, IntArray]
+    index: IntArray
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows = len(self.features)
+        sizes = {"clip_ids": len(self.clip_ids), "index": len(self.index)}
+        sizes |= {f"labels[{head!r}]": len(values) for head, values in self.labels.items()}
+        for name, size in sizes.items():
+            if size != rows:
+                raise ValueError(f"Embeddings.{name}: {size} entries for {rows} rows of features")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, mask: Sequence[bool] | IntArray) -> "Embeddings":
+        """The rows where a boolean mask ``(N,)`` is true, or those of an integer index, in its order."""
+        rows = np.arange(len(self))[np.asarray(mask)]
+        labels = {head: values[rows] for head, values in self.labels.items()}
+        ids = [self.clip_ids[row] for row in rows]
+        return Embeddings(self.features[rows], ids, labels, self.index[rows], list(self.failures))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one ``.npz`` without pickles; the file appears whole or not at all."""
+        arrays: dict[str, np.ndarray] = {"features": self.features, "index": self.index}
+        arrays |= {f"labels.{head}": values for head, values in self.labels.items()}
+        arrays["text"] = np.array(json.dumps({"clip_ids": self.clip_ids, "failures": self.failures}))
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # object arrays, the only ones that need pickle, are not among them
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Embeddings":
+        """Reads what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            text = json.loads(str(file["text"]))
+            labels = {name.removeprefix("labels."): file[name] for name in file.files if name.startswith("labels.")}
+            failures = [(place, reason) for place, reason in text["failures"]]
+            return cls(file["features"], text["clip_ids"], labels, file["index"], failures)
+
+
+class _Averager:
+    """Sums the clips of each manifest row, so that memory grows with rows and not with clips."""
+
+    def __init__(self, name: str, normalize: bool) -> None:
+        self.name, self.normalize = name, normalize
+        self.sums: dict[int, FloatArray] = {}
+        self.counts: Counter[int] = Counter()
+
+    def add(self, output: Tensor, batch: "Batch") -> None:
+        index = batch.index.tolist()
+        if output.ndim != 2 or len(output) != len(index):
+            raise ValueError(f"{self.name}: encode gave shape {tuple(output.shape)}, expected ({len(index)}, D)")
+        features = output.detach().double().cpu().numpy()
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{self.name}: NaN or infinite features for clip {batch.clip_ids[int(finite.argmin())]!r}")
+        if self.normalize:
+            features = unit_rows(features)
+        for row, feature in zip(index, features, strict=True):
+            self.sums[row] = self.sums[row] + feature if row in self.sums else feature
+            self.counts[row] += 1
+
+    def result(self, order: Sequence[int]) -> FloatArray:
+        mean = np.stack([self.sums[row] / self.counts[row] for row in order])
+        return (unit_rows(mean) if self.normalize else mean).astype(np.float32)
+
+
+def embed_many(
+    encode: Callable[["Batch"], Mapping[str, Tensor]],
+    batches: Iterable["Batch"],
+    *,
+    normalize: bool = False,
+    progress: bool = True,
+    total: int | None = None,
+    description: str = "embed",
+) -> dict[str, Embeddings]:
+    """Several embeddings of each clip (audio and video, say) from one reading of the data.
+
+    Args:
+        encode: batch -> name -> ``(B, D)`` tensor. It moves the batch to its device and sets no mode: put the model
+            into ``eval()`` first. Runs under ``torch.inference_mode``.
+        batches: every clip of the set; the clips of one manifest row share ``batch.index``.
+        normalize: scale each clip's feature to length 1 before the average, and the average after it.
+        progress: show clips/s and the time left on stderr.
+        total: number of clips, for the time left; read off ``batches.dataset`` when it can be.
+
+    Raises:
+        ValueError: no clip could be read (with the first reason), or a feature is NaN or infinite (clip named).
+    """
+    averagers: dict[str, _Averager] = {}
+    clip_ids: dict[int, str] = {}
+    labels: dict[str, dict[int, int]] = {}
+    failures: list[tuple[str, str]] = []
+    started, clips = time.perf_counter(), 0
+    if total is None and hasattr(batches, "dataset") and hasattr(batches.dataset, "__len__"):
+        total = len(batches.dataset)
+    with torch.inference_mode(), tqdm(total=total, desc=description, unit="clip", disable=not progress) as bar:
+        for batch in batches:
+            failures += [(str(failure.path), str(failure.reason)) for failure in batch.failures]
+            size = len(batch.clip_ids)
+            bar.update(size + len(batch.failures))
+            if size == 0:
+                continue
+            clips += size
+            for name, output in encode(batch).items():
+                averagers.setdefault(name, _Averager(name, normalize)).add(output, batch)
+            rows = batch.index.tolist()
+            clip_ids.update(zip(rows, batch.clip_ids, strict=True))
+            for head, values in batch.labels.items():
+                labels.setdefault(head, {}).update(zip(rows, values.tolist(), strict=True))
+    if not clip_ids:
+        reason = f"{len(failures)} failures, the first {failures[0][0]}: {failures[0][1]}" if failures else "no batches"
+        raise ValueError(f"{description}: not one clip was embedded ({reason})")
+    seconds = time.perf_counter() - started
+    log.info(
+        "%s: %d clips of %d rows in %.1f s (%.1f clips/s), %d failures",
+        *(description, clips, len(clip_ids), seconds, clips / seconds, len(failures)),
+    )
+    order = sorted(clip_ids)
+    shared = {
+        "clip_ids": [clip_ids[row] for row in order],
+        "labels": {head: np.array([v.get(row, -1) for row in order], np.int64) for head, v in labels.items()},
+        "index": np.array(order, np.int64),
+        "failures": failures,
+    }
+    return {name: Embeddings(features=averager.result(order), **shared) for name, averager in averagers.items()}
+
+
+def embed(
+    encode: Callable[["Batch"], Tensor],
+    batches: Iterable["Batch"],
+    *,
+    normalize: bool = False,
+    progress: bool = True,
+    total: int | None = None,
+    description: str = "embed",
+) -> Embeddings:
+    """One embedding of each manifest row: :func:`embed_many` for an ``encode`` that gives one ``(B, D)`` tensor.
+
+    >>> features = embed(lambda batch: model(frontend(batch.audio)), loader).features  # doctest: +SKIP
+    """
+    result = embed_many(
+        lambda batch: {description: encode(batch)},
+        batches,
+        normalize=normalize,
+        progress=progress,
+        total=total,
+        description=description,
+    )
+    return result[description]
+
+
+def check_embeddings(embeddings: Embeddings, name: str) -> Embeddings:
+    """The same embeddings, or a ValueError that names the first row with NaN or infinity."""
+    as_matrix(embeddings.features, name)
+    return embeddings
+
+
+def coverage(expected: int, got: int, failures: Iterable[tuple[str, str]] = ()) -> dict[str, object]:
+    """What stands beside every metric: how many of the expected clips it was computed on, and why not on all.
+
+    Returns:
+        ``{"expected", "evaluated", "share", "reasons": {reason: count}}``; ``share`` is 0..1.
+
+    Raises:
+        ValueError: more clips than expected, which means that rows were counted twice.
+    """
+    if not 0 <= got <= expected:
+        raise ValueError(f"coverage: {got} clips evaluated of {expected} expected")
+    reasons = Counter(reason for _, reason in failures)
+    share = got / expected if expected else 0.0
+    return {"expected": expected, "evaluated": got, "share": share, "reasons": dict(reasons.most_common())}

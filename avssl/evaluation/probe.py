@@ -1,0 +1,177 @@
+"""How good are frozen features? A linear probe, and nearest neighbours, which have nothing to tune."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from avssl.evaluation.arrays import FloatArray, IntArray, as_labels, as_matrix, unit_rows
+from avssl.evaluation.embeddings import Embeddings
+
+log = logging.getLogger(__name__)
+
+# The bias of a class that training never saw: no softmax puts weight on it, and half precision still holds it.
+ABSENT_BIAS = -1e4
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A linear classifier on raw features, ``scores = features @ weight.T + bias``.
+
+    Attributes:
+        scores: ``(N, C)`` float32 logits of the test rows, in their order, unlabelled rows included.
+        weight: ``(C, D)`` float32 and bias ``(C,)`` float32, the standardization folded in.
+        c: inverse strength of the L2 penalty that cross-validation chose.
+        cv_accuracy: C -> mean accuracy over the folds of the training split; empty when no fold could be made.
+    """
+
+    scores: FloatArray
+    weight: FloatArray
+    bias: FloatArray
+    c: float
+    cv_accuracy: dict[float, float]
+
+    def linear(self) -> nn.Linear:
+        """The probe as a layer, to put on the encoder as its classifier."""
+        layer = nn.Linear(self.weight.shape[1], self.weight.shape[0])
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.weight))
+            layer.bias.copy_(torch.from_numpy(self.bias))
+        return layer
+
+
+def _labelled(embeddings: Embeddings, head: str, num_classes: int, name: str) -> tuple[FloatArray, IntArray]:
+    if head not in embeddings.labels:
+        raise ValueError(f"{name}: no labels for head {head!r}; there are: {', '.join(embeddings.labels) or 'none'}")
+    features = as_matrix(embeddings.features, f"{name} features").astype(np.float64)
+    labels = as_labels(embeddings.labels[head], f"{name} labels of {head!r}", len(features), num_classes)
+    if not (labels >= 0).any():
+        raise ValueError(f"{name}: every row is unlabelled for head {head!r}")
+    return features[labels >= 0], labels[labels >= 0]
+
+
+def _fit_path(features: FloatArray, labels: IntArray, cs: Sequence[float], max_iter: int) -> list[LogisticRegression]:
+    """Fits for each C in turn, from strong to weak penalty, each started from the one before."""
+    fits, start = [], None
+    for c in cs:
+        model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-4, warm_start=start is not None)
+        if start is not None:
+            model.coef_, model.intercept_, model.classes_ = start.coef_, start.intercept_, start.classes_
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(features, labels)
+        if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+            log.debug("probe: C=%g stopped after %d iterations, before convergence", c, max_iter)
+        fits.append(model)
+        start = model
+    return fits
+
+
+def _cross_validate(
+    features: FloatArray, labels: IntArray, cs: Sequence[float], folds: int, max_iter: int, seed: int
+) -> dict[float, float]:
+    """C -> mean accuracy over stratified folds. Classes with fewer members than folds miss from some of them."""
+    folds = min(folds, int(np.bincount(labels).max()))
+    if folds < 2 or len(cs) < 2:
+        return {}
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    right = np.zeros(len(cs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        splits = list(splitter.split(features, labels))
+    for train, held_out in splits:
+        if len(np.unique(labels[train])) < 2:
+            continue
+        for position, model in enumerate(_fit_path(features[train], labels[train], cs, max_iter)):
+            right[position] += (model.predict(features[held_out]) == labels[held_out]).sum()
+    return {c: float(value / len(labels)) for c, value in zip(cs, right, strict=True)}
+
+
+def linear_probe(
+    train: Embeddings,
+    test: Embeddings,
+    head: str,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    folds: int = 5,
+    max_iter: int = 500,
+) -> ProbeResult:
+    """Multinomial logistic regression on standardized frozen features.
+
+    C is chosen by stratified cross-validation on ``train`` alone (ties to the stronger penalty); the test rows are
+    only scored. Where every class has a single member there is nothing to hold out, and the middle of ``cs`` is taken.
+    Unlabelled training rows are dropped; classes absent from training get the constant score ``ABSENT_BIAS``.
+
+    Raises:
+        ValueError: head without labels, labels outside the classes, NaN features, or features of unlike width.
+    """
+    features, labels = _labelled(train, head, num_classes, "train")
+    test_features = as_matrix(test.features, "test features")
+    if test_features.shape[1] != features.shape[1]:
+        raise ValueError(f"train features have {features.shape[1]} columns, test features {test_features.shape[1]}")
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, ABSENT_BIAS)
+    present = np.unique(labels)
+    cs = sorted(cs)
+    accuracy: dict[float, float] = {}
+    chosen = cs[len(cs) // 2]
+    if len(present) == 1:
+        bias[present] = 0.0
+    else:
+        standard = (features - mean) / std
+        accuracy = _cross_validate(standard, labels, cs, folds, max_iter, seed)
+        chosen = max(cs, key=lambda c: accuracy.get(c, 0.0)) if accuracy else chosen
+        model = _fit_path(standard, labels, [c for c in cs if c <= chosen], max_iter)[-1]
+        coefficients, intercept = model.coef_, model.intercept_
+        if len(present) == 2:
+            # scikit-learn keeps one logit for two classes; half of it to each side gives the same probabilities.
+            coefficients, intercept = np.vstack((-coefficients, coefficients)) / 2, np.r_[-intercept, intercept] / 2
+        weight[present] = coefficients / std
+        bias[present] = intercept - weight[present] @ mean
+    log.info("probe %s: %d rows, %d of %d classes, C=%g", head, len(labels), len(present), num_classes, chosen)
+    scores = test_features @ weight.T + bias
+    return ProbeResult(
+        *(array.astype(np.float32) for array in (scores, weight, bias)), c=float(chosen), cv_accuracy=accuracy
+    )
+
+
+def knn_scores(
+    train: Embeddings,
+    test: Embeddings,
+    head: str,
+    num_classes: int,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> FloatArray:
+    """Weighted nearest neighbours by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+
+    Each of the k nearest training rows votes for its class with weight ``exp(similarity / temperature)``.
+
+    Returns:
+        ``(N, C)`` float32 shares of the vote; rows sum to 1.
+    """
+    features, labels = _labelled(train, head, num_classes, "train")
+    gallery, queries = unit_rows(features), unit_rows(as_matrix(test.features, "test features").astype(np.float64))
+    if gallery.shape[1] != queries.shape[1]:
+        raise ValueError(f"train features have {gallery.shape[1]} columns, test features {queries.shape[1]}")
+    k = min(k, len(gallery))
+    scores = np.zeros((len(queries), num_classes))
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ gallery.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)
+        rows = np.arange(start, start + len(similarity))[:, None]
+        np.add.at(scores, (rows, labels[nearest]), weight / weight.sum(axis=1, keepdims=True))
+    return scores.astype(np.float32)

@@ -1,0 +1,135 @@
+"""Embedding, its averaging over clips, and files."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.evaluation.embeddings import Embeddings, coverage, embed, embed_many
+
+
+@dataclass
+class Failed:
+    path: str
+    reason: str
+
+
+@dataclass
+class Clips:
+    """The fields of a batch that embedding reads."""
+
+    audio: torch.Tensor
+    index: torch.Tensor
+    clip_ids: list[str]
+    labels: dict[str, torch.Tensor]
+    failures: list[Failed] = field(default_factory=list)
+
+
+def clips(values: torch.Tensor, index: list[int], failures: list[Failed] | None = None) -> Clips:
+    labels = {"class": torch.tensor([row % 3 for row in index]), "other": torch.full((len(index),), -1)}
+    return Clips(values, torch.tensor(index), [f"clip{row}" for row in index], labels, failures or [])
+
+
+def test_clips_of_a_row_are_averaged_across_batches_in_manifest_order():
+    values = torch.randn(6, 4)
+    batches = [clips(values[:3], [5, 2, 2]), clips(values[3:], [2, 0, 5])]
+    result = embed(lambda batch: batch.audio, batches, progress=False)
+    expected = torch.stack([values[4], values[1:4].mean(0), values[[0, 5]].mean(0)])
+    np.testing.assert_allclose(result.features, expected, rtol=1e-6)
+    assert result.features.dtype == np.float32
+    assert result.index.tolist() == [0, 2, 5]
+    assert result.clip_ids == ["clip0", "clip2", "clip5"]
+    assert result.labels["class"].tolist() == [0, 2, 2]
+    assert result.labels["other"].tolist() == [-1, -1, -1]
+
+
+def test_normalize_weighs_every_clip_the_same():
+    values = torch.tensor([[100.0, 0.0], [0.0, 1.0]])
+    result = embed(lambda batch: batch.audio, [clips(values, [0, 0])], normalize=True, progress=False)
+    np.testing.assert_allclose(result.features, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
+
+
+def test_no_graph_is_kept_and_half_precision_is_accepted():
+    weight = torch.ones(2, 3, requires_grad=True)
+
+    def encode(batch):
+        assert torch.is_inference_mode_enabled()
+        return (batch.audio @ weight).bfloat16()
+
+    assert embed(encode, [clips(torch.ones(2, 2), [0, 1])], progress=False).features.tolist() == [[2.0] * 3] * 2
+
+
+def test_two_modalities_from_one_reading():
+    reads = []
+
+    def batches():
+        reads.append(1)
+        yield clips(torch.eye(2), [0, 1])
+
+    result = embed_many(lambda batch: {"audio": batch.audio, "video": -batch.audio}, batches(), progress=False)
+    assert len(reads) == 1
+    np.testing.assert_array_equal(result["video"].features, -np.eye(2))
+
+
+def test_failures_are_kept_and_a_batch_of_failures_alone_is_skipped():
+    batches = [clips(torch.ones(1, 2), [0]), clips(torch.ones(0, 2), [], [Failed("a.mp4", "no audio stream")])]
+    result = embed(lambda batch: batch.audio, batches, progress=False)
+    assert len(result) == 1
+    assert result.failures == [("a.mp4", "no audio stream")]
+
+
+def test_all_failed_names_the_first_cause():
+    batches = [clips(torch.ones(0, 2), [], [Failed("a.mp4", "no such file"), Failed("b.mp4", "corrupt")])]
+    with pytest.raises(ValueError, match="2 failures, the first a.mp4: no such file"):
+        embed(lambda batch: batch.audio, batches, progress=False)
+    with pytest.raises(ValueError, match="no batches"):
+        embed(lambda batch: batch.audio, [], progress=False)
+
+
+def test_nan_names_the_clip():
+    values = torch.ones(3, 2)
+    values[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN .* 'clip7'"):
+        embed(lambda batch: batch.audio, [clips(values, [3, 7, 9])], progress=False)
+
+
+def test_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected \(2, D\)"):
+        embed(lambda batch: batch.audio.sum(1), [clips(torch.ones(2, 2), [0, 1])], progress=False)
+
+
+def test_save_and_load_is_the_same_and_leaves_no_temporary(tmp_path):
+    made = Embeddings(
+        np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32),
+        ["a", "ä b", "c"],
+        {"verb": np.array([0, -1, 2]), "noun": np.array([1, 1, 1])},
+        np.array([0, 4, 5]),
+        [("x/ü.mp4", "no audio stream")],
+    )
+    made.save(tmp_path / "deep" / "e.npz")
+    read = Embeddings.load(tmp_path / "deep" / "e.npz")
+    np.testing.assert_array_equal(read.features, made.features)
+    np.testing.assert_array_equal(read.index, made.index)
+    assert read.clip_ids == made.clip_ids and read.failures == made.failures
+    assert {head: values.tolist() for head, values in read.labels.items()} == {"verb": [0, -1, 2], "noun": [1, 1, 1]}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["e.npz"]
+
+
+def test_select_by_mask_and_by_index():
+    made = Embeddings(np.eye(3, dtype=np.float32), ["a", "b", "c"], {"x": np.arange(3)}, np.arange(3))
+    assert made.select([True, False, True]).clip_ids == ["a", "c"]
+    assert made.select(np.array([2, 0])).labels["x"].tolist() == [2, 0]
+
+
+def test_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="clip_ids"):
+        Embeddings(np.eye(3, dtype=np.float32), ["a"], {}, np.arange(3))
+
+
+def test_coverage_counts_reasons_and_refuses_doubles():
+    result = coverage(4, 2, [("a", "corrupt"), ("b", "no audio stream"), ("c", "corrupt")])
+    assert result == {"expected": 4, "evaluated": 2, "share": 0.5, "reasons": {"corrupt": 2, "no audio stream": 1}}
+    assert coverage(0, 0)["share"] == 0.0
+    with pytest.raises(ValueError, match="5 clips evaluated of 4"):
+        coverage(4, 5)
