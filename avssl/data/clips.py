@@ -1,0 +1,219 @@
+"""A manifest row -> decoded clips: waveform and frames of the same span, nothing else (augmentation is on device)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from avssl.data.batch import Batch
+from avssl.data.failures import Failure
+from avssl.data.manifest import ClipRow, Manifest
+from avssl.data.media import MediaError, read_audio, read_frames
+from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans
+
+Mode = Literal["random", "center", "uniform"]
+Modality = Literal["audio", "video"]
+
+
+class Watch(Protocol):
+    """Told which row is being decoded, so that a hang can name its file; -1 when none is."""
+
+    def __call__(self, index: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decoded clip: ``audio`` (S,) float32, ``video`` (T, H, W, 3) uint8, and where it came from."""
+
+    audio: np.ndarray | None
+    video: np.ndarray | None
+    labels: Mapping[str, int | None]
+    index: int
+    clip_id: str
+    start: float
+    audio_fraction: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one key of a :class:`ClipDataset` gave: its clips (none when nothing could be read) and the failures."""
+
+    clips: list[Clip] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class ClipDataset(Dataset[Item]):
+    """Decodes clips of a scanned manifest; keys are ``(epoch, row)``.
+
+    All randomness comes from ``(seed, epoch, row)``: whichever worker decodes a key, and whether or not the run was
+    interrupted before, the clip is the same. A clip lies inside the row's segment, or anywhere in the file where the
+    row has none; a segment shorter than ``clip_seconds`` is zero-padded at the end (``Batch.audio_fraction`` tells)
+    and its frames are spread over the media that is there. Frames are ``num_frames`` midpoints of equal parts of the
+    span, their short side resized to ``frame_size``, then the centre square is cut out.
+
+    In training (``mode="random"``) a row that cannot be read is replaced by another one, drawn from the same
+    ``(seed, epoch, row)``, at most ``retries`` times. In evaluation a row is never replaced: it is absent from the
+    batch. Either way ``Batch.failures`` holds every failure.
+
+    Args:
+        manifest: The rows; ``manifest.usable(...)`` drops the ones known to be unreadable.
+        modalities: "audio", "video" or both.
+        clip_seconds: Length of a clip in seconds.
+        sample_rate: Rate of the waveform in Hz.
+        num_frames: Frames per clip.
+        frame_size: Side of the square frames in pixels.
+        mode: "random" (training), "center", or "uniform": ``clips_per_item`` spans spread evenly over the segment.
+        clips_per_item: Clips per row; the collated batch holds rows x clips, ``Batch.index`` tells which is whose.
+        seed: Seed of spans and replacements.
+        retries: Replacements that are tried for a row that fails in training.
+
+    Raises:
+        ValueError: an argument makes no sense; the message names it.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        modalities: Sequence[Modality] = ("audio", "video"),
+        clip_seconds: float,
+        sample_rate: int = 16000,
+        num_frames: int = 8,
+        frame_size: int = 112,
+        mode: Mode = "random",
+        clips_per_item: int = 1,
+        seed: int = 0,
+        retries: int = 8,
+    ) -> None:
+        if not modalities or not set(modalities) <= set(get_args(Modality)):
+            raise ValueError(f"modalities must be audio, video or both, got {tuple(modalities)}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if mode == "center" and clips_per_item != 1:
+            raise ValueError(f"mode='center' gives one clip per item, got clips_per_item={clips_per_item}")
+        for name, value in {
+            "clip_seconds": clip_seconds,
+            "sample_rate": sample_rate,
+            "num_frames": num_frames,
+            "frame_size": frame_size,
+            "clips_per_item": clips_per_item,
+        }.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.manifest = manifest
+        self.modalities = tuple(modalities)
+        self.clip_seconds = float(clip_seconds)
+        self.sample_rate = sample_rate
+        self.num_frames = num_frames
+        self.frame_size = frame_size
+        self.mode: Mode = mode
+        self.clips_per_item = clips_per_item
+        self.seed = seed
+        self.retries = retries
+        self.watch: Watch | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of a clip's waveform, S."""
+        return round(self.clip_seconds * self.sample_rate)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, first = key
+        failures: list[Failure] = []
+        replacements = np.random.default_rng((self.seed, epoch, first, 1))
+        index = first
+        for _ in range(1 + (self.retries if self.mode == "random" else 0)):
+            try:
+                return Item(self._decode(index, np.random.default_rng((self.seed, epoch, index))), failures)
+            except MediaError as error:
+                failures.append(Failure(str(error.path), error.reason, index, str(error)))
+            index = int(replacements.integers(len(self)))
+        return Item([], failures)
+
+    def spans(self, row: ClipRow, rng: np.random.Generator) -> list[ClipSpan]:
+        """The spans of a row's clips.
+
+        Raises:
+            MediaError: the row's segment is empty, lies beyond the file, or has no known end.
+        """
+        low = row.start or 0.0
+        ends = [end for end in (row.end, row.duration) if end is not None]
+        if not ends:
+            raise MediaError(row.path, "unknown duration")
+        high = min(ends)
+        if high <= low:
+            raise MediaError(row.path, "segment is empty or beyond the end of the file")
+        if self.mode == "random":
+            return [random_span(rng, low, high, self.clip_seconds) for _ in range(self.clips_per_item)]
+        if self.mode == "center":
+            return [center_span(low, high, self.clip_seconds)]
+        return uniform_spans(low, high, self.clip_seconds, self.clips_per_item)
+
+    def _decode(self, index: int, rng: np.random.Generator) -> list[Clip]:
+        row = self.manifest.row(index)
+        if self.watch:
+            self.watch(index)
+        decoded: dict[ClipSpan, Clip] = {}  # a short segment gives the same span several times
+        spans = self.spans(row, rng)
+        for span in spans:
+            if span not in decoded:
+                decoded[span] = self._clip(row, index, span)
+        if self.watch:
+            self.watch(-1)
+        return [decoded[span] for span in spans]
+
+    def _clip(self, row: ClipRow, index: int, span: ClipSpan) -> Clip:
+        audio, fraction, video = None, 0.0, None
+        if "audio" in self.modalities:
+            audio = np.zeros(self.samples, dtype=np.float32)
+            clip = read_audio(row.path, span.start, span.available, self.sample_rate)
+            waveform = clip.waveform[: self.samples]
+            audio[: len(waveform)] = waveform
+            fraction = clip.valid * len(waveform) / self.samples
+        if "video" in self.modalities:
+            frames = read_frames(row.path, frame_times(span, self.num_frames), self.frame_size)
+            video = center_square(frames, self.frame_size)
+        return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Flattens the items' clips to a :class:`Batch`; with no clip at all its tensors have B = 0."""
+        clips = [clip for item in items for clip in item.clips]
+        size = len(clips)
+        audio = video = None
+        if "audio" in self.modalities:
+            audio = torch.zeros(size, self.samples)
+            for k, clip in enumerate(clips):
+                audio[k] = torch.from_numpy(clip.audio)
+        if "video" in self.modalities:
+            video = torch.zeros(size, 3, self.num_frames, self.frame_size, self.frame_size, dtype=torch.uint8)
+            for k, clip in enumerate(clips):
+                video[k] = torch.from_numpy(clip.video).permute(3, 0, 1, 2)
+        labels = {
+            head: torch.tensor([-1 if (label := clip.labels.get(head)) is None else label for clip in clips]).long()
+            for head in self.manifest.heads
+        }
+        return Batch(
+            audio=audio,
+            video=video,
+            labels=labels,
+            index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
+            clip_ids=[clip.clip_id for clip in clips],
+            start=torch.tensor([clip.start for clip in clips], dtype=torch.float64),
+            audio_fraction=torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
+            failures=[failure for item in items for failure in item.failures],
+            missing=sum(not item.clips for item in items),
+        )
+
+
+def center_square(frames: np.ndarray, size: int) -> np.ndarray:
+    """The centre (T, size, size, 3) of frames (T, H, W, 3) whose sides are at least ``size``."""
+    top, left = ((side - size) // 2 for side in frames.shape[1:3])
+    if top < 0 or left < 0:
+        raise ValueError(f"frames of {frames.shape[2]}x{frames.shape[1]} hold no {size}x{size} square")
+    return frames[:, top : top + size, left : left + size]

@@ -1,0 +1,221 @@
+"""From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from avssl.data.batch import Batch
+from avssl.data.clips import ClipDataset
+from avssl.data.failures import DataError
+
+Key = tuple[int, int]
+
+
+class StepSampler(Sampler[list[Key]]):
+    """Endless batches of ``(epoch, row)`` keys from any step on; a resumed run draws what it would have drawn.
+
+    Epoch ``e`` is a permutation drawn from ``(seed, e)`` alone, cut into global batches of ``batch_size * world``
+    rows, of which each rank takes its part. Position is a number, so resuming costs nothing however far the run was.
+
+    Args:
+        size: Rows.
+        batch_size: Keys per step and rank.
+        seed: Seed of the permutations.
+        start_step: Step to begin with, counted from the beginning of the run over all epochs.
+        rank, world: This process and the number of processes.
+        drop_last: Leave out the rows of an epoch that fill no global batch; otherwise its last batch is filled up with
+            the first rows of its permutation, so that batches are always of one size.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        if size < 1:
+            raise DataError("no clip to train on: check the split and the manifest's errors")
+        if batch_size < 1 or not 0 <= rank < world or start_step < 0:
+            raise ValueError(f"wrong {batch_size=}, {rank=}, {world=} or {start_step=}")
+        self.size, self.batch_size, self.seed, self.start_step = size, batch_size, seed, start_step
+        self.rank, self.world = rank, world
+        total = batch_size * world
+        self.steps_per_epoch = size // total if drop_last else -(-size // total)
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"{size} training clips fill no batch of {batch_size} on {world} process(es): "
+                f"lower batch_size to at most {size // world}"
+            )
+
+    def batch(self, step: int) -> list[Key]:
+        """This rank's keys of global ``step``."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._cut(epoch, position, self._permutation(epoch))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, position = divmod(self.start_step, self.steps_per_epoch)
+        while True:
+            permutation = self._permutation(epoch)
+            for k in range(position, self.steps_per_epoch):
+                yield self._cut(epoch, k, permutation)
+            epoch, position = epoch + 1, 0
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.size)
+
+    def _cut(self, epoch: int, position: int, permutation: np.ndarray) -> list[Key]:
+        first = (position * self.world + self.rank) * self.batch_size
+        rows = permutation[np.arange(first, first + self.batch_size) % self.size]
+        return [(epoch, int(row)) for row in rows]
+
+
+class EvalSampler(Sampler[list[Key]]):
+    """Every row exactly once over all ranks, in order: rank ``r`` has the ``r``-th of ``world`` contiguous parts.
+
+    Ranks may have different numbers of batches: gather after the pass, not within it.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"wrong {batch_size=}, {rank=} or {world=}")
+        self.rows = range(size * rank // world, size * (rank + 1) // world)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, len(self.rows), self.batch_size):
+            yield [(0, row) for row in self.rows[first : first + self.batch_size]]
+
+
+class ClipLoader(DataLoader[Batch]):
+    """A DataLoader of :class:`Batch` whose workers cannot hang or die without the file being named."""
+
+    def __init__(self, dataset: ClipDataset, sampler: Sampler[list[Key]], num_workers: int, timeout: float) -> None:
+        options: dict[str, Any] = {}
+        self.decoding = torch.full((max(1, num_workers), 2), -1.0, dtype=torch.float64)  # row and since when, by worker
+        if num_workers > 0:
+            self.decoding.share_memory_()
+            options = {
+                "multiprocessing_context": _context(),
+                "worker_init_fn": partial(_init_worker, decoding=self.decoding),
+                "timeout": timeout,
+            }
+        super().__init__(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=dataset.collate,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: a loader that draws from the global one would make a resumed run differ.
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.decoding.fill_(-1)
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                told = str(error)
+                if "timed out" not in told and "DataLoader worker (pid" not in told:
+                    raise
+                raise DataError(f"{told.splitlines()[0]} {self._suspects()}") from error
+            yield batch
+
+    def _suspects(self) -> str:
+        rows = [(since, int(row)) for row, since in self.decoding.tolist() if row >= 0]
+        if not rows:
+            return "No file was being decoded: the machine may be out of memory (lower num_workers or batch_size)."
+        manifest = self.dataset.manifest  # type: ignore[attr-defined]
+        now = time.time()
+        files = [f"{manifest.row(row).path} (row {row}, for {now - since:.0f} s)" for since, row in sorted(rows)]
+        return f"Being decoded, longest first: {', '.join(files)}. Leave out such a file or raise the timeout."
+
+
+def make_train_loader(
+    dataset: ClipDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    drop_last: bool = True,
+    timeout: float = 300.0,
+) -> ClipLoader:
+    """An endless loader of training batches; ``loader.batch_sampler.steps_per_epoch`` counts an epoch's.
+
+    Args:
+        dataset: In mode "random".
+        batch_size: Rows per step and rank.
+        seed, start_step, rank, world, drop_last: See :class:`StepSampler`; a step is one batch, whether or not the
+            engine accumulates several before it updates.
+        num_workers: Decoding processes (forkserver, one torch thread each); 0 decodes in this process.
+        timeout: Seconds to wait for a batch before a hang is reported.
+
+    Raises:
+        DataError: the rows fill no batch; while iterating: a worker hung or died, naming the file.
+    """
+    sampler = StepSampler(len(dataset), batch_size, seed, start_step, rank, world, drop_last)
+    return ClipLoader(dataset, sampler, num_workers, timeout)
+
+
+def make_eval_loader(
+    dataset: ClipDataset,
+    batch_size: int,
+    *,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    timeout: float = 300.0,
+) -> ClipLoader:
+    """A loader of every row exactly once, in order; see :class:`EvalSampler` and :func:`make_train_loader`.
+
+    Rows that cannot be read are absent from their batch and listed in its ``failures``; a batch may be empty.
+    """
+    if dataset.mode == "random":
+        raise ValueError("evaluation needs a dataset of mode 'center' or 'uniform': 'random' replaces unreadable rows")
+    return ClipLoader(dataset, EvalSampler(len(dataset), batch_size, rank, world), num_workers, timeout)
+
+
+def _context() -> Any:
+    """Forkserver: no fork of a process that holds CUDA or threads; its server has the modules imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["avssl.data.clips"])
+    return context
+
+
+def _init_worker(worker: int, decoding: Tensor) -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the training process decides, workers do not chime in
+    info = torch.utils.data.get_worker_info()
+    assert info is not None
+    info.dataset.watch = partial(_report, decoding, worker)  # type: ignore[attr-defined]
+
+
+def _report(decoding: Tensor, worker: int, index: int) -> None:
+    decoding[worker] = torch.tensor([index, time.time()], dtype=torch.float64)
+
+
+__all__: Sequence[str] = ("ClipLoader", "EvalSampler", "StepSampler", "make_eval_loader", "make_train_loader")
