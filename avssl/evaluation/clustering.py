@@ -11,7 +11,7 @@ from sklearn.metrics import (
     v_measure_score,
 )
 
-from avssl.evaluation.arrays import Arrayish, as_labels, as_matrix, unit_rows
+from avssl.evaluation.arrays import Arrayish, FloatArray, as_labels, as_matrix, unit_rows
 
 
 def cluster_metrics(
@@ -34,7 +34,7 @@ def cluster_metrics(
         The six numbers, ``classes`` and ``count``. The last three are NaN when classes are fewer than 2 or as many
         as rows.
     """
-    matrix = as_matrix(features, "features").astype(np.float64)
+    matrix: FloatArray = as_matrix(features, "features").astype(np.float64)
     truth = as_labels(labels, "labels", len(matrix))
     matrix, truth = matrix[truth >= 0], truth[truth >= 0]
     if len(truth) == 0:

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from avssl.evaluation.arrays import FloatArray, IntArray, as_matrix, unit_rows
+from avssl.evaluation.arrays import FloatArray, IntArray, unit_rows
 from avssl.evaluation.files import atomic_path
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Embeddings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one ``.npz`` without pickles; the file appears whole or not at all."""
-        arrays: dict[str, np.ndarray] = {"features": self.features, "index": self.index}
+        arrays: dict[str, Any] = {"features": self.features, "index": self.index}
         arrays |= {f"labels.{head}": values for head, values in self.labels.items()}
         arrays["text"] = np.array(json.dumps({"clip_ids": self.clip_ids, "failures": self.failures}))
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -156,7 +156,7 @@ def embed_many(
         *(description, clips, len(clip_ids), seconds, clips / seconds, len(failures)),
     )
     order = sorted(clip_ids)
-    shared = {
+    shared: dict[str, Any] = {
         "clip_ids": [clip_ids[row] for row in order],
         "labels": {head: np.array([v.get(row, -1) for row in order], np.int64) for head, v in labels.items()},
         "index": np.array(order, np.int64),
@@ -187,12 +187,6 @@ def embed(
         description=description,
     )
     return result[description]
-
-
-def check_embeddings(embeddings: Embeddings, name: str) -> Embeddings:
-    """The same embeddings, or a ValueError that names the first row with NaN or infinity."""
-    as_matrix(embeddings.features, name)
-    return embeddings
 
 
 def coverage(expected: int, got: int, failures: Iterable[tuple[str, str]] = ()) -> dict[str, object]:

@@ -140,9 +140,8 @@ def linear_probe(
         bias[present] = intercept - weight[present] @ mean
     log.info("probe %s: %d rows, %d of %d classes, C=%g", head, len(labels), len(present), num_classes, chosen)
     scores = test_features @ weight.T + bias
-    return ProbeResult(
-        *(array.astype(np.float32) for array in (scores, weight, bias)), c=float(chosen), cv_accuracy=accuracy
-    )
+    folded = weight.astype(np.float32), bias.astype(np.float32)
+    return ProbeResult(scores.astype(np.float32), *folded, c=float(chosen), cv_accuracy=accuracy)
 
 
 def knn_scores(

@@ -1,0 +1,82 @@
+"""One look for every picture. Figures are built without pyplot: no global state, safe in threads and without a display."""
+
+import os
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from avssl.evaluation.files import atomic_path
+
+# Okabe and Ito's palette, told apart with every common kind of colour blindness; yellow is last, it is weak on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+RIGHT, WRONG = PALETTE[2], PALETTE[1]
+INK, FAINT = "#222222", "#8A8F98"
+DPI = 150
+
+SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#B5BAC2",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E8EB",
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "text.color": INK,
+}
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """White figure of that many inches, laid out so that nothing overlaps."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def styled() -> rc_context:
+    """Context in which axes are made: ``with styled(): ...``; matplotlib's settings are as before afterwards."""
+    return rc_context(SETTINGS)
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the picture; it appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, facecolor="white")
+
+
+def class_style(position: int) -> tuple[str, str]:
+    """Colour and marker of a class: 8 colours with one marker, then the same colours with the next: 64 in all."""
+    return PALETTE[position % len(PALETTE)], MARKERS[position // len(PALETTE) % len(MARKERS)]
+
+
+def bare(axes: Axes) -> None:
+    """No ticks and no frame, for images and maps whose axes mean nothing."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def shorten(name: str, length: int = 22) -> str:
+    """A name that fits, cut at its end with an ellipsis."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def check_names(class_names: Sequence[str], classes: int) -> list[str]:
+    """The names as a list; ValueError when their number is not that of the classes."""
+    if len(class_names) != classes:
+        raise ValueError(f"class_names: {len(class_names)} names for {classes} classes")
+    return [str(name) for name in class_names]
