@@ -1,0 +1,17 @@
+"""Readers of media files: what is in them, their sound, their frames.
+
+decord reads frames; PyAV (FFmpeg) reads sound and headers. decord's own audio reader leaks memory and descriptors and
+returns short audio from corrupt files without a word, so it is not used.
+"""
+
+import av
+
+from avssl.data.media.audio import AudioClip, read_audio
+from avssl.data.media.errors import MediaError
+from avssl.data.media.probe import MediaInfo, probe
+from avssl.data.media.video import read_frames
+
+__all__ = ["AudioClip", "MediaError", "MediaInfo", "probe", "read_audio", "read_frames"]
+
+# FFmpeg reports every odd packet; what matters comes back as a MediaError.
+av.logging.set_level(av.logging.PANIC)

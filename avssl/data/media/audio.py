@@ -1,0 +1,221 @@
+"""Sound of a span of a file as a mono waveform, sample-accurate, with nothing made up.
+
+FFmpeg (through PyAV) decodes; the samples are put where their timestamps say, so that a late start, a gap or a lost
+packet shows up as missing instead of shifting all that follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from avssl.data.media.errors import MediaError
+from avssl.data.media.probe import find_stream, open_media, seconds, start_of
+
+# Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
+_RUN_UP = 1.0
+# Decoded beyond both ends of the span, so that the resampling filter sees real neighbours.
+_MARGIN = 0.05
+# Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
+_JITTER = 0.03
+# What may be missing inside the stream's own extent: the larger of these (codec delay and tails; header rounding).
+_MISSING_SECONDS = 0.1
+_MISSING_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class AudioClip:
+    """``waveform``: (S,) float32 mono in about [-1, 1]; ``valid``: share of it that the file gave, the rest is zero."""
+
+    waveform: np.ndarray
+    valid: float
+
+
+def read_audio(
+    path: str | Path, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000
+) -> AudioClip:
+    """Read ``[start, start + duration)`` seconds as mono at ``sample_rate``.
+
+    Channels are averaged (without the low-frequency one), so that a mono sound keeps its level in any layout; rates
+    are converted by soxr. Second 0 is the start of the file's earliest stream, for sound and pictures alike.
+
+    Args:
+        path: media file.
+        start: seconds from the file's start.
+        duration: seconds; None reads to the end of the sound.
+        sample_rate: of the result, Hz.
+
+    Returns:
+        AudioClip of exactly ``round(duration * sample_rate)`` samples. Where the stream has not begun or has ended
+        there are zeros, and ``valid`` < 1 says so.
+
+    Raises:
+        MediaError: no usable audio stream; "no audio in span"; "audio shorter than expected" when more than
+            max(0.1 s, 10 % of the span) is missing inside the stream's own extent (corrupt or cut-off file);
+            "non-finite audio".
+    """
+    if start < 0 or (duration is not None and duration <= 0) or sample_rate <= 0:
+        raise ValueError(f"need start >= 0, duration > 0, sample_rate > 0; got {start}, {duration}, {sample_rate}")
+    with open_media(path) as container:
+        stream = find_stream(container, "audio", path)
+        assert isinstance(stream, AudioStream)
+        declared = _extent(container, stream)
+        end = math.inf if duration is None else start + duration
+        track = _decode(container, stream, start, end, sample_rate, path)
+        if track.broken_seek:
+            # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
+            with open_media(path) as again:
+                track = _decode(again, find_stream(again, "audio", path), start, end, sample_rate, path, seek=False)
+    if duration is None:
+        end = max(track.end, declared[1], start + 1 / sample_rate)
+    span = end - start
+    covered = track.covered(start, end)
+    expected = max(0.0, min(end, max(declared[1], track.end)) - max(start, declared[0]))
+    if covered <= 0:
+        raise MediaError(path, "no audio in span", f"{start:.2f} to {end:.2f} s")
+    if expected - covered > max(_MISSING_SECONDS, _MISSING_SHARE * span):
+        raise MediaError(path, "audio shorter than expected", f"{covered:.2f} of {expected:.2f} s from {start:.2f} s")
+    waveform = track.resampled(start, end, sample_rate)
+    if not np.isfinite(waveform).all():
+        raise MediaError(path, "non-finite audio", f"{start:.2f} to {end:.2f} s")
+    return AudioClip(waveform, min(1.0, covered / span))
+
+
+class _Track:
+    """Mono samples at one rate on the file's clock, from ``origin`` seconds on, and which of them are real."""
+
+    def __init__(self, origin: float) -> None:
+        self.origin = origin
+        self.rate = 0
+        self.pieces: list[tuple[int, np.ndarray]] = []  # (position in samples after origin, samples)
+        self.cursor = 0  # where the next piece goes if its timestamp agrees
+        self.broken_seek = False
+
+    @property
+    def end(self) -> float:
+        return self.origin + self.cursor / self.rate if self.rate else self.origin
+
+    def add(self, time: float | None, samples: np.ndarray, rate: int) -> None:
+        if not self.rate:
+            self.rate = rate
+        elif rate != self.rate:  # a broadcast may switch; keep the first rate's clock
+            samples = soxr.resample(samples, rate, self.rate)
+        position = self.cursor
+        if time is not None:
+            stamped = round((time - self.origin) * self.rate)
+            if not self.pieces or abs(stamped - self.cursor) > _JITTER * self.rate:
+                position = stamped
+        if position < self.cursor and self.pieces:  # overlap: what came first stays
+            samples = samples[self.cursor - position :]
+            position = self.cursor
+        if len(samples):
+            self.pieces.append((position, samples))
+            self.cursor = position + len(samples)
+
+    def covered(self, start: float, end: float) -> float:
+        """Seconds of ``[start, end)`` that have samples."""
+        if not self.rate:
+            return 0.0
+        first, last = ((bound - self.origin) * self.rate for bound in (start, end))
+        inside = (min(p + len(s), last) - max(p, first) for p, s in self.pieces)
+        return sum(overlap for overlap in inside if overlap > 0) / self.rate
+
+    def resampled(self, start: float, end: float, sample_rate: int) -> np.ndarray:
+        """The span at ``sample_rate``, (round((end - start) * sample_rate),) float32."""
+        length = round((min(end, self.end) - self.origin + _MARGIN) * self.rate)
+        buffer = np.zeros(max(length, 0), dtype=np.float32)
+        for position, samples in self.pieces:
+            source = samples[max(0, -position) : max(0, length - position)]
+            target = max(position, 0)
+            buffer[target : target + len(source)] = source
+        if self.rate != sample_rate:
+            buffer = soxr.resample(buffer, self.rate, sample_rate, quality="HQ")
+        first = round((start - self.origin) * sample_rate)
+        wanted = np.zeros(round((end - start) * sample_rate), dtype=np.float32)
+        given = buffer[first : first + len(wanted)]
+        wanted[: len(given)] = given
+        return wanted
+
+
+def _extent(container: InputContainer, stream: AudioStream) -> tuple[float, float]:
+    """Seconds between which the header promises sound; (x, x) where it promises nothing."""
+    begin = seconds(stream, stream.start_time)
+    begin = 0.0 if begin is None else begin - start_of(container)
+    length = seconds(stream, stream.duration)
+    return begin, begin + (length or 0.0)
+
+
+def _decode(
+    container: InputContainer,
+    stream: AudioStream,
+    start: float,
+    end: float,
+    sample_rate: int,
+    path: str | Path,
+    seek: bool = True,
+) -> _Track:
+    rate = stream.codec_context.sample_rate
+    # Begin on an instant that is a whole number of samples at both rates, so that any span of a file is cut from
+    # the same resampling grid.
+    grid = math.gcd(rate, sample_rate)
+    track = _Track(math.floor(max(0.0, start - _MARGIN) * grid) / grid)
+    file_start = start_of(container)
+    sought = seek and track.origin > _RUN_UP
+    if sought:
+        assert stream.time_base is not None
+        try:
+            container.seek(int((track.origin - _RUN_UP + file_start) / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            track.broken_seek = True
+            return track
+    for frame in _frames(container, stream):
+        time = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base) - file_start
+        if sought and not track.pieces and (time is None or time > track.origin):
+            track.broken_seek = True
+            return track
+        samples = _mono(frame, path)
+        if not track.pieces and time is None:
+            time = 0.0
+        track.add(time, samples, frame.sample_rate)
+        if track.end >= end + _MARGIN:
+            break
+    return track
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Decoded frames; a packet that does not decode is left out, and its samples will be missed by their time."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()  # type: ignore[misc]
+            except (av.FFmpegError, ValueError):
+                continue
+    except av.FFmpegError:
+        return  # the demuxer cannot go on: for every reader the file ends here
+
+
+def _mono(frame: AudioFrame, path: str | Path) -> np.ndarray:
+    """(S,) float32: integers scaled to [-1, 1), channels averaged."""
+    channels = frame.layout.nb_channels
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, channels).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif np.issubdtype(samples.dtype, np.integer):
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    if channels == 1:
+        return samples[0].astype(np.float32)
+    if channels > 2:
+        full_range = [i for i, channel in enumerate(frame.layout.channels) if not channel.name.startswith("LFE")]
+        samples = samples[full_range or slice(None)]
+    return samples.mean(axis=0, dtype=np.float32)
