@@ -1,0 +1,208 @@
+"""Data by name: a YAML in configs/data, a folder, a CSV or a saved manifest -> a scanned manifest, scanned once."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import yaml
+
+from avssl.data.datasets import available, build_manifest, get_dataset, nearest
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.scan import scan
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
+# Part of every cache key: raise it when a scan finds out more than it used to.
+SCAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a data YAML says; its keys are these fields, ``name`` apart.
+
+    Args:
+        name: The YAML's name without its ending.
+        dataset: Registered data set that builds the manifest.
+        root: Folder of the media; environment variables are expanded, a relative one is relative to the YAML.
+        options: Options of the data set.
+        clip_seconds: Length of a clip in seconds.
+        head: Label head to train and evaluate on; None: the manifest's first.
+    """
+
+    name: str
+    dataset: str
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    clip_seconds: float = 4.0
+    head: str | None = None
+
+
+def names() -> list[str]:
+    """Names of the data YAMLs of the repository, or of the registered data sets where it is not there."""
+    return sorted(file.stem for file in CONFIGS.glob("*.yaml")) or available()
+
+
+def find_entry(name: str) -> Entry:
+    """The entry of a name in configs/data, a path to a YAML, a .csv, a .parquet or a folder.
+
+    Raises:
+        DataError: none of these; or the YAML is not valid, naming file, key and the nearest valid key.
+    """
+    path = Path(name).expanduser()
+    if (CONFIGS / f"{name}.yaml").is_file():
+        return read_entry(CONFIGS / f"{name}.yaml")
+    if path.suffix in (".yaml", ".yml"):
+        return read_entry(path)
+    if path.is_dir():
+        return Entry(path.resolve().name, "folder", path.resolve())
+    if path.is_file():
+        return Entry(path.stem, "csv", path.resolve().parent, {"file": str(path.resolve())})
+    if name in available():
+        return Entry(name, name)
+    raise DataError(
+        f"no data {name!r}{nearest(name, names())}: give one of {', '.join(names())}, a data YAML, a folder of media, "
+        "a .csv file or a manifest (.parquet)"
+    )
+
+
+def read_entry(file: Path) -> Entry:
+    """A data YAML, checked strictly."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no file {file}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}: must hold keys and values, with 'dataset' at least")
+    keys = [item.name for item in fields(Entry) if item.name != "name"]
+    for key in values:
+        if key not in keys:
+            raise DataError(f"{file}: unknown key {key!r}{nearest(str(key), keys)}; the keys are {', '.join(keys)}")
+    kinds: dict[str, tuple[type, ...]] = {"dataset": (str,), "root": (str,), "options": (dict,), "head": (str,)}
+    for key, kind in (kinds | {"clip_seconds": (int, float)}).items():
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise DataError(f"{file}: key {key!r} must be {' or '.join(k.__name__ for k in kind)}, got {values[key]!r}")
+    if not values.get("dataset"):
+        raise DataError(f"{file}: key 'dataset' is missing: give one of {', '.join(available())}")
+    if values.get("clip_seconds") is not None and not values["clip_seconds"] > 0:
+        raise DataError(f"{file}: key 'clip_seconds' must be positive, got {values['clip_seconds']}")
+    entry = Entry(file.stem, **{key: value for key, value in values.items() if value is not None})
+    get_dataset(entry.dataset)
+    if entry.root is not None:
+        entry = replace(entry, root=file.parent / Path(os.path.expandvars(entry.root)).expanduser())
+    return entry
+
+
+def open_data(
+    name: str,
+    root: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """The scanned manifest of some data; the scan is kept and reused until the data change.
+
+    Args:
+        name: See :func:`find_entry`.
+        root: Folder of the media; default: the YAML's, else ``$AVSSL_DATA/NAME``.
+        options: Options of the data set, over the YAML's.
+        cache_dir: Where scans are kept; default: ``$AVSSL_CACHE/manifests``, else ``~/.cache/avssl/manifests``.
+        workers: Processes that scan; default: one per CPU, at most 8.
+        progress: Show a bar while scanning.
+
+    Returns:
+        All rows, unusable ones with their reason in the column "error"; ``Manifest.usable`` drops those.
+
+    Raises:
+        DataError: no such data or root, a wrong option, files that are not as expected, or no usable clip at all.
+    """
+    if _is_manifest(name):
+        built = Manifest.load(Path(name).expanduser(), root)
+        if options:
+            raise DataError(f"{name}: a saved manifest takes no options, got {', '.join(options)}")
+        entry = Entry(Path(name).stem, "manifest", built.root)
+        if None not in built.column("has_audio"):
+            return _checked(built, name)
+    else:
+        entry = find_entry(name)
+        entry = replace(entry, root=_root(entry, root), options={**entry.options, **(options or {})})
+        built = build_manifest(entry.dataset, entry.root, **entry.options)
+    folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
+    identity = _hash([SCAN_VERSION, entry.name, str(built.root), entry.options])
+    cached = folder / f"{entry.name}-{identity}-{_hash([built.digest, _stats(built)])}.parquet"
+    if cached.is_file():
+        return _checked(Manifest.load(cached, built.root), name)
+    logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, folder)
+    scanned = scan(built, workers=workers or min(8, os.cpu_count() or 1), progress=progress)
+    for stale in folder.glob(f"{entry.name}-{identity}-*.parquet"):
+        stale.unlink(missing_ok=True)
+    scanned.save(cached)
+    return _checked(scanned, name)
+
+
+def cache_folder() -> Path:
+    """``$AVSSL_CACHE``, else ``~/.cache/avssl``."""
+    return Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
+
+
+def _root(entry: Entry, given: str | Path | None) -> Path | None:
+    shelf = os.environ.get("AVSSL_DATA")
+    shelved = Path(shelf).expanduser() / entry.name if shelf else None
+    root = given or entry.root or (shelved if shelved and shelved.is_dir() else None)
+    if root is None and get_dataset(entry.dataset).needs_root:
+        also = f" ({shelved} is not there)" if shelved else ""
+        raise DataError(
+            f"data {entry.name!r} needs the folder of its media: give --data.root FOLDER, or root in its YAML, or set "
+            f"AVSSL_DATA to a folder that holds {entry.name}/{also}"
+        )
+    return None if root is None else Path(root).expanduser().resolve()
+
+
+def _is_manifest(name: str) -> bool:
+    path = Path(name).expanduser()
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    try:
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{name}: not a Parquet file: {error}") from error
+    return b"avssl.manifest" in metadata
+
+
+def _stats(manifest: Manifest) -> list[Any]:
+    """Size and time of every file: what tells, without opening them, that a scan is out of date."""
+    stats: list[Any] = []
+    for path in sorted(set(manifest.column("path"))):
+        try:
+            found = os.stat(manifest.root / path)
+            stats.append((found.st_size, found.st_mtime_ns))
+        except OSError:
+            stats.append(None)
+    return stats
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _checked(manifest: Manifest, name: str) -> Manifest:
+    coverage = manifest.coverage()
+    counts = ", ".join(f"{reason} x{count}" for reason, count in coverage["reasons"].items())
+    if not coverage["usable"]:
+        first = manifest.row(0).path if len(manifest) else "none"
+        raise DataError(f"{name}: none of {len(manifest)} clips can be used: {counts or 'no row'}; the first: {first}")
+    if counts:
+        logger.warning("%s: %d of %d clips can be used: %s", name, coverage["usable"], len(manifest), counts)
+    return manifest

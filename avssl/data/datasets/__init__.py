@@ -1,0 +1,113 @@
+"""Data sets: one file each, registered by name, from a folder on disk to the rows of a manifest.
+
+A new data set is one file in this folder with a function ``(root, *, option=default, ...) -> Manifest`` under
+``@register_dataset(name)``, and one YAML in ``configs/data``. A builder only lists clips; what it lists is scanned
+once by :func:`avssl.data.catalog.open_data`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+
+Builder = Callable[..., Manifest]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A registered builder; ``needs_root`` is false where the data set makes or finds its own folder."""
+
+    name: str
+    build: Builder
+    needs_root: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options and their defaults."""
+        parameters = list(inspect.signature(self.build).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+_REGISTRY: dict[str, Dataset] = {}
+
+
+def register_dataset(name: str, *, needs_root: bool = True) -> Callable[[Builder], Builder]:
+    """Registers ``builder(root, **options) -> Manifest`` under ``name``."""
+
+    def register(builder: Builder) -> Builder:
+        if name in _REGISTRY:
+            raise ValueError(f"data set {name!r} is registered twice")
+        _REGISTRY[name] = Dataset(name, builder, needs_root)
+        return builder
+
+    return register
+
+
+@cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def available() -> list[str]:
+    """Names of all registered data sets."""
+    _import_all()
+    return sorted(_REGISTRY)
+
+
+def get_dataset(name: str) -> Dataset:
+    """The registered data set.
+
+    Raises:
+        DataError: there is none of that name; the message gives the nearest.
+    """
+    names = available()
+    if name not in _REGISTRY:
+        raise DataError(f"no data set {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+    return _REGISTRY[name]
+
+
+def build_manifest(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
+    """The unscanned manifest of a data set.
+
+    Args:
+        name: A registered name, see :func:`available`.
+        root: The data set's folder.
+        **options: The builder's keyword arguments.
+
+    Raises:
+        DataError: unknown name or option, no such folder, or files that are not as the data set's authors laid them
+            out.
+    """
+    dataset = get_dataset(name)
+    for option in options:
+        if option not in dataset.options:
+            known = ", ".join(dataset.options) or "none"
+            raise DataError(
+                f"data set {name!r} has no option {option!r}{nearest(option, dataset.options)}; its options: {known}"
+            )
+    if root is not None:
+        root = Path(root).expanduser()
+    if dataset.needs_root:
+        if root is None:
+            raise DataError(f"data set {name!r} needs the folder of its media: give --data.root")
+        if not root.is_dir():
+            raise DataError(f"data set {name!r}: no folder {root}; give its place with --data.root")
+    try:
+        return dataset.build(root, **options)
+    except TypeError as error:  # an option of a wrong type, such as a word for a number
+        raise DataError(f"data set {name!r}: {error} (options {options})") from error
+
+
+def nearest(word: str, known: Any) -> str:
+    """The end of an error about an unknown ``word``: the nearest known one, or nothing where none is near."""
+    matches = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
