@@ -10,7 +10,7 @@ import lightly.loss, timm, torchmetrics, lightning_fabric
 from transformers import ASTForAudioClassification
 import torch
 assert torchaudio.compliance.kaldi.fbank(torch.randn(1, 1600)).shape == (8, 23)
-assert torchvision.models.video.r3d_18()(torch.zeros(1, 3, 4, 16, 16)).shape == (1, 400)
+assert torchvision.models.video.r3d_18().eval()(torch.zeros(1, 3, 4, 16, 16)).shape == (1, 400)
 assert torchvision.transforms.v2.Resize(4)(torch.zeros(3, 8, 8)).shape == (3, 4, 4)
 """
 

@@ -1,0 +1,135 @@
+"""Pooling attention and the transformer block built on it (MViTv2, Li et al. 2022)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mast.layers import AddBranch, Mlp
+from mast.relative import Grid, RelativeTable, attention
+
+NORM_EPS = 1e-6
+
+
+def pooled(grid: Grid, stride: Grid) -> Grid:
+    """Size of a grid after pooling with ``stride``: rounded up, as 3x3 convolution with padding 1 gives it."""
+    return -(-grid[0] // stride[0]), -(-grid[1] // stride[1])
+
+
+class DepthwisePool(nn.Module):
+    """3x3 depthwise convolution with a stride, then LayerNorm, both on each head's channels.
+
+    The heads share the weights, as in MViTv2.
+
+    Args:
+        dim: channels of one head.
+        stride: in (frequency, time).
+    """
+
+    def __init__(self, dim: int, stride: Grid) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(nn.Conv2d(dim, dim, 3, groups=dim, bias=False).weight.detach().clone())
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """(B, F, T, heads * dim) -> (B, F', T', heads, dim)."""
+        # Tokens lie in memory as a channels-last image, so this permutation copies nothing.
+        image = x.permute(0, 3, 1, 2)
+        weight = self.weight.repeat(heads, 1, 1, 1)
+        image = F.conv2d(image, weight, stride=self.stride, padding=1, groups=x.shape[-1])
+        out = image.permute(0, 2, 3, 1)
+        out = out.reshape(*out.shape[:3], heads, -1)
+        return self.norm(out).to(out.dtype)
+
+
+class PoolingAttention(nn.Module):
+    """Multi-head attention over pooled queries, keys and values, with relative positions and residual queries.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of queries, keys, values and output.
+        heads: must divide ``dim_out``.
+        grid: (F, T) of the input at the model's reference size; sets the length of the relative tables.
+        q_stride, kv_stride: pooling in (frequency, time).
+    """
+
+    def __init__(self, dim: int, dim_out: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid) -> None:
+        super().__init__()
+        if dim_out % heads:
+            raise ValueError(f"{heads} heads do not divide {dim_out} channels")
+        self.heads = heads
+        head_dim = dim_out // heads
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.pool_q = DepthwisePool(head_dim, q_stride)
+        self.pool_k = DepthwisePool(head_dim, kv_stride)
+        self.pool_v = DepthwisePool(head_dim, kv_stride)
+        self.relative_freq = RelativeTable(grid[0], q_stride[0], kv_stride[0], head_dim)
+        self.relative_time = RelativeTable(grid[1], q_stride[1], kv_stride[1], head_dim)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
+        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        # Three products rather than one: their results are contiguous, which the convolutions need.
+        q, k, v = (
+            pool(F.linear(x, weight, bias), self.heads)
+            for pool, weight, bias in zip((self.pool_q, self.pool_k, self.pool_v), weights, biases, strict=True)
+        )
+        r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
+        r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
+        out = attention(q, k, v, r_freq, r_time) + q
+        return self.proj(out.flatten(3))
+
+
+class Block(nn.Module):
+    """Pooling attention and MLP, each with pre-norm and a residual connection.
+
+    Where the channels change, the residual is a projection of the normalised input; where the queries are pooled, it is
+    max-pooled to their grid.
+
+    Args:
+        dim, dim_out, heads, grid, q_stride, kv_stride: see PoolingAttention.
+        mlp_ratio: hidden width of the MLP in units of ``dim_out``.
+        drop_path: probability of stochastic depth, in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        grid: Grid,
+        q_stride: Grid,
+        kv_stride: Grid,
+        mlp_ratio: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.q_stride, self.kv_stride = q_stride, kv_stride
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = PoolingAttention(dim, dim_out, heads, grid, q_stride, kv_stride)
+        self.shortcut = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
+        self.add1 = AddBranch(drop_path)
+        self.add2 = AddBranch(drop_path)
+
+    def _residual(self, x: Tensor, normed: Tensor) -> Tensor:
+        x = self.shortcut(normed) if self.shortcut is not None else x
+        if self.q_stride == (1, 1):
+            return x
+        # An odd window centred on each kept position: the same output grid as the queries' convolution.
+        window = [s + 1 - s % 2 for s in self.q_stride]
+        image = F.max_pool2d(x.permute(0, 3, 1, 2), window, self.q_stride, [w // 2 for w in window])
+        return image.permute(0, 2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, dim) -> (B, F', T', dim_out)."""
+        normed = self.norm1(x)
+        x = self.add1(self._residual(x, normed), self.attn(normed))
+        return self.add2(x, self.mlp(self.norm2(x)))
+
+
+def stochastic_depth_rule(drop_path: float, blocks: int) -> list[float]:
+    """Drop probabilities rising linearly from 0 at the first block to ``drop_path`` at the last."""
+    return torch.linspace(0, drop_path, blocks, dtype=torch.float64).tolist()

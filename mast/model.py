@@ -1,0 +1,151 @@
+"""MAST: a hierarchical spectrogram transformer that pools along time, and along time and frequency, stage by stage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mast.attention import NORM_EPS, Block, pooled, stochastic_depth_rule
+from mast.layers import PatchEmbed, check_spectrogram, init_weights
+from mast.relative import Grid
+
+
+def pairs(name: str, values: Sequence[Sequence[int]], count: int) -> list[Grid]:
+    """Check a list of (frequency, time) pairs; ValueError names the argument."""
+    checked = [tuple(int(v) for v in value) for value in values]
+    if len(checked) != count or any(len(pair) != 2 or min(pair) < 1 for pair in checked):
+        raise ValueError(f"{name}: expected {count} pairs of positive (frequency, time) integers, got {values}")
+    return checked  # type: ignore[return-value]
+
+
+class MAST(nn.Module):
+    """Multiscale Audio Spectrogram Transformer.
+
+    Patch embedding, then stages of pooling attention. Each stage after the first doubles channels and heads and shrinks
+    the grid with its first block's queries; keys and values are pooled in every block. No class token, no absolute
+    positions: relative positions along frequency and time in every attention. LayerNorm, mean over tokens, linear head.
+
+    Any number of mels and frames works, also at inference only; ``mels`` and ``frames`` are the reference size, which
+    sets the length of the relative-position tables.
+
+    Args:
+        num_classes: width of the head; 0 means no head, and the model returns features.
+        embed_dim: channels of the first stage.
+        depths: blocks of each stage.
+        heads: attention heads of the first stage.
+        q_strides: pooling of queries in (frequency, time) on entry to each stage; the first must be (1, 1).
+        kv_strides: pooling of keys and values in (frequency, time) in each block of a stage, relative to its input.
+        patch_size, patch_stride, patch_padding: of the patch embedding, in (mels, frames).
+        mlp_ratio: hidden width of the MLPs in units of their input.
+        drop_path: stochastic depth of the last block; it rises linearly from 0.
+        mels, frames: reference input size.
+
+    Example:
+        >>> import torch, mast
+        >>> model = mast.create_model("mast_pico", num_classes=10)
+        >>> model(torch.zeros(2, 1, 128, 100)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 0,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 3, 16, 3),
+        heads: int = 1,
+        q_strides: Sequence[Sequence[int]] = ((1, 1), (2, 2), (1, 2), (2, 2)),
+        kv_strides: Sequence[Sequence[int]] = ((2, 4), (1, 2), (1, 1), (1, 1)),
+        patch_size: Sequence[int] = (16, 16),
+        patch_stride: Sequence[int] = (8, 4),
+        patch_padding: Sequence[int] = (4, 6),
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+        mels: int = 128,
+        frames: int = 1024,
+    ) -> None:
+        super().__init__()
+        if not depths or min(depths) < 1:
+            raise ValueError(f"depths: expected a positive number of blocks for each stage, got {list(depths)}")
+        if embed_dim < 1 or heads < 1 or embed_dim % heads:
+            raise ValueError(f"embed_dim={embed_dim} must be a positive multiple of heads={heads}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} must be 0 (features) or positive")
+        if mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio={mlp_ratio} must be positive")
+        if len(patch_padding) != 2 or min(patch_padding) < 0:
+            raise ValueError(f"patch_padding: expected two integers from 0, got {list(patch_padding)}")
+        size, stride = pairs("patch_size, patch_stride", (patch_size, patch_stride), 2)
+        q_steps = pairs("q_strides", q_strides, len(depths))
+        kv_steps = pairs("kv_strides", kv_strides, len(depths))
+        if q_steps[0] != (1, 1):
+            raise ValueError(f"q_strides: the first stage keeps the patch grid, got {q_steps[0]} instead of (1, 1)")
+
+        self.name = ""
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "embed_dim": embed_dim,
+            "depths": [int(depth) for depth in depths],
+            "heads": heads,
+            "q_strides": [list(step) for step in q_steps],
+            "kv_strides": [list(step) for step in kv_steps],
+            "patch_size": list(size),
+            "patch_stride": list(stride),
+            "patch_padding": [int(p) for p in patch_padding],
+            "mlp_ratio": mlp_ratio,
+            "drop_path": drop_path,
+            "mels": mels,
+            "frames": frames,
+        }
+        self.patch_embed = PatchEmbed(embed_dim, size, stride, (int(patch_padding[0]), int(patch_padding[1])))
+        grid = self.patch_embed.grid(mels, frames)
+        rates = iter(stochastic_depth_rule(drop_path, sum(depths)))
+        dim = embed_dim
+        self.stages = nn.ModuleList()
+        for stage, depth in enumerate(depths):
+            width = embed_dim * 2**stage
+            blocks = []
+            for index in range(depth):
+                step = q_steps[stage] if index == 0 else (1, 1)
+                blocks.append(
+                    Block(dim, width, heads * 2**stage, grid, step, kv_steps[stage], mlp_ratio, next(rates))
+                )
+                dim, grid = width, pooled(grid, step)
+            self.stages.append(nn.Sequential(*blocks))
+        self.num_features = dim
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.apply(init_weights)
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a new one; 0 removes it."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} must be 0 (features) or positive")
+        self.num_classes = num_classes
+        self.config["num_classes"] = num_classes
+        reference = self.norm.weight
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.apply(init_weights).to(device=reference.device, dtype=reference.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone: biases, norms, relative positions."""
+        return {
+            name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(".table")
+        }
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features), time the faster index."""
+        check_spectrogram(x, self.name or type(self).__name__)
+        x = self.patch_embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x.flatten(1, 2))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""
+        features = tokens.mean(dim=1)
+        return features if pre_logits else self.head(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> logits (B, num_classes), or features (B, num_features) without a head."""
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,57 @@
+"""Models by name: a decorated function is a variant, and its name is the model's name."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_model(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make ``create_model(builder.__name__, ...)`` call ``builder``. ValueError for a name that is taken."""
+    name = builder.__name__
+    if name in _BUILDERS:
+        raise ValueError(f"a model named {name!r} is registered already")
+    _BUILDERS[name] = builder
+    return builder
+
+
+def list_models() -> list[str]:
+    """Names of all registered models, sorted."""
+    return sorted(_BUILDERS)
+
+
+def create_model(name: str, *, num_classes: int = 0, **overrides: Any) -> nn.Module:
+    """Build a model with fresh weights.
+
+    Args:
+        name: one of ``list_models()``.
+        num_classes: width of the head; 0 for features.
+        overrides: constructor arguments of the model that replace the variant's.
+
+    Returns:
+        The model; ``model(x)`` takes (B, 1, mels, frames).
+
+    Raises:
+        ValueError: unknown name, or a value that the model refuses.
+        TypeError: an argument that the model does not have.
+    """
+    if name not in _BUILDERS:
+        close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")
+    model = _BUILDERS[name](num_classes=num_classes, **overrides)
+    model.name = name  # type: ignore[assignment]
+    return model
+
+
+def build_with(cls: type[nn.Module], defaults: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
+    """Build ``cls`` with overrides; one that it does not take is a TypeError that lists those it does."""
+    accepted = list(inspect.signature(cls).parameters)
+    unknown = sorted(set(overrides) - set(accepted))
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no argument {', '.join(unknown)}; it takes {', '.join(accepted)}")
+    return cls(**{**defaults, **overrides})

@@ -1,0 +1,136 @@
+"""Decomposed relative positions along frequency and time, inside plain scaled-dot-product attention.
+
+MViTv2 (Li et al. 2022, eq. 4) adds to the score of query i and key j the terms ``q_i . R_f[f_i - f_j]`` and
+``q_i . R_t[t_i - t_j]``. As a dense bias this costs an N_q x N_k matrix per head. But the sum of the three terms is
+one dot product of longer vectors,
+
+    [q, a_f(q), a_t(q)] . [k, onehot(f_k), onehot(t_k)],   a_f(q)[m] = q . R_f[f_q - m],   a_t(q)[n] = q . R_t[t_q - n],
+
+so widening the heads by F_k + T_k gives the same scores within a fused attention kernel and no matrix in memory.
+``reference_attention`` keeps the formula as it is written; tests compare the two.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Grid = tuple[int, int]
+
+_ALIGNMENT = 8  # fused kernels want head dimensions in multiples of 8
+
+
+class RelativeTable(nn.Module):
+    """One learned vector per relative distance along one axis.
+
+    Distances are counted in steps of the finer of the two grids (queries, keys), so that an entry means the same
+    distance at any input length. A shorter input uses the middle of the table; a longer one, the table linearly
+    interpolated to its length.
+
+    Args:
+        length: positions along the axis of the block's input, at the model's reference input.
+        q_stride, k_stride: pooling of queries and keys along the axis.
+        dim: channels of one head.
+    """
+
+    def __init__(self, length: int, q_stride: int, k_stride: int, dim: int) -> None:
+        super().__init__()
+        self.q_stride, self.k_stride = q_stride, k_stride
+        self.table = nn.Parameter(torch.empty(2 * -(-length // min(q_stride, k_stride)) - 1, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, q_size: int, k_size: int) -> Tensor:
+        """Vectors for all pairs, (q_size, k_size, dim)."""
+        reach = max(q_size, k_size)
+        table = self.table
+        if 2 * reach - 1 > table.shape[0]:
+            table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
+        index = _cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
+        return table.index_select(0, index).view(q_size, k_size, -1)
+
+
+def _distance_index(
+    q_size: int, k_size: int, q_stride: int, k_stride: int, entries: int, device: torch.device
+) -> Tensor:
+    """Row of the table for each pair (query, key), flattened: the table's middle is distance 0."""
+    unit = min(q_stride, k_stride)
+    q = torch.arange(q_size, device=device)[:, None] * q_stride
+    k = torch.arange(k_size, device=device)[None, :] * k_stride
+    distance = torch.div(q - k, unit, rounding_mode="floor") + entries // 2
+    return distance.clamp_(0, entries - 1).flatten()
+
+
+def _key_positions(k_grid: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """onehot(f_k), onehot(t_k) and zeros up to ``width``: (F_k * T_k, width)."""
+    rows, columns = k_grid
+    codes = torch.zeros(rows, columns, width, dtype=dtype, device=device)
+    codes[:, :, :rows] = torch.eye(rows, dtype=dtype, device=device)[:, None]
+    codes[:, :, rows : rows + columns] = torch.eye(columns, dtype=dtype, device=device)[None]
+    return codes.flatten(0, 1)
+
+
+@lru_cache(maxsize=256)
+def _lookup(build, *args):  # type: ignore[no-untyped-def]
+    with torch.inference_mode(False):  # an inference tensor could not be used in a later training step
+        return build(*args)
+
+
+def _cached(build, *args) -> Tensor:  # type: ignore[no-untyped-def]
+    """Constants are kept per shape, except while tracing, when a traced tensor must not outlive the trace."""
+    return build(*args) if torch.compiler.is_compiling() else _lookup(build, *args)
+
+
+def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, Tensor]:
+    """``a_f`` and ``a_t`` of the module's docstring.
+
+    Args:
+        q: (B, F_q, T_q, heads, dim).
+        r_freq: (F_q, F_k, dim).
+        r_time: (T_q, T_k, dim).
+
+    Returns:
+        (B, F_q, T_q, heads, F_k) and (B, F_q, T_q, heads, T_k).
+    """
+    return torch.einsum("bfthc,fkc->bfthk", q, r_freq), torch.einsum("bfthc,tkc->bfthk", q, r_time)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
+    """softmax((q k^T + relative) / sqrt(dim)) v, in one fused attention with widened heads.
+
+    Args:
+        q: (B, F_q, T_q, heads, dim).
+        k, v: (B, F_k, T_k, heads, dim).
+        r_freq: (F_q, F_k, dim).
+        r_time: (T_q, T_k, dim).
+
+    Returns:
+        (B, F_q, T_q, heads, dim).
+    """
+    batch, rows, columns, heads, dim = q.shape
+    k_grid = (k.shape[1], k.shape[2])
+    extra = sum(k_grid)
+    width = -(-(dim + extra) // _ALIGNMENT) * _ALIGNMENT
+    a_freq, a_time = position_scores(q, r_freq, r_time)
+    codes = _cached(_key_positions, k_grid, width - dim, k.dtype, k.device)
+    wide_q = torch.cat((q, a_freq, a_time), dim=-1)
+    if width > dim + extra:
+        wide_q = F.pad(wide_q, (0, width - dim - extra))
+    wide_k = torch.cat((k.flatten(1, 2), codes[None, :, None].expand(batch, -1, heads, -1)), dim=-1)
+    wide_v = F.pad(v.flatten(1, 2), (0, width - dim))
+    out = F.scaled_dot_product_attention(
+        wide_q.flatten(1, 2).transpose(1, 2), wide_k.transpose(1, 2), wide_v.transpose(1, 2), scale=dim**-0.5
+    )
+    return out[..., :dim].transpose(1, 2).reshape(batch, rows, columns, heads, dim)
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
+    """The same as ``attention``, step by step, with the full matrix of scores."""
+    batch, rows, columns, heads, dim = q.shape
+    content = torch.einsum("bfthc,bgshc->bhftgs", q, k)
+    along_freq = torch.einsum("bfthc,fgc->bhftg", q, r_freq)[..., None]
+    along_time = torch.einsum("bfthc,tsc->bhfts", q, r_time)[..., None, :]
+    scores = (content + along_freq + along_time) * dim**-0.5
+    weights = scores.flatten(4).softmax(dim=-1)
+    out = weights.flatten(2, 3) @ v.flatten(1, 2).transpose(1, 2)
+    return out.transpose(1, 2).reshape(batch, rows, columns, heads, dim)
