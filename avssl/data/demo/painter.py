@@ -1,0 +1,115 @@
+"""Anti-aliased shapes painted into all frames of a clip at once (signed distances in NumPy)."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+
+from avssl.data.demo.timing import FRAME_SIZE
+
+Track = float | np.ndarray
+Colour = np.ndarray
+
+
+class Painter:
+    """Paints shapes in the units of one body: (0, 0) is its centre, 1 its size, y points down.
+
+    Every coordinate, radius and opacity may be a number or a track of shape (NUM_FRAMES,).
+
+    Args:
+        frames: (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3) float32 in 0..1, painted in place.
+        x, y: the body's centre in pixels, number or track.
+        size: pixels per unit.
+        mirror: swap left and right.
+        reach: how far from the centre, in units, shapes are painted (the rest is clipped, which saves time).
+    """
+
+    def __init__(
+        self, frames: np.ndarray, x: Track, y: Track, size: float, mirror: bool = False, reach: float = 1.5
+    ) -> None:
+        self.size = size
+        margin = reach * size
+        columns = slice(max(0, int(np.min(x) - margin)), min(FRAME_SIZE, int(np.max(x) + margin) + 2))
+        rows = slice(max(0, int(np.min(y) - margin)), min(FRAME_SIZE, int(np.max(y) + margin) + 2))
+        self.frames = frames[:, rows, columns]
+        grid_x = (np.arange(FRAME_SIZE, dtype=np.float32)[columns] + 0.5)[None, None, :]
+        grid_y = (np.arange(FRAME_SIZE, dtype=np.float32)[rows] + 0.5)[None, :, None]
+        self.x = (grid_x - _track(x)) / np.float32(-size if mirror else size)
+        self.y = (grid_y - _track(y)) / np.float32(size)
+
+    def disc(
+        self, x: Track, y: Track, radius: Track, colour: Colour, alpha: Track = 1.0, squash: Track = 1.0
+    ) -> None:
+        """Filled ellipse; ``squash`` divides its height."""
+        distance = np.hypot(self.x - _track(x), (self.y - _track(y)) * _track(squash)) - _track(radius)
+        self._fill(distance, colour, alpha)
+
+    def ring(self, x: Track, y: Track, radius: Track, width: Track, colour: Colour, alpha: Track = 1.0) -> None:
+        """Circle line of the given width."""
+        distance = np.abs(np.hypot(self.x - _track(x), self.y - _track(y)) - _track(radius)) - _track(width) / 2
+        self._fill(distance, colour, alpha)
+
+    def segment(
+        self, start: tuple[Track, Track], end: tuple[Track, Track], width: Track, colour: Colour, alpha: Track = 1.0
+    ) -> None:
+        """Line with round ends."""
+        from_x, from_y = self.x - _track(start[0]), self.y - _track(start[1])
+        along_x, along_y = _track(end[0]) - _track(start[0]), _track(end[1]) - _track(start[1])
+        share = (from_x * along_x + from_y * along_y) / (along_x**2 + along_y**2 + np.float32(1e-6))
+        share = np.clip(share, 0, 1)
+        distance = np.hypot(from_x - share * along_x, from_y - share * along_y) - _track(width) / 2
+        self._fill(distance, colour, alpha)
+
+    def box(
+        self, x: Track, y: Track, half_width: Track, half_height: Track, colour: Colour, alpha: Track = 1.0
+    ) -> None:
+        """Upright rectangle."""
+        distance = np.maximum(
+            np.abs(self.x - _track(x)) - _track(half_width), np.abs(self.y - _track(y)) - _track(half_height)
+        )
+        self._fill(distance, colour, alpha)
+
+    def polygon(self, corners: Sequence[tuple[Track, Track]], colour: Colour, alpha: Track = 1.0) -> None:
+        """Convex polygon, corners clockwise as seen on the screen."""
+        distance = np.full_like(self.x[:1] + self.y[:1], -9)
+        for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
+            step_x, step_y = _track(x1) - _track(x0), _track(y1) - _track(y0)
+            normal = np.hypot(step_x, step_y) + np.float32(1e-6)
+            side = ((self.x - _track(x0)) * step_y - (self.y - _track(y0)) * step_x) / normal
+            distance = np.maximum(distance, side)
+        self._fill(distance, colour, alpha)
+
+    def curve(self, sideways: np.ndarray, low: Track, high: Track, width: float, colour: Colour) -> None:
+        """Upright curve x = sideways(y) between the heights ``low`` < ``high``; ``sideways`` has the grid's shape."""
+        beyond_ends = np.maximum(_track(low) - self.y, self.y - _track(high))
+        distance = np.maximum(np.abs(self.x - sideways) - width / 2, beyond_ends)
+        self._fill(distance, colour, 1.0)
+
+    def glow(self, x: Track, y: Track, radius: float, colour: Colour, strength: Track) -> None:
+        """Soft halo."""
+        square = (self.x - _track(x)) ** 2 + (self.y - _track(y)) ** 2
+        self._blend(np.exp(square * np.float32(-0.5 / radius**2)) * _track(strength), colour)
+
+    def during(self, frames: np.ndarray) -> "Painter":
+        """A painter of these frames only (indices without gaps); tracks given to it have shape (len(frames),)."""
+        span = slice(int(frames[0]), int(frames[-1]) + 1)
+        part = copy.copy(self)
+        part.frames = self.frames[span]
+        part.x = self.x[span] if len(self.x) > 1 else self.x
+        part.y = self.y[span] if len(self.y) > 1 else self.y
+        return part
+
+    def _fill(self, distance: np.ndarray, colour: Colour, alpha: Track) -> None:
+        coverage = np.clip(np.float32(0.5) - distance * np.float32(self.size), 0, 1)
+        self._blend(coverage * _track(alpha), colour)
+
+    def _blend(self, alpha: np.ndarray, colour: Colour) -> None:
+        """Colour is (3,) or a track (NUM_FRAMES, 3)."""
+        shade = np.asarray(colour, np.float32).reshape(-1, 1, 1, 3)
+        self.frames += alpha[..., None] * (shade - self.frames)
+
+
+def _track(value: Track) -> np.ndarray:
+    """Numbers become scalars, tracks (NUM_FRAMES,) become (NUM_FRAMES, 1, 1), grids stay."""
+    array = np.asarray(value, np.float32)
+    return array.reshape(-1, 1, 1) if array.ndim == 1 else array

@@ -1,0 +1,40 @@
+"""Write a clip as mp4 (h264 + aac), the same bytes for the same clip and library versions."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.codec.context import Flags
+
+from avssl.data.demo.timing import FPS, SAMPLE_RATE
+
+
+def write_mp4(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
+    """Encode frames (T, H, W, 3) uint8 and audio (S,) float32.
+
+    One thread and bit-exact flags keep clock, host and thread count out of the file. The muxer stores the encoder's
+    priming samples in an edit list, so that both streams start at 0 in any reader that honours it.
+
+    Raises:
+        OSError: the file cannot be written (PyAV's errors derive from it and keep ``errno``).
+    """
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=Fraction(FPS).limit_denominator(100))
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        video.options = {"preset": "veryfast", "crf": "23", "threads": "1"}
+        sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        sound.bit_rate = 48000
+        for stream in (video, sound):
+            stream.codec_context.flags |= Flags.bitexact
+            stream.codec_context.thread_count = 1
+        for picture in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+        for start in range(0, len(audio), 1024):
+            block = av.AudioFrame.from_ndarray(audio[None, start : start + 1024], format="fltp", layout="mono")
+            block.sample_rate = SAMPLE_RATE
+            block.pts = start
+            container.mux(sound.encode(block))
+        container.mux(sound.encode())
