@@ -19,7 +19,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import find_stream, open_media, seconds, start_of
+from avssl.data.media.probe import find_audio, open_media, seconds, start_of
 
 # Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
 _RUN_UP = 1.0
@@ -66,15 +66,14 @@ def read_audio(
     if start < 0 or (duration is not None and duration <= 0) or sample_rate <= 0:
         raise ValueError(f"need start >= 0, duration > 0, sample_rate > 0; got {start}, {duration}, {sample_rate}")
     with open_media(path) as container:
-        stream = find_stream(container, "audio", path)
-        assert isinstance(stream, AudioStream)
+        stream = find_audio(container, path)
         declared = _extent(container, stream)
         end = math.inf if duration is None else start + duration
         track = _decode(container, stream, start, end, sample_rate, path)
         if track.broken_seek:
             # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
             with open_media(path) as again:
-                track = _decode(again, find_stream(again, "audio", path), start, end, sample_rate, path, seek=False)
+                track = _decode(again, find_audio(again, path), start, end, sample_rate, path, seek=False)
     if duration is None:
         end = max(track.end, declared[1], start + 1 / sample_rate)
     span = end - start
@@ -212,7 +211,7 @@ def _mono(frame: AudioFrame, path: str | Path) -> np.ndarray:
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
     elif np.issubdtype(samples.dtype, np.integer):
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        samples = samples.astype(np.float32) / float(1 << (8 * samples.dtype.itemsize - 1))
     if channels == 1:
         return samples[0].astype(np.float32)
     if channels > 2:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError
 
-Kind = Literal["audio", "video"]
+StreamT = TypeVar("StreamT", AudioStream, VideoStream)
 
 # A header that promises this much more than the file could hold belongs to a file that was cut off.
 _PROMISED_SIZE = 1.25
@@ -100,31 +100,46 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
         yield container
 
 
-def find_stream(container: InputContainer, kind: Kind, path: str | Path) -> AudioStream | VideoStream:
-    """FFmpeg's choice of stream if it can be decoded, else the first that can; raises MediaError with the reason.
+def find_audio(container: InputContainer, path: str | Path) -> AudioStream:
+    """The sound to read: FFmpeg's choice if it has a decoder and a sample rate, else the first stream that has.
 
-    Cover art (an attached picture) is not video. A stream without a decoder, sample rate or frame size does not count.
+    Raises MediaError: "no audio stream", "no audio decoder", "unknown sample rate".
     """
-    streams = [s for s in getattr(container.streams, kind) if not s.disposition & Disposition.attached_pic]
+    streams = list(container.streams.audio)
+    problems = {}
+    for stream in _preferred_first(streams, container.streams.best("audio"), path, "audio"):
+        context = stream.codec_context
+        if context is None:
+            problems[stream.index] = "no audio decoder"
+        elif not context.sample_rate or not context.channels:
+            problems[stream.index] = "unknown sample rate"
+        else:
+            return stream
+    raise MediaError(path, next(iter(problems.values())))
+
+
+def find_video(container: InputContainer, path: str | Path) -> VideoStream:
+    """The pictures to read, chosen as by `find_audio`; cover art (an attached picture) is not video.
+
+    Raises MediaError: "no video stream", "no video decoder", "unknown frame size".
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    problems = {}
+    for stream in _preferred_first(streams, container.streams.best("video"), path, "video"):
+        context = stream.codec_context
+        if context is None:
+            problems[stream.index] = "no video decoder"
+        elif not context.width or not context.height:
+            problems[stream.index] = "unknown frame size"
+        else:
+            return stream
+    raise MediaError(path, next(iter(problems.values())))
+
+
+def _preferred_first(streams: list[StreamT], best: Stream | None, path: str | Path, kind: str) -> list[StreamT]:
     if not streams:
         raise MediaError(path, f"no {kind} stream")
-    best = container.streams.best(kind)
-    # A stable sort: the preferred stream first, the rest in file order.
-    streams.sort(key=lambda stream: best is None or stream.index != best.index)
-    problems = [stream_problem(stream) for stream in streams]
-    if "" not in problems:
-        raise MediaError(path, problems[0])
-    return streams[problems.index("")]
-
-
-def stream_problem(stream: AudioStream | VideoStream) -> str:
-    """Why the header rules a stream out, "" if it does not."""
-    context = stream.codec_context
-    if context is None:
-        return f"no {stream.type} decoder"
-    if stream.type == "audio":
-        return "" if context.sample_rate and context.channels else "unknown sample rate"
-    return "" if context.width and context.height else "unknown frame size"
+    return sorted(streams, key=lambda stream: best is None or stream.index != best.index)  # stable: rest in file order
 
 
 def seconds(stream: AudioStream | VideoStream, ticks: int | None) -> float | None:
@@ -138,31 +153,30 @@ def start_of(container: InputContainer) -> float:
 
 
 def _read_header(container: InputContainer, path: str) -> tuple[MediaInfo, bool]:
-    duration = container.duration / av.time_base if container.duration else None
-    info = MediaInfo(path, duration=duration, container=container.format.name)
-    bit_rate, durations = 0, []
+    """The header's facts, and whether they are suspicious."""
+    info = MediaInfo(path, container=container.format.name)
+    bit_rate = 0
     try:
-        audio = find_stream(container, "audio", path)
-        context = audio.codec_context
-        info = replace(info, has_audio=True, sample_rate=context.sample_rate, channels=context.channels,
-                       audio_duration=seconds(audio, audio.duration), audio_codec=context.name)  # fmt: skip
+        audio = find_audio(container, path)
+        sound = audio.codec_context
+        info = replace(info, has_audio=True, sample_rate=sound.sample_rate, channels=sound.channels,
+                       audio_duration=seconds(audio, audio.duration), audio_codec=sound.name)  # fmt: skip
         bit_rate += audio.bit_rate or 0
-        durations.append(info.audio_duration)
     except MediaError as error:
         info = replace(info, audio_error=error.reason)
     try:
-        video = find_stream(container, "video", path)
-        context = video.codec_context
-        rate = video.average_rate or video.guessed_rate
-        info = replace(info, has_video=True, fps=float(rate) if rate else None, width=context.width,
-                       height=context.height, video_duration=seconds(video, video.duration),
-                       video_codec=context.name)  # fmt: skip
+        video = find_video(container, path)
+        pictures, rate = video.codec_context, video.average_rate or video.guessed_rate
+        info = replace(info, has_video=True, fps=float(rate) if rate else None, width=pictures.width,
+                       height=pictures.height, video_duration=seconds(video, video.duration),
+                       video_codec=pictures.name)  # fmt: skip
         bit_rate += video.bit_rate or 0
-        durations.append(info.video_duration)
     except MediaError as error:
         info = replace(info, video_error=error.reason)
-    if duration is None:
-        info = replace(info, duration=max((d for d in durations if d), default=None))
+    if container.duration:
+        info = replace(info, duration=container.duration / av.time_base)
+    else:
+        info = replace(info, duration=max((d for d in (info.audio_duration, info.video_duration) if d), default=None))
     promised = bit_rate / 8 * (info.duration or 0)
     suspicious = not info.duration or promised > _PROMISED_SIZE * container.size
     return _with_error(info), suspicious
@@ -171,33 +185,42 @@ def _read_header(container: InputContainer, path: str) -> tuple[MediaInfo, bool]
 def _with_error(info: MediaInfo) -> MediaInfo:
     """Sum up the streams' errors into the file's."""
     if info.has_audio or info.has_video:
-        return replace(info, error="" if info.duration is None or info.duration > 0 else "zero length")
-    if info.audio_error == "no audio stream":
-        both = info.video_error == "no video stream"
-        return replace(info, error="no audio or video stream" if both else info.video_error)
-    return replace(info, error=info.audio_error)
+        return replace(info, error="zero length" if info.duration == 0 else "")
+    problems = [e for e in (info.audio_error, info.video_error) if not e.startswith("no ") or not e.endswith(" stream")]
+    return replace(info, error=problems[0] if problems else "no audio or video stream")
 
 
 def _verify(info: MediaInfo) -> MediaInfo:
     """Replace what the header says by what decoding and reading all packets show."""
-    if info.has_audio and not _decodes(info.path, "audio"):
+    if info.has_audio and not _decodes(info.path, find_audio):
         info = replace(info, has_audio=False, sample_rate=None, channels=None, audio_duration=None,
                        audio_error="audio does not decode")  # fmt: skip
-    if info.has_video and not _decodes(info.path, "video"):
+    if info.has_video and not _decodes(info.path, find_video):
         info = replace(info, has_video=False, fps=None, width=None, height=None, video_duration=None,
                        video_error="video does not decode")  # fmt: skip
-    kinds: list[Kind] = [kind for kind in ("audio", "video") if getattr(info, f"has_{kind}")]
-    if kinds:
-        ends = _packet_ends(info.path, kinds)
-        info = replace(info, duration=max(ends.values()), **{f"{kind}_duration": end for kind, end in ends.items()})
+    if not (info.has_audio or info.has_video):
+        return _with_error(info)
+    with open_media(info.path) as container:
+        ends = {}
+        if info.has_audio:
+            ends[find_audio(container, info.path).index] = 0.0
+        if info.has_video:
+            ends[find_video(container, info.path).index] = 0.0
+        indices = list(ends)
+        ends = _packet_ends(container, ends)
+    info = replace(
+        info,
+        duration=max(ends.values()),
+        audio_duration=ends[indices[0]] if info.has_audio else None,
+        video_duration=ends[indices[-1]] if info.has_video else None,
+    )
     return _with_error(info)
 
 
-def _decodes(path: str, kind: Kind) -> bool:
+def _decodes(path: str, find: Callable[[InputContainer, str], AudioStream | VideoStream]) -> bool:
     """Whether the stream's first packets give one frame."""
     with open_media(path) as container:
-        stream = find_stream(container, kind, path)
-        packets = container.demux(stream)
+        packets = container.demux(find(container, path))
         for _ in range(_TRIAL_PACKETS):
             try:
                 packet = next(packets)
@@ -211,18 +234,14 @@ def _decodes(path: str, kind: Kind) -> bool:
     return False
 
 
-def _packet_ends(path: str, kinds: list[Kind]) -> dict[str, float]:
-    """Seconds from the file's start to the end of each stream's last packet."""
-    with open_media(path) as container:
-        streams = {find_stream(container, kind, path).index: kind for kind in kinds}
-        origin = start_of(container)
-        ends = dict.fromkeys(kinds, 0.0)
-        try:
-            for packet in container.demux([container.streams[index] for index in streams]):
-                if packet.pts is not None:
-                    kind = streams[packet.stream_index]
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
-                    ends[kind] = max(ends[kind], end)
-        except av.FFmpegError:
-            pass  # the file ends here as far as any reader is concerned
-        return {str(kind): end for kind, end in ends.items()}
+def _packet_ends(container: InputContainer, ends: dict[int, float]) -> dict[int, float]:
+    """Seconds from the file's start to the end of the last packet of each stream (by index)."""
+    origin, ends = start_of(container), dict(ends)
+    try:
+        for packet in container.demux([container.streams[index] for index in ends]):
+            if packet.pts is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
+                ends[packet.stream_index] = max(ends[packet.stream_index], end)
+    except av.FFmpegError:
+        pass  # the file ends here as far as any reader is concerned
+    return ends

@@ -19,7 +19,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import find_stream, open_media, seconds, start_of
+from avssl.data.media.probe import find_video, open_media, seconds, start_of
 
 logger = logging.getLogger(__name__)
 decord.logging.set_level(decord.logging.QUIET)
@@ -59,8 +59,7 @@ def read_frames(path: str | Path, times: Sequence[float] | np.ndarray, size: int
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     with open_media(path) as container:
-        stream = find_stream(container, "video", path)
-        assert isinstance(stream, VideoStream)
+        stream = find_video(container, path)
         shape = _scaled(stream.codec_context.width, stream.codec_context.height, size)
         if container.format.name in _NOT_FOR_DECORD:
             return _read_with_pyav(path, wanted, shape)
@@ -110,8 +109,8 @@ def _read_with_pyav(path: str | Path, wanted: np.ndarray, shape: tuple[int, int]
     """Decode from the keyframe before the first instant; slower than decord, and for what decord cannot read."""
     for seek in (True, False):
         with open_media(path) as container:
-            stream = find_stream(container, "video", path)
-            assert isinstance(stream, VideoStream) and stream.time_base is not None
+            stream = find_video(container, path)
+            assert stream.time_base is not None
             origin, sought = start_of(container), seek and wanted.min() > _RUN_UP
             if sought:
                 with suppress(av.FFmpegError):  # some containers cannot seek: decode from the beginning
@@ -146,7 +145,7 @@ def _decode_until(
         after = starts[-1] if starts else -np.inf
         stamp = frame.dts if frame.pts is None else frame.pts
         if stamp is not None:
-            time = max(float(stamp * stream.time_base) - origin, after)
+            time = max((seconds(stream, stamp) or 0.0) - origin, after)
         elif starts:
             time = after + interval
         else:
