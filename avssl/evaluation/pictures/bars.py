@@ -56,8 +56,8 @@ def head_to_head(
                     axes.vlines(place, low, high, color=INK, linewidth=1.2)
                     top = max(value, high)
                 tallest = max(tallest, top)
-                offset = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-                axes.annotate(f"{100 * value:.1f}", (place, top), **offset)
+                text = f"{100 * value:.1f}"
+                axes.annotate(text, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)
         if chance is not None:
             axes.axhline(chance, color=FAINT, linestyle="--", linewidth=1, zorder=3, label=f"chance {chance:.1%}")
         axes.set_xticks(range(len(table)), list(table))
@@ -66,5 +66,8 @@ def head_to_head(
         axes.set(ylabel=ylabel, ylim=(0, max(tallest * 1.12, 0.05)))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(True, axis="y")
-        figure.legend(loc="outside lower center", ncols=min(4, len(starts) + 1), fontsize=9)
+        handles, labels = axes.get_legend_handles_labels()
+        entries = sorted(zip(handles, labels, strict=True), key=lambda entry: entry[1].startswith("chance "))
+        handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(starts) + 1), fontsize=9)
         save(figure, path)

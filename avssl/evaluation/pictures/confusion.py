@@ -1,5 +1,6 @@
 """Which classes are taken for which."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from avssl.evaluation.arrays import Arrayish, to_numpy
 from avssl.evaluation.pictures.style import INK, check_names, new_figure, save, shorten, styled
 
 ANNOTATED = 20  # with more classes than this the numbers do not fit into their cells
+POINTS = 72  # in an inch
 
 
 def confusion_matrix(
@@ -37,16 +39,19 @@ def confusion_matrix(
     support = counts.sum(axis=1, keepdims=True)
     share = np.ma.masked_where(np.broadcast_to(support == 0, counts.shape), counts / np.where(support > 0, support, 1))
     accuracy = np.diag(counts).sum() / max(counts.sum(), 1)
-    side = float(np.clip(0.42 * classes, 3.2, 12.5))
-    font = float(np.clip(200 * side / 8 / classes, 4.5, 9))
+    side = float(np.clip(0.42 * classes, 2.8, 11.5))
+    font = float(np.clip(0.5 * POINTS * side / classes, 5, 9))
+    margin = 0.6 * font * max(map(len, names)) / POINTS
+    every = math.ceil(font * 1.1 / (POINTS * side / classes))  # hundreds of classes: as many names as have room
+    heading = f"{title}: {accuracy:.1%} of {int(counts.sum())} clips right"
     with styled():
-        figure = new_figure(side + 2.1, side + 1.6, f"{title}: {accuracy:.1%} of {int(counts.sum())} clips right")
+        figure = new_figure(side + margin + 1.7, side + margin + 0.8, heading)
         axes = figure.add_subplot()
         colours = colormaps["Blues"].with_extremes(bad="#E3E3E3")
         image = axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
         axes.set(xlabel="predicted class", ylabel="true class")
-        axes.set_xticks(range(classes), names, rotation=90 if classes > 8 else 35, fontsize=font)
-        axes.set_yticks(range(classes), names, fontsize=font)
+        axes.set_xticks(range(0, classes, every), names[::every], rotation=90 if classes > 8 else 35, fontsize=font)
+        axes.set_yticks(range(0, classes, every), names[::every], fontsize=font)
         if classes <= 8:
             for label in axes.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.pictures.style import FAINT, PALETTE, new_figure, save, styled
 
 # Title, axis label, and which keys of the metrics file belong to the panel. The first match takes the key.
 PANELS = (
-    ("Loss", "nats", r"loss"),
+    ("Loss", "", r"loss"),
     ("Learning rate", "", r"(^|[/_.])(lr|learning_rate)([/_.]|$)"),
     ("Temperature", "", r"temperature"),
     ("Retrieval", "recall", r"R@\d+$"),
@@ -22,6 +23,9 @@ PANELS = (
     ("Gradient norm", "", r"grad(ient)?_norm"),
     ("Speed", "clips/s", r"(clips|samples)_per_s(ec|econd)?"),
 )
+
+# Only these are smoothed: a moving average would round the corners of a schedule.
+NOISY = ("Loss", "Gradient norm", "Speed")
 
 
 def smooth(values: FloatArray, window: int) -> FloatArray:
@@ -45,11 +49,11 @@ def collect(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[str, tuple
     return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in ordered.items()}
 
 
-def _draw(axes: Axes, series: dict[str, tuple[FloatArray, FloatArray]], keys: list[str]) -> None:
+def _draw(axes: Axes, series: dict[str, tuple[FloatArray, FloatArray]], keys: list[str], noisy: bool) -> None:
     for position, key in enumerate(keys):
         steps, values = series[key]
         colour = PALETTE[position % len(PALETTE)]
-        window = len(values) // 30
+        window = len(values) // 30 if noisy else 0
         if len(values) == 1:
             axes.plot(steps, values, "o", color=colour, label=key)
         elif window >= 2:
@@ -70,7 +74,8 @@ def loss_curves(
 ) -> None:
     """Loss, learning rate, temperature, retrieval and accuracy over steps, one panel each, where they were logged.
 
-    Long series are drawn faintly as they are, with a centred moving average over 1/30 of the run on top.
+    Long noisy series (loss, gradient norm, speed) are drawn faintly as they are, under a centred
+    moving average over 1/30 of the run.
 
     Args:
         rows: parsed lines of ``metrics.jsonl``: mappings with ``step_key`` and any numbers, ``train/loss`` for example.
@@ -97,17 +102,16 @@ def loss_curves(
         figure = new_figure(4.3 * columns, 3.1 * lines + 0.4, title)
         for position, (name, unit, keys) in enumerate(panels):
             axes = figure.add_subplot(lines, columns, position + 1)
-            _draw(axes, series, keys[:max_lines])
+            _draw(axes, series, keys[:max_lines], noisy=name in NOISY)
             axes.set(title=name, xlabel="step", ylabel=unit)
             axes.grid(True)
             axes.margins(x=0.02)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             if name in ("Retrieval", "Accuracy"):
                 axes.set_ylim(bottom=0)
             if len(keys) > 1:
                 more = f"+ {len(keys) - max_lines} more" if len(keys) > max_lines else None
                 axes.legend(fontsize=7.5, title=more, title_fontsize=7.5, loc="best")
-            elif keys[0].lower().replace("_", " ").split("/")[-1] != name.lower():
-                axes.text(
-                    1, 1.02, keys[0], transform=axes.transAxes, ha="right", va="bottom", color=FAINT, fontsize=7.5
-                )
+            else:
+                axes.set_title(keys[0], loc="right", color=FAINT, fontsize=7.5, fontweight="normal")
         save(figure, path)

@@ -55,7 +55,7 @@ def retrieval_examples(
         raise ValueError("queries: nothing to draw")
     columns = max(1, min(columns, max(len(query.frames) for query in queries)))
     with styled():
-        figure = new_figure(2.5 + 1.65 * columns, 1.95 * len(queries) + 0.6, title)
+        figure = new_figure(max(6.5, 2.5 + 1.65 * columns), 1.95 * len(queries) + 0.6, title)
         grid = figure.add_gridspec(len(queries), columns + 1, width_ratios=[1.5] + [1] * columns)
         for row, query in enumerate(queries):
             if len(query.right) != len(query.frames):

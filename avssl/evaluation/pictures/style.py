@@ -1,12 +1,15 @@
-"""One look for every picture. Figures are built without pyplot: no global state, safe in threads and without a display."""
+"""One look for every picture. Figures are built without pyplot: no global state, no display needed."""
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from avssl.evaluation.files import atomic_path
 
@@ -17,7 +20,7 @@ RIGHT, WRONG = PALETTE[2], PALETTE[1]
 INK, FAINT = "#222222", "#8A8F98"
 DPI = 150
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -40,14 +43,16 @@ SETTINGS = {
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """White figure of that many inches, laid out so that nothing overlaps."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white"
+    )
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def styled() -> rc_context:
+def styled() -> AbstractContextManager[None]:
     """Context in which axes are made: ``with styled(): ...``; matplotlib's settings are as before afterwards."""
     return rc_context(SETTINGS)
 

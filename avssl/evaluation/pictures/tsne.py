@@ -74,7 +74,7 @@ def tsne_before_after(
             for number, label in enumerate(present):
                 colour, marker = class_style(number)
                 x, y = place[truth == label].T
-                size = float(np.clip(6000 / len(truth), 6, 34))
+                size = float(np.clip(12000 / len(truth), 10, 36))
                 axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=0.8, linewidths=0.3, edgecolors="white")
             score = silhouette(unit_rows(features.astype(np.float64)), truth, seed=seed)
             axes.set_title(f"{name}, silhouette {score:+.2f}" if np.isfinite(score) else name)

@@ -81,7 +81,7 @@ def test_failures_are_kept_and_a_batch_of_failures_alone_is_skipped():
 
 def test_all_failed_names_the_first_cause():
     batches = [clips(torch.ones(0, 2), [], [Failed("a.mp4", "no such file"), Failed("b.mp4", "corrupt")])]
-    with pytest.raises(ValueError, match="2 failures, the first a.mp4: no such file"):
+    with pytest.raises(ValueError, match=r"2 failures, the first a\.mp4: no such file"):
         embed(lambda batch: batch.audio, batches, progress=False)
     with pytest.raises(ValueError, match="no batches"):
         embed(lambda batch: batch.audio, [], progress=False)
@@ -90,7 +90,7 @@ def test_all_failed_names_the_first_cause():
 def test_nan_names_the_clip():
     values = torch.ones(3, 2)
     values[1, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN .* 'clip7'"):
+    with pytest.raises(ValueError, match=r"NaN .* 'clip7'"):
         embed(lambda batch: batch.audio, [clips(values, [3, 7, 9])], progress=False)
 
 

@@ -1,0 +1,131 @@
+"""One page that tells a run: headline numbers, tables, pictures, the configuration and where it all comes from."""
+
+import base64
+import math
+import mimetypes
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from avssl.evaluation.files import atomic_path
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        title: heading.
+        columns: names of the columns.
+        rows: cells, as many to a row as there are columns; numbers are set right, everything else left.
+        note: a line under the table: protocol, what chance would be, how many clips.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.title!r}: row {number} has {len(row)} cells for {len(self.columns)} columns"
+                )
+
+
+def show(value: Any) -> str:
+    """A cell or headline as text: 4 significant digits, a dash for None and NaN, yes and no."""
+    if value is None or (isinstance(value, numbers.Real) and not math.isfinite(value)):
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}".replace(",", "\N{THIN SPACE}")
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return f"{number:.4g}" if abs(number) < 1e4 else f"{number:.3e}"
+    return str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is set right: numbers, and strings that are a number with a percent sign."""
+    if isinstance(value, str):
+        return value.rstrip(" %").lstrip("+-\N{MINUS SIGN}").replace(".", "", 1).isdigit()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def data_uri(path: str | os.PathLike[str]) -> str:
+    """A picture as text to stand in the page itself.
+
+    Raises:
+        ValueError: missing, or not a picture by its name.
+    """
+    kind = mimetypes.guess_type(os.fspath(path))[0] or ""
+    if not kind.startswith("image/"):
+        raise ValueError(f"pictures: {path} is not named like a picture (.png, .jpg, .svg)")
+    if not Path(path).is_file():
+        raise ValueError(f"pictures: {path} does not exist; draw it before the report")
+    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode('ascii')}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    *,
+    title: str,
+    summary: Mapping[str, Any],
+    tables: Sequence[Table] = (),
+    pictures: Sequence[tuple[str | os.PathLike[str], str]] = (),
+    config_yaml: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``report.html``, a single file that needs nothing beside it and nothing from the network.
+
+    Args:
+        folder: where the page goes; made when missing.
+        summary: name -> headline value, shown as cards in this order. Strings stand as they are.
+        pictures: (file, caption); files are embedded.
+        config_yaml: the run's whole configuration, folded away at the end.
+        provenance: of :func:`avssl.evaluation.result.provenance`, or any mapping; nested keys are joined by dots.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: a picture is missing or not a picture.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["show"] = show
+    environment.tests["numeric"] = is_number
+    text = environment.get_template("report.html").render(
+        title=title,
+        summary=list(summary.items()),
+        tables=tables,
+        pictures=[(data_uri(path), caption) for path, caption in pictures],
+        config_yaml=config_yaml.strip(),
+        provenance=_flat(provenance or {}),
+    )
+    target = Path(folder) / "report.html"
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target

@@ -1,0 +1,177 @@
+"""Pictures: that they show what they were given, refuse what cannot be shown, and touch no global state."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+import avssl  # noqa: F401
+from avssl.evaluation.pictures import (
+    RetrievalExample,
+    confusion_matrix,
+    head_to_head,
+    loss_curves,
+    retrieval_examples,
+    tsne_before_after,
+)
+from avssl.evaluation.pictures import confusion as confusion_module
+from avssl.evaluation.pictures import curves as curves_module
+from avssl.evaluation.pictures import matches as matches_module
+from avssl.evaluation.pictures.curves import collect, smooth
+from avssl.evaluation.pictures.style import RIGHT, WRONG, class_style
+from avssl.evaluation.pictures.tsne import tsne_map
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that the pictures are saved from, for a look inside."""
+    made = []
+    for module in (confusion_module, curves_module, matches_module):
+        original = module.save
+        monkeypatch.setattr(
+            module, "save", lambda figure, path, save=original: (made.append(figure), save(figure, path))
+        )
+    return made
+
+
+def ink(path) -> float:
+    """Share of pixels that are not white."""
+    return float((mpl.image.imread(path)[..., :3].min(axis=2) < 0.97).mean())
+
+
+def test_curves_draw_the_numbers_logged(tmp_path, figures):
+    rows = [json.loads(f'{{"step": {step}, "train/loss": {5 - step / 100}, "train/lr": 0.1}}') for step in range(300)]
+    rows += [{"step": 299, "val/audio_to_video/R@1": 0.5}, {"step": 10, "note": "text", "train/loss": float("nan")}]
+    loss_curves(rows, tmp_path / "curves.png")
+    titles = [axes.get_title(loc="left") for axes in figures[0].axes]
+    assert titles == ["Loss", "Learning rate", "Retrieval"]
+    raw, smoothed = figures[0].axes[0].lines
+    np.testing.assert_allclose(raw.get_ydata(), [5 - step / 100 for step in range(300)])
+    assert raw.get_alpha() < 1
+    np.testing.assert_allclose(smoothed.get_ydata(), raw.get_ydata(), atol=0.06)
+    assert ink(tmp_path / "curves.png") > 0.01
+
+
+def test_a_schedule_is_not_smoothed(tmp_path, figures):
+    loss_curves([{"step": i, "lr": abs(i - 100)} for i in range(300)], tmp_path / "lr.png")
+    (line,) = figures[0].axes[0].lines
+    assert min(line.get_ydata()) == 0
+
+
+def test_smoothing_keeps_constants_and_shifts_nothing():
+    np.testing.assert_allclose(smooth(np.full(50, 3.0), 7), 3.0)
+    peak = smooth(np.eye(1, 51, 25)[0], 5)
+    assert peak.argmax() in range(23, 28) and peak.sum() == pytest.approx(1)
+
+
+def test_resumed_runs_keep_the_later_value_and_steps_are_sorted():
+    series = collect([{"step": 2, "loss": 1}, {"step": 1, "loss": 9}, {"step": 2, "loss": 5}, {"loss": 7}], "step")
+    assert [part.tolist() for part in series["loss"]] == [[1, 2], [9, 5]]
+
+
+def test_curves_without_anything_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="keys with numbers: colour"):
+        loss_curves([{"step": 1, "colour": 3}], tmp_path / "none.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_confusion_shows_row_shares_and_greys_classes_without_rows(tmp_path, figures):
+    confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), ["a", "b", "c"], tmp_path / "c.png")
+    image = figures[0].axes[0].images[0].get_array()
+    np.testing.assert_allclose(image[[0, 2]], [[0.75, 0.25, 0], [0, 0, 1]])
+    assert image.mask[1].all() and not image.mask[[0, 2]].any()
+    assert {text.get_text() for text in figures[0].axes[0].texts} == {"75", "25", "100"}
+    assert "83.3%" in figures[0].get_suptitle()
+
+
+@pytest.mark.parametrize("classes", [1, 10, 60, 309])
+def test_confusion_of_any_size(tmp_path, classes):
+    path = tmp_path / "c.png"
+    confusion_matrix(np.eye(classes, dtype=int), [f"class number {i}" for i in range(classes)], path)
+    assert max(mpl.image.imread(path).shape) < 2600
+    assert ink(path) > 0.01
+
+
+def test_confusion_refuses_what_is_not_one(tmp_path):
+    for matrix, names, message in (
+        (np.ones((2, 3)), ["a", "b"], r"expected \(C, C\)"),
+        (np.ones((2, 2)), ["a"], "1 names for 2 classes"),
+        (np.array([[np.nan, 1], [1, 1]]), ["a", "b"], "negative or NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            confusion_matrix(matrix, names, tmp_path / "c.png")
+
+
+def test_tsne_is_seeded_and_separates_what_is_separate():
+    labels = np.arange(60) % 3
+    features = np.eye(8)[labels] * 5 + np.random.default_rng(0).normal(size=(60, 8)) * 0.1
+    places = tsne_map(features, seed=1)
+    np.testing.assert_array_equal(places, tsne_map(features, seed=1))
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(60)
+    assert (labels[distance.argmin(axis=1)] == labels).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 7])
+def test_tsne_of_few_rows(tmp_path, rows):
+    features = np.random.default_rng(0).normal(size=(rows, 6))
+    assert tsne_map(features).shape == (rows, 2)
+    tsne_before_after(features, np.ones((rows, 3)), np.arange(rows) % 2, ["a", "b"], tmp_path / "t.png")
+    assert ink(tmp_path / "t.png") > 0.01
+
+
+def test_tsne_samples_large_sets_and_leaves_out_unlabelled_rows(tmp_path):
+    features = np.random.default_rng(0).normal(size=(80, 6))
+    labels = np.r_[np.full(20, -1), np.arange(60) % 2]
+    tsne_before_after(features, features, labels, ["a", "b"], tmp_path / "t.png", max_points=30)
+    with pytest.raises(ValueError, match="unlabelled"):
+        tsne_before_after(features, features, np.full(80, -1), ["a"], tmp_path / "t.png")
+    with pytest.raises(ValueError, match="must be the same clips"):
+        tsne_before_after(features, features[:5], labels, ["a", "b"], tmp_path / "t.png")
+
+
+def test_sixty_four_classes_look_different():
+    assert len({class_style(i) for i in range(64)}) == 64
+
+
+def test_retrieval_frames_the_right_one(tmp_path, figures):
+    frames = [np.full((20, 30, 3), 40 * i, np.uint8) for i in range(6)]
+    query = RetrievalExample(np.zeros((16, 40)), frames, [False, True] + [False] * 4, "dog", ["x"] * 6, rank=2)
+    retrieval_examples(tmp_path / "r.png", [query, query])
+    axes = figures[0].axes
+    assert len(axes) == 2 * 6  # a spectrogram and the first five frames, twice
+    assert [to_hex(a.spines["left"].get_edgecolor()).upper() for a in axes[1:6]] == [WRONG, RIGHT, WRONG, WRONG, WRONG]
+    assert axes[0].get_xlabel() == "right clip at rank 2"
+
+
+def test_retrieval_refuses_float_frames_and_unequal_flags(tmp_path):
+    frame = np.zeros((4, 4, 3), np.uint8)
+    for queries, message in (
+        ([], "nothing to draw"),
+        ([RetrievalExample(np.zeros((2, 2)), [frame.astype(float)], [True])], "uint8"),
+        ([RetrievalExample(np.zeros((2, 2)), [frame], [])], "0 flags for 1 frames"),
+        ([RetrievalExample(np.zeros(2), [frame], [True])], r"expected \(F, T\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrieval_examples(tmp_path / "r.png", queries)
+
+
+def test_head_to_head(tmp_path):
+    table = {"linear probe": {"random": 0.3, "pretrained": 0.7}, "kNN": {"random": float("nan"), "pretrained": 0.6}}
+    intervals = {"linear probe": {"random": (0.2, 0.4)}}
+    head_to_head(table, tmp_path / "b.png", intervals=intervals, chance=0.1)
+    assert ink(tmp_path / "b.png") > 0.05
+    with pytest.raises(ValueError, match="nothing to draw"):
+        head_to_head({}, tmp_path / "b.png")
+
+
+def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path):
+    before = dict(mpl.rcParams)
+    confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "c.png")
+    assert dict(mpl.rcParams) == before
+    code = "import sys, avssl.evaluation.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
