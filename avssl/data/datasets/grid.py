@@ -10,13 +10,14 @@ from avssl.data.datasets.layout import VIDEO, media_files
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # One character of the file name for each word, in the corpus' order; W is not among its letters.
 WORDS = {
     "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     "colour": {"b": "blue", "g": "green", "r": "red", "w": "white"},
     "preposition": {"a": "at", "b": "by", "i": "in", "w": "with"},
     "letter": {letter: letter for letter in "abcdefghijklmnopqrstuvxyz"},
-    "digit": dict(zip("z123456789", "zero one two three four five six seven eight nine".split(), strict=True)),
+    "digit": dict(zip("z123456789", DIGITS, strict=True)),
     "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
 }
 
