@@ -227,7 +227,8 @@ class PretrainConfig:
         log: Logging and checkpoints.
         wandb: Weights & Biases.
         output: Folder of the run; default: runs/pretrain-NAME.
-        resume: auto continues the run that the output folder holds; none starts over; a path continues that checkpoint.
+        resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
+            under another name; a path continues that checkpoint.
         seed: Seed of everything random.
     """
 
@@ -242,7 +243,7 @@ class PretrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
-    resume: str = "none"
+    resume: str = "auto"
     seed: int = 0
 
 
@@ -263,7 +264,8 @@ class FinetuneConfig:
         log: Logging and checkpoints.
         wandb: Weights & Biases.
         output: Folder of the run; default: runs/finetune-NAME-HEAD-START.
-        resume: auto continues the run that the output folder holds; none starts over; a path continues that checkpoint.
+        resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
+            under another name; a path continues that checkpoint.
         seed: Seed of everything random.
     """
 
@@ -278,7 +280,7 @@ class FinetuneConfig:
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
-    resume: str = "none"
+    resume: str = "auto"
     seed: int = 0
 
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,16 @@ class FailureMonitor:
             "reasons": dict(self.reasons.most_common()),
             "first": str(self.first) if self.first else None,
         }
+
+    def state_dict(self) -> dict[str, object]:
+        """Counts so far, as plain values, for a checkpoint."""
+        first = asdict(self.first) if self.first else None
+        return {"seen": self.seen, "failed": self.failed, "reasons": dict(self.reasons), "first": first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.seen, self.failed, self.reasons = state["seen"], state["failed"], Counter(state["reasons"])
+        self.first = Failure(**state["first"]) if state["first"] else None
 
     def _causes(self) -> str:
         counts = ", ".join(f"{reason} x{count}" for reason, count in self.reasons.most_common(3))

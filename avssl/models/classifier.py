@@ -1,7 +1,8 @@
 """Audio classification: frontend, encoder and one linear head whose outputs are split by task."""
 
-import mast
 from torch import Tensor, nn
+
+import mast
 
 
 class AudioClassifier(nn.Module):

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import mast
 import torch
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
+import mast
 from avssl.models.video import create_video_encoder
 from avssl.objectives import PairOutput
 

@@ -77,7 +77,9 @@ def create_video_encoder(
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}")
+        raise ValueError(
+            f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
+        )
     try:
         backbone, num_features = _BUILDERS[name](num_frames, frame_size, pretrained)
     except URLError as error:

@@ -1,0 +1,1 @@
+"""What the tools do: data, model, task, engine, evaluation and report put together, one file each."""

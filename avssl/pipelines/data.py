@@ -1,0 +1,142 @@
+"""From a data config to splits and loaders."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+
+from avssl.config import DataConfig
+from avssl.data.catalog import find_entry, open_data
+from avssl.data.clips import ClipDataset, Modality
+from avssl.data.failures import DataError
+from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
+from avssl.data.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Splits:
+    """The usable rows of each split, and what was left out.
+
+    Attributes:
+        train: Rows to train on.
+        val: Rows to validate on while training; None without.
+        test: Rows of the final evaluation; None where the data has none.
+        labels: Class names of each head to train.
+        clip_seconds: Length of a clip.
+        digest: Hash of the whole manifest.
+        coverage: Expected and usable rows of each split, with the reasons of those left out.
+    """
+
+    train: Manifest
+    val: Manifest | None
+    test: Manifest | None
+    labels: dict[str, list[str]]
+    clip_seconds: float
+    digest: str
+    coverage: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def open_splits(
+    config: DataConfig, *, modalities: Sequence[Modality], labelled: bool, seed: int = 0, fabric: Fabric | None = None
+) -> Splits:
+    """Opens the data and divides it.
+
+    Pretraining (``labelled`` False) trains on the split "pretrain" where there is one, else on "train"; fine-tuning
+    trains on "train". Without a split "val", ``val_fraction`` of the training rows are held out.
+
+    Raises:
+        DataError: when the data has no usable row to train on, or not the head asked for.
+    """
+    if fabric is not None and not fabric.is_global_zero:
+        fabric.barrier()  # one process builds and scans, the others read its cache
+    entry = find_entry(config.name)
+    manifest = open_data(config.name, root=config.root, options=config.options)
+    if fabric is not None and fabric.is_global_zero:
+        fabric.barrier()
+    coverage: dict[str, dict[str, Any]] = {}
+
+    def usable(split: str) -> Manifest | None:
+        rows = manifest.select(split)
+        if not len(rows):
+            return None
+        good, reasons = rows.usable(audio="audio" in modalities, video="video" in modalities)
+        coverage[split] = {"expected": len(rows), "usable": len(good), "reasons": dict(reasons)}
+        if reasons:
+            missing = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+            logger.warning("%s/%s: %d of %d clips usable (%s)", config.name, split, len(good), len(rows), missing)
+        return good if len(good) else None
+
+    train = usable("train") if labelled else usable("pretrain") or usable("train")
+    if train is None:
+        raise DataError(f"data {config.name}: no usable clip to train on; {coverage or 'it has no training split'}")
+    val, test = usable("val"), usable("test")
+    if val is None and config.val_fraction > 0:
+        held_out = np.zeros(len(train), dtype=bool)
+        count = max(1, round(config.val_fraction * len(train)))
+        held_out[np.random.default_rng((seed, 7)).permutation(len(train))[:count]] = True
+        train, val = train.select(mask=~held_out), train.select(mask=held_out)
+    heads = config.heads or ([entry.head] if entry.head else list(manifest.heads))
+    unknown = set(heads) - set(manifest.heads)
+    if unknown:
+        raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
+    labels = {head: manifest.heads[head] for head in heads}
+    seconds = config.clip_seconds or entry.clip_seconds
+    return Splits(train, val, test, labels, seconds, manifest.digest, coverage)
+
+
+@dataclass
+class Loaders:
+    """Makes the loaders of a run, all with the same clips.
+
+    Args:
+        config: Data config.
+        clip_seconds: Length of a clip.
+        modalities: What to decode.
+        sample_rate: Rate of the waveforms in Hz.
+        batch_size: Clips per batch.
+        seed: Seed of spans and order.
+    """
+
+    config: DataConfig
+    clip_seconds: float
+    modalities: Sequence[Modality]
+    sample_rate: int
+    batch_size: int
+    seed: int
+
+    def _dataset(self, manifest: Manifest, **options: Any) -> ClipDataset:
+        return ClipDataset(
+            manifest,
+            modalities=self.modalities,
+            clip_seconds=self.clip_seconds,
+            sample_rate=self.sample_rate,
+            num_frames=self.config.num_frames,
+            frame_size=self.config.frame_size,
+            seed=self.seed,
+            **options,
+        )
+
+    def train(self, manifest: Manifest, fabric: Fabric, start_batch: int = 0) -> ClipLoader:
+        """Endless shuffled batches of random clips from batch ``start_batch`` on."""
+        return make_train_loader(
+            self._dataset(manifest, mode="random"),
+            min(self.batch_size, max(1, len(manifest) // fabric.world_size)),
+            seed=self.seed,
+            start_step=start_batch,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            num_workers=self.config.num_workers,
+        )
+
+    def evaluate(self, manifest: Manifest) -> ClipLoader:
+        """Every row once, in order: its centre clip, or ``eval_clips`` uniform ones."""
+        clips = self.config.eval_clips
+        options: dict[str, Any] = {"mode": "uniform", "clips_per_item": clips} if clips > 1 else {"mode": "center"}
+        return make_eval_loader(
+            self._dataset(manifest, **options), self.batch_size, num_workers=self.config.num_workers
+        )

@@ -1,0 +1,107 @@
+"""Audio encoders and pairs from what ``--checkpoint`` names: a run folder, an export, a .ckpt file, or none."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import mast
+from avssl.checkpoint import read_checkpoint
+from avssl.config import AudioConfig
+from avssl.models.pair import AudioVisualPair
+
+logger = logging.getLogger(__name__)
+
+EXPORT = "audio_encoder"
+
+
+@dataclass
+class AudioEncoder:
+    """An audio encoder with the frontend that it was trained with, and the class names of its head."""
+
+    encoder: nn.Module
+    frontend: mast.LogMel
+    labels: dict[str, list[str]]
+
+
+def frontend_options(config: AudioConfig) -> dict[str, Any]:
+    """Keyword arguments of the frontend."""
+    options: dict[str, Any] = {"sample_rate": config.sample_rate, "num_mels": config.num_mels}
+    return options | {key: value for key in ("mean", "std") if (value := getattr(config, key)) is not None}
+
+
+def random_encoder(config: AudioConfig) -> AudioEncoder:
+    """The encoder of ``config`` with random weights."""
+    frontend = mast.LogMel(**frontend_options(config))
+    return AudioEncoder(mast.create_model(config.model, num_classes=0, **config.options), frontend, {})
+
+
+def load_audio_encoder(path: Path, options: Mapping[str, Any] | None = None) -> AudioEncoder:
+    """The audio encoder of ``path``.
+
+    Args:
+        path: A run folder, an exported encoder, or a .ckpt file of a pretraining run.
+        options: Regularization to change on the loaded model, for example {drop_path: 0.1}.
+
+    Raises:
+        FileNotFoundError: when there is nothing at ``path``, or its run is not finished.
+        ValueError: when it holds another kind of model.
+    """
+    if path.suffix == ".ckpt":
+        pair = load_pair(path)
+        return AudioEncoder(pair.audio, pair.frontend, {})
+    folder = path / EXPORT if (path / EXPORT).is_dir() else path
+    if not (folder / "config.json").is_file():
+        if (path / "checkpoints").is_dir():
+            raise FileNotFoundError(
+                f"checkpoint: the run {path} is not finished; resume it, or name {path / 'checkpoints' / 'last.ckpt'}"
+            )
+        raise FileNotFoundError(
+            f"checkpoint: {path} is neither a run folder, nor an exported encoder, nor a .ckpt file"
+        )
+    loaded = mast.from_pretrained(folder)
+    if loaded.frontend is None:
+        raise ValueError(f"checkpoint: {folder} was exported without its frontend; its spectrograms cannot be remade")
+    return AudioEncoder(loaded.model, loaded.frontend, loaded.labels or {})
+
+
+def load_pair(path: Path) -> AudioVisualPair:
+    """The audio-visual pair of a pretraining run's folder or .ckpt file.
+
+    Raises:
+        FileNotFoundError: when there is no such checkpoint.
+        ValueError: when it is no checkpoint of a pair.
+    """
+    file = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint: there is no {file}")
+    state = read_checkpoint(file)
+    if state["settings"].get("kind") != "pair":
+        raise ValueError(f"checkpoint: {file} holds a {state['settings'].get('kind')}, not an audio-visual pair")
+    pair = AudioVisualPair.build(**state["settings"]["pair"])
+    prefix = "pair."
+    weights = {key.removeprefix(prefix): value for key, value in state["task"].items() if key.startswith(prefix)}
+    try:
+        pair.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: the weights of {file} do not fit its settings: {error}") from error
+    return pair
+
+
+def is_pair(path: Path) -> bool:
+    """Whether ``path`` is a pretraining run or its .ckpt, which has a video encoder too."""
+    file = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+    return file.is_file() and read_checkpoint(file)["settings"].get("kind") == "pair"
+
+
+def export_audio_encoder(
+    folder: Path, encoder: nn.Module, frontend: mast.LogMel, labels: dict[str, list[str]], extra: dict[str, Any]
+) -> None:
+    """Writes the encoder, frontend and labels where ``load_audio_encoder`` and ``mast.from_pretrained`` find them."""
+    with torch.no_grad():
+        mast.save_pretrained(encoder, folder, frontend=frontend, labels=labels, extra=extra)
+    logger.info("exported the audio encoder to %s", folder)

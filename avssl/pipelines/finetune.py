@@ -1,0 +1,207 @@
+"""Fine-tuning and linear probing, from the config to the report."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+import mast
+from avssl.config import FinetuneConfig, PretrainConfig
+from avssl.data.batch import Batch
+from avssl.data.failures import FailureMonitor
+from avssl.data.manifest import Manifest
+from avssl.engine import Engine, Schedule, make_optimizer, make_scheduler
+from avssl.evaluation.classification import multi_head_metrics
+from avssl.evaluation.embeddings import Embeddings, embed_many
+from avssl.evaluation.probe import linear_probe
+from avssl.models.classifier import AudioClassifier
+from avssl.pipelines.classification_report import Outcome, report_classification
+from avssl.pipelines.data import Loaders, Splits, open_splits
+from avssl.pipelines.encoders import (
+    EXPORT,
+    AudioEncoder,
+    export_audio_encoder,
+    load_audio_encoder,
+    random_encoder,
+)
+from avssl.pipelines.pretrain import pretrain, spectrogram_augment, total_steps, wave_augment
+from avssl.pipelines.run import Run, launch
+from avssl.tasks import FinetuneTask
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Trains a linear or a full head and evaluates it on the test split.
+
+    Returns:
+        What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
+    """
+    checkpoint = resolve_checkpoint(config)
+    fabric = launch(config.runtime, config.seed)
+    splits = open_splits(config.data, modalities=("audio",), labelled=True, seed=config.seed, fabric=fabric)
+    start = "pretrained" if checkpoint else "random"
+    folder = config.output or Path("runs") / f"finetune-{Path(config.data.name).stem}-{config.head}-{start}"
+    run = Run(config, folder, fabric, config.wandb, "finetune")
+    source = load_audio_encoder(checkpoint) if checkpoint else random_encoder(config.audio)
+    if checkpoint and config.audio.options:
+        raise ValueError("audio.options: the encoder's are the checkpoint's; leave them out with --checkpoint")
+    sample_rate = source.frontend.config["sample_rate"]
+    loaders = Loaders(config.data, splits.clip_seconds, ("audio",), sample_rate, config.optim.batch_size, config.seed)
+    source.encoder.to(fabric.device)
+    source.frontend.to(fabric.device)
+    test = splits.test if splits.test is not None else splits.val
+    if test is None:
+        raise ValueError(f"data {config.data.name}: no test split to evaluate on; set data.val_fraction")
+    before = embed_features(source, loaders, test, fabric.device) if fabric.is_global_zero else None
+    before_title = "before"
+    if config.head == "linear":
+        classifier, finished = _fit_linear(config, source, loaders, splits, fabric, before), True
+        if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
+            before, before_title = embed_features(_random_twin(source), loaders, test, fabric.device), "random weights"
+    else:
+        classifier, finished = _fit_full(config, source, loaders, splits, fabric, run)
+    result: dict[str, Any] = {"finished": finished}
+    if finished and fabric.is_global_zero:
+        assert before is not None
+        after, scores = classify_split(classifier, loaders, test, fabric.device)
+        extra = {"finetuned_on": config.data.name, "start": str(config.checkpoint)}
+        export_audio_encoder(run.folder / EXPORT, classifier.encoder, classifier.frontend, splits.labels, extra)
+        if config.head == "linear" and not checkpoint:
+            before = after  # nothing was trained that a picture could show
+        outcome = Outcome(scores, after, before, len(test), start, before_title)
+        result |= report_classification(config, run, splits, outcome)
+    run.tracker.finish(exit_code=0 if finished else 1)
+    fabric.barrier()
+    return result
+
+
+def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
+    """The path that ``checkpoint`` means; the demo's pretraining is run where it is missing."""
+    if config.checkpoint == "none":
+        return None
+    if config.checkpoint != "auto":
+        return Path(config.checkpoint)
+    folder = Path("runs") / f"pretrain-{Path(config.data.name).stem}"
+    if (folder / EXPORT).is_dir():
+        logger.info("starting from %s", folder)
+        return folder
+    if config.data.name == "demo":
+        logger.info("no pretraining run of the demo yet: running it first")
+        if not pretrain(PretrainConfig(runtime=config.runtime, wandb=config.wandb, seed=config.seed))["finished"]:
+            raise ValueError("pretraining was stopped; run the same command again to continue it")
+        return folder
+    raise FileNotFoundError(
+        f"checkpoint: there is no pretraining run {folder}; give --checkpoint PATH, or --checkpoint none to start from "
+        "random weights"
+    )
+
+
+def embed_features(source: AudioEncoder, loaders: Loaders, manifest: Manifest, device: torch.device) -> Embeddings:
+    """Encoder features (N, D), before any head, of every readable clip."""
+    encoder, frontend = source.encoder.eval(), source.frontend
+
+    def encode(batch: Batch) -> dict[str, torch.Tensor]:
+        assert batch.audio is not None
+        tokens = encoder.forward_features(frontend(batch.audio.to(device)))
+        return {"audio": encoder.forward_head(tokens, pre_logits=True)}
+
+    return embed_many(encode, loaders.evaluate(manifest), description="features")["audio"]
+
+
+def classify_split(
+    classifier: AudioClassifier, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
+) -> tuple[Embeddings, dict[str, np.ndarray]]:
+    """Features (N, D) and scores (N, classes) by head, averaged over the clips of a row, of every readable row."""
+    training = classifier.training
+    classifier.eval()
+
+    def encode(batch: Batch) -> dict[str, torch.Tensor]:
+        assert batch.audio is not None
+        features = classifier.embed_audio(batch.audio.to(device))
+        return {"features": features, "scores": classifier.encoder.head(features)}
+
+    both = embed_many(encode, loaders.evaluate(manifest), progress=progress, description="classify")
+    classifier.train(training)
+    scores = classifier.split(torch.from_numpy(both["scores"].features))
+    return both["features"], {head: values.numpy() for head, values in scores.items()}
+
+
+def _random_twin(source: AudioEncoder) -> AudioEncoder:
+    """An encoder of the same architecture with random weights."""
+    twin = mast.create_model(source.encoder.name, **source.encoder.config | {"num_classes": 0})
+    return AudioEncoder(twin.to(next(source.encoder.parameters()).device), source.frontend, {})
+
+
+def _fit_linear(
+    config: FinetuneConfig,
+    source: AudioEncoder,
+    loaders: Loaders,
+    splits: Splits,
+    fabric: Fabric,
+    test: Embeddings | None,
+) -> AudioClassifier:
+    """A linear probe: logistic regression on frozen features, folded into the head of the classifier."""
+    classifier = AudioClassifier(source.encoder, source.frontend, splits.labels).to(fabric.device)
+    if fabric.is_global_zero and test is not None:
+        train = embed_features(source, loaders, splits.train, fabric.device)
+        probes = [
+            linear_probe(train, test, head, len(names), seed=config.seed) for head, names in splits.labels.items()
+        ]
+        with torch.no_grad():
+            classifier.encoder.head.weight.copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
+            classifier.encoder.head.bias.copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
+    return classifier
+
+
+def _fit_full(
+    config: FinetuneConfig, source: AudioEncoder, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
+) -> tuple[AudioClassifier, bool]:
+    optim, log, augment = config.optim, config.log, config.augment
+    classifier = AudioClassifier(source.encoder, source.frontend, splits.labels)
+    task = FinetuneTask(
+        classifier, wave_augment(augment), spectrogram_augment(augment), augment.mixup, config.label_smoothing
+    )
+    steps = total_steps(optim, len(splits.train), fabric.world_size)
+    optimizer = make_optimizer(task, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
+    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=optim.lr, min_lr=optim.min_lr)
+    head = next(iter(splits.labels))
+    schedule = Schedule(
+        steps,
+        optim.accumulate,
+        optim.clip_grad,
+        log.every,
+        log.validate_every,
+        log.checkpoint_every,
+        log.keep_every,
+        monitor=f"{head}/top1",
+    )
+    settings = {
+        "kind": "classifier",
+        "model": classifier.encoder.name,
+        "options": classifier.encoder.config,
+        "frontend": classifier.frontend.config,
+        "labels": splits.labels,
+    }
+    monitor = FailureMonitor(config.data.max_failures)
+    engine = Engine(
+        fabric, task, optimizer, scheduler, schedule, run.tracker, run.store, monitor, settings, config.seed
+    )
+    if run.checkpoint:
+        engine.resume(run.checkpoint)
+    logger.info("fine-tuning on %d clips for %d steps of %d", len(splits.train), steps, optim.batch_size)
+    val = splits.val
+
+    def validate() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if fabric.is_global_zero and val is not None:
+            embeddings, scores = classify_split(classifier, loaders, val, fabric.device, progress=False)
+            metrics = multi_head_metrics(scores, embeddings.labels)
+        return fabric.broadcast(metrics)
+
+    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
+    finished = engine.fit(loader, validate if val is not None else None)
+    return classifier, finished

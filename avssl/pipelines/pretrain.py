@@ -1,0 +1,251 @@
+"""Pretraining, from the config to the report."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.config import AugmentConfig, PretrainConfig, to_dict, to_yaml
+from avssl.data.batch import Batch
+from avssl.data.failures import FailureMonitor
+from avssl.data.manifest import Manifest
+from avssl.engine import Engine, Schedule, make_optimizer, make_scheduler
+from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
+from avssl.evaluation.pictures import RetrievalExample, loss_curves, retrieval_examples
+from avssl.evaluation.report import Table, write_report
+from avssl.evaluation.result import provenance, write_result
+from avssl.evaluation.retrieval import nearest, retrieval_metrics
+from avssl.models.pair import AudioVisualPair
+from avssl.objectives import create_objective
+from avssl.pipelines.data import Loaders, Splits, open_splits
+from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
+from avssl.pipelines.run import Run, launch
+from avssl.tasks import PretrainTask
+from avssl.tracking import read_rows
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
+
+    Returns:
+        What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
+    """
+    fabric = launch(config.runtime, config.seed)
+    splits = open_splits(config.data, modalities=("audio", "video"), labelled=False, seed=config.seed, fabric=fabric)
+    folder = config.output or Path("runs") / f"pretrain-{Path(config.data.name).stem}"
+    run = Run(config, folder, fabric, config.wandb, "pretrain")
+    batch_size = config.optim.batch_size
+    loaders = Loaders(
+        config.data, splits.clip_seconds, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
+    )
+    task = build_task(config)
+    engine = _engine(config, fabric, run, task, len(splits.train))
+    if run.checkpoint:
+        engine.resume(run.checkpoint)
+    accumulate = config.optim.accumulate
+    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * accumulate)
+    if fabric.is_global_zero:
+        _log_samples(run, loaders, splits.val or splits.train, config.audio.sample_rate)
+
+    def validate() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if fabric.is_global_zero and splits.val is not None:
+            audio, video = embed_pair(task.pair, loaders, splits.val, fabric.device, progress=False)
+            metrics = retrieval_metrics(audio.features, video.features)
+        return fabric.broadcast(metrics)
+
+    finished = engine.fit(loader, validate if splits.val is not None else None)
+    result: dict[str, Any] = {"finished": finished}
+    if finished and fabric.is_global_zero:
+        result |= _evaluate(config, run, task.pair.eval(), loaders, splits, engine)
+    run.tracker.finish(exit_code=0 if finished else 1)
+    fabric.barrier()
+    return result
+
+
+def build_task(config: PretrainConfig) -> PretrainTask:
+    """The pair with its objectives and augmentation."""
+    pair = AudioVisualPair.build(
+        audio=config.audio.model,
+        audio_options=config.audio.options,
+        frontend_options=frontend_options(config.audio),
+        video=config.video.model,
+        num_frames=config.data.num_frames,
+        crop_size=config.video.crop_size,
+        pretrained=config.video.pretrained,
+        embedding_dim=config.embedding_dim,
+    )
+    objectives = [(term.name, create_objective(term.name, **term.options), term.weight) for term in config.objectives]
+    if not objectives:
+        raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
+    augment = config.augment
+    return PretrainTask(
+        pair,
+        objectives,
+        wave_augment(augment),
+        spectrogram_augment(augment),
+        VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color),
+    )
+
+
+def wave_augment(config: AugmentConfig) -> WaveAugment:
+    """Waveform augmentation of ``config``."""
+    return WaveAugment(config.gain_db, config.time_shift, config.noise_db)
+
+
+def spectrogram_augment(config: AugmentConfig) -> SpectrogramAugment:
+    """Spectrogram augmentation of ``config``."""
+    return SpectrogramAugment(config.spec_warp, config.time_mask, config.freq_mask, config.masks)
+
+
+def total_steps(optim: Any, clips: int, world_size: int) -> int:
+    """Optimizer steps of a run: ``max_steps``, or as many as ``epochs`` passes take."""
+    if optim.max_steps is not None:
+        return optim.max_steps
+    per_epoch = max(1, clips // (optim.batch_size * world_size * optim.accumulate))
+    return max(1, round(optim.epochs * per_epoch))
+
+
+def _engine(config: PretrainConfig, fabric: Fabric, run: Run, task: PretrainTask, clips: int) -> Engine:
+    optim, log = config.optim, config.log
+    steps = total_steps(optim, clips, fabric.world_size)
+    optimizer = make_optimizer(task, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
+    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=optim.lr, min_lr=optim.min_lr)
+    logger.info(
+        "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
+        *(config.audio.model, config.video.model, clips, steps),
+        *(optim.batch_size, optim.accumulate, fabric.world_size),
+    )
+    schedule = Schedule(
+        steps,
+        optim.accumulate,
+        optim.clip_grad,
+        log.every,
+        log.validate_every,
+        log.checkpoint_every,
+        log.keep_every,
+        monitor="audio_to_video/R@1",
+    )
+    settings = {"kind": "pair", "pair": task.pair.settings}
+    monitor = FailureMonitor(config.data.max_failures)
+    return Engine(fabric, task, optimizer, scheduler, schedule, run.tracker, run.store, monitor, settings, config.seed)
+
+
+def embed_pair(
+    pair: AudioVisualPair, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
+) -> tuple[Embeddings, Embeddings]:
+    """Joint audio and video embeddings of every readable clip of ``manifest``."""
+    training = pair.training
+    pair.eval()
+
+    def encode(batch: Batch) -> dict[str, torch.Tensor]:
+        batch = batch.to(device)
+        assert batch.audio is not None and batch.video is not None
+        return {"audio": pair.embed_audio(batch.audio), "video": pair.embed_video(batch.video)}
+
+    both = embed_many(encode, loaders.evaluate(manifest), normalize=True, progress=progress)
+    pair.train(training)
+    return both["audio"], both["video"]
+
+
+def _evaluate(
+    config: PretrainConfig, run: Run, pair: AudioVisualPair, loaders: Loaders, splits: Splits, engine: Engine
+) -> dict[str, Any]:
+    pictures: dict[str, Path] = {"curves": run.picture("curves")}
+    loss_curves(read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path), pictures["curves"])
+    metrics, covered = {}, {}
+    test = splits.test or splits.val
+    if test is not None:
+        audio, video = embed_pair(pair, loaders, test, run.fabric.device)
+        metrics = retrieval_metrics(audio.features, video.features)
+        covered = coverage(len(test), len(audio), audio.failures)
+        pictures["retrieval"] = run.picture("retrieval")
+        draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
+    export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, {"pretrained_on": config.data.name})
+    result = {
+        "kind": "pretrain",
+        "metrics": metrics,
+        "split": "test" if splits.test is not None else "val",
+        "clip_protocol": f"{config.data.eval_clips} clip(s) of {splits.clip_seconds} s",
+        "coverage": splits.coverage | {"evaluated": covered},
+        "manifest": splits.digest,
+        "seed": config.seed,
+        "steps": engine.progress.step,
+        "best": {"val_audio_to_video/R@1": engine.progress.best, "step": engine.progress.best_step},
+        "clips_per_second": engine.clips_per_second,
+        "failures": engine.failures.summary(),
+        "config": to_dict(config),
+        "provenance": provenance(),
+    }
+    write_result(run.folder / "result.json", result)
+    run.tracker.summary({f"test/{key}": value for key, value in metrics.items()})
+    run.tracker.log_pictures(pictures)
+    captions = {
+        "curves": "Training curves",
+        "retrieval": "Audio queries and the clips whose video the pair finds for them",
+    }
+    write_report(
+        run.folder,
+        title=f"Pretraining on {config.data.name}",
+        summary={key: f"{value:.1%}" for key, value in metrics.items() if "R@" in key},
+        tables=[retrieval_table(metrics)] if metrics else [],
+        pictures=[(path, captions[name]) for name, path in pictures.items()],
+        config_yaml=to_yaml(config),
+        provenance=result["provenance"],
+    )
+    logger.info("report: %s", run.folder / "report.html")
+    return result
+
+
+def retrieval_table(metrics: dict[str, float]) -> Table:
+    """R@k both ways with chance beside them."""
+    rows = []
+    for way, name in (("audio_to_video", "audio -> video"), ("video_to_audio", "video -> audio")):
+        recalls = [f"{metrics[f'{way}/R@{k}']:.1%}" for k in (1, 5, 10)]
+        rows.append([name, *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
+    rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], ""])
+    return Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows)
+
+
+def draw_retrieval(
+    path: Path, pair: AudioVisualPair, loaders: Loaders, test: Manifest, audio: Embeddings, video: Embeddings
+) -> None:
+    """Six audio queries, spread over the test rows, with the five videos nearest to each."""
+    queries = np.linspace(0, len(audio) - 1, min(6, len(audio))).astype(int)
+    found, _ = nearest(audio.features[queries], video.features, 5)
+    rows = sorted({int(video.index[i]) for i in [*queries, *found.flatten()]})
+    shown = test.select(mask=np.isin(np.arange(len(test)), rows))
+    clips: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for batch in loaders.evaluate(shown):
+        assert batch.audio is not None and batch.video is not None
+        with torch.inference_mode():
+            spectrograms = pair.frontend(batch.audio.to(next(pair.parameters()).device)).cpu()
+        for i, clip_id in enumerate(batch.clip_ids):
+            middle = batch.video[i, :, batch.video.shape[2] // 2].permute(1, 2, 0)
+            clips[clip_id] = (spectrograms[i, 0].numpy(), middle.numpy())
+    examples = [
+        RetrievalExample(
+            spectrogram=clips[audio.clip_ids[query]][0],
+            frames=[clips[video.clip_ids[i]][1] for i in best],
+            right=[i == query for i in best],
+            title=audio.clip_ids[query],
+        )
+        for query, best in zip(queries, found, strict=True)
+    ]
+    retrieval_examples(path, examples)
+
+
+def _log_samples(run: Run, loaders: Loaders, manifest: Manifest, sample_rate: int) -> None:
+    """Four clips for the tracker to play, once a run."""
+    if run.checkpoint or run.tracker.run is None:
+        return
+    batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
+    if batch.size:
+        assert batch.audio is not None and batch.video is not None
+        run.tracker.log_clips("clips", batch.audio.numpy(), batch.video.numpy(), sample_rate, batch.clip_ids)
