@@ -129,7 +129,7 @@ class Stuck(ClipDataset):
 def test_a_stuck_or_dead_worker_is_an_error_that_names_the_file(tmp_path: Path, fatal: bool) -> None:
     dataset = Stuck(wav_manifest(tmp_path, 3), modalities=("audio",), clip_seconds=0.5, mode="center")
     dataset.fatal = fatal
-    loader = make_eval_loader(dataset, 1, num_workers=1, timeout=4.0)
+    loader = make_eval_loader(dataset, 1, num_workers=1, timeout=3.0)
     begin = time.monotonic()
     with pytest.raises(DataError, match=r"001\.wav \(row 1"):
         list(loader)

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from avssl.data.datasets import build_manifest
+from avssl.data.failures import DataError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "recordings").mkdir()
+    for digit in (0, 7):
+        for speaker in ("theo", "jackson"):
+            for take in (0, 4, 5, 49):
+                (tmp_path / "recordings" / f"{digit}_{speaker}_{take}.wav").touch()
+    (tmp_path / "recordings" / "notes_a_b.wav").touch()
+    return tmp_path
+
+
+def test_takes_0_to_4_are_the_official_test_split(root: Path) -> None:
+    manifest = build_manifest("fsdd", root)
+    assert len(manifest) == 16 and manifest.heads["speaker"] == ["jackson", "theo"]
+    assert sorted(set(manifest.select(split="test").column("take"))) == ["0", "4"]
+    assert sorted(set(manifest.select(split="train").column("take"))) == ["49", "5"]
+    row = manifest.row(manifest.column("clip_id").index("7_theo_49"))
+    assert row.labels == {"digit": 7, "speaker": 1}
+
+
+def test_held_out_speakers_are_the_test_split(root: Path) -> None:
+    manifest = build_manifest("fsdd", root / "recordings", held_out_speakers=["theo"])
+    assert set(manifest.select(split="test").labels("speaker").tolist()) == {1}
+    assert set(manifest.select(split="train").labels("speaker").tolist()) == {0}
+
+
+def test_errors_are_clear(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no speaker 'teo' \(did you mean 'theo'\?\); there are jackson, theo"):
+        build_manifest("fsdd", root, held_out_speakers=["teo"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="FSDD: no recordings/DIGIT_SPEAKER_TAKE"):
+        build_manifest("fsdd", tmp_path / "empty")
+
+
+@pytest.mark.realdata
+def test_real_fsdd(real_data: Path) -> None:
+    manifest = build_manifest("fsdd", real_data / "fsdd")
+    assert len(manifest) == 3000 and len(manifest.select(split="test")) == 300
+    assert manifest.heads["speaker"] == ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
+    held_out = build_manifest("fsdd", real_data / "fsdd", held_out_speakers=["lucas", "theo"])
+    assert len(held_out.select(split="test")) == 1000
+    assert not set(held_out.select(split="train").labels("speaker").tolist()) & {2, 4}

@@ -1,0 +1,161 @@
+import inspect
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from avssl.data.datasets import available, build_manifest, get_dataset
+from avssl.data.datasets.layout import class_names, media_files, read_table
+from avssl.data.failures import DataError
+
+
+def touch(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def table(root: Path, text: str, name: str = "index.csv") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_the_registry_knows_every_family() -> None:
+    assert set(available()) >= {"folder", "csv", "demo", "esc10", "esc50", "fsdd", "grid", "epic-kitchens"}
+    for name in available():
+        assert inspect.getdoc(get_dataset(name).build), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("esc11", {}, r"no data set 'esc11' \(did you mean 'esc10'\?\)"),
+        ("esc10", {"folds": 1}, r"no option 'folds' \(did you mean 'fold'\?\); its options: fold"),
+        ("grid", {"test_clips": "many"}, r"data set 'grid': .*'many'"),
+    ],
+)
+def test_wrong_names_and_options_are_told(tmp_path: Path, name: str, options: dict, message: str) -> None:
+    touch(tmp_path, "bbaf3s.mp4", "bbaf4p.mp4")
+    with pytest.raises(DataError, match=message):
+        build_manifest(name, tmp_path, **options)
+
+
+def test_a_missing_root_says_how_to_give_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder .*nowhere; give its place with --data\.root"):
+        build_manifest("folder", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"give --data\.root"):
+        build_manifest("folder")
+
+
+def test_media_files_are_found_whatever_their_case_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "b/x.MP4", "a/y.wav", "a/notes.txt", ".hidden/z.wav", "a/.z.wav", "c.flac")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert media_files(tmp_path) == ["a/y.wav", "b/x.MP4", "c.flac"]
+
+
+def test_folder_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.wav", "dog/2.mp4", "cat/1.wav", "animals/cat/9.wav", "stray.wav")
+    manifest = build_manifest("folder", tmp_path)
+    assert manifest.heads == {"label": ["cat", "dog"]}
+    found = dict(zip(manifest.column("path"), manifest.labels("label").tolist(), strict=True))
+    assert found == {"dog/1.wav": 1, "dog/2.mp4": 1, "cat/1.wav": 0, "animals/cat/9.wav": 0, "stray.wav": -1}
+    assert set(manifest.column("split")) == {"train"}
+
+
+def test_folder_splits(tmp_path: Path) -> None:
+    touch(tmp_path, "train/dog/1.wav", "Validation/dog/2.wav", "test/cat/3.wav", "pretrain/4.mp4", "other/5.wav")
+    manifest = build_manifest("folder", tmp_path, split="test")
+    found = {row.path.name: (row.split, row.labels["label"]) for row in map(manifest.row, range(5))}
+    assert manifest.heads == {"label": ["cat", "dog", "other"]}
+    assert found == {
+        "1.wav": ("train", 1),
+        "2.wav": ("val", 1),
+        "3.wav": ("test", 0),
+        "4.mp4": ("pretrain", None),
+        "5.wav": ("test", 2),
+    }
+
+
+def test_a_flat_folder_has_no_head(tmp_path: Path) -> None:
+    manifest = build_manifest("folder", touch(tmp_path, "1.mp4", "2.mp4"))
+    assert manifest.heads == {} and len(manifest) == 2
+
+
+def test_a_folder_without_media_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no media file under .*--data\.root"):
+        build_manifest("folder", touch(tmp_path, "notes.txt"))
+
+
+def test_csv_with_all_columns(tmp_path: Path) -> None:
+    text = 'path,start,end,label,split\n"a,b.wav",,,dog,train\nv.mp4,1.5,3,cat,test\nv.mp4,4,,,pretrain\n'
+    manifest = build_manifest("csv", table(tmp_path, "\ufeff" + text))
+    assert manifest.heads == {"label": ["cat", "dog"]}
+    rows = [manifest.row(k) for k in range(3)]
+    assert [row.path.name for row in rows] == ["a,b.wav", "v.mp4", "v.mp4"]
+    assert [(row.start, row.end, row.split) for row in rows] == [
+        (None, None, "train"), (1.5, 3.0, "test"), (4.0, None, "pretrain"),
+    ]  # fmt: skip
+    assert [row.labels["label"] for row in rows] == [1, 0, None]
+    assert [row.clip_id for row in rows] == ["a,b.wav", "v.mp4@1.5-3", "v.mp4@4-"]
+
+
+def test_csv_with_other_column_names(tmp_path: Path) -> None:
+    table(tmp_path, "file;from;to;verb;noun;id\nv.mp4;0;2;10;x;one\nv.mp4;2;4;9;y;two\n", "list.csv")
+    options = {"path": "file", "start": "from", "end": "to", "label": ["verb", "noun"], "clip_id": "id"}
+    manifest = build_manifest("csv", tmp_path, file="list.csv", delimiter=";", **options)
+    assert manifest.heads == {"verb": ["9", "10"], "noun": ["x", "y"]}
+    assert manifest.column("clip_id") == ["one", "two"] and manifest.labels("verb").tolist() == [1, 0]
+    assert manifest.row(1).start == 2.0 and manifest.row(1).split == "train"
+
+
+def test_csv_with_nothing_but_paths(tmp_path: Path) -> None:
+    manifest = build_manifest("csv", table(tmp_path, "path\na.wav\nb.wav\n"))
+    assert manifest.heads == {} and manifest.row(0).labels == {} and manifest.row(0).end is None
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
+    columns = {"path": ["a.wav", "b.wav"], "start": [0.5, None], "label": [7, 10]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    manifest = build_manifest("csv", tmp_path, file="list.parquet")
+    assert manifest.heads == {"label": ["7", "10"]} and manifest.column("start") == [0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("file\na.wav\n", {}, r"index\.csv: no column 'path'; there are file"),
+        ("path,start\na.wav,1\nb.wav,soon\n", {}, r"index\.csv: row 2, column 'start': 'soon' is not a number"),
+        ("path,start\na.wav,-1\n", {}, r"index\.csv: row 1, column 'start': -1\.0 is negative"),
+        ("path,start,end\na.wav,2,2\n", {}, r"index\.csv: row 1, column 'end': 2\.0 does not lie after"),
+        ("path,split\na.wav,train\nb.wav,dev\n", {}, r"index\.csv: row 2, column 'split': 'dev' is none of"),
+        ("path,x\na.wav,1\n,2\n", {}, r"index\.csv: row 2, column 'path': empty"),
+        ("path,x\na.wav,1\nb.wav,1\na.wav,2\n", {}, r"index\.csv: row 3 repeats row 1, clip 'a\.wav'"),
+        ("path\na.wav\n", {"label": "class"}, r"index\.csv: no column 'class'"),
+        ("path,x\na.wav,1,2\n", {}, r"index\.csv: cannot be read as a table"),
+        ("path\n../a.wav\n", {}, r"index\.csv: .*leaves the root"),
+        ("path\n", {}, r"index\.csv: no row"),
+    ],
+)
+def test_csv_errors_name_file_row_and_column(tmp_path: Path, text: str, options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build_manifest("csv", table(tmp_path, text), **options)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file .*index\.csv"):
+        build_manifest("csv", tmp_path)
+
+
+def test_cells_stay_text_and_long_tables_too(tmp_path: Path) -> None:
+    rows = [f"{k:05},007\n" for k in range(200_000)]  # longer than a block, whose types would be guessed
+    table(tmp_path, "path,label\n" + "".join(rows) + "last,seven\n")
+    cells = read_table(tmp_path / "index.csv")
+    assert cells["path"][123] == "00123" and set(cells["label"]) == {"007", "seven"}
+
+
+def test_class_names_are_ordered_by_number_or_alphabet() -> None:
+    assert class_names(["10", "9", "9"]) == ["9", "10"]
+    assert class_names(["b", "10", "a"]) == ["10", "a", "b"]
