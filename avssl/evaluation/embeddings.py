@@ -131,13 +131,15 @@ def embed_many(
     labels: dict[str, dict[int, int]] = {}
     failures: list[tuple[str, str]] = []
     started, clips = time.perf_counter(), 0
-    if total is None and hasattr(batches, "dataset") and hasattr(batches.dataset, "__len__"):
-        total = len(batches.dataset)
+    dataset: Any = getattr(batches, "dataset", None)
+    clips_per_row = getattr(dataset, "clips_per_item", 1)
+    if total is None and hasattr(dataset, "__len__"):
+        total = len(dataset) * clips_per_row
     with torch.inference_mode(), tqdm(total=total, desc=description, unit="clip", disable=not progress) as bar:
         for batch in batches:
             failures += [(str(failure.path), str(failure.reason)) for failure in batch.failures]
             size = len(batch.clip_ids)
-            bar.update(size + len(batch.failures))
+            bar.update(size + clips_per_row * len(batch.failures))
             if size == 0:
                 continue
             clips += size

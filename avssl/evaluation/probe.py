@@ -57,11 +57,13 @@ def _labelled(embeddings: Embeddings, head: str, num_classes: int, name: str) ->
     return features[labels >= 0], labels[labels >= 0]
 
 
-def _fit_path(features: FloatArray, labels: IntArray, cs: Sequence[float], max_iter: int) -> list[LogisticRegression]:
+def _fit_path(
+    features: FloatArray, labels: IntArray, cs: Sequence[float], max_iter: int, tol: float = 1e-4
+) -> list[LogisticRegression]:
     """Fits for each C in turn, from strong to weak penalty, each started from the one before."""
     fits, start = [], None
     for c in cs:
-        model = LogisticRegression(C=c, max_iter=max_iter, tol=1e-4, warm_start=start is not None)
+        model = LogisticRegression(C=c, max_iter=max_iter, tol=tol, warm_start=start is not None)
         if start is not None:
             model.coef_, model.intercept_, model.classes_ = start.coef_, start.intercept_, start.classes_
         with warnings.catch_warnings(record=True) as caught:
@@ -76,22 +78,31 @@ def _fit_path(features: FloatArray, labels: IntArray, cs: Sequence[float], max_i
 
 def _cross_validate(
     features: FloatArray, labels: IntArray, cs: Sequence[float], folds: int, max_iter: int, seed: int
-) -> dict[float, float]:
-    """C -> mean accuracy over stratified folds. Classes with fewer members than folds miss from some of them."""
+) -> dict[float, tuple[float, float]]:
+    """C -> (accuracy, mean log-likelihood) on rows held out by stratified folds, pooled over the folds.
+
+    Classes with fewer members than folds miss from some of them; their rows count as wrong there.
+    """
     folds = min(folds, int(np.bincount(labels).max()))
     if folds < 2 or len(cs) < 2:
         return {}
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    right = np.zeros(len(cs))
+    right, likelihood = np.zeros(len(cs)), np.zeros(len(cs))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         splits = list(splitter.split(features, labels))
     for train, held_out in splits:
         if len(np.unique(labels[train])) < 2:
             continue
-        for position, model in enumerate(_fit_path(features[train], labels[train], cs, max_iter)):
-            right[position] += (model.predict(features[held_out]) == labels[held_out]).sum()
-    return {c: float(value / len(labels)) for c, value in zip(cs, right, strict=True)}
+        truth = labels[held_out][:, None]
+        # A looser stop than the final fit's: the order of the Cs is settled long before the last digits.
+        for position, model in enumerate(_fit_path(features[train], labels[train], cs, max_iter, tol=1e-3)):
+            probability = model.predict_proba(features[held_out])
+            right[position] += (model.classes_[probability.argmax(axis=1), None] == truth).sum()
+            own = np.where(model.classes_ == truth, probability, 0).sum(axis=1)
+            likelihood[position] += np.log(np.maximum(own, 1e-12)).sum()
+    shares = zip(right / len(labels), likelihood / len(labels), strict=True)
+    return {c: (float(accuracy), float(mean)) for c, (accuracy, mean) in zip(cs, shares, strict=True)}
 
 
 def linear_probe(
@@ -107,7 +118,7 @@ def linear_probe(
 ) -> ProbeResult:
     """Multinomial logistic regression on standardized frozen features.
 
-    C is chosen by stratified cross-validation on ``train`` alone (ties to the stronger penalty); the test rows are
+    C is chosen by stratified cross-validation on ``train`` alone (accuracy, then log-likelihood); the test rows are
     only scored. Where every class has a single member there is nothing to hold out, and the middle of ``cs`` is taken.
     Unlabelled training rows are dropped; classes absent from training get the constant score ``ABSENT_BIAS``.
 
@@ -123,25 +134,34 @@ def linear_probe(
     weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, ABSENT_BIAS)
     present = np.unique(labels)
     cs = sorted(cs)
-    accuracy: dict[float, float] = {}
+    quality: dict[float, tuple[float, float]] = {}
     chosen = cs[len(cs) // 2]
     if len(present) == 1:
         bias[present] = 0.0
     else:
         standard = (features - mean) / std
-        accuracy = _cross_validate(standard, labels, cs, folds, max_iter, seed)
-        chosen = max(cs, key=lambda c: accuracy.get(c, 0.0)) if accuracy else chosen
+        # The penalty does not change under rotation: fewer rows than columns span a smaller space, with the same fit.
+        rotation = np.linalg.svd(standard, full_matrices=False)[2].T if len(standard) < standard.shape[1] else None
+        standard = (standard if rotation is None else standard @ rotation).astype(np.float32)
+        quality = _cross_validate(standard, labels, cs, folds, max_iter, seed)
+        chosen = max(cs, key=quality.__getitem__) if quality else chosen
         model = _fit_path(standard, labels, [c for c in cs if c <= chosen], max_iter)[-1]
         coefficients, intercept = model.coef_, model.intercept_
         if len(present) == 2:
             # scikit-learn keeps one logit for two classes; half of it to each side gives the same probabilities.
             coefficients, intercept = np.vstack((-coefficients, coefficients)) / 2, np.r_[-intercept, intercept] / 2
-        weight[present] = coefficients / std
+        coefficients = coefficients.astype(np.float64)
+        weight[present] = (coefficients if rotation is None else coefficients @ rotation.T) / std
         bias[present] = intercept - weight[present] @ mean
     log.info("probe %s: %d rows, %d of %d classes, C=%g", head, len(labels), len(present), num_classes, chosen)
     scores = test_features @ weight.T + bias
     folded = weight.astype(np.float32), bias.astype(np.float32)
-    return ProbeResult(scores.astype(np.float32), *folded, c=float(chosen), cv_accuracy=accuracy)
+    return ProbeResult(
+        scores.astype(np.float32),
+        *folded,
+        c=float(chosen),
+        cv_accuracy={c: accuracy for c, (accuracy, _) in quality.items()},
+    )
 
 
 def knn_scores(

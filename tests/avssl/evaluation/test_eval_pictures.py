@@ -23,7 +23,7 @@ from avssl.evaluation.pictures import confusion as confusion_module
 from avssl.evaluation.pictures import curves as curves_module
 from avssl.evaluation.pictures import matches as matches_module
 from avssl.evaluation.pictures.curves import collect, smooth
-from avssl.evaluation.pictures.style import RIGHT, WRONG, class_style
+from avssl.evaluation.pictures.style import RIGHT, WRONG, class_style, save
 from avssl.evaluation.pictures.tsne import tsne_map
 
 
@@ -32,10 +32,7 @@ def figures(monkeypatch):
     """The figures that the pictures are saved from, for a look inside."""
     made = []
     for module in (confusion_module, curves_module, matches_module):
-        original = module.save
-        monkeypatch.setattr(
-            module, "save", lambda figure, path, save=original: (made.append(figure), save(figure, path))
-        )
+        monkeypatch.setattr(module, "save", lambda figure, path: (made.append(figure), save(figure, path)))
     return made
 
 
@@ -89,7 +86,7 @@ def test_confusion_shows_row_shares_and_greys_classes_without_rows(tmp_path, fig
     assert "83.3%" in figures[0].get_suptitle()
 
 
-@pytest.mark.parametrize("classes", [1, 10, 60, 309])
+@pytest.mark.parametrize("classes", [1, 10, 309])
 def test_confusion_of_any_size(tmp_path, classes):
     path = tmp_path / "c.png"
     confusion_matrix(np.eye(classes, dtype=int), [f"class number {i}" for i in range(classes)], path)
