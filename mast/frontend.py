@@ -1,0 +1,171 @@
+"""Waveform to log-mel spectrogram: Kaldi's filter banks as AST and CAV-MAE use them, for a whole batch on its device.
+
+The steps and their order of rounding are those of ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
+window_type="hanning", dither=0, use_energy=False``. The order matters: pre-emphasis attenuates low frequencies by 30 dB
+after their rounding, so an algebraically equal order differs by more than 1e-3 in the lowest mel bins.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Frames worked on at a time. On a CPU the five intermediate arrays of a chunk should stay in the cache.
+_CHUNK_FRAMES = {"cpu": 1024}
+_CHUNK_FRAMES_OTHER = 2**17
+
+DIVISORS = {"2*std": 2.0, "std": 1.0}
+
+
+def mel_banks(num_mels: int, fft_size: int, sample_rate: int, low_hz: float, high_hz: float) -> Tensor:
+    """Kaldi's triangular filters, float32 (num_mels, fft_size // 2); the Nyquist bin is left out, as in Kaldi.
+
+    Mel scale: ``1127 ln(1 + f / 700)``.
+    """
+    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (low_hz, high_hz))
+    step = (high_mel - low_mel) / (num_mels + 1)
+    index = torch.arange(num_mels)[:, None]
+    left, center, right = (low_mel + (index + offset) * step for offset in (0.0, 1.0, 2.0))
+    hz = sample_rate / fft_size * torch.arange(fft_size // 2)
+    mel = 1127.0 * (1.0 + hz / 700.0).log()[None]
+    return torch.minimum((mel - left) / (center - left), (right - mel) / (right - center)).clamp_min_(0.0)
+
+
+class LogMel(nn.Module):
+    """Batched log-mel filter banks with the normalization that the model was trained with.
+
+    Not differentiable with respect to the waveform. Always computed in float32, also under autocast.
+
+    Args:
+        sample_rate: of the waveform, in Hz.
+        num_mels: mel bins.
+        frame_length_ms, frame_shift_ms: window and hop.
+        low_hz, high_hz: range of the filters; ``high_hz=None`` is half the sample rate.
+        preemphasis: coefficient of the first-order high-pass.
+        mean, std: statistics of the log-mel values over the training set; both None for no normalization.
+            The defaults are AST's for AudioSet.
+        divide_by: ``"2*std"`` (AST) or ``"std"`` (CAV-MAE).
+        center_clips: subtract each waveform's mean first, as AST's data loader does.
+
+    Example:
+        >>> import torch
+        >>> LogMel()(torch.zeros(2, 16000)).shape
+        torch.Size([2, 1, 128, 98])
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        num_mels: int = 128,
+        frame_length_ms: float = 25.0,
+        frame_shift_ms: float = 10.0,
+        *,
+        low_hz: float = 20.0,
+        high_hz: float | None = None,
+        preemphasis: float = 0.97,
+        mean: float | None = -4.2677393,
+        std: float | None = 4.5689974,
+        divide_by: str = "2*std",
+        center_clips: bool = False,
+    ) -> None:
+        super().__init__()
+        if divide_by not in DIVISORS:
+            raise ValueError(f"divide_by={divide_by!r} must be one of {', '.join(DIVISORS)}")
+        if (mean is None) != (std is None) or (std is not None and std <= 0):
+            raise ValueError(f"mean={mean} and std={std}: give both with std > 0, or neither")
+        top = sample_rate / 2 if high_hz is None else high_hz
+        if not 0 <= low_hz < top <= sample_rate / 2:
+            raise ValueError(f"low_hz={low_hz}, high_hz={high_hz}: need 0 <= low_hz < high_hz <= {sample_rate / 2}")
+        if not 0.0 <= preemphasis <= 1.0:
+            raise ValueError(f"preemphasis={preemphasis} must lie in [0, 1]")
+        self.window = int(sample_rate * frame_length_ms / 1000)
+        self.shift = int(sample_rate * frame_shift_ms / 1000)
+        if num_mels < 4 or self.window < 4 or self.shift < 1:
+            raise ValueError(
+                f"need num_mels >= 4, a window of at least 4 samples and a shift of at least 1; got num_mels={num_mels}, "
+                f"{self.window} and {self.shift} samples at {sample_rate} Hz"
+            )
+        self.config: dict[str, Any] = {
+            "sample_rate": sample_rate,
+            "num_mels": num_mels,
+            "frame_length_ms": frame_length_ms,
+            "frame_shift_ms": frame_shift_ms,
+            "low_hz": low_hz,
+            "high_hz": high_hz,
+            "preemphasis": preemphasis,
+            "mean": mean,
+            "std": std,
+            "divide_by": divide_by,
+            "center_clips": center_clips,
+        }
+        self.sample_rate, self.num_mels = sample_rate, num_mels
+        self.preemphasis, self.center_clips = preemphasis, center_clips
+        self.offset = 0.0 if mean is None else float(mean)
+        self.divisor = 1.0 if std is None else float(std) * DIVISORS[divide_by]
+        self.fft_size = 1 << (self.window - 1).bit_length()
+        banks = mel_banks(num_mels, self.fft_size, sample_rate, low_hz, top)
+        # Each column twice: filters then apply to squared real and imaginary parts as they lie in memory.
+        banks = nn.functional.pad(banks, (0, 1)).repeat_interleave(2, dim=1)
+        self.bands = list(_bands(banks))
+        self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.window, periodic=False), persistent=False)
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of a waveform; only windows that lie within it count."""
+        return max(0, 1 + (samples - self.window) // self.shift)
+
+    def samples_for(self, frames: int) -> int:
+        """Fewest samples that give ``frames`` frames."""
+        return self.window + (frames - 1) * self.shift
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, S) with values in [-1, 1] -> (B, 1, num_mels, num_frames(S)) float32.
+
+        Raises:
+            ValueError: not (B, S), or shorter than one window.
+        """
+        if waveform.ndim != 2:
+            raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
+        frames = self.num_frames(waveform.shape[1])
+        if frames == 0:
+            raise ValueError(
+                f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
+                f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
+            )
+        with torch.autocast(waveform.device.type, enabled=False):
+            waveform = waveform.float()
+            if self.center_clips:
+                waveform = waveform - waveform.mean(dim=1, keepdim=True)
+            out = waveform.new_empty(waveform.shape[0], self.num_mels, frames)
+            chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
+            # Zeros beyond the window, up to the size of the transform, are written once.
+            padded = waveform.new_zeros(min(chunk, waveform.shape[0]), frames, self.fft_size)
+            for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
+                self._mel_energies(clips, padded[: len(clips)], result)
+            out.clamp_min_(torch.finfo(torch.float32).eps).log_().sub_(self.offset).div_(self.divisor)
+        return out[:, None]
+
+    def _mel_energies(self, waveform: Tensor, padded: Tensor, out: Tensor) -> None:
+        frames = waveform.unfold(1, self.window, self.shift)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        # Kaldi repeats the first sample for pre-emphasis; the window is zero there, so it is left out.
+        emphasised = torch.mul(frames[..., :-1], -self.preemphasis).add_(frames[..., 1:])
+        torch.mul(emphasised, self.hann[1:], out=padded[..., 1 : self.window])  # type: ignore[index]
+        squared = torch.view_as_real(torch.fft.rfft(padded)).square_().flatten(-2).transpose(1, 2)
+        for rows, columns in self.bands:
+            out[:, rows] = torch.matmul(self.banks[rows, columns], squared[:, columns])  # type: ignore[index]
+
+    def extra_repr(self) -> str:
+        """Shown in the model's print."""
+        return ", ".join(f"{key}={value}" for key, value in self.config.items())
+
+
+def _bands(banks: Tensor, count: int = 4) -> Iterator[tuple[slice, slice]]:
+    """Split the filters into groups of rows, each with the range of columns where it isn't zero: half the products."""
+    for rows in torch.arange(banks.shape[0]).chunk(count):
+        used = banks[rows].any(dim=0).nonzero()
+        first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(first, last + 1)
