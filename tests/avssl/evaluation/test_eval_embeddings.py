@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
 from avssl.evaluation.embeddings import Embeddings, coverage, embed, embed_many
