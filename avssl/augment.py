@@ -1,4 +1,4 @@
-"""Batched augmentation on the device: every clip of a batch draws its own parameters, all frames of a clip share them."""
+"""Batched augmentation on the device: every clip of a batch draws its own parameters, which its frames share."""
 
 import math
 

@@ -65,7 +65,7 @@ def run(main: Callable[[Any], Any], config_class: type[Any], argv: Sequence[str]
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk of {error.filename or 'the output folder'}; free some and run with --resume auto"
+        return f"no space left for {error.filename or 'the output folder'}; free some and run with --resume auto"
     if isinstance(error, KeyError):
         return str(error.args[0]) if error.args else "missing key"
     return str(error) or type(error).__name__

@@ -1,8 +1,8 @@
 """The training loop: one for every task, on Lightning Fabric.
 
 What a step computes depends on its number alone: the sampler can start anywhere, and all random numbers of a step come
-from a seed made of the run's seed, the step and the process. A run that was killed and resumed therefore writes the same
-metrics, value for value, as one that was not.
+from a seed made of the run's seed, the step and the process. A run that was killed and resumed therefore writes the
+same metrics, value for value, as one that was not.
 """
 
 import logging
@@ -229,8 +229,8 @@ class Engine:
         if not finite:
             shown = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
             raise NonFiniteError(
-                f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite; the step was not "
-                "taken. Lower optim.lr or use runtime.precision 32-true, and run with --resume auto"
+                f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite; the step "
+                "was not taken. Lower optim.lr or use runtime.precision 32-true, and run with --resume auto"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -142,7 +142,7 @@ class Tracker:
             self.run.log({f"confusion_matrix/{head}": plot})
 
     def log_clips(self, name: str, waveforms: np.ndarray, frames: np.ndarray, sample_rate: int, ids: list[str]) -> None:
-        """A table of sample clips: ``waveforms`` (B, S) playable, and the middle of ``frames`` (B, 3, T, H, W) uint8."""
+        """A table of clips: ``waveforms`` (B, S) to play, the middle frame of ``frames`` (B, 3, T, H, W) uint8."""
         if self.run is None:
             return
         table = wandb.Table(columns=["clip", "audio", "frame"])

@@ -76,7 +76,7 @@ class AudioVisualPair(nn.Module):
         return self.audio_projection(self.audio(self.frontend(waveform)))
 
     def embed_video(self, frames: Tensor) -> Tensor:
-        """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8; the centre crop that the encoder was made for."""
+        """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8: of the crop that the encoder was made for."""
         return self.video_projection(self.video(center_crop(frames, int(self.settings["crop_size"]))))
 
 

@@ -1,0 +1,136 @@
+"""The main job on the demo set: pretrain, then probe and fine-tune from random and from pretrained weights."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from avssl.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    OptimConfig,
+    PretrainConfig,
+    RuntimeConfig,
+    WandbConfig,
+)
+from avssl.evaluation.pictures import head_to_head
+from avssl.evaluation.report import Table, write_report
+from avssl.evaluation.result import provenance, write_result
+from avssl.pipelines.finetune import finetune
+from avssl.pipelines.pretrain import pretrain, retrieval_table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DemoConfig:
+    """The whole way on the demo set: pretraining, then four ways to a classifier, and a table of them.
+
+    Args:
+        output: Folder of the runs and of the summary.
+        data: What to train on.
+        pretrain: Settings of pretraining.
+        finetune: Optimizer of the two full fine-tunings.
+        augment: Augmentation of the two full fine-tunings.
+        runtime: Devices and precision.
+        wandb: Weights & Biases.
+        seed: Seed of everything random.
+    """
+
+    output: Path = Path("runs/demo")
+    data: DataConfig = field(default_factory=DataConfig)
+    pretrain: OptimConfig = field(default_factory=lambda: PretrainConfig().optim)
+    finetune: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
+    augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0
+
+
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Runs everything, resuming what is done already, and writes the table to ``result.json`` and ``report.html``."""
+    common = {"runtime": config.runtime, "wandb": config.wandb, "seed": config.seed}
+    folder = config.output / "pretrain"
+    pretraining = replace(PretrainConfig(**common), optim=config.pretrain, output=folder)
+    pretraining.data = replace(config.data, val_fraction=pretraining.data.val_fraction)
+    pretrained = pretrain(pretraining)
+    if not pretrained["finished"]:
+        return {"finished": False}
+    accuracy: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for head, protocol in (("linear", "linear probe"), ("full", "full fine-tune")):
+        for start, checkpoint in (("random", "none"), ("pretrained", str(folder))):
+            logger.info("%s from %s weights", protocol, start)
+            result = finetune(
+                FinetuneConfig(
+                    **common,
+                    data=config.data,
+                    checkpoint=checkpoint,
+                    head=head,
+                    optim=config.finetune,
+                    augment=config.augment,
+                    output=config.output / f"{head}-{start}",
+                )
+            )
+            if not result["finished"]:
+                return {"finished": False}
+            name = next(key for key in result["metrics"] if key.endswith("/top1")).removesuffix("/top1")
+            accuracy.setdefault(protocol, {})[start] = result["metrics"][f"{name}/top1"]
+            bounds = result["metrics"][f"{name}/top1_low"], result["metrics"][f"{name}/top1_high"]
+            intervals.setdefault(protocol, {})[start] = bounds
+    return _summarize(config, pretrained, accuracy, intervals)
+
+
+def _summarize(
+    config: DemoConfig,
+    pretrained: dict[str, Any],
+    accuracy: dict[str, dict[str, float]],
+    intervals: dict[str, dict[str, tuple[float, float]]],
+) -> dict[str, Any]:
+    rows = [
+        [protocol, *(f"{100 * starts[start]:.1f} %" for start in ("random", "pretrained"))]
+        for protocol, starts in accuracy.items()
+    ]
+    classification = Table("Top-1 on the test split", ["", "random start", "pretrained start"], rows)
+    retrieval = retrieval_table(pretrained["metrics"])
+    result = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed, "provenance": provenance()}
+    write_result(config.output / "result.json", result)
+    picture = config.output / "pictures" / "top1.png"
+    head_to_head(accuracy, picture, intervals=intervals)
+    pictures = [(picture, "Top-1 of random and pretrained starts, with 95 % intervals")]
+    pictures += [
+        (config.output / path, caption)
+        for path, caption in (
+            ("pretrain/pictures/retrieval.png", "Audio queries and the clips whose video the pair finds for them"),
+            ("linear-pretrained/pictures/tsne-event.png", "t-SNE of audio features: random weights and pretrained"),
+            ("full-pretrained/pictures/confusion-event.png", "Confusion matrix after full fine-tuning"),
+            ("pretrain/pictures/curves.png", "Curves of pretraining"),
+        )
+        if (config.output / path).is_file()
+    ]
+    write_report(
+        config.output,
+        title="avssl demo",
+        summary={
+            f"{protocol}, {start}": f"{value:.1%}"
+            for protocol, starts in accuracy.items()
+            for start, value in starts.items()
+        },
+        tables=[classification, retrieval],
+        pictures=pictures,
+        config_yaml=(config.output / "pretrain" / "config.yaml").read_text(),
+        provenance=result["provenance"],
+    )
+    return result | {"finished": True, "tables": [classification, retrieval]}
+
+
+def text_table(table: Table) -> str:
+    """``table`` as aligned plain text."""
+    rows = [list(map(str, table.columns)), *[list(map(str, row)) for row in table.rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([table.title, *lines])

@@ -1,0 +1,54 @@
+"""Video encoders: one interface for all, and the library's own outputs behind it."""
+
+import pytest
+import torch
+from avssl.models import create_video_encoder, list_video_encoders
+from avssl.models.video import KINETICS_MEAN, KINETICS_STD
+from torchvision.models import video as zoo
+
+SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64), "tiny": (8, 56)}
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_every_encoder_gives_features(name: str) -> None:
+    frames, size = SIZES[name]
+    encoder = create_video_encoder(name, num_frames=frames, frame_size=size).eval()
+    with torch.inference_mode():
+        features = encoder(torch.rand(1, 3, frames, size, size))
+    assert features.shape == (1, encoder.num_features)
+    assert features.isfinite().all()
+
+
+def test_all_are_listed() -> None:
+    assert list_video_encoders() == sorted(SIZES)
+
+
+def test_r2plus1d_is_torchvisions_without_its_head() -> None:
+    torch.manual_seed(0)
+    reference = zoo.r2plus1d_18().eval()
+    encoder = create_video_encoder("r2plus1d_18", num_frames=4, frame_size=56).eval()
+    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
+    encoder.backbone.load_state_dict(state, strict=True)
+    frames = torch.rand(2, 3, 4, 56, 56)
+    normalized = (frames - torch.tensor(KINETICS_MEAN).view(3, 1, 1, 1)) / torch.tensor(KINETICS_STD).view(3, 1, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(reference.fc(encoder(frames)), reference(normalized))
+
+
+def test_tiny_sees_time_and_place() -> None:
+    torch.manual_seed(0)
+    encoder = create_video_encoder("tiny", num_frames=8, frame_size=56).eval()
+    frames = torch.rand(1, 3, 8, 56, 56)
+    with torch.inference_mode():
+        plain = encoder(frames)
+        assert (encoder(frames.flip(2)) - plain).abs().max() > 1e-3
+        assert (encoder(frames.flip(3)) - plain).abs().max() > 1e-3
+
+
+def test_errors_name_the_fix() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'mvit_v2_s'"):
+        create_video_encoder("mvit_v2")
+    with pytest.raises(ValueError, match="data.num_frames to 16"):
+        create_video_encoder("mvit_v2_s", num_frames=8)
+    with pytest.raises(ValueError, match="no Kinetics weights"):
+        create_video_encoder("tiny", pretrained=True)
