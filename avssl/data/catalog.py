@@ -110,7 +110,7 @@ def open_data(
     *,
     cache_dir: str | Path | None = None,
     workers: int | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Manifest:
     """The scanned manifest of some data; the scan is kept and reused until the data change.
 
@@ -119,8 +119,7 @@ def open_data(
         root: Folder of the media; default: the YAML's, else ``$AVSSL_DATA/NAME``.
         options: Options of the data set, over the YAML's.
         cache_dir: Where scans are kept; default: ``$AVSSL_CACHE/manifests``, else ``~/.cache/avssl/manifests``.
-        workers: Processes that scan; default: one per CPU, at most 8.
-        progress: Show a bar while scanning.
+        workers, progress: See :func:`avssl.data.scan.scan`.
 
     Returns:
         All rows, unusable ones with their reason in the column "error"; ``Manifest.usable`` drops those.
@@ -128,28 +127,53 @@ def open_data(
     Raises:
         DataError: no such data or root, a wrong option, files that are not as expected, or no usable clip at all.
     """
-    if _is_manifest(name):
-        built = Manifest.load(Path(name).expanduser(), root)
-        if options:
-            raise DataError(f"{name}: a saved manifest takes no options, got {', '.join(options)}")
-        entry = Entry(Path(name).stem, "manifest", built.root)
-        if None not in built.column("has_audio"):
-            return _checked(built, name)
-    else:
-        entry = find_entry(name)
-        entry = replace(entry, root=_root(entry, root), options={**entry.options, **(options or {})})
-        built = build_manifest(entry.dataset, entry.root, **entry.options)
+    built, key = list_data(name, root, options)
+    if None not in built.column("has_audio"):  # a saved manifest that was scanned
+        return check_usable(built, name)
     folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
-    identity = _hash([SCAN_VERSION, entry.name, str(built.root), entry.options])
-    cached = folder / f"{entry.name}-{identity}-{_hash([built.digest, _stats(built)])}.parquet"
+    cached = folder / f"{key}-{_hash([SCAN_VERSION, built.digest, _stats(built)])}.parquet"
     if cached.is_file():
-        return _checked(Manifest.load(cached, built.root), name)
+        return check_usable(Manifest.load(cached, built.root), name)
     logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, folder)
-    scanned = scan(built, workers=workers or min(8, os.cpu_count() or 1), progress=progress)
-    for stale in folder.glob(f"{entry.name}-{identity}-*.parquet"):
+    scanned = scan(built, workers=workers, progress=progress)
+    for stale in folder.glob(f"{key}-*.parquet"):
         stale.unlink(missing_ok=True)
     scanned.save(cached)
-    return _checked(scanned, name)
+    return check_usable(scanned, name)
+
+
+def list_data(
+    name: str, root: str | Path | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Manifest, str]:
+    """The manifest of some data before any scan, and a file name that tells it from other roots and options.
+
+    Arguments and errors as for :func:`open_data`.
+    """
+    if _is_manifest(name):
+        if options:
+            raise DataError(f"{name}: a saved manifest takes no options, got {', '.join(options)}")
+        built = Manifest.load(Path(name).expanduser(), root)
+        return built, f"{Path(name).stem}-{_hash([str(built.root)])}"
+    entry = find_entry(name)
+    options = {**entry.options, **(options or {})}
+    built = build_manifest(entry.dataset, _root(entry, root), **options)
+    return built, f"{entry.name}-{_hash([str(built.root), options])}"
+
+
+def check_usable(manifest: Manifest, name: str) -> Manifest:
+    """The manifest; logs how much of it can be used, and why the rest cannot.
+
+    Raises:
+        DataError: none of it can.
+    """
+    coverage = manifest.coverage()
+    counts = ", ".join(f"{reason} x{count}" for reason, count in coverage["reasons"].items())
+    if not coverage["usable"]:
+        first = manifest.row(0).path if len(manifest) else "none"
+        raise DataError(f"{name}: none of {len(manifest)} clips can be used: {counts or 'no row'}; the first: {first}")
+    if counts:
+        logger.warning("%s: %d of %d clips can be used: %s", name, coverage["usable"], len(manifest), counts)
+    return manifest
 
 
 def cache_folder() -> Path:
@@ -195,14 +219,3 @@ def _stats(manifest: Manifest) -> list[Any]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _checked(manifest: Manifest, name: str) -> Manifest:
-    coverage = manifest.coverage()
-    counts = ", ".join(f"{reason} x{count}" for reason, count in coverage["reasons"].items())
-    if not coverage["usable"]:
-        first = manifest.row(0).path if len(manifest) else "none"
-        raise DataError(f"{name}: none of {len(manifest)} clips can be used: {counts or 'no row'}; the first: {first}")
-    if counts:
-        logger.warning("%s: %d of %d clips can be used: %s", name, coverage["usable"], len(manifest), counts)
-    return manifest

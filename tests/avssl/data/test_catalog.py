@@ -1,0 +1,182 @@
+import logging
+from pathlib import Path
+
+import pytest
+from loading_samples import write_ramp_wav
+
+from avssl.data import catalog
+from avssl.data.catalog import find_entry, names, open_data, read_entry
+from avssl.data.datasets import get_dataset
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, and no data shelf of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("AVSSL_CACHE", str(folder))
+    monkeypatch.delenv("AVSSL_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of clips of every scan that really happens (in this process, which is faster for a few files)."""
+    sizes: list[int] = []
+    real = catalog.scan
+
+    def counted(manifest: Manifest, **options: object) -> Manifest:
+        sizes.append(len(manifest))
+        return real(manifest, **{**options, "workers": 0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(catalog, "scan", counted)
+    return sizes
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    for name in ("train/dog/1.wav", "train/cat/2.wav", "test/dog/3.wav"):
+        write_ramp_wav(tmp_path / "media" / name, 0.5)
+    return tmp_path / "media"
+
+
+def yaml_file(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_yaml_of_the_repository_is_valid(name: str) -> None:
+    entry = find_entry(name)
+    assert entry.name == name and entry.root is None and entry.clip_seconds > 0
+    assert set(entry.options) <= set(get_dataset(entry.dataset).options)
+
+
+def test_the_repository_has_a_yaml_for_every_family() -> None:
+    assert {"demo", "esc10", "esc50", "fsdd", "grid", "epic-kitchens"} <= set(names())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "dataset: folder\nclip_second: 2\n",
+            r"mine\.yaml: unknown key 'clip_second' \(did you mean 'clip_seconds'\?\)",
+        ),
+        ("clip_seconds: 2\n", r"mine\.yaml: key 'dataset' is missing"),
+        ("dataset: foldr\n", r"no data set 'foldr' \(did you mean 'folder'\?\)"),
+        ("dataset: folder\nclip_seconds: long\n", r"mine\.yaml: key 'clip_seconds' must be int or float, got 'long'"),
+        ("dataset: folder\nclip_seconds: 0\n", r"mine\.yaml: key 'clip_seconds' must be positive"),
+        ("dataset: folder\noptions: [a]\n", r"mine\.yaml: key 'options' must be dict"),
+        ("- folder\n", r"mine\.yaml: must hold keys and values"),
+        ("dataset: [folder\n", r"mine\.yaml: not YAML"),
+    ],
+)
+def test_wrong_yaml_is_told_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_entry(yaml_file(tmp_path, text))
+
+
+def test_unknown_data_lists_what_there_is() -> None:
+    with pytest.raises(DataError, match=r"no data 'gird' \(did you mean 'grid'\?\): give one of demo, "):
+        open_data("gird")
+
+
+def test_the_root_comes_from_argument_yaml_or_shelf(
+    media: Path, tmp_path: Path, scans: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"data 'fsdd' needs .*--data\.root FOLDER.*AVSSL_DATA"):
+        open_data("fsdd")
+    configs = tmp_path / "configs"
+    bare = str(yaml_file(configs, "dataset: folder\n", "media.yaml"))
+    assert open_data(bare, root=media).root == media
+    monkeypatch.setenv("AVSSL_DATA", str(tmp_path))
+    assert open_data(bare).root == media
+    monkeypatch.setenv("SHELF", str(tmp_path))
+    for root in ("../media", "${SHELF}/media", str(media)):
+        rooted = yaml_file(configs, f"dataset: folder\nroot: {root}\n", "rooted.yaml")
+        assert open_data(str(rooted)).root == media
+    monkeypatch.setenv("AVSSL_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"nowhere.* is not there"):
+        open_data(bare)
+
+
+def test_options_of_the_call_go_over_the_yamls(media: Path, tmp_path: Path, scans: list[int]) -> None:
+    write_ramp_wav(media / "x" / "4.wav", 0.5)
+    file = str(yaml_file(tmp_path, f"dataset: folder\nroot: {media}\noptions: {{split: test}}\n"))
+    assert open_data(file).column("split").count("test") == 2
+    assert open_data(file, options={"split": "val"}).column("split").count("val") == 1
+
+
+def test_a_folder_a_csv_and_a_manifest_can_be_named_directly(media: Path, tmp_path: Path, scans: list[int]) -> None:
+    folder = open_data(str(media))
+    assert len(folder) == 3 and folder.heads == {"label": ["cat", "dog"]}
+    assert folder.row(0).duration == pytest.approx(0.5) and folder.row(0).has_audio
+    (media / "list.csv").write_text("path,label\ntrain/dog/1.wav,a\n")
+    listed = open_data(str(media / "list.csv"))
+    assert len(listed) == 1 and listed.heads == {"label": ["a"]} and listed.root == media
+    folder.save(tmp_path / "saved.parquet")
+    count = len(scans)
+    saved = open_data(str(tmp_path / "saved.parquet"))
+    assert saved.digest == folder.digest and len(scans) == count
+    with pytest.raises(DataError, match="a saved manifest takes no options, got split"):
+        open_data(str(tmp_path / "saved.parquet"), options={"split": "test"})
+    (tmp_path / "junk.parquet").write_text("junk")
+    with pytest.raises(DataError, match=r"junk\.parquet: not a Parquet file"):
+        open_data(str(tmp_path / "junk.parquet"))
+
+
+def test_a_csv_elsewhere_takes_a_root(media: Path, tmp_path: Path, scans: list[int]) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text("path\ntest/dog/3.wav\n")
+    assert open_data(str(tmp_path / "lists" / "list.csv"), root=media).row(0).path == media / "test" / "dog" / "3.wav"
+
+
+def test_data_are_scanned_once_until_they_change(media: Path, cache: Path, scans: list[int]) -> None:
+    first = open_data(str(media))
+    assert open_data(str(media)).digest == first.digest and scans == [3]
+    write_ramp_wav(media / "train" / "dog" / "1.wav", 0.75)  # changed
+    changed = open_data(str(media))
+    assert scans == [3, 3] and changed.digest != first.digest
+    write_ramp_wav(media / "train" / "dog" / "4.wav", 0.5)  # added
+    assert len(open_data(str(media))) == 4 and scans == [3, 3, 4]
+    (media / "train" / "dog" / "4.wav").unlink()
+    assert len(open_data(str(media))) == 3 and scans == [3, 3, 4, 3]
+    assert len(list((cache / "manifests").iterdir())) == 1, "scans that are out of date are removed"
+    assert open_data(str(media), options={"split": "test"}) and open_data(str(media))
+    assert scans == [3, 3, 4, 3, 3], "other options are another entry and leave this one alone"
+
+
+def test_unusable_clips_are_told_and_kept(media: Path, scans: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    (media / "train" / "dog" / "bad.wav").write_bytes(b"not sound" * 100)
+    with caplog.at_level(logging.WARNING):
+        manifest = open_data(str(media))
+    assert len(manifest) == 4 and "3 of 4 clips can be used: not a media file x1" in caplog.text
+    usable, reasons = manifest.usable(audio=True)
+    assert len(usable) == 3 and reasons == {"not a media file": 1}
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path, scans: list[int]) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.wav").write_bytes(b"not sound" * 100)
+    with pytest.raises(DataError, match=r"none of 1 clips can be used: not a media file x1; the first: .*1\.wav"):
+        open_data(str(tmp_path / "bad"))
+
+
+def test_the_demo_is_made_on_first_use(cache: Path, scans: list[int]) -> None:
+    manifest = open_data("demo", options={"pretrain": 2, "train_per_class": 1, "test_per_class": 1})
+    assert manifest.root.is_relative_to(cache)
+    assert len(manifest.select(split="pretrain")) == 2
+    assert all(manifest.row(k).has_audio and manifest.row(k).has_video for k in range(len(manifest)))
+
+
+@pytest.mark.realdata
+def test_real_fsdd_is_scanned_through_its_shelf(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch, scans: list[int]
+) -> None:
+    monkeypatch.setenv("AVSSL_DATA", str(real_data))
+    manifest = open_data("fsdd", options={"held_out_speakers": ["lucas"]})
+    assert len(manifest) == 3000 and manifest.coverage(audio=True)["share"] == 1.0
+    assert len(manifest.select(split="test")) == 500

@@ -1,0 +1,89 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from loading_samples import write_ramp_wav
+
+from avssl.data.manifest import Manifest
+
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_tool", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    for name in ("train/dog/1.wav", "train/cat/2.wav", "test/dog/3.wav"):
+        write_ramp_wav(tmp_path / "media" / name, 0.5)
+    (tmp_path / "media" / "train" / "cat" / "broken.wav").write_bytes(b"not sound" * 100)
+    return tmp_path / "media"
+
+
+def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(TOOL), "--data", str(media), "--output", str(tmp_path / "out.parquet"), "--deep"]
+    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(tmp_path / "out.parquet")
+    assert len(manifest) == 4 and manifest.usable(audio=True)[1] == {"not a media file": 1}
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["usable"] == {"audio": 3, "video": 0, "both": 0} and report["digest"] == manifest.digest
+    assert report["splits"] == {"test": 1, "train": 3} and report["classes"] == {"label": 2}
+    assert report["errors"] == {"not a media file": {"clips": 1, "examples": ["train/cat/broken.wav"]}}
+    for told in ("splits: test 1, train 3", "classes: label 2", "1 clips: not a media file: train/cat/broken.wav"):
+        assert told in done.stdout
+    assert f"wrote {tmp_path / 'out.parquet'}" in done.stdout
+
+
+def test_nothing_usable_is_an_error_with_the_reasons(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.wav").write_bytes(b"not sound" * 100)
+    output = tmp_path / "bad.parquet"
+    assert tool.main(["--data", str(tmp_path / "bad"), "--output", str(output), "--workers", "0"]) == 1
+    told = capsys.readouterr()
+    assert "1 clips: not a media file: 1.wav" in told.out
+    assert told.err.startswith("error: ") and "none of 1 clips can be used" in told.err
+    assert json.loads(output.with_suffix(".json").read_text())["usable"]["audio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "gird", "--output", "x.parquet"], "no data 'gird' (did you mean 'grid'?)"),
+        (["--data", "fsdd", "--root", "nowhere", "--output", "x.parquet"], "nowhere; give its place with --data.root"),
+        (["--data", "demo", "--output", "x.csv"], "ends in .parquet"),
+        (["--data", "demo", "--options", "fold", "--output", "x.parquet"], "must be a mapping such as '{fold: 2}'"),
+        (
+            ["--data", "demo", "--options", "{sed: 1}", "--output", "x.parquet"],
+            "no option 'sed' (did you mean 'seed'?)",
+        ),
+    ],
+)
+def test_errors_are_one_clear_line(
+    tool: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and message in told.err and told.out == ""
+
+
+@pytest.mark.realdata
+def test_real_odd_media_are_told_apart(tool: ModuleType, real_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "odd.parquet"
+    assert tool.main(["--data", str(real_data / "odd_media"), "--output", str(output), "--workers", "1"]) == 0
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert report["clips"] == 46 and report["errors"]
+    reasons = Manifest.load(output).usable(audio=True, video=True)[1]
+    assert reasons["no audio stream"] > 0 and reasons["no video stream"] > 0
