@@ -15,7 +15,7 @@ from avssl.data.demo.timing import FPS, FRAME_SIZE, NUM_SAMPLES
 CLASSES: tuple[str, ...] = tuple(KINDS)
 SPLITS = ("pretrain", "train", "test")
 NOISE_SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}
-UNSEEN_NOISE_SLOPES = {"blue": -0.4, "pulsing": 0.3}
+UNSEEN_NOISE_SLOPES = {"blue": -0.25, "pulsing": 0.3}
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def _picture(
     painter = Painter(frames, x, y, size, mirror=bool(rng.random() < 0.5))
     painter.glow(0, 0, 0.62, palette.light, 0.75 * glow)
     KINDS[event].paint(painter, palette, performance, glow)
-    grain = rng.normal(0, 0.012, (1, FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
-    return (np.clip(frames + grain, 0, 1) * 255 + 0.5).astype(np.uint8), (float(x), float(y), float(size))
+    frames += 0.012 * rng.standard_normal((FRAME_SIZE, FRAME_SIZE), np.float32)  # the grain of the sensor
+    pixels = (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 3, 0)), (float(x), float(y), float(size))
 
 
 def _channel(rng: Rng, sound: np.ndarray, style: Style, unseen: bool) -> np.ndarray:

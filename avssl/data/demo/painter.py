@@ -17,7 +17,7 @@ class Painter:
     Every coordinate, radius and opacity may be a number or a track of shape (NUM_FRAMES,).
 
     Args:
-        frames: (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3) float32 in 0..1, painted in place.
+        frames: (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) float32 in 0..1, painted in place (planes blend fastest).
         x, y: the body's centre in pixels, number or track.
         size: pixels per unit.
         mirror: swap left and right.
@@ -31,7 +31,7 @@ class Painter:
         margin = reach * size
         columns = slice(max(0, int(np.min(x) - margin)), min(FRAME_SIZE, int(np.max(x) + margin) + 2))
         rows = slice(max(0, int(np.min(y) - margin)), min(FRAME_SIZE, int(np.max(y) + margin) + 2))
-        self.frames = frames[:, rows, columns]
+        self.frames = frames[:, :, rows, columns]
         grid_x = (np.arange(FRAME_SIZE, dtype=np.float32)[columns] + 0.5)[None, None, :]
         grid_y = (np.arange(FRAME_SIZE, dtype=np.float32)[rows] + 0.5)[None, :, None]
         self.x = (grid_x - _track(x)) / np.float32(-size if mirror else size)
@@ -94,7 +94,7 @@ class Painter:
         """A painter of these frames only (indices without gaps); tracks given to it have shape (len(frames),)."""
         span = slice(int(frames[0]), int(frames[-1]) + 1)
         part = copy.copy(self)
-        part.frames = self.frames[span]
+        part.frames = self.frames[:, span]
         part.x = self.x[span] if len(self.x) > 1 else self.x
         part.y = self.y[span] if len(self.y) > 1 else self.y
         return part
@@ -105,8 +105,8 @@ class Painter:
 
     def _blend(self, alpha: np.ndarray, colour: Colour) -> None:
         """Colour is (3,) or a track (NUM_FRAMES, 3)."""
-        shade = np.asarray(colour, np.float32).reshape(-1, 1, 1, 3)
-        self.frames += alpha[..., None] * (shade - self.frames)
+        for plane, shade in zip(self.frames, np.asarray(colour, np.float32).T, strict=True):
+            plane += alpha * (_track(shade) - plane)
 
 
 def _track(value: Track) -> np.ndarray:

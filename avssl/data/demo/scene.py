@@ -38,10 +38,11 @@ class Palette:
 
 
 def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
-    """Drifting texture between the two ground colours: (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3) float32 in 0..1."""
+    """Drifting texture between the two ground colours: (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) float32 in 0..1."""
     kind = rng.choice(UNSEEN_BACKGROUNDS if unseen else BACKGROUNDS)
     angle, wavelength, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.9), rng.uniform(-0.25, 0.25)
-    axis = np.arange(FRAME_SIZE, dtype=np.float32) / FRAME_SIZE - 0.5
+    angle, wavelength, speed = np.float32(angle), np.float32(wavelength), np.float32(speed)
+    axis = np.arange(FRAME_SIZE, dtype=np.float32) / FRAME_SIZE - np.float32(0.5)
     x, y = axis[None, None, :], axis[None, :, None]
     t = frame_times().astype(np.float32)[:, None, None]
     along = np.cos(angle) * x + np.sin(angle) * y + speed * t
@@ -52,15 +53,15 @@ def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
         share = 0.5 + 0.5 * np.sin(2 * np.pi * along / wavelength)
     elif kind == "clouds":
         share = 0.5 + sum(
-            (0.4 / k) * np.sin(2 * np.pi * k * along / wavelength / 2 + p) * np.cos(5 * k * across + q)
-            for k, p, q in zip((1, 2, 3), rng.uniform(0, 6.3, 3), rng.uniform(0, 6.3, 3), strict=True)
+            0.4 / k * np.sin(np.float32(np.pi * k) / wavelength * along + p) * np.cos(5 * k * across + q)
+            for k, p, q in zip((1, 2, 3), *rng.uniform(0, 6.3, (2, 3)).astype(np.float32), strict=True)
         )
     elif kind == "checks":
         share = 0.5 + 0.5 * np.sign(np.sin(2 * np.pi * along / wavelength) * np.sin(2 * np.pi * across / wavelength))
     else:
         share = 0.5 + 0.5 * np.sin(2 * np.pi * (np.hypot(x - 0.3 * np.cos(angle), y) / wavelength + 2 * speed * t))
-    share = np.broadcast_to(np.clip(share, 0, 1), (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE))[..., None]
-    return np.ascontiguousarray(palette.ground + share * (palette.ground_end - palette.ground), np.float32)
+    share = np.broadcast_to(np.clip(share, 0, 1).astype(np.float32), (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE))
+    return np.stack([a + share * (b - a) for a, b in zip(palette.ground, palette.ground_end, strict=True)])
 
 
 def paint_distractors(rng: Rng, frames: np.ndarray) -> None:

@@ -26,6 +26,7 @@ def write_mp4(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
         video.options = {"preset": "veryfast", "crf": "23", "threads": "1"}
         sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         sound.bit_rate = 48000
+        sound.options = {"aac_coder": "fast"}  # five times as fast; at 48 kbit/s mono nothing is lost that one hears
         for stream in (video, sound):
             stream.codec_context.flags |= Flags.bitexact
             stream.codec_context.thread_count = 1
