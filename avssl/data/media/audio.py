@@ -27,6 +27,10 @@ _RUN_UP = 1.0
 _MARGIN = 0.05
 # Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
 _JITTER = 0.03
+# PyAV counts one plane too many from 8 planar channels on (7.1), and reading that one is a segmentation fault.
+_MAX_PLANES = 8
+# A codec fills its last block; the header knows where the sound ends within it.
+_PADDING = 0.15
 # What may be missing inside the stream's own extent: the larger of these (codec delay and tails; header rounding).
 _MISSING_SECONDS = 0.1
 _MISSING_SHARE = 0.1
@@ -69,13 +73,14 @@ def read_audio(
         stream = find_audio(container, path)
         declared = _extent(container, stream)
         end = math.inf if duration is None else start + duration
-        track = _decode(container, stream, start, end, sample_rate, path)
+        track = _decode(container, stream, start, end, sample_rate)
         if track.broken_seek:
             # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
             with open_media(path) as again:
-                track = _decode(again, find_audio(again, path), start, end, sample_rate, path, seek=False)
+                track = _decode(again, find_audio(again, path), start, end, sample_rate, seek=False)
     if duration is None:
-        end = max(track.end, declared[1], start + 1 / sample_rate)
+        padded = declared[1] < track.end < declared[1] + _PADDING
+        end = max(declared[1] if padded else max(track.end, declared[1]), start + 1 / sample_rate)
     span = end - start
     covered = track.covered(start, end)
     expected = max(0.0, min(end, max(declared[1], track.end)) - max(start, declared[0]))
@@ -159,7 +164,6 @@ def _decode(
     start: float,
     end: float,
     sample_rate: int,
-    path: str | Path,
     seek: bool = True,
 ) -> _Track:
     rate = stream.codec_context.sample_rate
@@ -181,7 +185,7 @@ def _decode(
         if sought and not track.pieces and (time is None or time > track.origin):
             track.broken_seek = True
             return track
-        samples = _mono(frame, path)
+        samples = _mono(frame)
         if not track.pieces and time is None:
             time = 0.0
         track.add(time, samples, frame.sample_rate)
@@ -202,9 +206,11 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
         return  # the demuxer cannot go on: for every reader the file ends here
 
 
-def _mono(frame: AudioFrame, path: str | Path) -> np.ndarray:
+def _mono(frame: AudioFrame) -> np.ndarray:
     """(S,) float32: integers scaled to [-1, 1), channels averaged."""
     channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels >= _MAX_PLANES:
+        frame = av.AudioResampler(format="flt", layout=frame.layout.name).resample(frame)[0]
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, channels).T

@@ -51,6 +51,12 @@ class MediaInfo:
     audio_error: str = ""
     video_error: str = ""
 
+    @property
+    def common_duration(self) -> float | None:
+        """Seconds for which all of the file's usable streams run: what clips can be cut from."""
+        known = [d for d in (self.duration, self.audio_duration, self.video_duration) if d]
+        return min(known, default=None)
+
 
 def probe(path: str | Path, *, deep: bool | None = None) -> MediaInfo:
     """Describe a file; never raises for what the file holds.
@@ -114,6 +120,7 @@ def find_audio(container: InputContainer, path: str | Path) -> AudioStream:
         elif not context.sample_rate or not context.channels:
             problems[stream.index] = "unknown sample rate"
         else:
+            context.thread_count = 1  # data loaders run one process a core
             return stream
     raise MediaError(path, next(iter(problems.values())))
 
@@ -132,6 +139,7 @@ def find_video(container: InputContainer, path: str | Path) -> VideoStream:
         elif not context.width or not context.height:
             problems[stream.index] = "unknown frame size"
         else:
+            context.thread_count = 1
             return stream
     raise MediaError(path, next(iter(problems.values())))
 
@@ -178,8 +186,9 @@ def _read_header(container: InputContainer, path: str) -> tuple[MediaInfo, bool]
     else:
         info = replace(info, duration=max((d for d in (info.audio_duration, info.video_duration) if d), default=None))
     promised = bit_rate / 8 * (info.duration or 0)
-    suspicious = not info.duration or promised > _PROMISED_SIZE * container.size
-    return _with_error(info), suspicious
+    # Ogg's duration is read from its last page, and its bit rate is only a wish.
+    cut_off = container.format.name != "ogg" and promised > _PROMISED_SIZE * container.size
+    return _with_error(info), cut_off or not info.duration
 
 
 def _with_error(info: MediaInfo) -> MediaInfo:
