@@ -173,10 +173,11 @@ def test_the_demo_is_made_on_first_use(cache: Path, scans: list[int]) -> None:
 
 
 @pytest.mark.realdata
-def test_real_fsdd_is_scanned_through_its_shelf(
+def test_real_esc10_is_scanned_through_its_shelf(
     real_data: Path, monkeypatch: pytest.MonkeyPatch, scans: list[int]
 ) -> None:
     monkeypatch.setenv("AVSSL_DATA", str(real_data))
-    manifest = open_data("fsdd", options={"held_out_speakers": ["lucas"]})
-    assert len(manifest) == 3000 and manifest.coverage(audio=True)["share"] == 1.0
-    assert len(manifest.select(split="test")) == 500
+    manifest = open_data("esc10", options={"fold": 4})
+    assert len(manifest) == 400 and manifest.coverage(audio=True)["share"] == 1.0
+    assert len(manifest.select(split="test")) == 80
+    assert set(manifest.column("sample_rate")) == {44100} and set(manifest.column("has_video")) == {False}
