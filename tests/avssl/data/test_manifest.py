@@ -1,0 +1,191 @@
+"""The manifest: what it accepts, what it refuses, and that it survives disk and processes unchanged."""
+
+import os
+import pickle
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from avssl.data.manifest import Manifest, ManifestError
+
+HEADS = {"verb": ["open", "close", "cut"], "noun": ["door", "bread"]}
+ROWS = [
+    {"clip_id": "a", "path": "x/a.mp4", "split": "train", "label.verb": 0, "label.noun": "bread", "fold": 1},
+    {"clip_id": "b", "path": "x/a.mp4", "split": "train", "start": 1.0, "end": 2.5, "label.verb": "cut"},
+    {"clip_id": "c", "path": "y/c.wav", "split": "test", "has_audio": True, "has_video": False, "duration": 3.5},
+    {"clip_id": "d", "path": "y/d.wav", "split": "test", "error": "file not found"},
+]
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return Manifest.from_rows(ROWS, tmp_path, HEADS)
+
+
+def rows_with(**changes):
+    return [ROWS[0], {**ROWS[1], **changes}]
+
+
+def test_row_gives_what_was_put_in(manifest, tmp_path):
+    row = manifest.row(1)
+    assert (row.clip_id, row.path, row.start, row.end, row.split) == ("b", tmp_path / "x/a.mp4", 1.0, 2.5, "train")
+    assert row.labels == {"verb": 2, "noun": None}
+    assert row.has_audio is None and row.duration is None
+    assert manifest.row(-2).duration == 3.5
+    with pytest.raises(IndexError, match="row 4"):
+        manifest.row(4)
+
+
+def test_labels_are_int64_with_minus_one_for_null(manifest):
+    labels = manifest.labels("verb")
+    assert labels.dtype == np.int64 and labels.tolist() == [0, 2, -1, -1]
+    assert manifest.labels("noun").tolist() == [1, -1, -1, -1]
+    with pytest.raises(KeyError, match="no head 'colour'"):
+        manifest.labels("colour")
+
+
+def test_extra_columns_are_kept_as_strings(manifest):
+    assert manifest.column("fold") == ["1", None, None, None]
+
+
+def test_select_by_split_and_mask(manifest):
+    assert manifest.select("test").column("clip_id") == ["c", "d"]
+    assert manifest.select("train", mask=[False, True, True, True]).column("clip_id") == ["b"]
+    assert manifest.select("train").labels("verb").tolist() == [0, 2]
+    assert manifest.take([3, 0]).column("clip_id") == ["d", "a"]
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        manifest.select("dev")
+    with pytest.raises(ValueError, match="shape"):
+        manifest.select(mask=[True])
+
+
+def test_usable_counts_reasons(manifest):
+    usable, reasons = manifest.usable(audio=True)
+    assert usable.column("clip_id") == ["c"]
+    assert reasons == {"not scanned": 2, "file not found": 1}
+    usable, reasons = manifest.usable(video=True)
+    assert len(usable) == 0 and reasons["no video stream"] == 1
+    assert manifest.coverage(audio=True) == {
+        "clips": 4, "usable": 1, "share": 0.25, "reasons": {"not scanned": 2, "file not found": 1},
+    }  # fmt: skip
+    assert manifest.usable()[0].column("clip_id") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip_id": "a"}, "duplicate clip ids: 'a'"),
+        ({"clip_id": ""}, "row 1 has no clip_id"),
+        ({"path": ""}, "'b': path '' is empty"),
+        ({"path": "/etc/passwd"}, "'b': path '/etc/passwd' is absolute"),
+        ({"path": "../outside.mp4"}, "'b': path '../outside.mp4' leaves the root"),
+        ({"path": "x/../../outside.mp4"}, "leaves the root"),
+        ({"label.verb": 3}, r"label of head 'verb' out of range 0..2 .*: 'b'"),
+        ({"label.verb": -1}, "out of range"),
+        ({"label.verb": "shut"}, "unknown classes 'shut'"),
+        ({"label.colour": 1}, "no head 'colour'"),
+        ({"split": "dev"}, "split must be one of .*: 'b'"),
+        ({"start": -1.0}, "start must not be negative.*: 'b'"),
+        ({"start": 2.0, "end": 2.0}, "end must lie after start.*: 'b'"),
+        ({"end": "late"}, "column 'end' must hold double"),
+    ],
+)
+def test_bad_rows_are_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_rows(rows_with(**changes), tmp_path, HEADS)
+
+
+def test_inner_dots_and_symlinks_are_fine(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "elsewhere.mp4").write_bytes(b"x")
+    (tmp_path / "root/link.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    rows = [{"clip_id": "a", "path": "x/../link.mp4"}, {"clip_id": "b", "path": "..hidden.mp4"}]
+    manifest = Manifest.from_rows(rows, tmp_path / "root")
+    assert manifest.select(mask=[False, True]).column("path") == ["..hidden.mp4"]
+
+
+def test_absolute_paths_by_explicit_choice_only(tmp_path):
+    rows = rows_with(path="/data/b.mp4")
+    manifest = Manifest.from_rows(rows, tmp_path, HEADS, allow_absolute=True)
+    assert str(manifest.row(1).path) == "/data/b.mp4"
+    manifest.save(tmp_path / "m.parquet")
+    loaded = Manifest.load(tmp_path / "m.parquet")
+    assert loaded.allow_absolute and loaded.select("train").allow_absolute
+
+
+def test_save_and_load_are_the_same_manifest(manifest, tmp_path):
+    manifest.save(tmp_path / "deep/m.parquet")
+    loaded = Manifest.load(tmp_path / "deep/m.parquet")
+    assert loaded.table.equals(manifest.table)
+    assert (loaded.root, loaded.heads, loaded.digest) == (manifest.root, manifest.heads, manifest.digest)
+    assert os.listdir(tmp_path / "deep") == ["m.parquet"]
+    moved = Manifest.load(tmp_path / "deep/m.parquet", root=tmp_path / "moved")
+    assert moved.row(0).path == tmp_path / "moved/x/a.mp4" and moved.digest == manifest.digest
+
+
+def test_a_failed_save_leaves_the_old_file(manifest, tmp_path, monkeypatch):
+    manifest.save(tmp_path / "m.parquet")
+    before = (tmp_path / "m.parquet").read_bytes()
+    monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        manifest.select("train").save(tmp_path / "m.parquet")
+    assert (tmp_path / "m.parquet").read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.parquet"]
+
+
+def test_load_says_what_is_wrong_with_a_file(tmp_path):
+    (tmp_path / "text.parquet").write_text("clip_id,path")
+    with pytest.raises(ManifestError, match=r"text\.parquet: not a Parquet file"):
+        Manifest.load(tmp_path / "text.parquet")
+    pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(ManifestError, match=r"other\.parquet: not a manifest"):
+        Manifest.load(tmp_path / "other.parquet")
+
+
+def test_digest_sees_contents_and_order_but_not_the_root(manifest, tmp_path):
+    same = Manifest.from_rows(ROWS, tmp_path / "other", HEADS)
+    assert same.digest == manifest.digest
+    others = [
+        manifest.take([1, 0, 2, 3]),
+        manifest.select("train"),
+        manifest.with_columns({"fold": ["1", "", None, None]}),  # "" is not null
+        manifest.with_columns({"duration": [None, 0.0, 3.5, None]}),  # nor is 0
+        Manifest.from_rows(ROWS, tmp_path, {**HEADS, "noun": ["door", "bread", "knife"]}),
+    ]
+    assert len({manifest.digest, *(other.digest for other in others)}) == 6
+
+
+def test_digest_does_not_depend_on_chunks(manifest, tmp_path):
+    table = pa.concat_tables([manifest.table.slice(0, 1), manifest.table.slice(1)])
+    assert Manifest(table, tmp_path, HEADS).digest == manifest.digest
+
+
+def test_with_columns_checks_again(manifest):
+    with pytest.raises(ManifestError, match="end must lie after start"):
+        manifest.with_columns({"end": [None, 0.5, None, None]})
+
+
+def test_a_hundred_thousand_rows_load_and_travel_fast(tmp_path):
+    count = 100_000
+    table = pa.table({
+        "clip_id": [f"clip{i}" for i in range(count)],
+        "path": [f"folder/{i % 100}/clip{i}.mp4" for i in range(count)],
+        "label.verb": np.arange(count) % 3,
+    })  # fmt: skip
+    manifest = Manifest(table, tmp_path, HEADS)
+    manifest.save(tmp_path / "m.parquet")
+    begin = time.perf_counter()
+    loaded = Manifest.load(tmp_path / "m.parquet")
+    assert time.perf_counter() - begin < 2.0  # about 0.15 s alone; the bound is for a busy machine
+    begin = time.perf_counter()
+    copy = pickle.loads(pickle.dumps(loaded))
+    assert time.perf_counter() - begin < 1.0
+    assert copy.row(99_999) == loaded.row(99_999)
+    assert len(pickle.dumps(loaded.take([5, 7]))) < 10_000, "a subset must not carry the whole table"
+
+
+def test_repr_names_size_heads_and_digest(manifest):
+    assert "4 clips" in repr(manifest) and "verb: 3 classes" in repr(manifest) and manifest.digest in repr(manifest)
