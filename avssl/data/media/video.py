@@ -26,8 +26,8 @@ decord.logging.set_level(decord.logging.QUIET)
 
 # How far outside the pictures an instant may lie (sound often runs a little longer) and still get the nearest frame.
 _TOLERANCE = 0.5
-# Timestamps are rounded to the container's clock; a frame that starts this much after an instant is already on.
-_ROUNDING = 1e-3
+# Containers round timestamps, to 1 ms at worst; a frame that starts this much after an instant is already on.
+_ROUNDING = 6e-4
 # A seek aims this many seconds early, since containers index keyframes only roughly.
 _RUN_UP = 1.0
 # Share of frames that decord may patch with a neighbour before the file counts as undecodable.
