@@ -1,7 +1,6 @@
 """From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -207,7 +206,6 @@ def _context() -> Any:
 
 def _init_worker(worker: int, decoding: Tensor) -> None:
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the training process decides, workers do not chime in
     info = torch.utils.data.get_worker_info()
     assert info is not None
