@@ -5,8 +5,22 @@ from mast import binaries
 repaired = binaries.repair()  # before anything can import torchvision or torchaudio
 
 from mast import variants  # noqa: E402, F401  (registers the models)
+from mast.ast import AST  # noqa: E402
 from mast.frontend import LogMel  # noqa: E402
+from mast.hub import LoadError, Pretrained, from_pretrained, load_pretrained, save_pretrained  # noqa: E402
 from mast.model import MAST  # noqa: E402
 from mast.registry import create_model, list_models, register_model  # noqa: E402
 
-__all__ = ["MAST", "LogMel", "create_model", "list_models", "register_model"]
+__all__ = [
+    "AST",
+    "MAST",
+    "LoadError",
+    "LogMel",
+    "Pretrained",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_pretrained",
+    "register_model",
+    "save_pretrained",
+]

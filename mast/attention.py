@@ -1,6 +1,5 @@
 """Pooling attention and the transformer block built on it (MViTv2, Li et al. 2022)."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,6 +66,12 @@ class PoolingAttention(nn.Module):
         self.relative_time = RelativeTable(grid[1], q_stride[1], kv_stride[1], head_dim)
         self.proj = nn.Linear(dim_out, dim_out)
 
+    def macs(self, grid: Grid) -> int:
+        """Multiply-accumulates of the attention itself for one sample: q k^T, weights v, and the relative terms."""
+        q_grid, k_grid = pooled(grid, self.pool_q.stride), pooled(grid, self.pool_k.stride)
+        queries, keys = q_grid[0] * q_grid[1], k_grid[0] * k_grid[1]
+        return queries * (2 * keys + sum(k_grid)) * self.proj.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
         weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
@@ -128,8 +133,3 @@ class Block(nn.Module):
         normed = self.norm1(x)
         x = self.add1(self._residual(x, normed), self.attn(normed))
         return self.add2(x, self.mlp(self.norm2(x)))
-
-
-def stochastic_depth_rule(drop_path: float, blocks: int) -> list[float]:
-    """Drop probabilities rising linearly from 0 at the first block to ``drop_path`` at the last."""
-    return torch.linspace(0, drop_path, blocks, dtype=torch.float64).tolist()

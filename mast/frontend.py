@@ -84,8 +84,8 @@ class LogMel(nn.Module):
         self.shift = int(sample_rate * frame_shift_ms / 1000)
         if num_mels < 4 or self.window < 4 or self.shift < 1:
             raise ValueError(
-                f"need num_mels >= 4, a window of at least 4 samples and a shift of at least 1; got num_mels={num_mels}, "
-                f"{self.window} and {self.shift} samples at {sample_rate} Hz"
+                "need num_mels >= 4, a window of at least 4 samples and a shift of at least 1; "
+                f"got num_mels={num_mels}, {self.window} and {self.shift} samples at {sample_rate} Hz"
             )
         self.config: dict[str, Any] = {
             "sample_rate": sample_rate,

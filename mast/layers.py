@@ -95,3 +95,8 @@ class AddBranch(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's print."""
         return f"drop_path={self.drop_path:.3g}"
+
+
+def stochastic_depth_rule(drop_path: float, blocks: int) -> list[float]:
+    """Drop probabilities rising linearly from 0 at the first block to ``drop_path`` at the last."""
+    return [drop_path * index / max(1, blocks - 1) for index in range(blocks)]

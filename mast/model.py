@@ -1,12 +1,12 @@
 """MAST: a hierarchical spectrogram transformer that pools along time, and along time and frequency, stage by stage."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from mast.attention import NORM_EPS, Block, pooled, stochastic_depth_rule
-from mast.layers import PatchEmbed, check_spectrogram, init_weights
+from mast.attention import NORM_EPS, Block, pooled
+from mast.base import SpectrogramModel
+from mast.layers import PatchEmbed, check_spectrogram, init_weights, stochastic_depth_rule
 from mast.relative import Grid
 
 
@@ -18,7 +18,7 @@ def pairs(name: str, values: Sequence[Sequence[int]], count: int) -> list[Grid]:
     return checked  # type: ignore[return-value]
 
 
-class MAST(nn.Module):
+class MAST(SpectrogramModel):
     """Multiscale Audio Spectrogram Transformer.
 
     Patch embedding, then stages of pooling attention. Each stage after the first doubles channels and heads and shrinks
@@ -64,13 +64,10 @@ class MAST(nn.Module):
         mels: int = 128,
         frames: int = 1024,
     ) -> None:
-        super().__init__()
         if not depths or min(depths) < 1:
             raise ValueError(f"depths: expected a positive number of blocks for each stage, got {list(depths)}")
         if embed_dim < 1 or heads < 1 or embed_dim % heads:
             raise ValueError(f"embed_dim={embed_dim} must be a positive multiple of heads={heads}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes} must be 0 (features) or positive")
         if mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio={mlp_ratio} must be positive")
         if len(patch_padding) != 2 or min(patch_padding) < 0:
@@ -81,8 +78,7 @@ class MAST(nn.Module):
         if q_steps[0] != (1, 1):
             raise ValueError(f"q_strides: the first stage keeps the patch grid, got {q_steps[0]} instead of (1, 1)")
 
-        self.name = ""
-        self.config: dict[str, Any] = {
+        config = {
             "num_classes": num_classes,
             "embed_dim": embed_dim,
             "depths": [int(depth) for depth in depths],
@@ -97,6 +93,7 @@ class MAST(nn.Module):
             "mels": mels,
             "frames": frames,
         }
+        super().__init__(config, num_features=embed_dim * 2 ** (len(depths) - 1))
         self.patch_embed = PatchEmbed(embed_dim, size, stride, (int(patch_padding[0]), int(patch_padding[1])))
         grid = self.patch_embed.grid(mels, frames)
         rates = iter(stochastic_depth_rule(drop_path, sum(depths)))
@@ -107,31 +104,16 @@ class MAST(nn.Module):
             blocks = []
             for index in range(depth):
                 step = q_steps[stage] if index == 0 else (1, 1)
-                blocks.append(
-                    Block(dim, width, heads * 2**stage, grid, step, kv_steps[stage], mlp_ratio, next(rates))
-                )
+                blocks.append(Block(dim, width, heads * 2**stage, grid, step, kv_steps[stage], mlp_ratio, next(rates)))
                 dim, grid = width, pooled(grid, step)
             self.stages.append(nn.Sequential(*blocks))
-        self.num_features = dim
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS)
         self.apply(init_weights)
         self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a new one; 0 removes it."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes} must be 0 (features) or positive")
-        self.num_classes = num_classes
-        self.config["num_classes"] = num_classes
-        reference = self.norm.weight
-        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.apply(init_weights).to(device=reference.device, dtype=reference.dtype)
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, relative positions."""
-        return {
-            name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(".table")
-        }
+        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(".table")}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features), time the faster index."""
@@ -145,7 +127,3 @@ class MAST(nn.Module):
         """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""
         features = tokens.mean(dim=1)
         return features if pre_logits else self.head(features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, mels, frames) -> logits (B, num_classes), or features (B, num_features) without a head."""
-        return self.forward_head(self.forward_features(x))

@@ -43,7 +43,7 @@ class RelativeTable(nn.Module):
     def forward(self, q_size: int, k_size: int) -> Tensor:
         """Vectors for all pairs, (q_size, k_size, dim)."""
         reach = max(q_size, k_size)
-        table = self.table
+        table: Tensor = self.table
         if 2 * reach - 1 > table.shape[0]:
             table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
         index = _cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)

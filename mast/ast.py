@@ -1,0 +1,180 @@
+"""AST (Gong et al. 2021): the plain spectrogram transformer that MAST is compared with.
+
+A DeiT with two special tokens on 16x16 patches at stride 10. ``from_hugging_face_state`` translates the parameters of
+transformers' ``ASTForAudioClassification``; the two models then give equal outputs.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mast.base import SpectrogramModel
+from mast.layers import AddBranch, Mlp, PatchEmbed, check_spectrogram, init_weights, stochastic_depth_rule
+from mast.registry import build_with, register_model
+
+NORM_EPS = 1e-12
+
+
+class AstBlock(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.add1 = AddBranch(drop_path)
+        self.add2 = AddBranch(drop_path)
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates of the attention itself for one sample: q k^T and weights v."""
+        return 2 * tokens * tokens * self.proj.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, dim)."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.add1(x, self.proj(attended))
+        return self.add2(x, self.mlp(self.norm2(x)))
+
+
+class AST(SpectrogramModel):
+    """Audio Spectrogram Transformer with class and distillation tokens.
+
+    The learned positions belong to the grid of ``mels`` x ``frames``; for another input they are interpolated.
+
+    Args:
+        num_classes: width of the head; 0 means no head, and the model returns features.
+        embed_dim, depth, heads, mlp_ratio: size of the transformer.
+        patch_size, patch_stride: in (mels, frames), equal along both by default.
+        drop_path: stochastic depth of the last block; it rises linearly from 0.
+        mels, frames: reference input size.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 0,
+        embed_dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 16,
+        patch_stride: int = 10,
+        drop_path: float = 0.0,
+        mels: int = 128,
+        frames: int = 1024,
+    ) -> None:
+        if embed_dim < 1 or heads < 1 or embed_dim % heads or depth < 1:
+            raise ValueError(f"embed_dim={embed_dim} must be a multiple of heads={heads}, and depth={depth} positive")
+        if patch_size < 1 or patch_stride < 1:
+            raise ValueError(f"patch_size={patch_size} and patch_stride={patch_stride} must be positive")
+        config = {
+            "num_classes": num_classes,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "patch_size": patch_size,
+            "patch_stride": patch_stride,
+            "drop_path": drop_path,
+            "mels": mels,
+            "frames": frames,
+        }
+        super().__init__(config, num_features=embed_dim)
+        self.patch_embed = PatchEmbed(embed_dim, (patch_size, patch_size), (patch_stride, patch_stride), (0, 0))
+        self.grid = self.patch_embed.grid(mels, frames)
+        self.special_tokens = nn.Parameter(torch.zeros(1, 2, embed_dim))
+        self.positions = nn.Parameter(torch.zeros(1, 2 + self.grid[0] * self.grid[1], embed_dim))
+        self.blocks = nn.Sequential(
+            *(AstBlock(embed_dim, heads, mlp_ratio, rate) for rate in stochastic_depth_rule(drop_path, depth))
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.apply(init_weights)
+        nn.init.trunc_normal_(self.special_tokens, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.reset_classifier(num_classes)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """LayerNorm and linear, as in AST."""
+        return nn.Sequential(nn.LayerNorm(self.num_features, eps=NORM_EPS), nn.Linear(self.num_features, num_classes))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone: biases, norms, tokens, positions."""
+        return {name for name, p in self.named_parameters() if p.ndim < 2} | {"special_tokens", "positions"}
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        if grid == self.grid:
+            return self.positions
+        special, patches = self.positions[:, :2], self.positions[:, 2:]
+        image = patches.transpose(1, 2).unflatten(2, self.grid)
+        image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat((special, image.flatten(2).transpose(1, 2)), dim=1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> tokens after the final norm (B, 2 + N, embed_dim), the two special ones first."""
+        check_spectrogram(x, self.name or type(self).__name__)
+        patches = self.patch_embed(x)
+        positions = self._positions((patches.shape[1], patches.shape[2]))
+        tokens = torch.cat((self.special_tokens.expand(len(x), -1, -1).to(patches.dtype), patches.flatten(1, 2)), dim=1)
+        return self.norm(self.blocks(tokens + positions))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens -> logits (B, num_classes), or the mean of the two special tokens (B, embed_dim)."""
+        features = (tokens[:, 0] + tokens[:, 1]) / 2
+        return features if pre_logits else self.head(features)
+
+
+@register_model
+def ast_base(**overrides: Any) -> nn.Module:
+    """86.59 M parameters, 130.51 G MACs (527 classes, 128 x 1024, with attention)."""
+    return build_with(AST, {}, overrides)
+
+
+# transformers 4 and 5 differ in the names of the layers' parts; both are understood.
+_RENAMES = [
+    (r"^audio_spectrogram_transformer\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "positions"),
+    (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks.\2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.output\.dense\.", ".proj."),
+    (r"\.attention\.o_proj\.", ".proj."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attention.\1."),
+    (r"\.attention\.q_proj\.", ".attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.value."),
+    (r"\.(intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
+    (r"\.(output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+    (r"^classifier\.layernorm\.", "head.0."),
+    (r"^classifier\.dense\.", "head.1."),
+]
+
+
+def from_hugging_face_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names and shapes of an ``ASTForAudioClassification.state_dict()`` turned into those of ``AST``.
+
+    Transformers' model takes (B, frames, mels), this one (B, 1, mels, frames).
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    out = {name: tensor for name, tensor in renamed.items() if ".attention." not in name}
+    specials = [out.pop(f"embeddings.{token}_token") for token in ("cls", "distillation")]
+    out["special_tokens"] = torch.cat(specials, dim=1)
+    for name in renamed:
+        if ".attention.query." in name:
+            parts = [renamed[name.replace("query", part)] for part in ("query", "key", "value")]
+            out[name.replace("attention.query", "qkv")] = torch.cat(parts)
+    return out
