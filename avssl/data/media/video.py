@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import av
-import numpy as np
-
-# decord otherwise asks a file that ends early for its missing frames 10240 times, which looks like a hang.
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")
-
 import decord
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 

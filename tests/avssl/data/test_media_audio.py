@@ -218,10 +218,9 @@ def test_spans_of_real_recordings_equal_the_slice_of_the_whole(real_data):
         whole = read_audio(path).waveform
         part = read_audio(path, 1.7, 1.0).waveform
         wanted = whole[27200:43200]
-        # AAC may fill bands with noise that it draws anew at each decoding.
-        tolerance = 2e-3 if path.suffix == ".ogg" else 3e-2
-        assert np.abs(part - wanted).max() < tolerance * max(np.abs(whole).max(), 0.1), path.name
-        if wanted.any():
-            assert abs(lag_seconds(part, wanted, 16000)) < 1e-4, path.name
+        # AAC may fill the bands above with noise that it draws anew at each decoding.
+        low = slice(0, 2000 if path.suffix == ".mp4" else None)  # Hz, as the part is one second
+        error = np.linalg.norm(np.fft.rfft(part - wanted)[low])
+        assert error <= 1e-2 * np.linalg.norm(np.fft.rfft(wanted)[low]) + 1e-3, path.name
     digit = read_audio(sorted(real_data.glob("fsdd/recordings/*.wav"))[0])
     assert digit.valid == 1.0 and len(digit.waveform) > 1600
