@@ -95,7 +95,7 @@ class Tracker:
         # Metrics are drawn over our step: a resumed run may log a step again, which W&B's own counter refuses.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
-        logger.info("W&B %s, run %s%s", mode, self.run_id, f": {self.run.url}" if self.run.url else "")
+        logger.info("W&B %s, run %s%s", mode, self.run_id, f": {self.run.url}" if mode == "online" else "")
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Logs one row of metrics."""

@@ -1,0 +1,1 @@
+"""Data: manifests, media readers, clip loading, data sets, and the built-in demo set."""
