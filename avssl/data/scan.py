@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from avssl.data.manifest import Manifest
 from avssl.data.media.pool import probe_all
-from avssl.data.media.probe import MediaInfo
+from avssl.data.media.probe import MediaInfo, probe
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def scan(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     show = sys.stderr.isatty() if progress is None else progress
     infos: dict[str, MediaInfo] = {}
-    found = probe_all(files.values(), workers=workers, deep=deep)
+    found = probe_all(files.values(), workers=workers, function=partial(probe, deep=deep))
     for info in tqdm(found, "scan", len(files), unit="file", delay=2.0, disable=not show):
         infos[info.path] = info
     result = _filled(manifest, [infos[files[path]] for path in paths])

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -20,24 +20,28 @@ _CHUNK = 32
 
 
 def probe_all(
-    paths: Iterable[str], *, workers: int, deep: bool | None = None, timeout: float = 60.0
+    paths: Iterable[str],
+    *,
+    workers: int,
+    timeout: float = 60.0,
+    function: Callable[[str], MediaInfo] = probe,
 ) -> Iterator[MediaInfo]:
     """`probe` of every path, in the order of completion (``info.path`` tells which).
 
     Args:
         paths: files.
         workers: processes; 0 probes in this process, where a crash is fatal.
-        deep: as for `probe`.
         timeout: seconds after which a file is given up as "decoder hung".
+        function: what to do with a path; picklable, such as `probe` with other arguments.
 
     A file that kills its process is reported as "decoder crashed".
     """
     if workers == 0:
         for path in paths:
-            yield probe(path, deep=deep)
+            yield function(path)
         return
     todo = deque(paths)
-    pool = [_Worker(deep) for _ in range(min(workers, -(-len(todo) // _CHUNK)))]
+    pool = [_Worker(function) for _ in range(min(workers, -(-len(todo) // _CHUNK)))]
     try:
         while todo or any(worker.pending for worker in pool):
             for worker in pool:
@@ -58,7 +62,7 @@ def probe_all(
 class _Worker:
     """One process, the paths it still owes (the first is the one in hand), and since when it has had that one."""
 
-    deep: bool | None
+    function: Callable[[str], MediaInfo]
     pending: deque[str] = field(default_factory=deque)
     since: float = 0.0
     process: BaseProcess | None = None
@@ -70,9 +74,14 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")  # fork would copy the locks of a process with threads
         context.set_forkserver_preload([__name__])  # the imports are paid once, not by every process
         self.connection, far = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, self.deep), daemon=True)
+        self.process = context.Process(target=_serve, args=(far, self.function), daemon=True)
         self.process.start()
         far.close()  # ours only: so that the process's death is seen as end of file
+        try:
+            self.connection.recv()  # "ready": from here on, time counts against a file
+        except EOFError as error:
+            message = 'a worker did not start; a script must guard its main part by if __name__ == "__main__"'
+            raise RuntimeError(message) from error
 
     def stop(self) -> None:
         self.connection.close()
@@ -108,12 +117,13 @@ class _Worker:
         return MediaInfo(path, error=reason, audio_error=reason, video_error=reason)
 
 
-def _serve(connection: Connection, deep: bool | None) -> None:
+def _serve(connection: Connection, function: Callable[[str], MediaInfo]) -> None:
     """Probe lists of paths until the other side hangs up."""
+    connection.send("ready")
     while True:
         try:
             paths = connection.recv()
         except (EOFError, OSError):
             return
         for path in paths:
-            connection.send(probe(path, deep=deep))
+            connection.send(function(path))
