@@ -220,6 +220,7 @@ class PretrainConfig:
         audio: The audio encoder.
         video: The video encoder.
         embedding_dim: Width of the joint embedding that the objectives compare.
+        time_bins: Equal parts of a clip that the audio projection tells apart; 1 compares plain means.
         objectives: The terms of the loss.
         augment: Batched augmentation.
         optim: Optimizer and schedule.
@@ -236,6 +237,7 @@ class PretrainConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     embedding_dim: int = 128
+    time_bins: int = 4
     objectives: list[ObjectiveConfig] = field(default_factory=lambda: [ObjectiveConfig()])
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -126,6 +126,11 @@ class AST(SpectrogramModel):
         tokens = torch.cat((self.special_tokens.expand(len(x), -1, -1).to(patches.dtype), patches.flatten(1, 2)), dim=1)
         return self.norm(self.blocks(tokens + positions))
 
+    def forward_grid(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> patch tokens on their grid of frequency and time (B, F', T', embed_dim)."""
+        frequency, _ = self.patch_embed(x[:1]).shape[1:3]
+        return self.forward_features(x)[:, 2:].unflatten(1, (frequency, -1))
+
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes), or the mean of the two special tokens (B, embed_dim)."""
         features = (tokens[:, 0] + tokens[:, 1]) / 2

@@ -35,6 +35,10 @@ class SpectrogramModel(nn.Module):
         """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features)."""
         raise NotImplementedError
 
+    def forward_grid(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> tokens on their grid of frequency and time (B, F', T', num_features)."""
+        raise NotImplementedError
+
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or features (B, num_features)."""
         raise NotImplementedError

@@ -117,11 +117,15 @@ class MAST(SpectrogramModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features), time the faster index."""
+        return self.forward_grid(x).flatten(1, 2)
+
+    def forward_grid(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> the same tokens on their grid of frequency and time (B, F', T', num_features)."""
         check_spectrogram(x, self.name or type(self).__name__)
         x = self.patch_embed(x)
         for stage in self.stages:
             x = stage(x)
-        return self.norm(x.flatten(1, 2))
+        return self.norm(x)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
@@ -11,27 +12,37 @@ from avssl.models.video import create_video_encoder
 from avssl.objectives import PairOutput
 
 
-def projection_head(inputs: int, outputs: int) -> ProjectionHead:
+def projection_head(inputs: int, outputs: int, hidden: int = 512) -> ProjectionHead:
     """Two-layer MLP without batch statistics, which would tell clips of a batch apart (He et al. 2020, section 3.3)."""
-    return ProjectionHead([(inputs, inputs, None, nn.ReLU()), (inputs, outputs, None, None)])
+    return ProjectionHead([(inputs, hidden, None, nn.ReLU()), (hidden, outputs, None, None)])
 
 
 class AudioVisualPair(nn.Module):
     """Audio encoder on log-mel spectrograms, video encoder on frames, and a projection head for each.
 
+    The audio projection sees the encoder's tokens averaged over ``time_bins`` equal parts of the clip: a mean over the
+    whole clip could not tell *when* something is heard, which the video shows. The encoder's features, which are what
+    pretraining is for, remain the plain mean.
+
     Args:
-        audio: Audio encoder, (B, 1, F, T) -> (B, A); has ``num_features``.
+        audio: A ``mast`` model: (B, 1, F, T) -> tokens (B, F', T', A).
         frontend: Waveform (B, S) -> log-mel (B, 1, F, T).
         video: Video encoder, (B, 3, T, H, W) in [0, 1] -> (B, V); has ``num_features``.
         embedding_dim: Width D of the joint embedding.
+        time_bins: Parts of the clip that the audio projection tells apart.
     """
 
-    def __init__(self, audio: nn.Module, frontend: nn.Module, video: nn.Module, embedding_dim: int = 128) -> None:
+    def __init__(
+        self, audio: nn.Module, frontend: nn.Module, video: nn.Module, embedding_dim: int = 128, time_bins: int = 4
+    ) -> None:
         super().__init__()
+        if time_bins < 1:
+            raise ValueError(f"time_bins: must be at least 1, got {time_bins}")
         self.audio = audio
         self.frontend = frontend
         self.video = video
-        self.audio_projection = projection_head(audio.num_features, embedding_dim)
+        self.time_bins = time_bins
+        self.audio_projection = projection_head(time_bins * audio.num_features, embedding_dim)
         self.video_projection = projection_head(video.num_features, embedding_dim)
         self.settings: dict[str, Any] = {}
 
@@ -47,6 +58,7 @@ class AudioVisualPair(nn.Module):
         crop_size: int = 224,
         pretrained: bool = False,
         embedding_dim: int = 128,
+        time_bins: int = 4,
     ) -> "AudioVisualPair":
         """Builds a pair from names. ``settings`` of the result rebuild it, which makes a checkpoint self-describing."""
         arguments = dict(locals())
@@ -57,23 +69,26 @@ class AudioVisualPair(nn.Module):
             frontend,
             create_video_encoder(video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained),
             embedding_dim,
+            time_bins,
         )
         pair.settings = arguments | {"pretrained": False}  # a checkpoint brings its weights itself
         return pair
 
     def forward(self, spectrogram: Tensor, frames: Tensor) -> PairOutput:
         """Embeds ``spectrogram`` (B, 1, F, T) and ``frames`` (B, 3, T, H, W) of the same clips."""
-        audio_features, video_features = self.audio(spectrogram), self.video(frames)
-        return PairOutput(
-            self.audio_projection(audio_features),
-            self.video_projection(video_features),
-            audio_features,
-            video_features,
-        )
+        audio, audio_features = self._audio(spectrogram)
+        video_features = self.video(frames)
+        return PairOutput(audio, self.video_projection(video_features), audio_features, video_features)
+
+    def _audio(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint embedding (B, D) and features (B, A)."""
+        by_time = self.audio.forward_grid(spectrogram).mean(dim=1).transpose(1, 2)  # (B, A, T')
+        bins = F.adaptive_avg_pool1d(by_time, self.time_bins)
+        return self.audio_projection(bins.flatten(1)), by_time.mean(dim=2)
 
     def embed_audio(self, waveform: Tensor) -> Tensor:
         """Joint embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
-        return self.audio_projection(self.audio(self.frontend(waveform)))
+        return self._audio(self.frontend(waveform))[0]
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8: of the crop that the encoder was made for."""

@@ -174,8 +174,8 @@ def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module,
         _Block(width, 2 * width, 2),
         _Block(2 * width, 4 * width, 2),
         _Block(4 * width, 8 * width, 2),
-        nn.AdaptiveAvgPool3d((4, 2, 2)),
+        nn.AdaptiveAvgPool3d((8, 2, 2)),
         nn.Flatten(),
-        nn.Linear(8 * width * 16, 256),
+        nn.Linear(8 * width * 32, 256),
     )
     return backbone, 256

@@ -80,6 +80,7 @@ def build_task(config: PretrainConfig) -> PretrainTask:
         crop_size=config.video.crop_size,
         pretrained=config.video.pretrained,
         embedding_dim=config.embedding_dim,
+        time_bins=config.time_bins,
     )
     objectives = [(term.name, create_objective(term.name, **term.options), term.weight) for term in config.objectives]
     if not objectives:
