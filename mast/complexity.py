@@ -1,8 +1,8 @@
 """Parameters, multiply-accumulates and tokens of a model, counted on its real forward pass without computing it.
 
 Two conventions are in use for multiply-accumulates (MACs), and both are reported: *linear and convolution* only, as
-most profilers count, and *total*, with the products inside attention (q k^T, weights v, relative positions). Attention is
-counted as its formula says, not as it is evaluated: the widened heads of ``mast.relative`` don't count.
+most profilers count, and *total*, with the products inside attention (q k^T, weights v, relative positions).
+Attention is counted as its formula says, not as it is evaluated: the widened heads of ``mast.relative`` don't count.
 """
 
 from dataclasses import dataclass

@@ -96,7 +96,7 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
-    """softmax((q k^T + relative) / sqrt(dim)) v, in one fused attention with widened heads.
+    """softmax((q k^T + relative) / sqrt(dim)) v, with widened heads.
 
     Args:
         q: (B, F_q, T_q, heads, dim).
@@ -109,19 +109,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
     """
     batch, rows, columns, heads, dim = q.shape
     k_grid = (k.shape[1], k.shape[2])
-    extra = sum(k_grid)
-    width = -(-(dim + extra) // _ALIGNMENT) * _ALIGNMENT
-    a_freq, a_time = position_scores(q, r_freq, r_time)
+    explicit = _explicit_is_faster(q, rows * columns * k_grid[0] * k_grid[1])
+    width = dim + sum(k_grid)
+    if not explicit:
+        width = -(-width // _ALIGNMENT) * _ALIGNMENT
+    q = q * dim**-0.5  # scales the relative terms, too: they are linear in q
     codes = _cached(_key_positions, k_grid, width - dim, k.dtype, k.device)
-    wide_q = torch.cat((q, a_freq, a_time), dim=-1)
-    if width > dim + extra:
-        wide_q = F.pad(wide_q, (0, width - dim - extra))
+    parts = (q, *position_scores(q, r_freq, r_time))
+    filler = width - dim - sum(k_grid)
+    wide_q = torch.cat(parts if not filler else (*parts, q.new_zeros(*q.shape[:-1], filler)), dim=-1)
     wide_k = torch.cat((k.flatten(1, 2), codes[None, :, None].expand(batch, -1, heads, -1)), dim=-1)
-    wide_v = F.pad(v.flatten(1, 2), (0, width - dim))
-    out = F.scaled_dot_product_attention(
-        wide_q.flatten(1, 2).transpose(1, 2), wide_k.transpose(1, 2), wide_v.transpose(1, 2), scale=dim**-0.5
-    )
-    return out[..., :dim].transpose(1, 2).reshape(batch, rows, columns, heads, dim)
+    wide_q, wide_k, v = wide_q.flatten(1, 2).transpose(1, 2), wide_k.transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
+    if explicit:
+        out = (wide_q @ wide_k.transpose(2, 3)).softmax(dim=-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(wide_q, wide_k, F.pad(v, (0, width - dim)), scale=1.0)[..., :dim]
+    return out.transpose(1, 2).reshape(batch, rows, columns, heads, dim)
+
+
+def _explicit_is_faster(q: Tensor, scores: int) -> bool:
+    """Whether to keep the scores of a training step rather than to fuse.
+
+    In float32 on a CPU the fused kernel's backward pass takes 1.3 to 2 times as long: it computes the scores again, and
+    it needs v and the gradient of the output padded to the widened heads. Above 4 M scores a head memory comes first.
+    """
+    training = torch.is_grad_enabled() and q.requires_grad
+    return training and q.device.type == "cpu" and q.dtype == torch.float32 and scores <= 2**22
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:

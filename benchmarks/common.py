@@ -1,0 +1,112 @@
+"""What all benchmarks share: a description of the machine, interleaved timing, peak memory, JSON results."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Versions, processor, threads and load: what a reader needs to judge a number."""
+    info: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "revision": _revision(),
+    }
+    if device.startswith("cuda"):
+        info["gpu"] = torch.cuda.get_device_name(device)
+        info["cuda"] = torch.version.cuda
+    return info
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _revision() -> str:
+    folder = Path(__file__).parent
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that a clock read afterwards counts its work."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Time candidates in turn, A B A B, so that a busy minute meets all of them.
+
+    Args:
+        candidates: name -> function without arguments.
+        rounds: timed calls of each.
+        warmup: calls of each before.
+        device: waited for around each call.
+
+    Returns:
+        name -> seconds of each call.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for index in range(warmup + rounds):
+        for name, call in candidates.items():
+            synchronize(device)
+            start = time.perf_counter()
+            call()
+            synchronize(device)
+            if index >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def compare(times: Mapping[str, list[float]], ours: str, peer: str) -> dict[str, Any]:
+    """Medians, and how many times faster ``ours`` is: the median over rounds of the paired ratio, with its range."""
+    ratios = sorted(b / a for a, b in zip(times[ours], times[peer], strict=True))
+    return {
+        "ours_s": round(statistics.median(times[ours]), 5),
+        "peer_s": round(statistics.median(times[peer]), 5),
+        "speedup": round(statistics.median(ratios), 3),
+        "speedup_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "rounds": len(ratios),
+    }
+
+
+def peak_rss_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the process that started this one, too
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+
+
+def write_result(folder: str | Path, name: str, result: Mapping[str, Any]) -> Path:
+    """Write ``result`` as ``folder/name.json``."""
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path

@@ -1,0 +1,139 @@
+"""LogMel equals Kaldi's filter banks as torchaudio computes them."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import mast
+
+
+def kaldi(waveform: Tensor, **options) -> Tensor:
+    from torchaudio.compliance.kaldi import fbank
+
+    defaults = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "dither": 0.0, "frame_shift": 10}
+    defaults |= {"num_mel_bins": 128, "sample_frequency": 16000}
+    return torch.stack([fbank(clip[None], **{**defaults, **options}).t() for clip in waveform])[:, None]
+
+
+def synthetic(samples: int) -> Tensor:
+    """Noise, a loud tone with an offset, clicks, a chirp, near silence, and digital silence."""
+    generator = torch.Generator().manual_seed(0)
+    time = torch.arange(samples) / 16000
+    clicks = torch.zeros(samples)
+    clicks[::1600] = 1.0
+    return torch.stack(
+        [
+            0.1 * torch.randn(samples, generator=generator),
+            0.5 + 0.5 * torch.sin(2 * torch.pi * 440 * time),
+            clicks,
+            torch.sin(2 * torch.pi * (100 + 3000 * time) * time),
+            1e-5 * torch.randn(samples, generator=generator),
+            torch.zeros(samples),
+        ]
+    )
+
+
+@pytest.mark.parametrize("samples", [400, 559, 560, 16000, 50001])
+def test_equals_kaldi(samples: int) -> None:
+    frontend = mast.LogMel(mean=None, std=None)
+    waveform = synthetic(samples)
+    out = frontend(waveform)
+    assert out.shape == (6, 1, 128, frontend.num_frames(samples))
+    torch.testing.assert_close(out, kaldi(waveform), atol=1e-3, rtol=0)
+
+
+def test_equals_kaldi_with_other_settings() -> None:
+    frontend = mast.LogMel(24000, 80, 20.0, 5.0, low_hz=50.0, high_hz=10000.0, preemphasis=0.9, mean=None, std=None)
+    options = {"sample_frequency": 24000, "num_mel_bins": 80, "frame_length": 20.0, "frame_shift": 5.0}
+    options |= {"low_freq": 50.0, "high_freq": 10000.0, "preemphasis_coefficient": 0.9}
+    waveform = synthetic(24000)
+    torch.testing.assert_close(frontend(waveform), kaldi(waveform, **options), atol=1e-3, rtol=0)
+
+
+@pytest.mark.realdata
+def test_equals_kaldi_on_real_recordings(real_data: Path) -> None:
+    files = sorted((real_data / "esc10").rglob("*.ogg"))[::40]
+    assert len(files) >= 5
+    clips = []
+    for file in files:
+        with av.open(str(file)) as container:
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=16000)
+            frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)]
+        clips.append(np.concatenate([frame.to_ndarray()[0] for frame in frames])[:64000])
+    waveform = torch.from_numpy(np.stack([np.pad(clip, (0, 64000 - len(clip))) for clip in clips]))
+    assert waveform.abs().max() > 0.1
+    torch.testing.assert_close(mast.LogMel(mean=None, std=None)(waveform), kaldi(waveform), atol=1e-3, rtol=0)
+
+
+def test_normalization_is_named() -> None:
+    waveform = synthetic(8000)
+    raw = mast.LogMel(mean=None, std=None)(waveform)
+    torch.testing.assert_close(mast.LogMel(mean=-4.0, std=4.5)(waveform), (raw + 4.0) / 9.0)
+    torch.testing.assert_close(mast.LogMel(mean=-4.0, std=4.5, divide_by="std")(waveform), (raw + 4.0) / 4.5)
+
+
+def test_clips_can_be_centred_first() -> None:
+    waveform = synthetic(8000)
+    centred = waveform - waveform.mean(dim=1, keepdim=True)
+    out = mast.LogMel(mean=None, std=None, center_clips=True)(waveform)
+    assert torch.equal(out, mast.LogMel(mean=None, std=None)(centred))
+
+
+def test_a_batch_is_its_clips() -> None:
+    frontend, waveform = mast.LogMel(), synthetic(16000).repeat(4, 1)
+    one_by_one = torch.cat([frontend(clip[None]) for clip in waveform])
+    torch.testing.assert_close(frontend(waveform), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_lengths_are_consistent() -> None:
+    frontend = mast.LogMel()
+    for frames in (1, 2, 98, 1024):
+        samples = frontend.samples_for(frames)
+        assert frontend.num_frames(samples) == frames and frontend.num_frames(samples - 1) == frames - 1
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    frontend, waveform = mast.LogMel(), synthetic(8000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = frontend(waveform)
+    assert out.dtype == torch.float32 and torch.equal(out, frontend(waveform))
+
+
+def test_config_builds_the_same_frontend() -> None:
+    frontend = mast.LogMel(num_mels=64, mean=-3.0, std=2.0, divide_by="std")
+    again = mast.LogMel(**frontend.config)
+    assert torch.equal(frontend(synthetic(4000)), again(synthetic(4000)))
+    assert not frontend.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divide_by": "sigma"}, "divide_by='sigma'"),
+        ({"mean": None}, "give both"),
+        ({"std": 0.0}, "std > 0"),
+        ({"low_hz": 9000.0}, "low_hz"),
+        ({"preemphasis": 2.0}, "preemphasis"),
+        ({"num_mels": 1}, "num_mels"),
+    ],
+)
+def test_bad_settings_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mast.LogMel(**options)
+
+
+def test_bad_waveforms_are_named() -> None:
+    with pytest.raises(ValueError, match=r"shape \(B, samples\)"):
+        mast.LogMel()(torch.zeros(2, 1, 16000))
+    with pytest.raises(ValueError, match="399 samples, one window needs 400"):
+        mast.LogMel()(torch.zeros(2, 399))
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu() -> None:
+    frontend, waveform = mast.LogMel(), synthetic(50000)[:4]
+    torch.testing.assert_close(frontend.cuda()(waveform.cuda()).cpu(), mast.LogMel()(waveform), atol=5e-3, rtol=0)

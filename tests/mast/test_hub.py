@@ -1,0 +1,124 @@
+"""A saved model comes back whole, and nothing else comes back silently."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mast
+from mast.hub import load_weights
+
+SMALL = {"embed_dim": 8, "depths": (1, 1, 1, 1)}
+X = torch.linspace(-1, 1, 128 * 60).reshape(1, 1, 128, 60)
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return mast.create_model("mast_pico", num_classes=3, **SMALL).eval()
+
+
+@pytest.fixture
+def folder(model: torch.nn.Module, tmp_path: Path) -> Path:
+    labels = {"sound": ["dog", "rain", "clock"]}
+    return model.save_pretrained(
+        tmp_path / "a" / "model", frontend=mast.LogMel(mean=-3.0, std=2.0), labels=labels, extra={"epoch": 3}
+    )
+
+
+def test_round_trip(model: torch.nn.Module, folder: Path) -> None:
+    again = mast.from_pretrained(folder)
+    assert torch.equal(again.model(X), model(X)) and not again.model.training
+    assert again.model.name == "mast_pico" and again.model.config == model.config
+    assert again.frontend is not None and again.frontend.config["mean"] == -3.0
+    assert again.labels == {"sound": ["dog", "rain", "clock"]} and again.extra == {"epoch": 3}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_round_trip_without_frontend_and_of_ast(tmp_path: Path) -> None:
+    model = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2, frames=60).eval()
+    again = mast.load_pretrained(mast.save_pretrained(model, tmp_path))
+    assert again.frontend is None and again.labels == {} and torch.equal(again.model(X), model(X))
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_another_number_of_classes_makes_a_new_head_and_says_so(folder: Path, classes: int, caplog) -> None:
+    again = mast.load_pretrained(folder, num_classes=classes)
+    assert again.model(X).shape == (1, classes or again.model.num_features)
+    names = again.report.mismatched + again.report.unexpected
+    assert names == ["head.bias", "head.weight"] and "the head is new" in caplog.text
+
+
+def test_failed_write_leaves_the_old_model(folder: Path, model: torch.nn.Module, monkeypatch) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+
+    def broken(state, path, metadata) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mast.hub.save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def edit(folder: Path, **model_fields) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"].update(model_fields)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "mast_picco"}, "did you mean mast_pico"),
+        ({"embed_dim": 16}, "weights are of another model"),
+        ({"num_classes": 4}, "weights are of another model"),
+        ({"flavour": 1}, "no argument flavour"),
+    ],
+)
+def test_config_of_another_model_is_refused(folder: Path, fields: dict, message: str) -> None:
+    edit(folder, **fields)
+    with pytest.raises(mast.LoadError, match=message):
+        mast.load_pretrained(folder)
+
+
+def test_missing_and_unknown_weights_are_reported(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["surplus.weight"] = state.pop("norm.weight")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(mast.LoadError, match=r"1 missing: norm\.weight; 1 unexpected: surplus\.weight"):
+        mast.load_pretrained(folder)
+
+
+def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(mast.LoadError, match=r"model\.safetensors is damaged"):
+        mast.load_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(mast.LoadError, match=r"config\.json is not JSON"):
+        mast.load_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        mast.load_pretrained(tmp_path)
+
+
+def test_load_weights_lets_only_the_head_differ(model: torch.nn.Module) -> None:
+    other = mast.create_model("mast_pico", num_classes=9, **SMALL)
+    report = load_weights(other, model.state_dict())
+    assert report.mismatched == ["head.bias", "head.weight"] and not report.missing
+    assert torch.equal(other.norm.weight, model.norm.weight)
+    with pytest.raises(mast.LoadError, match="another model"):
+        load_weights(mast.create_model("mast_pico", **{**SMALL, "depths": (1, 2, 1, 1)}), model.state_dict())
+
+
+def test_labels_must_fit_the_head(model: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"labels have \{'sound': 2\} classes, the model's head has 3"):
+        model.save_pretrained(tmp_path, labels={"sound": ["a", "b"]})
+
+
+def test_a_model_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no registry name"):
+        mast.save_pretrained(mast.MAST(**SMALL), tmp_path)

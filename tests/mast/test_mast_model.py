@@ -1,0 +1,205 @@
+"""MAST: shapes at any size, gradients, stochastic depth, head, relative positions against the written-out formula."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mast
+from mast import attention as attention_module
+from mast import relative
+
+TINY = {"embed_dim": 8, "depths": (1, 1, 2, 1)}
+
+
+def tiny(**overrides) -> nn.Module:
+    torch.manual_seed(0)
+    return mast.create_model("mast_pico", **{**TINY, **overrides})
+
+
+def large_tables(model: nn.Module) -> nn.Module:
+    """Relative positions that matter: at initialisation they are too small to show an error."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".table"):
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("size", [(128, 1024), (128, 1023), (128, 333), (128, 25), (128, 16), (64, 100), (80, 37)])
+def test_any_size_gives_logits_and_features(size: tuple[int, int]) -> None:
+    model = tiny(num_classes=5).eval()
+    x = torch.randn(2, 1, *size)
+    with torch.no_grad():
+        tokens = model.forward_features(x)
+        assert model(x).shape == (2, 5)
+    assert tokens.shape[0] == 2 and tokens.shape[2] == model.num_features == 64
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), tokens.mean(1))
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(tokens.shape[:2]), atol=1e-5, rtol=0)  # after the norm
+
+
+def test_longer_than_the_reference_interpolates() -> None:
+    model = tiny(frames=128).eval()
+    assert model(torch.randn(1, 1, 128, 400)).isfinite().all()
+
+
+def test_two_clips_in_a_batch_do_not_mix() -> None:
+    model = large_tables(tiny(num_classes=3)).double().eval()
+    x = torch.randn(3, 1, 128, 96, dtype=torch.float64)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 100), (2, 3, 128, 100)])
+def test_wrong_input_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a spectrogram of shape \(B, 1, mels, frames\)"):
+        tiny()(torch.zeros(shape))
+
+
+def test_too_few_frames_is_an_error_that_says_how_many() -> None:
+    with pytest.raises(ValueError, match="3 frames, the patch embedding needs at least 4"):
+        tiny()(torch.zeros(1, 1, 128, 3))
+
+
+@pytest.mark.parametrize("frames", [128, 203])
+def test_fast_attention_equals_the_formula(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = large_tables(tiny(num_classes=4)).double().eval()
+    x = torch.randn(2, 1, 128, frames, dtype=torch.float64)
+    fast = model(x)
+    fast.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    monkeypatch.setattr(attention_module, "attention", relative.reference_attention)
+    expected = model(x)
+    expected.square().sum().backward()
+    torch.testing.assert_close(fast, expected, atol=1e-9, rtol=0)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-9, rtol=1e-9)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".table"):
+            nn.init.zeros_(parameter)
+    assert (model(x) - expected).abs().max() > 1e-3, "relative positions have no effect"
+
+
+@pytest.mark.parametrize(
+    ("q_grid", "k_grid"), [((4, 12), (4, 3)), ((2, 5), (4, 10)), ((1, 1), (1, 1)), ((3, 7), (3, 7))]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, training: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_(training)
+
+    q, k, v = random(2, *q_grid, 3, 8), random(2, *k_grid, 3, 8), random(2, *k_grid, 3, 8)
+    r_freq, r_time = random(q_grid[0], k_grid[0], 8), random(q_grid[1], k_grid[1], 8)
+    assert relative._explicit_is_faster(q, 1) is training  # float32 on a CPU: training keeps its scores
+    expected = relative.reference_attention(q, k, v, r_freq, r_time)
+    torch.testing.assert_close(relative.attention(q, k, v, r_freq, r_time), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_relative_table_is_indexed_by_distance() -> None:
+    table = relative.RelativeTable(16, q_stride=2, k_stride=1, dim=1)
+    with torch.no_grad():
+        table.table.copy_(torch.arange(31.0)[:, None] - 15)  # the entry is the distance itself
+    q, k = torch.arange(8)[:, None] * 2, torch.arange(16)[None]
+    assert torch.equal(table(8, 16)[..., 0], (q - k).float())
+    assert torch.equal(table(3, 5)[..., 0], (q[:3] - k[:, :5]).float()), "a shorter input means the same distances"
+    longer = table(16, 32)[..., 0]
+    assert longer[0, 0] == 0 and longer.abs().max() == 15 and (longer.diff(dim=1) < 0).all()
+
+
+def test_constants_made_in_inference_mode_do_not_break_training() -> None:
+    model = tiny(num_classes=2)
+    x = torch.randn(1, 1, 128, 61)
+    with torch.inference_mode():
+        model(x)
+    model(x).sum().backward()
+
+
+def test_every_parameter_gets_a_finite_gradient() -> None:
+    model = tiny(num_classes=4)
+    nn.functional.cross_entropy(model(torch.randn(2, 1, 128, 100)), torch.tensor([0, 3])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A bias that shifts all keys alike changes no softmax, so the key third of its gradient may vanish.
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    model = tiny(num_classes=4).eval()
+    x = torch.randn(2, 1, 128, 100)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(x)
+    torch.testing.assert_close(low.float(), model(x), atol=0.05, rtol=0.05)
+
+
+def test_stochastic_depth_acts_in_training_only() -> None:
+    model = tiny(num_classes=4, drop_path=0.9)
+    x = torch.randn(1, 1, 128, 50).expand(8, -1, -1, -1)
+    assert model.train()(x).std(dim=0).max() > 1e-4
+    assert model.eval()(x).std(dim=0).max() < 1e-5
+
+
+def test_stochastic_depth_keeps_the_expectation() -> None:
+    add = mast.layers.AddBranch(0.25).train()
+    torch.manual_seed(0)
+    out = add(torch.zeros(40000, 1), torch.ones(40000, 1))
+    assert abs(out.mean() - 1) < 0.02
+    assert set(out.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+
+
+def test_initialisation_follows_the_seed_and_logits_start_small() -> None:
+    first, second = tiny(num_classes=10), tiny(num_classes=10)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.eval()(torch.randn(4, 1, 128, 100)).abs().max() < 1
+
+
+def test_reset_classifier() -> None:
+    model = tiny(num_classes=4)
+    x = torch.randn(1, 1, 128, 50)
+    model.reset_classifier(7)
+    assert model(x).shape == (1, 7) and model.num_classes == model.config["num_classes"] == 7
+    model.reset_classifier(0)
+    assert model(x).shape == (1, model.num_features)
+    with pytest.raises(ValueError, match="num_classes=-1"):
+        model.reset_classifier(-1)
+
+
+def test_no_weight_decay_names_exist() -> None:
+    model = tiny(num_classes=4)
+    names, free = dict(model.named_parameters()), model.no_weight_decay()
+    assert free <= set(names) and {"norm.weight", "head.bias"} <= free
+    assert "head.weight" not in free and any(name.endswith("relative_time.table") for name in free)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"embed_dim": 9, "heads": 2}, "embed_dim=9"),
+        ({"depths": (1, 0)}, "depths"),
+        ({"depths": (1, 1)}, "q_strides: expected 2 pairs"),
+        ({"q_strides": ((2, 2), (1, 1), (1, 1), (1, 1))}, "the first stage keeps"),
+        ({"kv_strides": ((0, 1),) * 4}, "kv_strides"),
+        ({"patch_stride": (8,)}, "patch_size, patch_stride"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"mlp_ratio": 0}, "mlp_ratio"),
+    ],
+)
+def test_bad_arguments_are_named(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mast.create_model("mast_pico", **overrides)
+
+
+def test_overrides_are_real() -> None:
+    model = tiny(patch_stride=(16, 16), patch_padding=(0, 0), kv_strides=((1, 1),) * 4, mlp_ratio=2.0)
+    assert model.patch_embed.grid(128, 160) == (8, 10)
+    assert model.stages[0][0].mlp.fc1.out_features == 16 and model.stages[0][0].kv_stride == (1, 1)
+    assert model.eval()(torch.randn(1, 1, 128, 160)).shape == (1, 64)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu() -> None:
+    model = large_tables(tiny(num_classes=4)).eval()
+    x = torch.randn(2, 1, 128, 203)
+    expected = model(x)
+    torch.testing.assert_close(model.cuda()(x.cuda()).cpu(), expected, atol=1e-3, rtol=1e-3)
