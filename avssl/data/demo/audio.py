@@ -19,11 +19,17 @@ def add_at(track: np.ndarray, sound: np.ndarray, time: float) -> None:
         track[start + skip : stop] += sound[skip : stop - start]
 
 
-def modes(frequencies: np.ndarray, amplitudes: np.ndarray, decays: np.ndarray, seconds: float) -> np.ndarray:
-    """Modal synthesis: a sum of sine waves (Hz) that die away with the time constants ``decays`` (s); shape (N,)."""
+def modes(
+    frequencies: np.ndarray, amplitudes: np.ndarray, decays: np.ndarray, seconds: float, fall: float = 0.0
+) -> np.ndarray:
+    """Modal synthesis: a sum of sine waves (Hz) that die away with the time constants ``decays`` (s); shape (N,).
+
+    They begin ``fall`` octaves higher and slide down while they fade, as a soft body does when it springs back.
+    """
     t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    heard = frequencies < 0.46 * SAMPLE_RATE
-    waves = np.sin(2 * np.pi * np.outer(frequencies[heard], t)) * np.exp(-t / decays[heard, None])
+    heard = frequencies * 2**fall < 0.46 * SAMPLE_RATE
+    turns = np.cumsum(2 ** (fall * np.exp(-3 * t / seconds))) / SAMPLE_RATE if fall else t
+    waves = np.sin(2 * np.pi * np.outer(frequencies[heard], turns)) * np.exp(-t / decays[heard, None])
     return amplitudes[heard] @ waves
 
 
@@ -45,11 +51,13 @@ def pluck(rng: Rng, frequency: float, seconds: float, loss: float = 0.996, softn
     return sound / (np.abs(sound).max() + 1e-9)
 
 
-def impact(rng: Rng, frequency: float, ratios: Sequence[float], decay: float, noise: float) -> np.ndarray:
+def impact(
+    rng: Rng, frequency: float, ratios: Sequence[float], decay: float, noise: float, fall: float = 0.0
+) -> np.ndarray:
     """A short knock: a few damped modes and a burst of noise, as of wood, skin or metal; shape (N,), peak about 1."""
     freq = frequency * np.asarray(ratios)
     ranks = np.arange(len(freq))
-    sound = modes(freq, 0.7**ranks, decay * 0.75**ranks, 6 * decay)
+    sound = modes(freq, 0.7**ranks, decay * 0.75**ranks, 6 * decay, fall)
     burst = rng.standard_normal(len(sound)) * np.exp(-np.arange(len(sound)) / (0.006 * SAMPLE_RATE))
     sound = sound + noise * burst
     return sound / (np.abs(sound).max() + 1e-9)

@@ -73,8 +73,8 @@ def _picture(
     palette = Palette.draw(rng)
     frames = paint_background(rng, palette, unseen)
     paint_distractors(rng, frames)
-    size = 26 * 2 ** (-1.1 * style.pitch)
-    margin = 1.25 * size
+    size = 32 * 2 ** (-1.2 * style.pitch)
+    margin = min(1.25 * size, FRAME_SIZE / 2)
     x, y = rng.uniform(margin, FRAME_SIZE - margin, 2)
     painter = Painter(frames, x, y, size, mirror=bool(rng.random() < 0.5))
     painter.glow(0, 0, 0.62, palette.light, 0.75 * glow)
@@ -86,19 +86,19 @@ def _picture(
 
 def _channel(rng: Rng, sound: np.ndarray, style: Style, unseen: bool) -> np.ndarray:
     """Room, random equalizer, a weak sound of another kind, background noise, level."""
-    sound = room(rng, sound, rng.uniform(0.03, 0.15), rng.uniform(0.0, 0.5))
-    sound = equalize(rng, sound, tilt=rng.uniform(-3, 3), ripple=4.0)
+    sound = room(rng, sound, rng.uniform(0.03, 0.15), rng.uniform(0.0, 0.35))
+    sound = equalize(rng, sound, tilt=rng.uniform(-2, 2), ripple=2.5)
     sound = sound / level(sound)
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         other = CLASSES[rng.integers(len(CLASSES))]
         stray = KINDS[other].perform(rng, Style.draw(rng, unseen)).audio
-        sound = sound + 10 ** (-rng.uniform(14, 22) / 20) * stray / level(stray)
+        sound = sound + 10 ** (-rng.uniform(18, 26) / 20) * stray / level(stray)
     slopes = UNSEEN_NOISE_SLOPES if unseen else NOISE_SLOPES
     name = str(rng.choice(list(slopes)))
     noise = shaped_noise(rng, slopes[name])
     if name == "pulsing":
         noise = noise * (1 + 0.7 * np.sin(2 * np.pi * rng.uniform(2, 5) * np.arange(NUM_SAMPLES) / 16000))
-    sound = sound + 10 ** (-rng.uniform(6, 24) / 20) * noise
+    sound = sound + 10 ** (-rng.uniform(12, 28) / 20) * noise
     sound = sound * 10 ** ((-30 + 14 * style.loudness) / 20) / level(sound)
     return (0.98 * np.tanh(sound / 0.98)).astype(np.float32)
 

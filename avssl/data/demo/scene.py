@@ -32,8 +32,8 @@ class Palette:
             main=colour(rng.uniform(0.55, 0.65), rng.uniform(0.3, 1.0)),
             second=colour(rng.uniform(0.65, 0.8), rng.uniform(0.2, 1.0)),
             light=colour(0.93, 1.0),
-            ground=colour(rng.uniform(0.05, 0.3), rng.uniform(0.1, 0.8)),
-            ground_end=colour(rng.uniform(0.05, 0.3), rng.uniform(0.1, 0.8)),
+            ground=colour(rng.uniform(0.03, 0.16), rng.uniform(0.1, 0.8)),
+            ground_end=colour(rng.uniform(0.03, 0.2), rng.uniform(0.1, 0.8)),
         )
 
 
@@ -65,10 +65,10 @@ def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
 
 
 def paint_distractors(rng: Rng, frames: np.ndarray) -> None:
-    """Up to three small dim shapes that drift evenly and make no sound."""
+    """Up to two small dim shapes that drift evenly and make no sound."""
     t = frame_times()
-    for _ in range(rng.integers(0, 4)):
-        colour = np.array(colorsys.hls_to_rgb(rng.random(), rng.uniform(0.25, 0.45), 0.5), np.float32)
+    for _ in range(rng.integers(0, 3)):
+        colour = np.array(colorsys.hls_to_rgb(rng.random(), rng.uniform(0.15, 0.35), 0.5), np.float32)
         x = rng.uniform(0, FRAME_SIZE) + rng.uniform(-10, 10) * t
         y = rng.uniform(0, FRAME_SIZE) + rng.uniform(-10, 10) * t
         painter = Painter(frames, x, y, rng.uniform(3, 7))

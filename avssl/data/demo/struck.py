@@ -1,4 +1,6 @@
-"""Kinds that are struck: bell bars, a drum, a bouncing ball, a clock. The last three share their timbres."""
+"""Kinds that are struck: bell bars, a drum, a bouncing ball, a clock."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -6,18 +8,18 @@ from avssl.data.demo.audio import Rng, add_at, impact, modes
 from avssl.data.demo.kinds import Performance, Style, phrase, register_kind, since_last, until_next
 from avssl.data.demo.painter import Painter
 from avssl.data.demo.scene import Palette
-from avssl.data.demo.timing import NUM_SAMPLES, SECONDS, frame_times
+from avssl.data.demo.timing import NUM_SAMPLES, SAMPLE_RATE, SECONDS, frame_times
 
-TIMBRES = {"wood": (1.0, 2.6, 4.2), "skin": (1.0, 1.59, 2.14, 2.65), "metal": (1.0, 1.47, 2.09, 3.7)}
+SKIN = (1.0, 1.59, 2.14, 2.65)  # modes of a round membrane
+RUBBER = (1.0, 2.0)
+BRASS = (1.0, 1.47, 2.09, 3.7)
 
 
-def knocks(rng: Rng, style: Style, onsets: np.ndarray, semitones: np.ndarray, strengths: np.ndarray) -> np.ndarray:
-    """One damped knock per onset, all of one random timbre that drum, ball and clock draw alike; (S,)."""
-    ratios = TIMBRES[str(rng.choice(list(TIMBRES)))]
-    decay, noise = rng.uniform(0.02, 0.07), rng.uniform(0.1, 0.7)
+def knocks(onsets: np.ndarray, strengths: np.ndarray, sounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Place one sound (N,) of the given strength at every onset; (S,)."""
     audio = np.zeros(NUM_SAMPLES)
-    for onset, semitone, strength in zip(onsets, semitones, strengths, strict=True):
-        add_at(audio, strength * impact(rng, style.frequency * 2 ** (semitone / 12), ratios, decay, noise), onset)
+    for onset, strength, sound in zip(onsets, strengths, sounds, strict=True):
+        add_at(audio, strength * sound, onset)
     return audio
 
 
@@ -68,7 +70,13 @@ class Drum:
         onsets = onsets[np.append(True, np.diff(onsets) > 0.05)]
         hands = np.where(np.arange(len(onsets)) % 2 == 0, -1.0, 1.0)
         strengths = rng.uniform(0.45, 1.0, len(onsets))
-        return Performance(knocks(rng, style, onsets, 1.5 * hands, strengths), onsets, hands, strengths)
+        decay, rattle = rng.uniform(0.05, 0.12), rng.uniform(0.08, 0.16)
+        sounds = []
+        for hand in hands:
+            skin = impact(rng, style.frequency * 2 ** (1.5 * hand / 12), SKIN, decay, noise=0.4)
+            snare = rng.standard_normal(len(skin)) * np.exp(-np.arange(len(skin)) / (0.6 * decay * SAMPLE_RATE))
+            sounds.append(skin + rattle * snare)
+        return Performance(knocks(onsets, strengths, sounds), onsets, hands, strengths)
 
     def paint(self, painter: Painter, palette: Palette, performance: Performance, glow: np.ndarray) -> None:
         t = frame_times()
@@ -98,7 +106,9 @@ class Ball:
             onsets.append(onsets[-1] + gap)
             strengths.append(strengths[-1] * keep)
         times, force = np.array(onsets[:-1]), np.array(strengths[:-1])
-        audio = knocks(rng, style, times, np.zeros(len(times)), force)
+        decay = rng.uniform(0.03, 0.06)
+        thuds = [impact(rng, style.frequency, RUBBER, decay, noise=0.15, fall=1.0) for _ in times]
+        audio = knocks(times, force, thuds)
         tracks = {"next": np.array(onsets[1:]), "first": np.array(onsets[:1])}
         return Performance(audio, times, np.zeros(len(times)), force, tracks)
 
@@ -129,7 +139,15 @@ class Clock:
         onsets = np.arange(rng.uniform(0.03, 0.03 + style.period), SECONDS - 0.08, style.period)
         sides = np.where(np.arange(len(onsets)) % 2 == 0, 1.0, -1.0)
         strengths = np.where(sides > 0, 1.0, rng.uniform(0.6, 1.0))
-        return Performance(knocks(rng, style, onsets, 2.0 * sides, strengths), onsets, sides, strengths)
+        decay, gap = rng.uniform(0.006, 0.014), rng.uniform(0.025, 0.045)
+        ticks = []
+        for side in sides:  # the escapement falls in two steps: every tick is a double click
+            click = impact(rng, 1.5 * style.frequency * 2 ** (2 * side / 12), BRASS, decay, noise=0.6)
+            tick = np.zeros(len(click) + int(gap * SAMPLE_RATE))
+            tick[: len(click)] += 0.6 * click
+            tick[-len(click) :] += click
+            ticks.append(tick)
+        return Performance(knocks(onsets, strengths, ticks), onsets, sides, strengths)
 
     def paint(self, painter: Painter, palette: Palette, performance: Performance, glow: np.ndarray) -> None:
         t = frame_times()
