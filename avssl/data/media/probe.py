@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.frame import Frame
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
@@ -86,13 +88,16 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
     """Open for reading; raises MediaError with a reason that tells a missing file from a broken one."""
     name = os.path.abspath(path)
     try:
-        if not os.path.isfile(name):
-            raise MediaError(path, "not a file" if os.path.exists(name) else "file not found")
-        if os.path.getsize(name) == 0:
+        status = os.stat(name)
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(path, "not a file")
+        if status.st_size == 0:
             raise MediaError(path, "empty file")
         # A playlist under a media file's name must not reach for the network, nor "a:b.mp4" for a protocol "a".
         options = {"protocol_whitelist": "file"}
         container = av.open(f"file:{name}", options=options, metadata_errors="ignore")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MediaError(path, "file not found") from error
     except PermissionError as error:
         raise MediaError(path, "unreadable file", error.strerror or "") from error
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -150,9 +155,12 @@ def _preferred_first(streams: list[StreamT], best: Stream | None, path: str | Pa
     return sorted(streams, key=lambda stream: best is None or stream.index != best.index)  # stable: rest in file order
 
 
-def seconds(stream: AudioStream | VideoStream, ticks: int | None) -> float | None:
-    """A stream's time in seconds, None for an unknown one."""
-    return None if ticks is None or stream.time_base is None else float(ticks * stream.time_base)
+def seconds(source: Stream | Frame, ticks: int | None) -> float | None:
+    """A time of a stream or a frame in seconds, None for an unknown one."""
+    base = source.time_base
+    if ticks is None or base is None:
+        return None
+    return ticks * base.numerator / base.denominator  # a product of fractions would be ten times slower
 
 
 def start_of(container: InputContainer) -> float:
@@ -162,39 +170,38 @@ def start_of(container: InputContainer) -> float:
 
 def _read_header(container: InputContainer, path: str) -> tuple[MediaInfo, bool]:
     """The header's facts, and whether they are suspicious."""
-    info = MediaInfo(path, container=container.format.name)
+    facts: dict[str, Any] = {}
     bit_rate = 0
     try:
         audio = find_audio(container, path)
         sound = audio.codec_context
-        info = replace(info, has_audio=True, sample_rate=sound.sample_rate, channels=sound.channels,
-                       audio_duration=seconds(audio, audio.duration), audio_codec=sound.name)  # fmt: skip
+        facts.update(has_audio=True, sample_rate=sound.sample_rate, channels=sound.channels,
+                     audio_duration=seconds(audio, audio.duration), audio_codec=sound.name)  # fmt: skip
         bit_rate += audio.bit_rate or 0
     except MediaError as error:
-        info = replace(info, audio_error=error.reason)
+        facts["audio_error"] = error.reason
     try:
         video = find_video(container, path)
         pictures, rate = video.codec_context, video.average_rate or video.guessed_rate
-        info = replace(info, has_video=True, fps=float(rate) if rate else None, width=pictures.width,
-                       height=pictures.height, video_duration=seconds(video, video.duration),
-                       video_codec=pictures.name)  # fmt: skip
+        facts.update(has_video=True, fps=float(rate) if rate else None, width=pictures.width, height=pictures.height,
+                     video_duration=seconds(video, video.duration), video_codec=pictures.name)  # fmt: skip
         bit_rate += video.bit_rate or 0
     except MediaError as error:
-        info = replace(info, video_error=error.reason)
+        facts["video_error"] = error.reason
     if container.duration:
-        info = replace(info, duration=container.duration / av.time_base)
+        duration: float | None = container.duration / av.time_base
     else:
-        info = replace(info, duration=max((d for d in (info.audio_duration, info.video_duration) if d), default=None))
-    promised = bit_rate / 8 * (info.duration or 0)
+        duration = max(facts.get("audio_duration") or 0.0, facts.get("video_duration") or 0.0) or None
+    info = MediaInfo(path, duration=duration, container=container.format.name, **facts)
     # Ogg's duration is read from its last page, and its bit rate is only a wish.
-    cut_off = container.format.name != "ogg" and promised > _PROMISED_SIZE * container.size
-    return _with_error(info), cut_off or not info.duration
+    cut_off = info.container != "ogg" and bit_rate / 8 * (duration or 0.0) > _PROMISED_SIZE * container.size
+    return _with_error(info), cut_off or not duration
 
 
 def _with_error(info: MediaInfo) -> MediaInfo:
     """Sum up the streams' errors into the file's."""
     if info.has_audio or info.has_video:
-        return replace(info, error="zero length" if info.duration == 0 else "")
+        return replace(info, error="zero length") if info.duration == 0 else info
     problems = [e for e in (info.audio_error, info.video_error) if not e.startswith("no ") or not e.endswith(" stream")]
     return replace(info, error=problems[0] if problems else "no audio or video stream")
 

@@ -103,7 +103,7 @@ def test_every_bad_file_is_read_or_reported(bad_media, capfd):
 
 @needs_proc
 def test_descriptors_and_memory_stay_flat(bad_media):
-    assert_flat(list(bad_media.values()), opens=600)
+    assert_flat(list(bad_media.values()), opens=400)
 
 
 @pytest.mark.realdata
@@ -127,5 +127,5 @@ def test_odd_media_are_read_or_reported(real_data, capfd):
 @pytest.mark.realdata
 @needs_proc
 def test_odd_media_leave_no_trace(real_data):
-    small = [p for p in sorted((real_data / "odd_media").glob("*__*")) if p.stat().st_size < 100_000]
-    assert_flat(small, opens=200)
+    small = [p for p in sorted((real_data / "odd_media").glob("*__*"))[::2] if p.stat().st_size < 100_000]
+    assert_flat(small, opens=100)
