@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-# Frames worked on at a time. On a CPU the five intermediate arrays of a chunk should stay in the cache.
+# Frames worked on at a time. On a CPU the intermediate arrays of a chunk should stay in the cache.
 _CHUNK_FRAMES = {"cpu": 1024}
 _CHUNK_FRAMES_OTHER = 2**17
 
@@ -106,11 +107,12 @@ class LogMel(nn.Module):
         self.divisor = 1.0 if std is None else float(std) * DIVISORS[divide_by]
         self.fft_size = 1 << (self.window - 1).bit_length()
         banks = mel_banks(num_mels, self.fft_size, sample_rate, low_hz, top)
-        # Each column twice: filters then apply to squared real and imaginary parts as they lie in memory.
-        banks = nn.functional.pad(banks, (0, 1)).repeat_interleave(2, dim=1)
+        # Each bin twice: filters then apply to squared real and imaginary parts as they lie in memory.
+        banks = F.pad(banks, (0, 1)).repeat_interleave(2, dim=1).t().contiguous()
         self.bands = list(_bands(banks))
         self.register_buffer("banks", banks, persistent=False)
-        self.register_buffer("hann", torch.hann_window(self.window, periodic=False), persistent=False)
+        hann = torch.hann_window(self.window, periodic=False)
+        self.register_buffer("hann", F.pad(hann, (0, self.fft_size - self.window)), persistent=False)
 
     def num_frames(self, samples: int) -> int:
         """Frames of a waveform; only windows that lie within it count."""
@@ -139,24 +141,30 @@ class LogMel(nn.Module):
             waveform = waveform.float()
             if self.center_clips:
                 waveform = waveform - waveform.mean(dim=1, keepdim=True)
-            out = waveform.new_empty(waveform.shape[0], self.num_mels, frames)
+            # Frames are read as long as the transform; the window is zero beyond its length.
+            missing = self.samples_for(frames) + self.fft_size - self.window - waveform.shape[1]
+            waveform = F.pad(waveform, (0, max(0, missing)))
+            energies = waveform.new_empty(waveform.shape[0], frames, self.num_mels)
             chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
-            # Zeros beyond the window, up to the size of the transform, are written once.
-            padded = waveform.new_zeros(min(chunk, waveform.shape[0]), frames, self.fft_size)
-            for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
-                self._mel_energies(clips, padded[: len(clips)], result)
-            out.clamp_min_(torch.finfo(torch.float32).eps).log_().sub_(self.offset).div_(self.divisor)
-        return out[:, None]
+            for clips, result in zip(waveform.split(chunk), energies.split(chunk), strict=True):
+                self._mel_energies(clips, result)
+            energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
+            return energies.transpose(1, 2).contiguous().sub_(self.offset).div_(self.divisor)[:, None]
 
-    def _mel_energies(self, waveform: Tensor, padded: Tensor, out: Tensor) -> None:
-        frames = waveform.unfold(1, self.window, self.shift)
-        frames = frames - frames.mean(dim=-1, keepdim=True)
-        # Kaldi repeats the first sample for pre-emphasis; the window is zero there, so it is left out.
-        emphasised = torch.mul(frames[..., :-1], -self.preemphasis).add_(frames[..., 1:])
-        torch.mul(emphasised, self.hann[1:], out=padded[..., 1 : self.window])  # type: ignore[index]
-        squared = torch.view_as_real(torch.fft.rfft(padded)).square_().flatten(-2).transpose(1, 2)
-        for rows, columns in self.bands:
-            out[:, rows] = torch.matmul(self.banks[rows, columns], squared[:, columns])  # type: ignore[index]
+    def _mel_energies(self, waveform: Tensor, out: Tensor) -> None:
+        count = out.shape[1]
+        frames = waveform.unfold(1, self.fft_size, self.shift)[:, :count]
+        offset = waveform.unfold(1, self.window, self.shift)[:, :count].mean(dim=-1, keepdim=True)
+        samples = (frames - offset).view(-1)
+        # All frames as one row of samples: a frame's first sample then gets the wrong predecessor, but the window is
+        # zero there. Multiplication and addition are rounded one by one, as in Kaldi.
+        emphasised = torch.zeros_like(samples)
+        torch.mul(samples[:-1], -self.preemphasis, out=emphasised[1:])
+        windowed = emphasised.add_(samples).view(-1, self.fft_size).mul_(self.hann)  # type: ignore[arg-type]
+        squared = torch.view_as_real(torch.fft.rfft(windowed)).flatten(-2).square_()
+        flat = out.view(-1, self.num_mels)
+        for mels, bins in self.bands:
+            torch.mm(squared[:, bins], self.banks[bins, mels], out=flat[:, mels])  # type: ignore[index]
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""
@@ -164,8 +172,8 @@ class LogMel(nn.Module):
 
 
 def _bands(banks: Tensor, count: int = 4) -> Iterator[tuple[slice, slice]]:
-    """Split the filters into groups of rows, each with the range of columns where it isn't zero: half the products."""
-    for rows in torch.arange(banks.shape[0]).chunk(count):
-        used = banks[rows].any(dim=0).nonzero()
+    """Split the filters (bins, mels) into groups of mels, each with the bins where it isn't zero: half the products."""
+    for mels in torch.arange(banks.shape[1]).chunk(count):
+        used = banks[:, mels].any(dim=1).nonzero()
         first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
-        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(first, last + 1)
+        yield slice(int(mels[0]), int(mels[-1]) + 1), slice(first, last + 1)
