@@ -82,7 +82,7 @@ class PoolingAttention(nn.Module):
         )
         r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
         r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
-        out = attention(q, k, v, r_freq, r_time) + q
+        out = q + attention(q, k, v, r_freq, r_time)  # in this order the sum has the layout of q
         return self.proj(out.flatten(3))
 
 

@@ -92,7 +92,9 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
     Returns:
         (B, F_q, T_q, heads, F_k) and (B, F_q, T_q, heads, T_k).
     """
-    return torch.einsum("bfthc,fkc->bfthk", q, r_freq), torch.einsum("bfthc,tkc->bfthk", q, r_time)
+    # Rows of one frequency are adjacent in memory, so this product needs no copy of q; einsum would make one.
+    a_freq = (q.flatten(2, 3) @ r_freq.transpose(1, 2)).view(*q.shape[:-1], -1)
+    return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
@@ -105,26 +107,34 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
         r_time: (T_q, T_k, dim).
 
     Returns:
-        (B, F_q, T_q, heads, dim).
+        (B, F_q, T_q, heads, dim), perhaps a view of another layout.
     """
     batch, rows, columns, heads, dim = q.shape
     k_grid = (k.shape[1], k.shape[2])
     explicit = _explicit_is_faster(q, rows * columns * k_grid[0] * k_grid[1])
     width = dim + sum(k_grid)
-    if not explicit:
-        width = -(-width // _ALIGNMENT) * _ALIGNMENT
-    q = q * dim**-0.5  # scales the relative terms, too: they are linear in q
-    codes = _cached(_key_positions, k_grid, width - dim, k.dtype, k.device)
-    parts = (q, *position_scores(q, r_freq, r_time))
-    filler = width - dim - sum(k_grid)
-    wide_q = torch.cat(parts if not filler else (*parts, q.new_zeros(*q.shape[:-1], filler)), dim=-1)
-    wide_k = torch.cat((k.flatten(1, 2), codes[None, :, None].expand(batch, -1, heads, -1)), dim=-1)
-    wide_q, wide_k, v = wide_q.flatten(1, 2).transpose(1, 2), wide_k.transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
+    filler = 0 if explicit else -width % _ALIGNMENT
+    codes = _cached(_key_positions, k_grid, width + filler - dim, k.dtype, k.device)
+    # Heads come before positions here, so that the concatenations are the only copies.
+    parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
+    if filler:
+        parts.append(q.new_zeros(batch, heads, rows, columns, filler))
+    wide_q = torch.cat(parts, dim=-1).flatten(2, 3)
+    wide_k = torch.cat((k.flatten(1, 2).transpose(1, 2), codes.expand(batch, heads, -1, -1)), dim=-1)
+    v = v.flatten(1, 2).transpose(1, 2)
     if explicit:
-        out = (wide_q @ wide_k.transpose(2, 3)).softmax(dim=-1) @ v
+        out = _kept_scores_attention(wide_q, wide_k, v, dim**-0.5)
     else:
-        out = F.scaled_dot_product_attention(wide_q, wide_k, F.pad(v, (0, width - dim)), scale=1.0)[..., :dim]
-    return out.transpose(1, 2).reshape(batch, rows, columns, heads, dim)
+        wide_v = F.pad(v, (0, width + filler - dim))
+        out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=dim**-0.5)[..., :dim]
+    return out.unflatten(2, (rows, columns)).permute(0, 2, 3, 1, 4)
+
+
+def _kept_scores_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v, all (B, heads, N, width), with the matrix of weights kept for the backward pass."""
+    unused = q.new_zeros(())  # beta is 0; alpha scales within the product, without a pass over the scores
+    scores = torch.baddbmm(unused, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale)
+    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 def _explicit_is_faster(q: Tensor, scores: int) -> bool:
