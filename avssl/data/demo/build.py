@@ -222,7 +222,7 @@ def _refuse_foreign(root: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DemoError(error.errno, f"{root} cannot be used as the demo folder: {error.strerror}") from error
+        raise DemoError(error.errno, f"cannot use {root} for the demo set: {error.strerror}; check the path") from error
     if not found <= known:
         raise DemoError(errno.EEXIST, f"{root} holds other files ({min(found - known)}, ...): name an empty folder")
 

@@ -70,10 +70,10 @@ def follow(energy: np.ndarray, release: float = 0.2) -> np.ndarray:
 def _picture(
     rng: Rng, event: str, style: Style, performance: Performance, glow: np.ndarray, unseen: bool
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    palette = Palette.draw(rng)
+    palette = Palette.draw(rng, style.pitch)
     frames = paint_background(rng, palette, unseen)
     paint_distractors(rng, frames)
-    size = 32 * 2 ** (-1.2 * style.pitch)
+    size = 34 * 2 ** (-0.95 * style.pitch)
     margin = min(1.25 * size, FRAME_SIZE / 2)
     x, y = rng.uniform(margin, FRAME_SIZE - margin, 2)
     painter = Painter(frames, x, y, size, mirror=bool(rng.random() < 0.5))

