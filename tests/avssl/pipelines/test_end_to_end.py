@@ -1,0 +1,155 @@
+"""The whole way on a small demo set through the tools that users run: pretrain, fine-tune, evaluate, kill, resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mast
+import pytest
+from avssl.tracking import read_rows
+
+ROOT = Path(__file__).parents[3]
+SMALL = ["--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1]}", "--audio.num_mels", "64"]
+DATA = "{pretrain: 48, train_per_class: 2, test_per_class: 2}"
+COMMON = ["--data.options", DATA, "--data.num_workers", "0", "--data.clip_seconds", "1.0", "--wandb.mode", "offline"]
+STEPS = ["--optim.max_steps", "6", "--optim.batch_size", "8", "--log.every", "1", "--log.checkpoint_every", "2"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """A cache of its own with a small demo set in it, and one thread, so that results are the same on any machine."""
+    cache = tmp_path_factory.mktemp("cache")
+    return os.environ | {"AVSSL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+def tool(name: str, *arguments: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=280)
+
+
+def pretrain_arguments(output: Path) -> list[str]:
+    return [*SMALL, *COMMON, *STEPS, "--data.val_fraction", "0.2", "--log.validate_every", "3", "--output", str(output)]
+
+
+@pytest.fixture(scope="module")
+def pretrained(environment, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    done = tool("pretrain", *pretrain_arguments(folder), environment=environment, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_pretraining_leaves_a_whole_run(pretrained: Path) -> None:
+    files = {str(path.relative_to(pretrained)) for path in pretrained.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "metrics.jsonl", "speed.jsonl", "result.json", "report.html"}
+    expected |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "audio_encoder/model.safetensors"}
+    expected |= {"pictures/curves.png", "pictures/retrieval.png"}
+    assert expected <= files
+    rows = read_rows(pretrained / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert {"train/lr", "train/infonce/temperature"} <= rows[0].keys()
+    assert [row["step"] for row in rows if "val/audio_to_video/R@1" in row] == [3, 6]
+    result = json.loads((pretrained / "result.json").read_text())
+    assert 0 <= result["metrics"]["audio_to_video/R@1"] <= 1
+    assert result["metrics"]["count"] == result["coverage"]["evaluated"]["expected"]
+    assert result["coverage"]["pretrain"] == {"expected": 48, "usable": 48, "reasons": {}}
+    assert list(pretrained.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("head", ["linear", "full"])
+def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, environment, tmp_path) -> None:
+    output = tmp_path / head
+    common = [*COMMON, "--checkpoint", str(pretrained), "--output", str(output)]
+    done = tool("finetune", *common, *STEPS, "--head", head, environment=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((output / "result.json").read_text())
+    assert {path.name for path in (output / "pictures").iterdir()} >= {"confusion-event.png", "tsne-event.png"}
+    assert (output / "report.html").stat().st_size > 10_000
+    evaluate = ["--data.options", DATA, "--data.clip_seconds", "1.0", "--data.num_workers", "0"]
+    done = tool("evaluate", "--checkpoint", str(output), *evaluate, environment=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((output / "evaluate-demo" / "result.json").read_text())
+    assert again["metrics"]["event/top1"] == pytest.approx(result["metrics"]["event/top1"])
+    loaded = mast.from_pretrained(output / "audio_encoder")  # without avssl
+    assert loaded.model.num_classes == len(loaded.labels["event"]) >= 10
+
+
+def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path) -> None:
+    arguments = [
+        "--data.options",
+        DATA,
+        "--data.clip_seconds",
+        "1.0",
+        "--data.num_workers",
+        "0",
+        "--output",
+        str(tmp_path),
+    ]
+    done = tool("evaluate", "--checkpoint", str(pretrained), *arguments, environment=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    before = json.loads((pretrained / "result.json").read_text())["metrics"]
+    assert metrics["video_to_audio/R@5"] == pytest.approx(before["video_to_audio/R@5"])
+    assert "event/top1" in metrics and "event/NMI" in metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_uninterrupted(number: int, pretrained: Path, environment, tmp_path) -> None:
+    output = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "tools/pretrain.py"), *pretrain_arguments(output)]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(read_rows(output / "metrics.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    code = process.wait(timeout=100)
+    process.stderr.close()
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert not (output / "result.json").exists()
+    done = tool("pretrain", *pretrain_arguments(output), environment=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    assert (output / "metrics.jsonl").read_bytes() == (pretrained / "metrics.jsonl").read_bytes()
+    ids = {path.name.split("-")[-1] for path in output.glob("wandb/offline-run-*")}
+    assert len(ids) == 1, "a resumed run continues the same W&B run"
+
+
+def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, environment, tmp_path) -> None:
+    arguments = [*pretrain_arguments(pretrained), "--optim.lr", "0.5"]
+    done = tool("pretrain", *arguments, environment=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "optim.lr = 0.001, not 0.5" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--checkpoint", "none", "--data.heads", "[colour]"], "data.heads"),
+        (["--checkpoint", "none", "--audio.model", "mast_bas"], "mast_base"),
+        (["--checkpoint", "none", "--output", "/proc/nowhere"], "/proc/nowhere"),
+        (["--checkpoint", "none", "--data.clip_seconds", "-1"], "clip_seconds"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, told, environment, pretrained, tmp_path) -> None:
+    done = tool("finetune", *COMMON, *arguments, environment=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_classifier_of_other_classes_is_refused(environment, pretrained, tmp_path) -> None:
+    folder = tmp_path / "other"
+    mast.save_pretrained(
+        mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1]),
+        folder,
+        frontend=mast.LogMel(),
+        labels={"event": ["cat", "dog"]},
+    )
+    arguments = ["--data.options", DATA, "--checkpoint", str(folder), "--data.num_workers", "0"]
+    done = tool("evaluate", *arguments, environment=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "2 classes that are not those of the data" in done.stderr

@@ -1,0 +1,135 @@
+"""Tasks: what they minimize and report."""
+
+import mast
+import pytest
+import torch
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.data.batch import Batch
+from avssl.models import AudioClassifier, AudioVisualPair
+from avssl.objectives import create_objective
+from avssl.tasks import FinetuneTask, PretrainTask
+
+SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
+
+
+def make_batch(size: int = 4, labels: dict[str, torch.Tensor] | None = None) -> Batch:
+    torch.manual_seed(0)
+    return Batch(
+        audio=torch.randn(size, 8000),
+        video=torch.randint(0, 256, (size, 3, 4, 40, 40), dtype=torch.uint8),
+        labels=labels or {},
+        index=torch.arange(size),
+        clip_ids=[str(i) for i in range(size)],
+        start=torch.zeros(size, dtype=torch.float64),
+        audio_fraction=torch.ones(size),
+    )
+
+
+def make_pair(**options) -> AudioVisualPair:
+    torch.manual_seed(0)
+    return AudioVisualPair.build(
+        audio="mast_pico", audio_options=SMALL, video="tiny", num_frames=4, crop_size=32, embedding_dim=8, **options
+    )
+
+
+def pretrain_task(objectives) -> PretrainTask:
+    return PretrainTask(make_pair(), objectives, WaveAugment(), SpectrogramAugment(), VideoAugment(32))
+
+
+def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> None:
+    objectives = [("infonce", create_objective("infonce"), 1.0), ("infonce", create_objective("infonce"), 0.25)]
+    task = pretrain_task(objectives)
+    losses, report = task(make_batch())
+    assert losses.keys() == {"infonce_1", "infonce_2"}
+    assert losses["infonce_2"].item() == pytest.approx(losses["infonce_1"].item() / 4)
+    assert "infonce_1/temperature" in report
+    sum(losses.values()).backward()
+    missing = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_pair_learns_to_match_a_batch() -> None:
+    task = pretrain_task([("infonce", create_objective("infonce"), 1.0)]).eval()  # no augmentation
+    batch = make_batch()
+    # Loudness in the sound, brightness in the picture: a correspondence to find.
+    level = torch.tensor([0.01, 0.1, 0.4, 1.0])
+    batch.audio.mul_(level[:, None])
+    batch.video.copy_((batch.video * level.view(-1, 1, 1, 1, 1)).byte())
+    optimizer = torch.optim.Adam(task.parameters(), lr=1e-3)
+    for _ in range(60):
+        losses, _ = task(batch)
+        optimizer.zero_grad()
+        losses["infonce"].backward()
+        optimizer.step()
+    assert losses["infonce"].item() < 0.7  # chance is log 4 = 1.39
+
+
+def test_time_bins_tell_when() -> None:
+    pair = make_pair(time_bins=4).eval()
+    sound = torch.zeros(1, 16000)
+    sound[:, 2000:5000] = torch.randn(3000)
+    later = sound.roll(8000, dims=1)
+    with torch.inference_mode():
+        spectrograms = pair.frontend(torch.cat([sound, later]))
+        joint, features = pair._audio(spectrograms)
+    joint_change = (joint[0] - joint[1]).norm() / joint[0].norm()
+    feature_change = (features[0] - features[1]).norm() / features[0].norm()
+    assert joint_change > 1.2 * feature_change
+
+
+def test_features_are_the_encoders_own() -> None:
+    pair = make_pair().eval()
+    spectrogram = torch.randn(2, 1, 128, 60)
+    with torch.inference_mode():
+        torch.testing.assert_close(pair._audio(spectrogram)[1], pair.audio(spectrogram))
+
+
+def classifier(labels) -> AudioClassifier:
+    torch.manual_seed(0)
+    return AudioClassifier(mast.create_model("mast_pico", **SMALL), mast.LogMel(), labels)
+
+
+def finetune_task(labels, **options) -> FinetuneTask:
+    return FinetuneTask(classifier(labels), WaveAugment(), SpectrogramAugment(), **options)
+
+
+def test_several_heads_are_slices_of_one_layer() -> None:
+    heads = {"verb": ["a", "b"], "noun": ["x", "y", "z"]}
+    task = finetune_task(heads, label_smoothing=0.0).eval()
+    labels = {"verb": torch.tensor([0, 1, 1, -1]), "noun": torch.tensor([2, -1, 0, 1])}
+    batch = make_batch(labels=labels)
+    losses, report = task(batch)
+    with torch.inference_mode():
+        outputs = task.classifier.encoder(task.classifier.frontend(batch.audio))
+    assert outputs.shape == (4, 5)
+    for head, part in (("verb", outputs[:, :2]), ("noun", outputs[:, 2:])):
+        expected = torch.nn.functional.cross_entropy(part, labels[head], ignore_index=-1)
+        torch.testing.assert_close(losses[head], expected)
+    assert report.keys() == {"verb/train_top1", "noun/train_top1"}
+
+
+def test_unlabelled_batch_has_zero_loss() -> None:
+    task = finetune_task({"verb": ["a", "b"]})
+    losses, _ = task(make_batch(labels={"verb": torch.full((4,), -1)}))
+    assert losses["verb"].item() == 0.0
+
+
+def test_mixup_loss_is_the_blend_of_both_labels(monkeypatch) -> None:
+    task = finetune_task({"c": ["a", "b", "c"]}, mixup_alpha=0.5, label_smoothing=0.0)
+    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
+    task.classifier.eval()  # no stochastic depth
+    partner, weight = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
+    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, alpha: (x, partner, weight))
+    target = torch.tensor([0, 1, 2, 0])
+    batch = make_batch(labels={"c": target})
+    loss = task(batch)[0]["c"]
+    with torch.no_grad():
+        logits = task.classifier(task.classifier.frontend(batch.audio))["c"]
+    log = logits.log_softmax(1)
+    expected = -(weight * log[range(4), target] + (1 - weight) * log[range(4), target[partner]]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_classifier_without_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one head"):
+        classifier({})

@@ -1,0 +1,115 @@
+"""Command lines: overrides, config files, clear errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from avssl.cli import parse, run
+from avssl.config import FinetuneConfig, PretrainConfig, to_dict, to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_defaults_are_the_dataclasses() -> None:
+    assert parse(PretrainConfig, []) == PretrainConfig()
+    assert parse(FinetuneConfig, []) == FinetuneConfig()
+
+
+def test_data_name_config_and_override_in_order(tmp_path) -> None:
+    file = tmp_path / "delta.yaml"
+    file.write_text("optim: {lr: 0.5, batch_size: 3}\ndata: {name: fsdd, options: {held_out_speakers: [lucas]}}\n")
+    config = parse(PretrainConfig, ["--config", str(file), "--optim.lr", "0.25", "--data", "grid"])
+    assert (config.optim.lr, config.optim.batch_size, config.data.name) == (0.25, 3, "grid")
+    assert config.data.options == {"held_out_speakers": ["lucas"]}
+    assert config.data.val_fraction == PretrainConfig().data.val_fraction
+
+
+def test_objectives_compose_from_yaml() -> None:
+    config = parse(PretrainConfig, ["--objectives", "[{name: infonce, weight: 0.5, options: {temperature: 0.1}}]"])
+    assert [(o.name, o.weight, o.options) for o in config.objectives] == [("infonce", 0.5, {"temperature": 0.1})]
+
+
+def test_resolved_config_reads_back(tmp_path) -> None:
+    config = parse(PretrainConfig, ["--data", "grid", "--output", str(tmp_path), "--optim.betas", "[0.8, 0.9]"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert to_dict(parse(PretrainConfig, ["--config", str(tmp_path / "config.yaml")])) == to_dict(config)
+
+
+def test_printed_config_is_complete(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(PretrainConfig, ["--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    printed.pop("config", None)
+    assert printed == to_dict(PretrainConfig())
+
+
+def test_help_documents_every_field(capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(FinetuneConfig, ["--help"])
+    text = capsys.readouterr().out
+    for field in ("Label smoothing of the cross-entropy", "Peak learning rate", "online, offline or disabled"):
+        assert field in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--optim.lrr", "1"], "optim.lrr"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--head", "medium"], "head"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_settings_are_one_line_and_status_2(argv, told, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(FinetuneConfig, argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert told in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+def test_unknown_key_of_a_config_file_is_named(tmp_path, capsys) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("optim: {learning_rate: 1.0}\n")
+    with pytest.raises(SystemExit) as stop:
+        parse(FinetuneConfig, ["--config", str(file)])
+    assert stop.value.code == 2 and "learning_rate" in capsys.readouterr().err
+
+
+def test_yaml_cannot_name_classes_or_run_code(tmp_path) -> None:
+    file = tmp_path / "evil.yaml"
+    file.write_text(f"output: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]\n")
+    with pytest.raises(SystemExit):
+        parse(FinetuneConfig, ["--config", str(file)])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_expected_errors_are_one_line_and_status_1(capsys) -> None:
+    def main(config: FinetuneConfig) -> None:
+        raise ValueError("data.heads: no such head")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, FinetuneConfig, [])
+    assert stop.value.code == "error: data.heads: no such head"
+
+
+def test_defects_keep_their_traceback() -> None:
+    def main(config: FinetuneConfig) -> None:
+        raise AttributeError("a defect")
+
+    with pytest.raises(AttributeError):
+        run(main, FinetuneConfig, [])
+
+
+def test_unknown_data_name_suggests_the_nearest(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/finetune.py", "--data", "grdi", "--checkpoint", "none", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "grid" in done.stderr and "Traceback" not in done.stderr
