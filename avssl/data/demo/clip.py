@@ -50,7 +50,7 @@ def make_clip(seed: int, split: str, index: int) -> Clip:
     event = CLASSES[drawn if split == "pretrain" else index % len(CLASSES)]
     style = Style.draw(rng, unseen)
     performance = KINDS[event].perform(rng, style)
-    glow = follow(frame_energy(performance.audio)) * (0.35 + 0.65 * style.loudness)
+    glow = follow(frame_energy(performance.audio)) * (0.15 + 0.85 * style.loudness)
     frames, box = _picture(rng, event, style, performance, glow, unseen)
     audio = _channel(rng, performance.audio, style, unseen)
     return Clip(frames, audio, event, style, performance.onsets, box)
@@ -76,8 +76,8 @@ def _picture(
     size = 34 * 2 ** (-0.95 * style.pitch)
     margin = min(1.25 * size, FRAME_SIZE / 2)
     x, y = rng.uniform(margin, FRAME_SIZE - margin, 2)
-    painter = Painter(frames, x, y, size, mirror=bool(rng.random() < 0.5))
-    painter.glow(0, 0, 0.62, palette.light, 0.75 * glow)
+    painter = Painter(frames, x, y, size, mirror=bool(rng.random() < 0.5), reach=1.8)
+    painter.glow(0, 0, 0.75, palette.light, 0.8 * glow)
     KINDS[event].paint(painter, palette, performance, glow)
     frames += 0.012 * rng.standard_normal((FRAME_SIZE, FRAME_SIZE), np.float32)  # the grain of the sensor
     pixels = (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
@@ -99,7 +99,7 @@ def _channel(rng: Rng, sound: np.ndarray, style: Style, unseen: bool) -> np.ndar
     if name == "pulsing":
         noise = noise * (1 + 0.7 * np.sin(2 * np.pi * rng.uniform(2, 5) * np.arange(NUM_SAMPLES) / 16000))
     sound = sound + 10 ** (-rng.uniform(12, 28) / 20) * noise
-    sound = sound * 10 ** ((-30 + 14 * style.loudness) / 20) / level(sound)
+    sound = sound * 10 ** ((-34 + 20 * style.loudness) / 20) / level(sound)
     return (0.98 * np.tanh(sound / 0.98)).astype(np.float32)
 
 

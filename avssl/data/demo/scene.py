@@ -45,8 +45,7 @@ class Palette:
 def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
     """Drifting texture between the two ground colours: (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) float32 in 0..1."""
     kind = rng.choice(UNSEEN_BACKGROUNDS if unseen else BACKGROUNDS)
-    angle, wavelength, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.9), rng.uniform(-0.25, 0.25)
-    angle, wavelength, speed = np.float32(angle), np.float32(wavelength), np.float32(speed)
+    angle, wavelength, speed = rng.uniform((0, 0.25, -0.25), (2 * np.pi, 0.9, 0.25)).astype(np.float32)
     axis = np.arange(FRAME_SIZE, dtype=np.float32) / FRAME_SIZE - np.float32(0.5)
     x, y = axis[None, None, :], axis[None, :, None]
     t = frame_times().astype(np.float32)[:, None, None]
