@@ -4,9 +4,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.layers import AddBranch, Mlp
-from mast.relative import Grid, RelativeTable, attention
+from mast.recompute import RecomputedAttention, Widened
+from mast.relative import Grid, RelativeTable, attention, trains_on_cpu, widen
 
 NORM_EPS = 1e-6
+
+# A training step on a CPU keeps the scores of a block up to this number (8 MiB), and computes more of them again.
+KEPT_SCORES = 2**21
 
 
 def pooled(grid: Grid, stride: Grid) -> Grid:
@@ -72,18 +76,42 @@ class PoolingAttention(nn.Module):
         queries, keys = q_grid[0] * q_grid[1], k_grid[0] * k_grid[1]
         return queries * (2 * keys + sum(k_grid)) * self.proj.in_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
-        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        # Three products rather than one: their results are contiguous, which the convolutions need.
-        q, k, v = (
-            pool(F.linear(x, weight, bias), self.heads)
-            for pool, weight, bias in zip((self.pool_q, self.pool_k, self.pool_v), weights, biases, strict=True)
-        )
+    def pool(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Projections (B, F, T, dim_out) -> the five arguments of ``mast.relative.attention``."""
+        q, k, v = self.pool_q(q, self.heads), self.pool_k(k, self.heads), self.pool_v(v, self.heads)
         r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
         r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
-        out = q + attention(q, k, v, r_freq, r_time)  # in this order the sum has the layout of q
+        return q, k, v, r_freq, r_time
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
+        # Three products rather than one: their results are contiguous, which the convolutions need.
+        projected = [
+            F.linear(x, weight, bias)
+            for weight, bias in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        ]
+        if trains_on_cpu(projected[0]) and self._scores(x) > KEPT_SCORES:
+            out = self._recomputed(*projected)
+        else:
+            q, *others = self.pool(*projected)
+            out = q + attention(q, *others)  # in this order the sum has the layout of q
         return self.proj(out.flatten(3))
+
+    def _scores(self, x: Tensor) -> int:
+        """Number of attention scores for an input (B, F, T, dim)."""
+        q_grid, k_grid = (pooled((x.shape[1], x.shape[2]), pool.stride) for pool in (self.pool_q, self.pool_k))
+        return x.shape[0] * self.heads * q_grid[0] * q_grid[1] * k_grid[0] * k_grid[1]
+
+    def _recomputed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same, keeping only the projections for the backward pass."""
+
+        def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Widened, Tensor]:
+            arguments = self.pool(q, k, v)
+            return widen(*arguments), arguments[0]
+
+        pools = (self.pool_q, self.pool_k, self.pool_v, self.relative_freq, self.relative_time)
+        parameters = [parameter for module in pools for parameter in module.parameters()]
+        return RecomputedAttention.apply(prepare, 3, q, k, v, *parameters)
 
 
 class Block(nn.Module):

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mast.recompute import gelu_then
 
 
 def init_weights(module: nn.Module) -> None:
@@ -67,7 +68,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return gelu_then(self.fc2, self.fc1(x))
 
 
 class AddBranch(nn.Module):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast.recompute import Widened, attend, heads_last
+
 Grid = tuple[int, int]
 
 _ALIGNMENT = 8  # fused kernels want head dimensions in multiples of 8
@@ -97,6 +99,27 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
     return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 
+def widen(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor, alignment: int = 1) -> Widened:
+    """Heads widened by the relative positions; arguments as for ``attention``.
+
+    Args:
+        alignment: the width is filled up with zeros to a multiple of it.
+    """
+    k_grid = (k.shape[1], k.shape[2])
+    # Heads come before positions here, so that the concatenations are the only copies.
+    parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
+    filler = -sum(part.shape[-1] for part in parts) % alignment
+    if filler:
+        parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
+    codes = _cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
+    k = k.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return Widened(
+        torch.cat(parts, dim=-1).flatten(2, 3).flatten(0, 1),
+        torch.cat((k, codes.expand(*k.shape[:2], -1, -1)), dim=-1).flatten(0, 1),
+        v.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1),
+    )
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
     """softmax((q k^T + relative) / sqrt(dim)) v, with widened heads.
 
@@ -109,42 +132,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
     Returns:
         (B, F_q, T_q, heads, dim), perhaps a view of another layout.
     """
-    batch, rows, columns, heads, dim = q.shape
-    k_grid = (k.shape[1], k.shape[2])
-    explicit = _explicit_is_faster(q, rows * columns * k_grid[0] * k_grid[1])
-    width = dim + sum(k_grid)
-    filler = 0 if explicit else -width % _ALIGNMENT
-    codes = _cached(_key_positions, k_grid, width + filler - dim, k.dtype, k.device)
-    # Heads come before positions here, so that the concatenations are the only copies.
-    parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
-    if filler:
-        parts.append(q.new_zeros(batch, heads, rows, columns, filler))
-    wide_q = torch.cat(parts, dim=-1).flatten(2, 3)
-    wide_k = torch.cat((k.flatten(1, 2).transpose(1, 2), codes.expand(batch, heads, -1, -1)), dim=-1)
-    v = v.flatten(1, 2).transpose(1, 2)
-    if explicit:
-        out = _kept_scores_attention(wide_q, wide_k, v, dim**-0.5)
-    else:
-        wide_v = F.pad(v, (0, width + filler - dim))
-        out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=dim**-0.5)[..., :dim]
-    return out.unflatten(2, (rows, columns)).permute(0, 2, 3, 1, 4)
+    if trains_on_cpu(q):
+        return heads_last(attend(widen(q, k, v, r_freq, r_time)), q.shape)
+    dim = q.shape[-1]
+    w = widen(q, k, v, r_freq, r_time, _ALIGNMENT)
+    # The fused kernels want four dimensions and one width.
+    wide_v = F.pad(w.v, (0, w.k.shape[-1] - dim))
+    wide_q, wide_k, wide_v = (tensor.unflatten(0, (q.shape[0], q.shape[3])) for tensor in (w.q, w.k, wide_v))
+    out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=w.scale)[..., :dim]
+    return heads_last(out.flatten(0, 1), q.shape)
 
 
-def _kept_scores_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v, all (B, heads, N, width), with the matrix of weights kept for the backward pass."""
-    unused = q.new_zeros(())  # beta is 0; alpha scales within the product, without a pass over the scores
-    scores = torch.baddbmm(unused, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale)
-    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
-
-
-def _explicit_is_faster(q: Tensor, scores: int) -> bool:
-    """Whether to keep the scores of a training step rather than to fuse.
-
-    In float32 on a CPU the fused kernel's backward pass takes 1.3 to 2 times as long: it computes the scores again, and
-    it needs v and the gradient of the output padded to the widened heads. Above 4 M scores a head memory comes first.
-    """
-    training = torch.is_grad_enabled() and q.requires_grad
-    return training and q.device.type == "cpu" and q.dtype == torch.float32 and scores <= 2**22
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether this is a float32 training step on a CPU: there, fused kernels take longer than their parts."""
+    training = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+    return training and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import mast
 from mast import attention as attention_module
-from mast import relative
+from mast import recompute, relative
 
 TINY = {"embed_dim": 8, "depths": (1, 1, 2, 1)}
 
@@ -90,9 +90,54 @@ def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, training: bool
 
     q, k, v = random(2, *q_grid, 3, 8), random(2, *k_grid, 3, 8), random(2, *k_grid, 3, 8)
     r_freq, r_time = random(q_grid[0], k_grid[0], 8), random(q_grid[1], k_grid[1], 8)
-    assert relative._explicit_is_faster(q, 1) is training  # float32 on a CPU: training keeps its scores
+    assert relative.trains_on_cpu(q) is training  # the two ways
     expected = relative.reference_attention(q, k, v, r_freq, r_time)
     torch.testing.assert_close(relative.attention(q, k, v, r_freq, r_time), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [64, 75])
+def test_recomputed_activations_give_the_same_gradients(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = large_tables(tiny(num_classes=3)), torch.randn(3, 1, 128, frames)
+    results = []
+    for kept in (attention_module.KEPT_SCORES, 0):
+        monkeypatch.setattr(attention_module, "KEPT_SCORES", kept)
+        monkeypatch.setattr(recompute, "_CHUNK_SCORES", 1 if kept == 0 else 2**20)  # one head at a time
+        logits = model(x)
+        assert ("RecomputedAttentionBackward" in graph_nodes(logits)) is (kept == 0)
+        model.zero_grad()
+        logits.square().sum().backward()
+        results.append((logits, {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def graph_nodes(tensor: Tensor) -> set[str]:
+    """Names of the steps that led to ``tensor``."""
+    seen, todo = set(), [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
+    return {node.name() for node in seen}
+
+
+def test_mlp_keeps_one_of_its_two_wide_activations() -> None:
+    sizes = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    mlp, x = mast.layers.Mlp(8, 1000), torch.randn(5, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = mlp(x)
+    assert sizes.count(5000) == 1
+    expected = mlp.fc2(nn.functional.gelu(mlp.fc1(x)))
+    torch.testing.assert_close(
+        torch.autograd.grad(out.sum(), [x, mlp.fc2.weight]), torch.autograd.grad(expected.sum(), [x, mlp.fc2.weight])
+    )
 
 
 def test_relative_table_is_indexed_by_distance() -> None:
