@@ -4,7 +4,7 @@ Activations, not parameters, decide the memory of a training step. ``gelu_then``
 inputs only; together they halve the activations of MAST for a few percent more products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Scores worked on at a time: 4 MiB in float32, so that they are still in the cache when they are used next.
-_CHUNK_SCORES = 2**20
+# Scores worked on at a time: 2 MiB in float32, so that they are still in a core's cache when they are used next.
+_TILE_SCORES = 2**19
 
 
 def gelu_then(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class RecomputedAttention(torch.autograd.Function):
         ctx.save_for_backward(*tensors[:count])
         w, queries = prepare(*tensors[:count])
         out = w.v.new_empty(*w.q.shape[:2], w.v.shape[2])
-        for heads in _chunks(w):
-            torch.bmm(_weights(w.q[heads], w.k[heads], w.scale), w.v[heads], out=out[heads])
+        for heads, rows in _tiles(w):
+            torch.bmm(_weights(w.q[heads, rows], w.k[heads], w.scale), w.v[heads], out=out[heads, rows])
         return queries + heads_last(out, queries.shape)
 
     @staticmethod
@@ -99,17 +99,23 @@ class RecomputedAttention(torch.autograd.Function):
         w = Widened(*(tensor.detach() for tensor in graph))
         dim = w.v.shape[2]
         grad_out = grad.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
-        grads = Widened(torch.empty_like(w.q), torch.zeros_like(w.k), torch.empty_like(w.v))
-        for heads in _chunks(w):
-            weights = _weights(w.q[heads], w.k[heads], w.scale)
-            torch.bmm(weights.transpose(1, 2), grad_out[heads], out=grads.v[heads])
-            grad_weights = torch.bmm(grad_out[heads], w.v[heads].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(w.scale)
-            torch.bmm(grad_scores, w.k[heads], out=grads.q[heads])
-            grads.k[heads, :, :dim] = torch.bmm(grad_scores.transpose(1, 2), w.q[heads, :, :dim])
+        grads = Widened(torch.empty_like(w.q), torch.zeros_like(w.k), torch.zeros_like(w.v))
+        for heads, rows in _tiles(w):
+            q, k, g = w.q[heads, rows], w.k[heads], grad_out[heads, rows]
+            weights = _weights(q, k, w.scale)
+            grads.v[heads].baddbmm_(weights.transpose(1, 2), g)
+            grad_scores = torch.bmm(g, w.v[heads].transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype)
+            torch.baddbmm(q.new_zeros(()), grad_scores, k, beta=0, alpha=w.scale, out=grads.q[heads, rows])
+            grads.k[heads, :, :dim].baddbmm_(grad_scores.transpose(1, 2), q[..., :dim], alpha=w.scale)
         return None, None, *torch.autograd.grad((*graph, queries), [*inputs, *ctx.parameters], (*grads, grad))
 
 
-def _chunks(w: Widened) -> list[slice]:
-    size = max(1, _CHUNK_SCORES // (w.q.shape[1] * w.k.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(w.q), size)]
+def _tiles(w: Widened) -> Iterator[tuple[slice, slice]]:
+    """Ranges of heads and queries with about ``_TILE_SCORES`` scores: several small heads, or a part of a large one."""
+    items, queries, keys = len(w.q), w.q.shape[1], w.k.shape[1]
+    some_heads = max(1, _TILE_SCORES // (queries * keys))
+    some_rows = queries if some_heads > 1 else max(1, _TILE_SCORES // keys)
+    for head in range(0, items, some_heads):
+        for row in range(0, queries, some_rows):
+            yield slice(head, head + some_heads), slice(row, row + some_rows)

@@ -99,17 +99,19 @@ def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, training: bool
 def test_recomputed_activations_give_the_same_gradients(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = large_tables(tiny(num_classes=3)), torch.randn(3, 1, 128, frames)
     results = []
-    for kept in (attention_module.KEPT_SCORES, 0):
+    # Kept; several heads at a time; a part of a head at a time, with a rest.
+    for kept, tile in ((attention_module.KEPT_SCORES, 1), (0, 2**18), (0, 5000)):
         monkeypatch.setattr(attention_module, "KEPT_SCORES", kept)
-        monkeypatch.setattr(recompute, "_CHUNK_SCORES", 1 if kept == 0 else 2**20)  # one head at a time
+        monkeypatch.setattr(recompute, "_TILE_SCORES", tile)
         logits = model(x)
         assert ("RecomputedAttentionBackward" in graph_nodes(logits)) is (kept == 0)
         model.zero_grad()
         logits.square().sum().backward()
         results.append((logits, {name: p.grad for name, p in model.named_parameters()}))
-    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
-    for name, gradient in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-4, rtol=1e-3)
+    for logits, gradients in results[1:]:
+        torch.testing.assert_close(logits, results[0][0], atol=1e-5, rtol=1e-5)
+        for name, gradient in results[0][1].items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-3)
 
 
 def graph_nodes(tensor: Tensor) -> set[str]:
