@@ -124,6 +124,8 @@ class Engine:
     ) -> None:
         self.fabric, self.schedule, self.tracker, self.store = fabric, schedule, tracker, store
         self.scheduler, self.failures, self.model_settings, self.seed = scheduler, monitor, model_settings, seed
+        if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch statistics of the global batch
+            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
         self.raw_task = task
         self.task, self.optimizer = fabric.setup(task, optimizer)
         self.progress = Progress()

@@ -144,16 +144,16 @@ def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, 
 
 
 class _Block(nn.Module):
-    """Residual (2+1)D block (Tran et al. 2018): spatial then temporal convolution, each with GroupNorm and ReLU."""
+    """Residual (2+1)D block (Tran et al. 2018): spatial then temporal convolution, each with BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
-            nn.GroupNorm(8, outputs),
+            nn.BatchNorm3d(outputs),
             nn.ReLU(inplace=True),
             nn.Conv3d(outputs, outputs, (3, 1, 1), 1, (1, 0, 0), bias=False),
-            nn.GroupNorm(8, outputs),
+            nn.BatchNorm3d(outputs),
         )
         self.skip = nn.Conv3d(inputs, outputs, 1, (1, stride, stride), bias=False)
 
@@ -169,7 +169,7 @@ def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module,
     width = 24
     backbone = nn.Sequential(
         nn.Conv3d(3, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
-        nn.GroupNorm(8, width),
+        nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
         _Block(width, 2 * width, 2),
         _Block(2 * width, 4 * width, 2),

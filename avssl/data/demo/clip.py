@@ -101,5 +101,3 @@ def _channel(rng: Rng, sound: np.ndarray, style: Style, unseen: bool) -> np.ndar
     sound = sound + 10 ** (-rng.uniform(12, 28) / 20) * noise
     sound = sound * 10 ** ((-34 + 20 * style.loudness) / 20) / level(sound)
     return (0.98 * np.tanh(sound / 0.98)).astype(np.float32)
-
-

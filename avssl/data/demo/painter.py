@@ -37,9 +37,7 @@ class Painter:
         self.x = (grid_x - _track(x)) / np.float32(-size if mirror else size)
         self.y = (grid_y - _track(y)) / np.float32(size)
 
-    def disc(
-        self, x: Track, y: Track, radius: Track, colour: Colour, alpha: Track = 1.0, squash: Track = 1.0
-    ) -> None:
+    def disc(self, x: Track, y: Track, radius: Track, colour: Colour, alpha: Track = 1.0, squash: Track = 1.0) -> None:
         """Filled ellipse; ``squash`` divides its height."""
         distance = np.hypot(self.x - _track(x), (self.y - _track(y)) * _track(squash)) - _track(radius)
         self._fill(distance, colour, alpha)
