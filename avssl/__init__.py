@@ -7,6 +7,6 @@ import os
 # torch is first loaded, and only a default.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import mast as _mast  # noqa: E402, F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
+import mast as _mast  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
 
 __version__ = "0.1.0"

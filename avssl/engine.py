@@ -79,7 +79,8 @@ def make_optimizer(
     for prefix, child in module.named_modules():
         names = child.no_weight_decay() if hasattr(child, "no_weight_decay") else ()
         spared |= {f"{prefix}.{name}".lstrip(".") for name in names}
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (no_decay if parameter.ndim <= 1 or name in spared else decay).append(parameter)
@@ -252,6 +253,7 @@ class Engine:
         row |= {"gradient_norm": norm.item(), "lr": self.scheduler.get_last_lr()[0], "failures": self.failures.failed}
         if self.fabric.world_size > 1:
             values = self.fabric.all_reduce(torch.tensor(list(row.values()), dtype=torch.float64), reduce_op="mean")
+            assert isinstance(values, Tensor)
             row = dict(zip(row, values.tolist(), strict=True))
         # Throughput differs from run to run; it stays out of the metrics file, which does not.
         self.tracker.log({f"train/{key}": value for key, value in row.items()}, self.progress.step)
@@ -272,7 +274,9 @@ class Engine:
         """True on every process when it is true on any: all must stop at the same step."""
         if self.fabric.world_size == 1:
             return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max") > 0)
+        reduced = self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max")
+        assert isinstance(reduced, Tensor)
+        return bool(reduced > 0)
 
 
 def _due(step: int, every: int) -> bool:
@@ -283,7 +287,7 @@ def _due(step: int, every: int) -> bool:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills; a second signal acts as it did before."""
     received: list[int] = []
-    before = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

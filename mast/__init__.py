@@ -6,6 +6,7 @@ repaired = binaries.repair()  # before anything can import torchvision or torcha
 
 from mast import variants  # noqa: E402, F401  (registers the models)
 from mast.ast import AST  # noqa: E402
+from mast.base import SpectrogramModel  # noqa: E402
 from mast.frontend import LogMel  # noqa: E402
 from mast.hub import LoadError, Pretrained, from_pretrained, load_pretrained, save_pretrained  # noqa: E402
 from mast.model import MAST  # noqa: E402
@@ -17,6 +18,7 @@ __all__ = [
     "LoadError",
     "LogMel",
     "Pretrained",
+    "SpectrogramModel",
     "create_model",
     "from_pretrained",
     "list_models",

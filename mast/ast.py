@@ -138,7 +138,7 @@ class AST(SpectrogramModel):
 
 
 @register_model
-def ast_base(**overrides: Any) -> nn.Module:
+def ast_base(**overrides: Any) -> SpectrogramModel:
     """86.59 M parameters, 130.51 G MACs (527 classes, 128 x 1024, with attention)."""
     return build_with(AST, {}, overrides)
 

@@ -19,6 +19,7 @@ class SpectrogramModel(nn.Module):
     """
 
     norm: nn.LayerNorm
+    head: nn.Module
 
     def __init__(self, config: dict[str, Any], num_features: int) -> None:
         super().__init__()

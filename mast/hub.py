@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mast.base import SpectrogramModel
 from mast.frontend import LogMel
 from mast.registry import create_model
 
@@ -60,7 +61,7 @@ class Pretrained:
         report: which weights were loaded.
     """
 
-    model: nn.Module
+    model: SpectrogramModel
     frontend: LogMel | None
     labels: dict[str, list[str]]
     extra: dict[str, Any]

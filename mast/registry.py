@@ -5,12 +5,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from mast.base import SpectrogramModel
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_BUILDERS: dict[str, Callable[..., SpectrogramModel]] = {}
 
 
-def register_model(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def register_model(builder: Callable[..., SpectrogramModel]) -> Callable[..., SpectrogramModel]:
     """Make ``create_model(builder.__name__, ...)`` call ``builder``. ValueError for a name that is taken."""
     name = builder.__name__
     if name in _BUILDERS:
@@ -24,7 +24,7 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, *, num_classes: int = 0, **overrides: Any) -> nn.Module:
+def create_model(name: str, *, num_classes: int = 0, **overrides: Any) -> SpectrogramModel:
     """Build a model with fresh weights.
 
     Args:
@@ -48,7 +48,7 @@ def create_model(name: str, *, num_classes: int = 0, **overrides: Any) -> nn.Mod
     return model
 
 
-def build_with(cls: type[nn.Module], defaults: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
+def build_with(cls: type[SpectrogramModel], defaults: dict[str, Any], overrides: dict[str, Any]) -> SpectrogramModel:
     """Build ``cls`` with overrides; one that it does not take is a TypeError that lists those it does."""
     accepted = list(inspect.signature(cls).parameters)
     unknown = sorted(set(overrides) - set(accepted))

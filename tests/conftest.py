@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-import mast  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
 import pytest
 import torch
+
+import mast  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

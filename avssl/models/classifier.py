@@ -17,7 +17,7 @@ class AudioClassifier(nn.Module):
         labels: Class names of each head.
     """
 
-    def __init__(self, encoder: nn.Module, frontend: mast.LogMel, labels: dict[str, list[str]]) -> None:
+    def __init__(self, encoder: mast.SpectrogramModel, frontend: mast.LogMel, labels: dict[str, list[str]]) -> None:
         super().__init__()
         self.encoder = encoder
         self.frontend = frontend

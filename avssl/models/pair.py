@@ -8,7 +8,7 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
 import mast
-from avssl.models.video import create_video_encoder
+from avssl.models.video import VideoEncoder, create_video_encoder
 from avssl.objectives import PairOutput
 
 
@@ -34,7 +34,12 @@ class AudioVisualPair(nn.Module):
     """
 
     def __init__(
-        self, audio: nn.Module, frontend: nn.Module, video: nn.Module, embedding_dim: int = 128, time_bins: int = 4
+        self,
+        audio: mast.SpectrogramModel,
+        frontend: mast.LogMel,
+        video: VideoEncoder,
+        embedding_dim: int = 128,
+        time_bins: int = 4,
     ) -> None:
         super().__init__()
         if time_bins < 1:

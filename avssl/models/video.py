@@ -37,6 +37,8 @@ class VideoEncoder(nn.Module):
         self.name = name
         self.backbone = backbone
         self.num_features = num_features
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1, 1), persistent=False)
 

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avssl.config import (
     AugmentConfig,
@@ -50,7 +50,7 @@ class DemoConfig:
 
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Runs everything, resuming what is done already, and writes the table to ``result.json`` and ``report.html``."""
-    common = {"runtime": config.runtime, "wandb": config.wandb, "seed": config.seed}
+    common: dict[str, Any] = {"runtime": config.runtime, "wandb": config.wandb, "seed": config.seed}
     folder = config.output / "pretrain"
     pretraining = replace(PretrainConfig(**common), optim=config.pretrain, output=folder)
     pretraining.data = replace(config.data, val_fraction=pretraining.data.val_fraction)
@@ -59,7 +59,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         return {"finished": False}
     accuracy: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    for head, protocol in (("linear", "linear probe"), ("full", "full fine-tune")):
+    protocols: tuple[tuple[Literal["linear", "full"], str], ...]
+    protocols = (("linear", "linear probe"), ("full", "full fine-tune"))
+    for head, protocol in protocols:
         for start, checkpoint in (("random", "none"), ("pretrained", str(folder))):
             logger.info("%s from %s weights", protocol, start)
             result = finetune(
@@ -94,7 +96,7 @@ def _summarize(
     ]
     classification = Table("Top-1 on the test split", ["", "random start", "pretrained start"], rows)
     retrieval = retrieval_table(pretrained["metrics"])
-    result = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed, "provenance": provenance()}
+    result: dict[str, Any] = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed, "provenance": provenance()}
     write_result(config.output / "result.json", result)
     picture = config.output / "pictures" / "top1.png"
     head_to_head(accuracy, picture, intervals=intervals)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import mast
 from avssl.checkpoint import read_checkpoint
@@ -23,7 +22,7 @@ EXPORT = "audio_encoder"
 class AudioEncoder:
     """An audio encoder with the frontend that it was trained with, and the class names of its head."""
 
-    encoder: nn.Module
+    encoder: mast.SpectrogramModel
     frontend: mast.LogMel
     labels: dict[str, list[str]]
 
@@ -99,7 +98,7 @@ def is_pair(path: Path) -> bool:
 
 
 def export_audio_encoder(
-    folder: Path, encoder: nn.Module, frontend: mast.LogMel, labels: dict[str, list[str]], extra: dict[str, Any]
+    folder: Path, encoder: mast.SpectrogramModel, frontend: mast.LogMel, labels: dict[str, list[str]], extra: dict[str, Any]
 ) -> None:
     """Writes the encoder, frontend and labels where ``load_audio_encoder`` and ``mast.from_pretrained`` find them."""
     with torch.no_grad():

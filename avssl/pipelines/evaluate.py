@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         rows = [[head, f"{scored[f'{head}/top1']:.1%}", int(scored[f"{head}/count"])] for head in heads]
         title = "Classification" if source.labels else "Linear probe"
         tables.append(Table(title, ["head", "top-1", "clips"], rows))
-    result = {
+    result: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoint": str(checkpoint),
         "split": config.split,

@@ -152,8 +152,9 @@ def _fit_linear(
             linear_probe(train, test, head, len(names), seed=config.seed) for head, names in splits.labels.items()
         ]
         with torch.no_grad():
-            classifier.encoder.head.weight.copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
-            classifier.encoder.head.bias.copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
+            layer = classifier.encoder.get_submodule("head")
+            layer.get_parameter("weight").copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
+            layer.get_parameter("bias").copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
     return classifier
 
 

@@ -169,7 +169,7 @@ def _evaluate(
         pictures["retrieval"] = run.picture("retrieval")
         draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
     export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, {"pretrained_on": config.data.name})
-    result = {
+    result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,
         "split": "test" if splits.test is not None else "val",

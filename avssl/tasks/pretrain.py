@@ -39,7 +39,8 @@ class PretrainTask(nn.Module):
         assert batch.audio is not None and batch.video is not None, "pretraining needs both modalities"
         spectrogram = self.spectrogram(self.pair.frontend(self.wave(batch.audio)))
         output = self.pair(spectrogram, self.video(batch.video))
-        losses, report = {}, {}
+        losses: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
         for name, objective, weight in zip(self.names, self.objectives, self.weights, strict=True):
             loss, details = objective(output)
             losses[name] = weight * loss

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
 
 
@@ -29,7 +30,7 @@ def test_frames_of_a_clip_share_a_crop_and_clips_differ() -> None:
     out = VideoAugment(24, crop_scale=0.3, flip=0.5, color=0.4).train()(picture.expand(4, 3, 5, 32, 32))
     torch.testing.assert_close(out, out[:, :, :1].expand_as(out))
     assert (out[0] - out[1]).abs().max() > 0.05
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.min() >= 0 and out.max() <= 1
 
 
 def test_wave_gain_stays_in_bounds_and_shift_is_circular() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from avssl.cli import parse, run
 from avssl.config import FinetuneConfig, PretrainConfig, to_dict, to_yaml
 

@@ -6,13 +6,14 @@ import signal
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from torch import nn
+
 from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.engine import Engine, NonFiniteError, Schedule, make_optimizer, make_scheduler
 from avssl.tracking import Tracker, read_rows
-from lightning_fabric import Fabric
-from torch import nn
 
 
 def batch_of(step: int, size: int = 4) -> Batch:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from avssl.tracking import Tracker, default_mode, read_rows
 from wandb.proto import wandb_internal_pb2
+
+from avssl.tracking import Tracker, default_mode, read_rows
 
 
 def log_records(data: bytes) -> Iterator[bytes]:

@@ -81,37 +81,45 @@ def test_fast_attention_equals_the_formula(frames: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("q_grid", "k_grid"), [((4, 12), (4, 3)), ((2, 5), (4, 10)), ((1, 1), (1, 1)), ((3, 7), (3, 7))]
 )
-@pytest.mark.parametrize("training", [False, True])
-def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, training: bool) -> None:
+@pytest.mark.parametrize("tile", [2**19, 40, 1])  # all heads at once; a part of a head with a rest; one query
+def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "_TILE_SCORES", tile)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).requires_grad_(training)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     q, k, v = random(2, *q_grid, 3, 8), random(2, *k_grid, 3, 8), random(2, *k_grid, 3, 8)
-    r_freq, r_time = random(q_grid[0], k_grid[0], 8), random(q_grid[1], k_grid[1], 8)
-    assert relative.trains_on_cpu(q) is training  # the two ways
-    expected = relative.reference_attention(q, k, v, r_freq, r_time)
-    torch.testing.assert_close(relative.attention(q, k, v, r_freq, r_time), expected, atol=1e-5, rtol=1e-5)
+    arguments = (q, k, v, random(q_grid[0], k_grid[0], 8), random(q_grid[1], k_grid[1], 8))
+    expected = relative.reference_attention(*arguments)
+    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), arguments)
+    fused = relative.attention(*arguments)
+    torch.testing.assert_close(fused, expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad((fused * weight).sum(), arguments), expected_gradients, atol=1e-9, rtol=0
+    )
+    tiled = recompute.PooledAttention.apply(lambda *tensors: tensors, 5, *arguments) - q
+    torch.testing.assert_close(tiled, expected, atol=1e-9, rtol=0)
+    gradients = torch.autograd.grad((tiled * weight).sum(), arguments)
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("frames", [64, 75])
-def test_recomputed_activations_give_the_same_gradients(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_step_on_a_cpu_equals_the_general_one(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = large_tables(tiny(num_classes=3)), torch.randn(3, 1, 128, frames)
     results = []
-    # Kept; several heads at a time; a part of a head at a time, with a rest.
-    for kept, tile in ((attention_module.KEPT_SCORES, 1), (0, 2**18), (0, 5000)):
-        monkeypatch.setattr(attention_module, "KEPT_SCORES", kept)
-        monkeypatch.setattr(recompute, "_TILE_SCORES", tile)
+    for usual in (True, False):
+        if not usual:
+            monkeypatch.setattr(attention_module, "_trains_on_cpu", lambda x: False)
         logits = model(x)
-        assert ("RecomputedAttentionBackward" in graph_nodes(logits)) is (kept == 0)
+        assert ("PooledAttentionBackward" in graph_nodes(logits)) is usual
         model.zero_grad()
         logits.square().sum().backward()
         results.append((logits, {name: p.grad for name, p in model.named_parameters()}))
-    for logits, gradients in results[1:]:
-        torch.testing.assert_close(logits, results[0][0], atol=1e-5, rtol=1e-5)
-        for name, gradient in results[0][1].items():
-            torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-4, rtol=1e-3)
 
 
 def graph_nodes(tensor: Tensor) -> set[str]:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torchvision.models import video as zoo
+
 from avssl.models import create_video_encoder, list_video_encoders
 from avssl.models.video import KINETICS_MEAN, KINETICS_STD
-from torchvision.models import video as zoo
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64), "tiny": (8, 56)}
 
@@ -48,7 +49,7 @@ def test_tiny_sees_time_and_place() -> None:
 def test_errors_name_the_fix() -> None:
     with pytest.raises(ValueError, match="Did you mean 'mvit_v2_s'"):
         create_video_encoder("mvit_v2")
-    with pytest.raises(ValueError, match="data.num_frames to 16"):
+    with pytest.raises(ValueError, match=r"data\.num_frames to 16"):
         create_video_encoder("mvit_v2_s", num_frames=8)
     with pytest.raises(ValueError, match="no Kinetics weights"):
         create_video_encoder("tiny", pretrained=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from avssl.objectives import InfoNCE, PairOutput, create_objective, list_objectives
 from torch.nn.parallel import DistributedDataParallel
+
+from avssl.objectives import InfoNCE, PairOutput, create_objective, list_objectives
 
 
 def pair_output(audio: torch.Tensor, video: torch.Tensor) -> PairOutput:

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import mast
 import pytest
+
+import mast
 from avssl.tracking import read_rows
 
 ROOT = Path(__file__).parents[3]

@@ -1,8 +1,9 @@
 """Tasks: what they minimize and report."""
 
-import mast
 import pytest
 import torch
+
+import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.data.batch import Batch
 from avssl.models import AudioClassifier, AudioVisualPair
