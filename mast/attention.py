@@ -1,16 +1,14 @@
 """Pooling attention and the transformer block built on it (MViTv2, Li et al. 2022)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.layers import AddBranch, Mlp
-from mast.recompute import RecomputedAttention, Widened
-from mast.relative import Grid, RelativeTable, attention, trains_on_cpu, widen
+from mast.recompute import PooledAttention, recomputed
+from mast.relative import Grid, RelativeTable, attention
 
 NORM_EPS = 1e-6
-
-# A training step on a CPU keeps the scores of a block up to this number (8 MiB), and computes more of them again.
-KEPT_SCORES = 2**21
 
 
 def pooled(grid: Grid, stride: Grid) -> Grid:
@@ -90,28 +88,20 @@ class PoolingAttention(nn.Module):
             F.linear(x, weight, bias)
             for weight, bias in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         ]
-        if trains_on_cpu(projected[0]) and self._scores(x) > KEPT_SCORES:
-            out = self._recomputed(*projected)
+        if _trains_on_cpu(projected[0]):
+            pools = (self.pool_q, self.pool_k, self.pool_v, self.relative_freq, self.relative_time)
+            parameters = [parameter for module in pools for parameter in module.parameters()]
+            out = PooledAttention.apply(self.pool, 3, *projected, *parameters)
         else:
             q, *others = self.pool(*projected)
             out = q + attention(q, *others)  # in this order the sum has the layout of q
         return self.proj(out.flatten(3))
 
-    def _scores(self, x: Tensor) -> int:
-        """Number of attention scores for an input (B, F, T, dim)."""
-        q_grid, k_grid = (pooled((x.shape[1], x.shape[2]), pool.stride) for pool in (self.pool_q, self.pool_k))
-        return x.shape[0] * self.heads * q_grid[0] * q_grid[1] * k_grid[0] * k_grid[1]
 
-    def _recomputed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same, keeping only the projections for the backward pass."""
-
-        def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Widened, Tensor]:
-            arguments = self.pool(q, k, v)
-            return widen(*arguments), arguments[0]
-
-        pools = (self.pool_q, self.pool_k, self.pool_v, self.relative_freq, self.relative_time)
-        parameters = [parameter for module in pools for parameter in module.parameters()]
-        return RecomputedAttention.apply(prepare, 3, q, k, v, *parameters)
+def _trains_on_cpu(x: Tensor) -> bool:
+    """Whether this is a float32 training step on a CPU."""
+    training = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+    return training and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class Block(nn.Module):
@@ -159,5 +149,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out)."""
         normed = self.norm1(x)
-        x = self.add1(self._residual(x, normed), self.attn(normed))
-        return self.add2(x, self.mlp(self.norm2(x)))
+        with recomputed(self.norm1, x, normed):
+            branch, residual = self.attn(normed), self._residual(x, normed)
+        x = self.add1(residual, branch)
+        normed = self.norm2(x)
+        with recomputed(self.norm2, x, normed):
+            branch = self.mlp(normed)
+        return self.add2(x, branch)

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mast.recompute import gelu_then
+from mast.recompute import recomputed
 
 
 def init_weights(module: nn.Module) -> None:
@@ -68,7 +69,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return gelu_then(self.fc2, self.fc1(x))
+        hidden = self.fc1(x)
+        activated = F.gelu(hidden)
+        with recomputed(F.gelu, hidden, activated):
+            return self.fc2(activated)
 
 
 class AddBranch(nn.Module):

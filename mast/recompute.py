@@ -1,92 +1,124 @@
 """Training steps that compute again what others keep.
 
-Activations, not parameters, decide the memory of a training step. ``gelu_then`` and ``RecomputedAttention`` keep their
-inputs only; together they halve the activations of MAST for a few percent more products.
+Activations, not parameters, decide the memory of a training step. ``recomputed`` and ``PooledAttention`` keep
+their inputs only; together they halve the activations of MAST for a few percent more products.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from mast.relative import heads_last, position_scores
 
 # Scores worked on at a time: 2 MiB in float32, so that they are still in a core's cache when they are used next.
 _TILE_SCORES = 2**19
 
 
-def gelu_then(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``linear(gelu(x))``, keeping x only: the activated values, as large, are computed again in the backward pass."""
+@contextmanager
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, result: Tensor) -> Iterator[None]:
+    """Within it, operations that would keep ``result`` for their backward pass keep the way to it from ``x``.
+
+    Worth it where ``x`` is kept anyway and ``function`` is cheap: ``result = function(x)``, computed once more.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return linear(F.gelu(x))
-    kept = x.detach()
-    activated = F.gelu(x)
-    address, count = activated.data_ptr(), activated.numel()
+        yield
+        return
+    kept, address, count = x.detach(), result.data_ptr(), result.numel()
+    users, waiting = 0, 0
+    again: Tensor | None = None
 
     def pack(tensor: Tensor) -> Tensor | torch.Size:
-        return tensor.shape if tensor.numel() == count and tensor.data_ptr() == address else tensor
+        nonlocal users
+        if tensor.data_ptr() != address or tensor.numel() != count or not tensor.is_contiguous():
+            return tensor
+        users += 1
+        return tensor.shape
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else F.gelu(kept).view(packed)
+        nonlocal again, waiting
+        if isinstance(packed, Tensor):
+            return packed
+        if again is None:
+            again, waiting = function(kept), users
+        value, waiting = again, waiting - 1
+        if waiting == 0:  # the last user has it
+            again = None
+        return value.view(packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return linear(activated)
+        yield
 
 
-class Widened(NamedTuple):
-    """What attention works on, heads and batch in one.
+class Operands(NamedTuple):
+    """What attention works on, batch and heads in one: n = B * heads.
 
     Attributes:
-        q: (B * heads, N_q, width).
-        k: (B * heads, N_k, width), of which the first ``dim`` columns depend on the input, the others are constant.
-        v: (B * heads, N_k, dim).
+        q: (n, N_q, dim).
+        k, v: (n, F_k * T_k, dim).
+        freq: (n, N_q, F_k) score of each query with each key frequency, see ``mast.relative.position_scores``.
+        time: (n, N_q, T_k) score of each query with each key time.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    freq: Tensor
+    time: Tensor
 
     @property
     def scale(self) -> float:
-        """1 / sqrt(dim): of the heads before they were widened."""
-        return self.v.shape[-1] ** -0.5
+        """1 / sqrt(dim)."""
+        return self.q.shape[-1] ** -0.5
+
+    def weights(self, heads: slice, rows: slice) -> Tensor:
+        """Attention weights of some heads and queries. The scores are summed within the product, in its output."""
+        scores = (self.freq[heads, rows, :, None] + self.time[heads, rows, None, :]).flatten(2)
+        keys = self.k[heads].transpose(1, 2)
+        return scores.baddbmm_(self.q[heads, rows], keys, beta=self.scale, alpha=self.scale).softmax(dim=-1)
+
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Ranges of heads and queries with about ``_TILE_SCORES`` scores: small heads together, large ones in parts."""
+        count, queries, keys = len(self.q), self.q.shape[1], self.k.shape[1]
+        some_heads = max(1, _TILE_SCORES // (queries * keys))
+        some_rows = queries if some_heads > 1 else max(1, _TILE_SCORES // keys)
+        for head in range(0, count, some_heads):
+            for row in range(0, queries, some_rows):
+                yield slice(head, head + some_heads), slice(row, row + some_rows)
 
 
-def attend(w: Widened) -> Tensor:
-    """softmax(q k^T / sqrt(dim)) v with differentiable steps, which keep the weights: (B * heads, N_q, dim)."""
-    return _weights(w.q, w.k, w.scale) @ w.v
+def operands(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Operands:
+    """From the arguments of ``mast.relative.attention``, differentiably."""
+    tensors = (q, k, v, *position_scores(q, r_freq, r_time))
+    return Operands(*(tensor.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1) for tensor in tensors))
 
 
-def heads_last(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B * heads, F * T, dim) -> ``shape`` (B, F, T, heads, dim), as a view."""
-    return x.unflatten(0, (shape[0], shape[3])).unflatten(2, (shape[1], shape[2])).permute(0, 2, 3, 1, 4)
+class PooledAttention(torch.autograd.Function):
+    """Attention plus its pooled queries, tile by tile, keeping the inputs of the pooling only.
 
+    Call as ``PooledAttention.apply(pool, count, *inputs, *parameters)``: ``pool`` makes the five arguments of
+    ``mast.relative.attention`` of ``count`` inputs with a module's ``parameters``, differentiably. The result is that
+    of ``q + attention(q, ...)``.
 
-def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    # beta is 0; alpha scales within the product, without a pass over the scores.
-    return torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(dim=-1)
-
-
-class RecomputedAttention(torch.autograd.Function):
-    """Attention plus its pooled queries, a few heads at a time, keeping the inputs of the pooling only.
-
-    Call as ``RecomputedAttention.apply(prepare, count, *inputs, *parameters)``: ``prepare`` makes a Widened and the
-    queries (B, F, T, heads, dim) of ``count`` inputs with a module's ``parameters``, differentiably. The fused kernels
-    would keep less than ``attend``, too, but on a CPU their backward pass takes up to twice as long: it needs v and the
+    A fused kernel would keep little, too, but on a CPU its backward pass takes up to twice as long: it needs v and the
     gradient of the output padded to the widened heads, and computes gradients of the constant part of k.
     """
 
     @staticmethod
-    def forward(ctx: Any, prepare: Callable[..., tuple[Widened, Tensor]], count: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, pool: Callable[..., tuple[Tensor, ...]], count: int, *tensors: Tensor) -> Tensor:
         """(B, F, T, heads, dim)."""
-        ctx.prepare = prepare
+        ctx.pool = pool
         ctx.parameters = tensors[count:]
         ctx.save_for_backward(*tensors[:count])
-        w, queries = prepare(*tensors[:count])
-        out = w.v.new_empty(*w.q.shape[:2], w.v.shape[2])
-        for heads, rows in _tiles(w):
-            torch.bmm(_weights(w.q[heads, rows], w.k[heads], w.scale), w.v[heads], out=out[heads, rows])
+        pooled = pool(*tensors[:count])
+        queries = pooled[0]
+        op = operands(*pooled)
+        out = torch.empty_like(op.q)
+        for heads, rows in op.tiles():
+            torch.bmm(op.weights(heads, rows), op.v[heads], out=out[heads, rows])
         return queries + heads_last(out, queries.shape)
 
     @staticmethod
@@ -95,27 +127,23 @@ class RecomputedAttention(torch.autograd.Function):
         """Gradients of the inputs and parameters."""
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-            graph, queries = ctx.prepare(*inputs)
-        w = Widened(*(tensor.detach() for tensor in graph))
-        dim = w.v.shape[2]
+            pooled = ctx.pool(*inputs)
+            graph = operands(*pooled)
+        op = Operands(*(tensor.detach() for tensor in graph))
+        grads = Operands(*(torch.zeros_like(tensor) for tensor in op))
         grad_out = grad.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
-        grads = Widened(torch.empty_like(w.q), torch.zeros_like(w.k), torch.zeros_like(w.v))
-        for heads, rows in _tiles(w):
-            q, k, g = w.q[heads, rows], w.k[heads], grad_out[heads, rows]
-            weights = _weights(q, k, w.scale)
+        scale, grid = op.scale, (op.freq.shape[2], op.time.shape[2])
+        for heads, rows in op.tiles():
+            q, g = op.q[heads, rows], grad_out[heads, rows]
+            weights = op.weights(heads, rows)
             grads.v[heads].baddbmm_(weights.transpose(1, 2), g)
-            grad_scores = torch.bmm(g, w.v[heads].transpose(1, 2))
+            grad_scores = torch.bmm(g, op.v[heads].transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype)
-            torch.baddbmm(q.new_zeros(()), grad_scores, k, beta=0, alpha=w.scale, out=grads.q[heads, rows])
-            grads.k[heads, :, :dim].baddbmm_(grad_scores.transpose(1, 2), q[..., :dim], alpha=w.scale)
-        return None, None, *torch.autograd.grad((*graph, queries), [*inputs, *ctx.parameters], (*grads, grad))
-
-
-def _tiles(w: Widened) -> Iterator[tuple[slice, slice]]:
-    """Ranges of heads and queries with about ``_TILE_SCORES`` scores: several small heads, or a part of a large one."""
-    items, queries, keys = len(w.q), w.q.shape[1], w.k.shape[1]
-    some_heads = max(1, _TILE_SCORES // (queries * keys))
-    some_rows = queries if some_heads > 1 else max(1, _TILE_SCORES // keys)
-    for head in range(0, items, some_heads):
-        for row in range(0, queries, some_rows):
-            yield slice(head, head + some_heads), slice(row, row + some_rows)
+            grads.q[heads, rows].baddbmm_(grad_scores, op.k[heads], alpha=scale)
+            grads.k[heads].baddbmm_(grad_scores.transpose(1, 2), q, alpha=scale)
+            by_position = grad_scores.unflatten(2, grid)
+            torch.sum(by_position, dim=3, out=grads.freq[heads, rows])
+            torch.sum(by_position, dim=2, out=grads.time[heads, rows])
+        grads.freq.mul_(scale)
+        grads.time.mul_(scale)
+        return None, None, *torch.autograd.grad((*graph, pooled[0]), [*inputs, *ctx.parameters], (*grads, grad))

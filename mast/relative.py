@@ -10,13 +10,12 @@ so widening the heads by F_k + T_k gives the same scores within a fused attentio
 ``reference_attention`` keeps the formula as it is written; tests compare the two.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from mast.recompute import Widened, attend, heads_last
 
 Grid = tuple[int, int]
 
@@ -99,29 +98,8 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
     return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 
-def widen(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor, alignment: int = 1) -> Widened:
-    """Heads widened by the relative positions; arguments as for ``attention``.
-
-    Args:
-        alignment: the width is filled up with zeros to a multiple of it.
-    """
-    k_grid = (k.shape[1], k.shape[2])
-    # Heads come before positions here, so that the concatenations are the only copies.
-    parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
-    filler = -sum(part.shape[-1] for part in parts) % alignment
-    if filler:
-        parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
-    codes = _cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
-    k = k.permute(0, 3, 1, 2, 4).flatten(2, 3)
-    return Widened(
-        torch.cat(parts, dim=-1).flatten(2, 3).flatten(0, 1),
-        torch.cat((k, codes.expand(*k.shape[:2], -1, -1)), dim=-1).flatten(0, 1),
-        v.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1),
-    )
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
-    """softmax((q k^T + relative) / sqrt(dim)) v, with widened heads.
+    """softmax((q k^T + relative) / sqrt(dim)) v, in one fused attention with widened heads.
 
     Args:
         q: (B, F_q, T_q, heads, dim).
@@ -132,21 +110,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
     Returns:
         (B, F_q, T_q, heads, dim), perhaps a view of another layout.
     """
-    if trains_on_cpu(q):
-        return heads_last(attend(widen(q, k, v, r_freq, r_time)), q.shape)
-    dim = q.shape[-1]
-    w = widen(q, k, v, r_freq, r_time, _ALIGNMENT)
-    # The fused kernels want four dimensions and one width.
-    wide_v = F.pad(w.v, (0, w.k.shape[-1] - dim))
-    wide_q, wide_k, wide_v = (tensor.unflatten(0, (q.shape[0], q.shape[3])) for tensor in (w.q, w.k, wide_v))
-    out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=w.scale)[..., :dim]
-    return heads_last(out.flatten(0, 1), q.shape)
+    shape, dim, k_grid = q.shape, q.shape[-1], (k.shape[1], k.shape[2])
+    # Heads come before positions here, so that the concatenations are the only copies.
+    parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
+    filler = -(dim + sum(k_grid)) % _ALIGNMENT
+    if filler:
+        parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
+    codes = _cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
+    k, v = (tensor.permute(0, 3, 1, 2, 4).flatten(2, 3) for tensor in (k, v))
+    wide_q = torch.cat(parts, dim=-1).flatten(2, 3)
+    wide_k = torch.cat((k, codes.expand(*k.shape[:2], -1, -1)), dim=-1)
+    wide_v = F.pad(v, (0, codes.shape[-1]))  # fused kernels want one width
+    out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=dim**-0.5)[..., :dim]
+    return heads_last(out.flatten(0, 1), shape)
 
 
-def trains_on_cpu(x: Tensor) -> bool:
-    """Whether this is a float32 training step on a CPU: there, fused kernels take longer than their parts."""
-    training = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    return training and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+def heads_last(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B * heads, F * T, dim) -> ``shape`` (B, F, T, heads, dim), as a view."""
+    return x.unflatten(0, (shape[0], shape[3])).unflatten(2, (shape[1], shape[2])).permute(0, 2, 3, 1, 4)
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:

@@ -150,6 +150,23 @@ def test_mlp_keeps_one_of_its_two_wide_activations() -> None:
     )
 
 
+def test_recomputed_value_serves_several_users_and_a_second_pass() -> None:
+    calls = []
+
+    def double(tensor: Tensor) -> Tensor:
+        calls.append(1)
+        return tensor * 2
+
+    x, weight = torch.randn(4, 3), torch.randn(3, 3, requires_grad=True)
+    result = double(x)
+    with recompute.recomputed(double, x, result):
+        out = (result @ weight).sum() + (result.view(2, 2, 3) @ weight).sin().sum()
+    expected = torch.autograd.grad((x * 2 @ weight).sum() + (x * 2 @ weight).sin().sum(), weight)[0]
+    for passes in (1, 2):
+        torch.testing.assert_close(torch.autograd.grad(out, weight, retain_graph=True)[0], expected)
+        assert len(calls) == 1 + passes, "computed once for both users in each pass"
+
+
 def test_relative_table_is_indexed_by_distance() -> None:
     table = relative.RelativeTable(16, q_stride=2, k_stride=1, dim=1)
     with torch.no_grad():
