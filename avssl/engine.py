@@ -248,7 +248,8 @@ class Engine:
 
     def _log(self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         row = {"loss": sum(value.item() for value in losses.values())}
-        row |= {f"loss/{name}": value.item() for name, value in losses.items()}
+        if len(losses) > 1:
+            row |= {f"loss/{name}": value.item() for name, value in losses.items()}
         row |= {name: value.item() for name, value in report.items()}
         row |= {"gradient_norm": norm.item(), "lr": self.scheduler.get_last_lr()[0], "failures": self.failures.failed}
         if self.fabric.world_size > 1:
@@ -287,13 +288,13 @@ def _due(step: int, every: int) -> bool:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills; a second signal acts as it did before."""
     received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
         before[number] = signal.signal(number, note)
     try:
         yield received

@@ -35,6 +35,7 @@ class Outcome:
         expected: Rows of the test split, readable or not.
         start: What training started from: random or pretrained.
         before_title: What the features in ``before`` come from.
+        after_title: What the features in ``after`` come from.
     """
 
     scores: dict[str, np.ndarray]
@@ -42,7 +43,8 @@ class Outcome:
     before: Embeddings
     expected: int
     start: str
-    before_title: str = "before"
+    before_title: str = "Before fine-tuning"
+    after_title: str = "After fine-tuning"
 
 
 def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outcome: Outcome) -> dict[str, Any]:
@@ -127,8 +129,9 @@ def _draw(run: Run, splits: Splits, outcome: Outcome) -> list[tuple[Path, str]]:
         if outcome.before is not outcome.after and len(labelled) >= 5:
             path = run.picture(f"tsne-{head}")
             before, after = outcome.before.features[labelled], outcome.after.features[labelled]
-            tsne_before_after(before, after, target[labelled], names, path)
-            pictures.append((path, f"t-SNE of the audio features by {head}: {outcome.before_title} and after"))
+            titles = (outcome.before_title, outcome.after_title)
+            tsne_before_after(before, after, target[labelled], names, path, titles=titles, title=f"t-SNE by {head}")
+            pictures.append((path, f"t-SNE of the audio features by {head}: {' and '.join(titles).lower()}"))
     return pictures
 
 

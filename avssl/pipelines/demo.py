@@ -96,7 +96,8 @@ def _summarize(
     ]
     classification = Table("Top-1 on the test split", ["", "random start", "pretrained start"], rows)
     retrieval = retrieval_table(pretrained["metrics"])
-    result: dict[str, Any] = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed, "provenance": provenance()}
+    result: dict[str, Any] = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed}
+    result["provenance"] = provenance()
     write_result(config.output / "result.json", result)
     picture = config.output / "pictures" / "top1.png"
     head_to_head(accuracy, picture, intervals=intervals)

@@ -98,7 +98,11 @@ def is_pair(path: Path) -> bool:
 
 
 def export_audio_encoder(
-    folder: Path, encoder: mast.SpectrogramModel, frontend: mast.LogMel, labels: dict[str, list[str]], extra: dict[str, Any]
+    folder: Path,
+    encoder: mast.SpectrogramModel,
+    frontend: mast.LogMel,
+    labels: dict[str, list[str]],
+    extra: dict[str, Any],
 ) -> None:
     """Writes the encoder, frontend and labels where ``load_audio_encoder`` and ``mast.from_pretrained`` find them."""
     with torch.no_grad():

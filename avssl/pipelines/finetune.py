@@ -57,11 +57,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if test is None:
         raise ValueError(f"data {config.data.name}: no test split to evaluate on; set data.val_fraction")
     before = embed_features(source, loaders, test, fabric.device) if fabric.is_global_zero else None
-    before_title = "before"
+    titles = ("Before fine-tuning", "After fine-tuning")
     if config.head == "linear":
         classifier, finished = _fit_linear(config, source, loaders, splits, fabric, before), True
         if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
-            before, before_title = embed_features(_random_twin(source), loaders, test, fabric.device), "random weights"
+            before = embed_features(_random_twin(source), loaders, test, fabric.device)
+            titles = ("Random weights", "Pretrained, frozen")
     else:
         classifier, finished = _fit_full(config, source, loaders, splits, fabric, run)
     result: dict[str, Any] = {"finished": finished}
@@ -72,7 +73,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         export_audio_encoder(run.folder / EXPORT, classifier.encoder, classifier.frontend, splits.labels, extra)
         if config.head == "linear" and not checkpoint:
             before = after  # nothing was trained that a picture could show
-        outcome = Outcome(scores, after, before, len(test), start, before_title)
+        outcome = Outcome(scores, after, before, len(test), start, *titles)
         result |= report_classification(config, run, splits, outcome)
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
