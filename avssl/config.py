@@ -144,9 +144,9 @@ class OptimConfig:
         clip_grad: Largest gradient norm; 0 turns clipping off.
     """
 
-    batch_size: int = 32
+    batch_size: int = 48
     accumulate: int = 1
-    epochs: float = 10
+    epochs: float = 12
     max_steps: int | None = None
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -222,7 +222,8 @@ class PretrainConfig:
         audio: The audio encoder.
         video: The video encoder.
         embedding_dim: Width of the joint embedding that the objectives compare.
-        time_bins: Equal parts of a clip that the audio projection tells apart; 1 compares plain means.
+        time_bins: Equal parts of a clip that the audio projection tells apart. 1 compares plain means, which makes the
+            best features; more of them find the right instance by its timing.
         objectives: The terms of the loss.
         augment: Batched augmentation.
         optim: Optimizer and schedule.
@@ -239,12 +240,12 @@ class PretrainConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     embedding_dim: int = 128
-    time_bins: int = 4
+    time_bins: int = 1
     objectives: list[ObjectiveConfig] = field(default_factory=lambda: [ObjectiveConfig()])
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=52))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
     resume: str = "auto"
@@ -277,9 +278,9 @@ class FinetuneConfig:
     checkpoint: str = "auto"
     head: Literal["linear", "full"] = "linear"
     audio: AudioConfig = field(default_factory=AudioConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=20, lr=5e-4))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
