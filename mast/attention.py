@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mast.layers import AddBranch, Mlp
 from mast.recompute import PooledAttention, recomputed
 from mast.relative import Grid, RelativeTable, attention
 
 NORM_EPS = 1e-6
+
+# Blocks up to this many channels compute the hidden layer of their MLP again in the backward pass: they have the most
+# tokens, so it is large, and the fewest products per value, so it is cheap.
+CHEAP_DIM = 192
 
 
 def pooled(grid: Grid, stride: Grid) -> Grid:
@@ -88,7 +93,7 @@ class PoolingAttention(nn.Module):
             F.linear(x, weight, bias)
             for weight, bias in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         ]
-        if _trains_on_cpu(projected[0]):
+        if _tiles_pay(projected[0]):
             pools = (self.pool_q, self.pool_k, self.pool_v, self.relative_freq, self.relative_time)
             parameters = [parameter for module in pools for parameter in module.parameters()]
             out = PooledAttention.apply(self.pool, 3, *projected, *parameters)
@@ -98,10 +103,10 @@ class PoolingAttention(nn.Module):
         return self.proj(out.flatten(3))
 
 
-def _trains_on_cpu(x: Tensor) -> bool:
-    """Whether this is a float32 training step on a CPU."""
-    training = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    return training and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+def _tiles_pay(x: Tensor) -> bool:
+    """Whether to use PooledAttention: on a CPU, except in low precision and while compiled or exported."""
+    precise = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return precise and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Block(nn.Module):
@@ -152,7 +157,12 @@ class Block(nn.Module):
         with recomputed(self.norm1, x, normed):
             branch, residual = self.attn(normed), self._residual(x, normed)
         x = self.add1(residual, branch)
+        return self.add2(x, self._mlp_branch(x))
+
+    def _mlp_branch(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not torch.compiler.is_compiling():
+            # Checkpointing stops before fc2, so that only the norm and fc1 are computed again.
+            return checkpoint(lambda x: self.mlp.plain(self.norm2(x)), x, use_reentrant=False, preserve_rng_state=False)
         normed = self.norm2(x)
         with recomputed(self.norm2, x, normed):
-            branch = self.mlp(normed)
-        return self.add2(x, branch)
+            return self.mlp(normed)

@@ -74,6 +74,10 @@ class Mlp(nn.Module):
         with recomputed(F.gelu, hidden, activated):
             return self.fc2(activated)
 
+    def plain(self, x: Tensor) -> Tensor:
+        """The same, keeping every step."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
 
 class AddBranch(nn.Module):
     """Residual addition with stochastic depth (Huang et al. 2016): in training, drops a sample's branch.

@@ -66,8 +66,11 @@ def test_fast_attention_equals_the_formula(frames: int, monkeypatch: pytest.Monk
     fast.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
+    monkeypatch.setattr(attention_module, "_tiles_pay", lambda x: False)
+    general = model(x)
     monkeypatch.setattr(attention_module, "attention", relative.reference_attention)
     expected = model(x)
+    torch.testing.assert_close(general, expected, atol=1e-9, rtol=0)
     expected.square().sum().backward()
     torch.testing.assert_close(fast, expected, atol=1e-9, rtol=0)
     for name, parameter in model.named_parameters():
@@ -106,12 +109,12 @@ def test_both_ways_of_attention_equal_the_formula(q_grid, k_grid, tile: int, mon
 
 
 @pytest.mark.parametrize("frames", [64, 75])
-def test_training_step_on_a_cpu_equals_the_general_one(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_on_a_cpu_equals_the_general_way(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = large_tables(tiny(num_classes=3)), torch.randn(3, 1, 128, frames)
     results = []
     for usual in (True, False):
         if not usual:
-            monkeypatch.setattr(attention_module, "_trains_on_cpu", lambda x: False)
+            monkeypatch.setattr(attention_module, "_tiles_pay", lambda x: False)
         logits = model(x)
         assert ("PooledAttentionBackward" in graph_nodes(logits)) is usual
         model.zero_grad()
