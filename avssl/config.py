@@ -146,7 +146,7 @@ class OptimConfig:
 
     batch_size: int = 48
     accumulate: int = 1
-    epochs: float = 12
+    epochs: float = 10
     max_steps: int | None = None
     lr: float = 1e-3
     min_lr: float = 1e-6

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 import mast
-from avssl.config import FinetuneConfig, PretrainConfig
+from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.manifest import Manifest
@@ -47,8 +47,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     folder = config.output or Path("runs") / f"finetune-{Path(config.data.name).stem}-{config.head}-{start}"
     run = Run(config, folder, fabric, config.wandb, "finetune")
     source = load_audio_encoder(checkpoint) if checkpoint else random_encoder(config.audio)
-    if checkpoint and config.audio.options:
-        raise ValueError("audio.options: the encoder's are the checkpoint's; leave them out with --checkpoint")
+    if checkpoint and config.audio != AudioConfig():
+        raise ValueError("audio: the encoder and its frontend are the checkpoint's; give no audio settings beside it")
     sample_rate = source.frontend.config["sample_rate"]
     loaders = Loaders(config.data, splits.clip_seconds, ("audio",), sample_rate, config.optim.batch_size, config.seed)
     source.encoder.to(fabric.device)

@@ -50,7 +50,8 @@ def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> N
 
 
 def test_pair_learns_to_match_a_batch() -> None:
-    task = pretrain_task([("infonce", create_objective("infonce"), 1.0)]).eval()  # no augmentation
+    task = pretrain_task([("infonce", create_objective("infonce"), 1.0)])
+    task.wave, task.spectrogram, task.video = WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(32, 1, 0, 0)
     batch = make_batch()
     # Loudness in the sound, brightness in the picture: a correspondence to find.
     level = torch.tensor([0.01, 0.1, 0.4, 1.0])
