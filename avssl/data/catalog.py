@@ -35,7 +35,7 @@ class Entry:
         root: Folder of the media; environment variables are expanded, a relative one is relative to the YAML.
         options: Options of the data set.
         clip_seconds: Length of a clip in seconds.
-        head: Label head to train and evaluate on; None: the manifest's first.
+        head: Label head to train and evaluate on; None: all of the manifest's.
     """
 
     name: str
