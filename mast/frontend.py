@@ -56,6 +56,11 @@ class LogMel(nn.Module):
         torch.Size([2, 1, 128, 98])
     """
 
+    banks: Tensor
+    hann: Tensor
+    one: Tensor
+    shift_by: Tensor
+
     def __init__(
         self,
         sample_rate: int = 16000,
@@ -103,14 +108,16 @@ class LogMel(nn.Module):
         }
         self.sample_rate, self.num_mels = sample_rate, num_mels
         self.preemphasis, self.center_clips = preemphasis, center_clips
-        self.offset = 0.0 if mean is None else float(mean)
-        self.divisor = 1.0 if std is None else float(std) * DIVISORS[divide_by]
+        # (x - mean) / divisor = -mean / divisor + x / divisor
+        self.scale_by = 1.0 if std is None else 1.0 / (std * DIVISORS[divide_by])
+        self.register_buffer("shift_by", torch.tensor(0.0 if mean is None else -mean * self.scale_by), persistent=False)
         self.fft_size = 1 << (self.window - 1).bit_length()
         banks = mel_banks(num_mels, self.fft_size, sample_rate, low_hz, top)
         # Each bin twice: filters then apply to squared real and imaginary parts as they lie in memory.
         banks = F.pad(banks, (0, 1)).repeat_interleave(2, dim=1).t().contiguous()
         self.bands = list(_bands(banks))
         self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("one", torch.ones(()), persistent=False)
         hann = torch.hann_window(self.window, periodic=False)
         self.register_buffer("hann", F.pad(hann, (0, self.fft_size - self.window)), persistent=False)
 
@@ -137,34 +144,35 @@ class LogMel(nn.Module):
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
             )
+        out = torch.empty(waveform.shape[0], self.num_mels, frames, device=waveform.device)
+        chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
         with torch.autocast(waveform.device.type, enabled=False):
-            waveform = waveform.float()
-            if self.center_clips:
-                waveform = waveform - waveform.mean(dim=1, keepdim=True)
-            # Frames are read as long as the transform; the window is zero beyond its length.
-            missing = self.samples_for(frames) + self.fft_size - self.window - waveform.shape[1]
-            waveform = F.pad(waveform, (0, max(0, missing)))
-            energies = waveform.new_empty(waveform.shape[0], frames, self.num_mels)
-            chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
-            for clips, result in zip(waveform.split(chunk), energies.split(chunk), strict=True):
-                self._mel_energies(clips, result)
-            energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
-            return energies.transpose(1, 2).contiguous().sub_(self.offset).div_(self.divisor)[:, None]
+            for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
+                energies = self._mel_energies(clips.float(), frames).clamp_min_(torch.finfo(torch.float32).eps)
+                # The transposition and the normalization in one pass.
+                torch.add(self.shift_by, energies.log_().transpose(1, 2), alpha=self.scale_by, out=result)
+        return out[:, None]
 
-    def _mel_energies(self, waveform: Tensor, out: Tensor) -> None:
-        count = out.shape[1]
-        frames = waveform.unfold(1, self.fft_size, self.shift)[:, :count]
-        offset = waveform.unfold(1, self.window, self.shift)[:, :count].mean(dim=-1, keepdim=True)
+    def _mel_energies(self, waveform: Tensor, count: int) -> Tensor:
+        """(B, S) -> (B, count, num_mels)."""
+        if self.center_clips:
+            waveform = waveform - waveform.mean(dim=1, keepdim=True)
+        offset = waveform.unfold(1, self.window, self.shift).mean(dim=-1, keepdim=True)
+        # Frames are read as long as the transform; the window is zero beyond its length.
+        missing = (count - 1) * self.shift + self.fft_size - waveform.shape[1]
+        frames = F.pad(waveform, (0, max(0, missing))).unfold(1, self.fft_size, self.shift)[:, :count]
         samples = (frames - offset).view(-1)
         # All frames as one row of samples: a frame's first sample then gets the wrong predecessor, but the window is
-        # zero there. Multiplication and addition are rounded one by one, as in Kaldi.
-        emphasised = torch.zeros_like(samples)
-        torch.mul(samples[:-1], -self.preemphasis, out=emphasised[1:])
-        windowed = emphasised.add_(samples).view(-1, self.fft_size).mul_(self.hann)  # type: ignore[arg-type]
+        # zero there. The factor 1 keeps the product's own rounding, as in Kaldi: add with alpha would fuse the two.
+        emphasised = torch.empty_like(samples)
+        emphasised[0] = 0.0
+        torch.addcmul(samples[1:], samples[:-1], self.one, value=-self.preemphasis, out=emphasised[1:])
+        windowed = emphasised.view(-1, self.fft_size).mul_(self.hann)
         squared = torch.view_as_real(torch.fft.rfft(windowed)).flatten(-2).square_()
-        flat = out.view(-1, self.num_mels)
+        energies = squared.new_empty(len(squared), self.num_mels)
         for mels, bins in self.bands:
-            torch.mm(squared[:, bins], self.banks[bins, mels], out=flat[:, mels])  # type: ignore[index]
+            torch.mm(squared[:, bins], self.banks[bins, mels], out=energies[:, mels])
+        return energies.unflatten(0, (-1, count))
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""
