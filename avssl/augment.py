@@ -27,20 +27,24 @@ class VideoAugment(nn.Module):
         crop_scale: Smallest area of a frame that a crop keeps; the aspect ratio stays.
         flip: Probability of a horizontal flip.
         color: Largest relative change of brightness, contrast and saturation.
+        gray: Probability that a clip loses its colour.
     """
 
-    def __init__(self, crop_size: int, crop_scale: float = 0.7, flip: float = 0.0, color: float = 0.2) -> None:
+    def __init__(
+        self, crop_size: int, crop_scale: float = 0.9, flip: float = 0.0, color: float = 0.1, gray: float = 0.0
+    ) -> None:
         super().__init__()
         _check("crop_scale", crop_scale, 0.01, 1)
         _check("flip", flip, 0, 1)
         _check("color", color, 0, 1)
-        self.crop_size, self.crop_scale, self.flip, self.color = crop_size, crop_scale, flip, color
+        _check("gray", gray, 0, 1)
+        self.crop_size, self.crop_scale, self.flip, self.color, self.gray = crop_size, crop_scale, flip, color, gray
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames`` (B, 3, T, H, W) uint8 -> (B, 3, T, crop_size, crop_size) float in [0, 1]."""
         if not self.training:
             return center_crop(frames, self.crop_size)
-        return self._jitter(self._crop(frames))
+        return self._lose_color(self._jitter(self._crop(frames)))
 
     def _crop(self, frames: Tensor) -> Tensor:
         batch, channels, time, height, width = frames.shape
@@ -65,6 +69,12 @@ class VideoAugment(nn.Module):
         frames = torch.lerp(mean, frames, _column(_uniform(frames, low, high), frames))
         gray = frames.mean(dim=1, keepdim=True)
         return torch.lerp(gray, frames, _column(_uniform(frames, low, high), frames)).clamp(0, 1)
+
+    def _lose_color(self, frames: Tensor) -> Tensor:
+        if not self.gray:
+            return frames
+        lost = _column((_uniform(frames, 0, 1) < self.gray).to(frames.dtype), frames)
+        return torch.lerp(frames, frames.mean(dim=1, keepdim=True).expand_as(frames), lost)
 
 
 class WaveAugment(nn.Module):

@@ -89,6 +89,7 @@ class AugmentConfig:
         crop_scale: Smallest area of a frame that a random resized crop keeps, 0 to 1.
         flip: Probability of a horizontal flip.
         color: Strength of brightness, contrast and saturation jitter, 0 to 1.
+        gray: Probability that a clip loses its colour, 0 to 1.
         gain_db: Largest gain or attenuation of the waveform, in dB.
         time_shift: Largest circular shift of the waveform, as a share of the clip.
         spec_warp: Strength of random time stretch and mel shift of the spectrogram, 0 to 1.
@@ -102,6 +103,7 @@ class AugmentConfig:
     crop_scale: float = 0.9
     flip: float = 0.0
     color: float = 0.1
+    gray: float = 0.0
     gain_db: float = 3.0
     time_shift: float = 0.0
     spec_warp: float = 0.0

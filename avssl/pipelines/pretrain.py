@@ -91,7 +91,7 @@ def build_task(config: PretrainConfig) -> PretrainTask:
         objectives,
         wave_augment(augment),
         spectrogram_augment(augment),
-        VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color),
+        VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color, augment.gray),
     )
 
 

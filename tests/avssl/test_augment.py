@@ -24,6 +24,15 @@ def test_a_flip_mirrors() -> None:
     torch.testing.assert_close(out, frames.flip(-1).float() / 255, atol=1e-5, rtol=0)
 
 
+def test_gray_clips_have_no_colour_and_others_keep_theirs() -> None:
+    torch.manual_seed(0)
+    frames = torch.randint(0, 256, (40, 3, 2, 16, 16), dtype=torch.uint8)
+    out = VideoAugment(16, crop_scale=1.0, color=0.0, gray=0.5).train()(frames)
+    gray = (out - out[:, :1]).abs().amax(dim=(1, 2, 3, 4)) < 1e-6
+    assert 8 <= gray.sum() <= 32
+    torch.testing.assert_close(out[~gray], frames[~gray].float() / 255, atol=1e-5, rtol=0)
+
+
 def test_frames_of_a_clip_share_a_crop_and_clips_differ() -> None:
     torch.manual_seed(0)
     picture = torch.randint(0, 256, (1, 3, 1, 32, 32), dtype=torch.uint8)
