@@ -147,4 +147,7 @@ class PooledAttention(torch.autograd.Function):
             torch.sum(by_position, dim=2, out=grads.time[heads, rows])
         grads.freq.mul_(scale)
         grads.time.mul_(scale)
-        return None, None, *torch.autograd.grad((*graph, pooled[0]), [*inputs, *ctx.parameters], (*grads, grad))
+        trained = [parameter for parameter in ctx.parameters if parameter.requires_grad]
+        found = iter(torch.autograd.grad((*graph, pooled[0]), [*inputs, *trained], (*grads, grad)))
+        wanted = [True] * len(inputs) + [parameter.requires_grad for parameter in ctx.parameters]
+        return None, None, *(next(found) if want else None for want in wanted)

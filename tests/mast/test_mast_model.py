@@ -198,6 +198,22 @@ def test_every_parameter_gets_a_finite_gradient() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_frozen_parameters_get_no_gradient_and_the_others_the_same() -> None:
+    model, x = tiny(num_classes=4), torch.randn(2, 1, 128, 100)
+    model(x).square().sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    frozen = {name for name in expected if name.endswith(("table", "pool_k.weight", "pool_q.norm.bias"))}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    model(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            assert parameter.grad is None, name
+        else:
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
 def test_bfloat16_autocast_stays_close() -> None:
     model = tiny(num_classes=4).eval()
     x = torch.randn(2, 1, 128, 100)
