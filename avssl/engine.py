@@ -85,7 +85,7 @@ def make_optimizer(
         if parameter.requires_grad:
             (no_decay if parameter.ndim <= 1 or name in spared else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=next(module.parameters()).is_cuda)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def make_scheduler(optimizer: Optimizer, *, max_steps: int, warmup: float, lr: float, min_lr: float) -> Any:
