@@ -23,7 +23,8 @@ class DataConfig:
         clip_seconds: Length of a clip in seconds; default: the data YAML's.
         num_frames: Video frames per clip, spread evenly over it.
         frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
-        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages.
+        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: the
+            data YAML's.
         heads: Label heads to train on; default: the data YAML's first head.
         val_fraction: Share of the training split held out for validation where the data has no split of that name.
         num_workers: Decoding processes; 0 decodes in the training process.
@@ -35,8 +36,8 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)
     clip_seconds: float | None = None
     num_frames: int = 8
-    frame_size: int = 64
-    eval_clips: int = 1
+    frame_size: int = 56
+    eval_clips: int | None = None
     heads: list[str] | None = None
     val_fraction: float = 0.0
     num_workers: int = 1
@@ -76,7 +77,7 @@ class VideoConfig:
 
     model: str = "tiny"
     pretrained: bool = False
-    crop_size: int = 56
+    crop_size: int = 48
 
 
 @dataclass
@@ -100,8 +101,8 @@ class AugmentConfig:
         mixup: Mixup's Beta parameter; 0 turns it off (fine-tuning only).
     """
 
-    crop_scale: float = 0.9
-    flip: float = 0.0
+    crop_scale: float = 0.8
+    flip: float = 0.5
     color: float = 0.1
     gray: float = 0.0
     gain_db: float = 3.0
@@ -148,9 +149,9 @@ class OptimConfig:
 
     batch_size: int = 48
     accumulate: int = 1
-    epochs: float = 10
+    epochs: float = 13
     max_steps: int | None = None
-    lr: float = 1e-3
+    lr: float = 5e-4
     min_lr: float = 1e-6
     warmup: float = 0.1
     weight_decay: float = 0.05
@@ -247,7 +248,7 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=52))
+    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=65))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
     resume: str = "auto"
@@ -282,7 +283,7 @@ class FinetuneConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=20, lr=5e-4))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=20))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

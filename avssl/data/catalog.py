@@ -35,6 +35,7 @@ class Entry:
         root: Folder of the media; environment variables are expanded, a relative one is relative to the YAML.
         options: Options of the data set.
         clip_seconds: Length of a clip in seconds.
+        eval_clips: Clips per item in evaluation.
         head: Label head to train and evaluate on; None: all of the manifest's.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     clip_seconds: float = 4.0
+    eval_clips: int = 1
     head: str | None = None
 
 
@@ -89,13 +91,14 @@ def read_entry(file: Path) -> Entry:
         if key not in keys:
             raise DataError(f"{file}: unknown key {key!r}{nearest(str(key), keys)}; the keys are {', '.join(keys)}")
     kinds: dict[str, tuple[type, ...]] = {"dataset": (str,), "root": (str,), "options": (dict,), "head": (str,)}
-    for key, kind in (kinds | {"clip_seconds": (int, float)}).items():
+    for key, kind in (kinds | {"clip_seconds": (int, float), "eval_clips": (int,)}).items():
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise DataError(f"{file}: key {key!r} must be {' or '.join(k.__name__ for k in kind)}, got {values[key]!r}")
     if not values.get("dataset"):
         raise DataError(f"{file}: key 'dataset' is missing: give one of {', '.join(available())}")
-    if values.get("clip_seconds") is not None and not values["clip_seconds"] > 0:
-        raise DataError(f"{file}: key 'clip_seconds' must be positive, got {values['clip_seconds']}")
+    for key in ("clip_seconds", "eval_clips"):
+        if values.get(key) is not None and not values[key] > 0:
+            raise DataError(f"{file}: key {key!r} must be positive, got {values[key]}")
     entry = Entry(file.stem, **{key: value for key, value in values.items() if value is not None})
     get_dataset(entry.dataset)
     if entry.root is not None:

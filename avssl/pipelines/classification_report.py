@@ -52,7 +52,7 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     labels = outcome.after.labels
     metrics = multi_head_metrics(outcome.scores, labels, seed=config.seed)
     covered = coverage(outcome.expected, len(outcome.after), outcome.after.failures)
-    protocol = f"{config.data.eval_clips} clip(s) of {splits.clip_seconds} s"
+    protocol = str(splits.protocol)
     result: dict[str, Any] = {
         "kind": f"finetune-{config.head}",
         "metrics": metrics,

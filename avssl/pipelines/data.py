@@ -18,6 +18,17 @@ from avssl.data.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ClipProtocol:
+    """Which clips of an item are embedded or scored: ``eval_clips`` (in evaluation) of ``seconds`` each."""
+
+    seconds: float
+    eval_clips: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
+
+
 @dataclass
 class Splits:
     """The usable rows of each split, and what was left out.
@@ -27,7 +38,7 @@ class Splits:
         val: Rows to validate on while training; None without.
         test: Rows of the final evaluation; None where the data has none.
         labels: Class names of each head to train.
-        clip_seconds: Length of a clip.
+        protocol: Length and number of clips.
         digest: Hash of the whole manifest.
         coverage: Expected and usable rows of each split, with the reasons of those left out.
     """
@@ -36,7 +47,7 @@ class Splits:
     val: Manifest | None
     test: Manifest | None
     labels: dict[str, list[str]]
-    clip_seconds: float
+    protocol: ClipProtocol
     digest: str
     coverage: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -85,8 +96,8 @@ def open_splits(
     if unknown:
         raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
     labels = {head: manifest.heads[head] for head in heads}
-    seconds = config.clip_seconds or entry.clip_seconds
-    return Splits(train, val, test, labels, seconds, manifest.digest, coverage)
+    protocol = ClipProtocol(config.clip_seconds or entry.clip_seconds, config.eval_clips or entry.eval_clips)
+    return Splits(train, val, test, labels, protocol, manifest.digest, coverage)
 
 
 @dataclass
@@ -95,7 +106,7 @@ class Loaders:
 
     Args:
         config: Data config.
-        clip_seconds: Length of a clip.
+        protocol: Length and number of clips.
         modalities: What to decode.
         sample_rate: Rate of the waveforms in Hz.
         batch_size: Clips per batch.
@@ -103,7 +114,7 @@ class Loaders:
     """
 
     config: DataConfig
-    clip_seconds: float
+    protocol: ClipProtocol
     modalities: Sequence[Modality]
     sample_rate: int
     batch_size: int
@@ -113,7 +124,7 @@ class Loaders:
         return ClipDataset(
             manifest,
             modalities=self.modalities,
-            clip_seconds=self.clip_seconds,
+            clip_seconds=self.protocol.seconds,
             sample_rate=self.sample_rate,
             num_frames=self.config.num_frames,
             frame_size=self.config.frame_size,
@@ -135,7 +146,7 @@ class Loaders:
 
     def evaluate(self, manifest: Manifest) -> ClipLoader:
         """Every row once, in order: its centre clip, or ``eval_clips`` uniform ones."""
-        clips = self.config.eval_clips
+        clips = self.protocol.eval_clips
         options: dict[str, Any] = {"mode": "uniform", "clips_per_item": clips} if clips > 1 else {"mode": "center"}
         return make_eval_loader(
             self._dataset(manifest, **options), self.batch_size, num_workers=self.config.num_workers

@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise DataError(f"split: {config.data.name} has no usable split {config.split!r}")
     sample_rate = source.frontend.config["sample_rate"]
     modalities: tuple[Any, ...] = ("audio", "video") if pair else ("audio",)
-    loaders = Loaders(config.data, splits.clip_seconds, modalities, sample_rate, config.batch_size, config.seed)
+    loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.batch_size, config.seed)
     metrics: dict[str, float] = {}
     tables = []
     evaluated: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "checkpoint": str(checkpoint),
         "split": config.split,
         "metrics": metrics,
-        "clip_protocol": f"{config.data.eval_clips} clip(s) of {splits.clip_seconds} s",
+        "clip_protocol": str(splits.protocol),
         "coverage": splits.coverage | {"evaluated": evaluated},
         "manifest": splits.digest,
         "seed": config.seed,
@@ -119,9 +119,7 @@ def _probe(
     """Linear probe of every head that the training split has labels for; nothing where there is none."""
     if not split.heads:
         return {}
-    audio_only = Loaders(
-        config.data, loaders.clip_seconds, ("audio",), loaders.sample_rate, config.batch_size, config.seed
-    )
+    audio_only = Loaders(config.data, loaders.protocol, ("audio",), loaders.sample_rate, config.batch_size, config.seed)
     try:
         splits = open_splits(config.data, modalities=("audio",), labelled=True, seed=config.seed)
     except DataError:

@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if checkpoint and config.audio != AudioConfig():
         raise ValueError("audio: the encoder and its frontend are the checkpoint's; give no audio settings beside it")
     sample_rate = source.frontend.config["sample_rate"]
-    loaders = Loaders(config.data, splits.clip_seconds, ("audio",), sample_rate, config.optim.batch_size, config.seed)
+    loaders = Loaders(config.data, splits.protocol, ("audio",), sample_rate, config.optim.batch_size, config.seed)
     source.encoder.to(fabric.device)
     source.frontend.to(fabric.device)
     test = splits.test if splits.test is not None else splits.val

@@ -42,7 +42,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     run = Run(config, folder, fabric, config.wandb, "pretrain")
     batch_size = config.optim.batch_size
     loaders = Loaders(
-        config.data, splits.clip_seconds, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
+        config.data, splits.protocol, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
     )
     task = build_task(config)
     engine = _engine(config, fabric, run, task, len(splits.train))
@@ -173,7 +173,7 @@ def _evaluate(
         "kind": "pretrain",
         "metrics": metrics,
         "split": "test" if splits.test is not None else "val",
-        "clip_protocol": f"{config.data.eval_clips} clip(s) of {splits.clip_seconds} s",
+        "clip_protocol": str(splits.protocol),
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,

@@ -27,7 +27,7 @@ from avssl.data.demo.writer import write_mp4
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it whenever the clips change
+VERSION = 2  # raise it whenever the clips change
 MARKER = "demo.json"
 TRUTH = "truth.json"
 HEAD = "event"
@@ -69,7 +69,7 @@ def ensure_demo(
     root: Path | None = None,
     *,
     seed: int = 0,
-    pretrain: int = 720,
+    pretrain: int = 800,
     train_per_class: int = 12,
     test_per_class: int = 12,
     workers: int = 2,
@@ -94,7 +94,7 @@ def build_demo(
     root: Path,
     *,
     seed: int = 0,
-    pretrain: int = 720,
+    pretrain: int = 800,
     train_per_class: int = 12,
     test_per_class: int = 12,
     workers: int = 2,

@@ -70,7 +70,7 @@ def follow(energy: np.ndarray, release: float = 0.2) -> np.ndarray:
 def _picture(
     rng: Rng, event: str, style: Style, performance: Performance, glow: np.ndarray, unseen: bool
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    palette = Palette.draw(rng, style.pitch)
+    palette = Palette.draw(rng)
     frames = paint_background(rng, palette, unseen)
     paint_distractors(rng, frames)
     size = 34 * 2 ** (-0.95 * style.pitch)

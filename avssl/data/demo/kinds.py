@@ -20,7 +20,7 @@ class Style:
     """How one clip sounds and moves, each in 0..1 and drawn alike for every kind.
 
     Attributes:
-        pitch: register; as it rises the body shrinks and its hue goes from red to violet.
+        pitch: register; as it rises the body shrinks.
         tempo: pace of the phrase.
         loudness: level of the sound; the glow of the body follows it.
     """

@@ -15,10 +15,10 @@ UNSEEN_BACKGROUNDS = ("checks", "ripples")
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a clip, each (3,) in 0..1: a bright body on a dark ground.
+    """Colours of a clip, each (3,) in 0..1: a bright body on a dark ground, hues at random.
 
-    The hue of the body follows its register, red low and violet high as wavelengths of light do, within some jitter;
-    all others are drawn at random. None depends on the kind.
+    None depends on the kind or on the sound: a hue that followed the register would pair sound and picture without
+    any look at what sounds.
     """
 
     main: np.ndarray
@@ -28,13 +28,12 @@ class Palette:
     ground_end: np.ndarray
 
     @classmethod
-    def draw(cls, rng: Rng, pitch: float) -> "Palette":
-        def colour(lightness: float, saturation: float, hue: float | None = None) -> np.ndarray:
-            hue = rng.random() if hue is None else hue
-            return np.array(colorsys.hls_to_rgb(hue, lightness, saturation), np.float32)
+    def draw(cls, rng: Rng) -> "Palette":
+        def colour(lightness: float, saturation: float) -> np.ndarray:
+            return np.array(colorsys.hls_to_rgb(rng.random(), lightness, saturation), np.float32)
 
         return cls(
-            main=colour(rng.uniform(0.5, 0.6), rng.uniform(0.6, 1.0), 0.75 * pitch + rng.uniform(0, 0.08)),
+            main=colour(rng.uniform(0.5, 0.6), rng.uniform(0.6, 1.0)),
             second=colour(rng.uniform(0.65, 0.8), rng.uniform(0.2, 1.0)),
             light=colour(0.93, 1.0),
             ground=colour(rng.uniform(0.03, 0.16), rng.uniform(0.1, 0.8)),

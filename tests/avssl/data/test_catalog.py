@@ -69,6 +69,7 @@ def test_the_repository_has_a_yaml_for_every_family() -> None:
         ("dataset: foldr\n", r"no data set 'foldr' \(did you mean 'folder'\?\)"),
         ("dataset: folder\nclip_seconds: long\n", r"mine\.yaml: key 'clip_seconds' must be int or float, got 'long'"),
         ("dataset: folder\nclip_seconds: 0\n", r"mine\.yaml: key 'clip_seconds' must be positive"),
+        ("dataset: folder\neval_clips: 0\n", r"mine\.yaml: key 'eval_clips' must be positive"),
         ("dataset: folder\noptions: [a]\n", r"mine\.yaml: key 'options' must be dict"),
         ("- folder\n", r"mine\.yaml: must hold keys and values"),
         ("dataset: [folder\n", r"mine\.yaml: not YAML"),
