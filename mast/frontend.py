@@ -114,11 +114,11 @@ class LogMel(nn.Module):
         self.fft_size = 1 << (self.window - 1).bit_length()
         banks = mel_banks(num_mels, self.fft_size, sample_rate, low_hz, top)
         # Each bin twice: filters then apply to squared real and imaginary parts as they lie in memory.
-        banks = F.pad(banks, (0, 1)).repeat_interleave(2, dim=1)
+        banks = F.pad(banks, (0, 1)).repeat_interleave(2, dim=1).t().contiguous()
         self.bands = list(_bands(banks))
         self.register_buffer("banks", banks, persistent=False)
         self.register_buffer("one", torch.ones(()), persistent=False)
-        self.register_buffer("hann", torch.hann_window(self.window, periodic=False), persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.window, periodic=False)[1:], persistent=False)
 
     def num_frames(self, samples: int) -> int:
         """Frames of a waveform; only windows that lie within it count."""
@@ -145,31 +145,32 @@ class LogMel(nn.Module):
             )
         out = torch.empty(waveform.shape[0], self.num_mels, frames, device=waveform.device)
         chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
+        # Frames are as long as the transform; beyond the window they are zero, from chunk to chunk.
+        windowed = torch.zeros(min(chunk, len(out)), frames, self.fft_size, device=waveform.device)
         with torch.autocast(waveform.device.type, enabled=False):
             for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
-                self._mel_energies(clips.float(), result)
-                result.clamp_min_(torch.finfo(torch.float32).eps).log_()
-                torch.add(self.shift_by, result, alpha=self.scale_by, out=result)
+                energies = self._mel_energies(clips.float(), windowed[: len(clips)])
+                energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
+                # The transposition and the normalization in one pass.
+                torch.add(self.shift_by, energies.transpose(1, 2), alpha=self.scale_by, out=result)
         return out[:, None]
 
-    def _mel_energies(self, waveform: Tensor, out: Tensor) -> None:
-        """(B, S) -> ``out`` (B, num_mels, T)."""
-        batch, _, count = out.shape
+    def _mel_energies(self, waveform: Tensor, windowed: Tensor) -> Tensor:
+        """(B, S) -> (B, T, num_mels); ``windowed`` (B, T, fft_size) is room for the frames, zero beyond the window."""
         if self.center_clips:
             waveform = waveform - waveform.mean(dim=1, keepdim=True)
         frames = waveform.unfold(1, self.window, self.shift)
         centred = frames - frames.mean(dim=-1, keepdim=True)
-        # Frames are as long as the transform; beyond the window they are zero. So is the first sample, which has no
-        # predecessor and needs none, since the window is zero there. The factor 1 keeps the product's own rounding, as
-        # in Kaldi: add with alpha would fuse the two.
-        windowed = waveform.new_zeros(batch, count, self.fft_size)
+        # A frame's first sample has no predecessor and needs none, since the window is zero there. The factor 1 keeps
+        # the product's own rounding, as in Kaldi: add with alpha would fuse the two.
         emphasised = windowed[..., 1 : self.window]
         torch.addcmul(centred[..., 1:], centred[..., :-1], self.one, value=-self.preemphasis, out=emphasised)
-        emphasised.mul_(self.hann[1:])
-        squared = torch.view_as_real(torch.fft.rfft(windowed)).flatten(-2).square_()
+        emphasised.mul_(self.hann)
+        squared = torch.view_as_real(torch.fft.rfft(windowed)).flatten(-2).square_().flatten(0, 1)
+        energies = squared.new_empty(len(squared), self.num_mels)
         for mels, bins in self.bands:
-            filters = self.banks[mels, bins].expand(batch, -1, -1)
-            torch.bmm(filters, squared[..., bins].transpose(1, 2), out=out[:, mels])
+            torch.mm(squared[:, bins], self.banks[bins, mels], out=energies[:, mels])
+        return energies.unflatten(0, windowed.shape[:2])
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""
@@ -177,8 +178,8 @@ class LogMel(nn.Module):
 
 
 def _bands(banks: Tensor, count: int = 4) -> Iterator[tuple[slice, slice]]:
-    """Split the filters (mels, bins) into groups of mels, each with the bins where it isn't zero: half the products."""
-    for mels in torch.arange(len(banks)).chunk(count):
-        used = banks[mels].any(dim=0).nonzero()
+    """Split the filters (bins, mels) into groups of mels, each with the bins where it isn't zero: half the products."""
+    for mels in torch.arange(banks.shape[1]).chunk(count):
+        used = banks[:, mels].any(dim=1).nonzero()
         first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
         yield slice(int(mels[0]), int(mels[-1]) + 1), slice(first, last + 1)
