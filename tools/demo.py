@@ -2,13 +2,20 @@
 
 import sys
 
-import avssl  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
-from avssl.cli import run
-from avssl.pipelines.demo import DemoConfig, demo, text_table
 
-if __name__ == "__main__":
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    # Not at the top: decoding workers import this file, too, and must not wait for all this.
+    from avssl.cli import run
+    from avssl.pipelines.demo import DemoConfig, demo, text_table
+
     result = run(demo, DemoConfig)
     if not result["finished"]:
-        sys.exit(130)
+        return 130
     for table in result["tables"]:
         print(f"\n{text_table(table)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

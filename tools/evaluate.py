@@ -2,11 +2,16 @@
 
 import sys
 
-import avssl  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
-from avssl.cli import run
-from avssl.config import EvaluateConfig
-from avssl.pipelines.evaluate import evaluate
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    # Not at the top: decoding workers import this file, too, and must not wait for all this.
+    from avssl.cli import run
+    from avssl.config import EvaluateConfig
+    from avssl.pipelines.evaluate import evaluate
+
+    return 0 if run(evaluate, EvaluateConfig).get("finished", True) else 130
+
 
 if __name__ == "__main__":
-    result = run(evaluate, EvaluateConfig)
-    sys.exit(0 if result.get("finished", True) else 130)
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Lists and checks any data once: writes its manifest (Parquet), prints what can be used and what cannot, and why.
 
-python tools/prepare.py --data grid --root data/grid --output grid.parquet
+python tools/prepare.py --data grid --root data/grid
 python tools/pretrain.py --data grid.parquet
 """
 
@@ -26,10 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")
     parser.add_argument("--options", type=yaml.safe_load, default={}, help="options of the data set: '{fold: 2}'")
-    parser.add_argument("--output", type=Path, required=True, help="the manifest; its summary becomes OUTPUT.json")
+    parser.add_argument("--output", type=Path, help="the manifest, default NAME.parquet; its summary becomes NAME.json")
     parser.add_argument("--workers", type=int, help="processes that read files; default: one per core")
     parser.add_argument("--deep", action="store_true", help="decode a bit of every stream instead of trusting headers")
     arguments = parser.parse_args(argv)
+    if arguments.output is None:
+        arguments.output = Path(f"{Path(arguments.data).stem}.parquet")
     logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         prepare(arguments)

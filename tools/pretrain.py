@@ -2,11 +2,16 @@
 
 import sys
 
-import avssl  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
-from avssl.cli import run
-from avssl.config import PretrainConfig
-from avssl.pipelines.pretrain import pretrain
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    # Not at the top: decoding workers import this file, too, and must not wait for all this.
+    from avssl.cli import run
+    from avssl.config import PretrainConfig
+    from avssl.pipelines.pretrain import pretrain
+
+    return 0 if run(pretrain, PretrainConfig).get("finished", True) else 130
+
 
 if __name__ == "__main__":
-    result = run(pretrain, PretrainConfig)
-    sys.exit(0 if result.get("finished", True) else 130)
+    sys.exit(main())
