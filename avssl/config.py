@@ -70,7 +70,7 @@ class VideoConfig:
     """The video encoder.
 
     Args:
-        model: tiny, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
         pretrained: Start from torchvision's Kinetics-400 weights (downloads them on first use).
         crop_size: Side of the square frames that the encoder sees, in pixels.
     """

@@ -67,7 +67,7 @@ def create_video_encoder(
     """Builds the video encoder ``name``.
 
     Args:
-        name: tiny, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        name: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
         num_frames: Frames T of a clip; mvit_v2_s takes 16 only.
         frame_size: Height and width of the frames; mvit_v2_s takes 224 only.
         pretrained: Load torchvision's Kinetics-400 weights.
@@ -163,14 +163,35 @@ class _Block(nn.Module):
         return torch.relu(self.skip(x) + self.body(x))
 
 
+class _Motion(nn.Module):
+    """Appends each pixel's departure from its mean over the clip, amplified: (B, 3, T, H, W) -> (B, 6, T, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, 3 * (x - x.mean(dim=2, keepdim=True))], dim=1)
+
+
 @_register
 def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
+    return _tiny("tiny", pretrained, nn.Conv3d(3, _TINY_WIDTH, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False))
+
+
+@_register
+def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    """``tiny`` that is shown motion apart from what stands still: for a still camera and little motion, as of lips."""
+    stem = nn.Sequential(_Motion(), nn.Conv3d(6, _TINY_WIDTH, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False))
+    return _tiny("tiny_motion", pretrained, stem)
+
+
+_TINY_WIDTH = 24
+
+
+def _tiny(name: str, pretrained: bool, stem: nn.Module) -> tuple[nn.Module, int]:
     if pretrained:
-        raise ValueError("video.pretrained: there are no Kinetics weights for video.model tiny")
-    width = 24
+        raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
+    width = _TINY_WIDTH
     backbone = nn.Sequential(
-        nn.Conv3d(3, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
+        stem,
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
         _Block(width, 2 * width, 2),

@@ -11,9 +11,7 @@ from lightning_fabric import Fabric
 import mast
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig
 from avssl.data.batch import Batch
-from avssl.data.failures import FailureMonitor
 from avssl.data.manifest import Manifest
-from avssl.engine import Engine, Schedule, make_optimizer, make_scheduler
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, embed_many
 from avssl.evaluation.probe import linear_probe
@@ -27,8 +25,9 @@ from avssl.pipelines.encoders import (
     load_audio_encoder,
     random_encoder,
 )
-from avssl.pipelines.pretrain import pretrain, spectrogram_augment, total_steps, wave_augment
+from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run, launch
+from avssl.pipelines.training import build_engine, spectrogram_augment, wave_augment
 from avssl.tasks import FinetuneTask
 
 logger = logging.getLogger(__name__)
@@ -162,24 +161,10 @@ def _fit_linear(
 def _fit_full(
     config: FinetuneConfig, source: AudioEncoder, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
 ) -> tuple[AudioClassifier, bool]:
-    optim, log, augment = config.optim, config.log, config.augment
+    optim, augment = config.optim, config.augment
     classifier = AudioClassifier(source.encoder, source.frontend, splits.labels)
     task = FinetuneTask(
         classifier, wave_augment(augment), spectrogram_augment(augment), augment.mixup, config.label_smoothing
-    )
-    steps = total_steps(optim, len(splits.train), fabric.world_size)
-    optimizer = make_optimizer(task, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
-    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=optim.lr, min_lr=optim.min_lr)
-    head = next(iter(splits.labels))
-    schedule = Schedule(
-        steps,
-        optim.accumulate,
-        optim.clip_grad,
-        log.every,
-        log.validate_every,
-        log.checkpoint_every,
-        log.keep_every,
-        monitor=f"{head}/top1",
     )
     settings = {
         "kind": "classifier",
@@ -188,13 +173,9 @@ def _fit_full(
         "frontend": classifier.frontend.config,
         "labels": splits.labels,
     }
-    monitor = FailureMonitor(config.data.max_failures)
-    engine = Engine(
-        fabric, task, optimizer, scheduler, schedule, run.tracker, run.store, monitor, settings, config.seed
-    )
-    if run.checkpoint:
-        engine.resume(run.checkpoint)
-    logger.info("fine-tuning on %d clips for %d steps of %d", len(splits.train), steps, optim.batch_size)
+    clips, monitor = len(splits.train), f"{next(iter(splits.labels))}/top1"
+    engine = build_engine(config, fabric, run, task, clips, monitor=monitor, settings=settings)
+    logger.info("fine-tuning on %d clips for %d steps of %d", clips, engine.schedule.max_steps, optim.batch_size)
     val = splits.val
 
     def validate() -> dict[str, float]:

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
-from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
-from avssl.config import AugmentConfig, PretrainConfig, to_dict, to_yaml
+from avssl.augment import VideoAugment
+from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.data.batch import Batch
-from avssl.data.failures import FailureMonitor
 from avssl.data.manifest import Manifest
-from avssl.engine import Engine, Schedule, make_optimizer, make_scheduler
+from avssl.engine import Engine
 from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
 from avssl.evaluation.pictures import RetrievalExample, loss_curves, retrieval_examples
 from avssl.evaluation.report import Table, write_report
@@ -24,6 +22,7 @@ from avssl.objectives import create_objective
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
 from avssl.pipelines.run import Run, launch
+from avssl.pipelines.training import build_engine, spectrogram_augment, wave_augment
 from avssl.tasks import PretrainTask
 from avssl.tracking import read_rows
 
@@ -45,11 +44,15 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         config.data, splits.protocol, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
     )
     task = build_task(config)
-    engine = _engine(config, fabric, run, task, len(splits.train))
-    if run.checkpoint:
-        engine.resume(run.checkpoint)
-    accumulate = config.optim.accumulate
-    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * accumulate)
+    settings = {"kind": "pair", "pair": task.pair.settings}
+    clips, optim = len(splits.train), config.optim
+    engine = build_engine(config, fabric, run, task, clips, monitor="audio_to_video/R@1", settings=settings)
+    logger.info(
+        "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
+        *(config.audio.model, config.video.model, clips, engine.schedule.max_steps),
+        *(optim.batch_size, optim.accumulate, fabric.world_size),
+    )
+    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
     if fabric.is_global_zero:
         _log_samples(run, loaders, splits.val or splits.train, config.audio.sample_rate)
 
@@ -93,49 +96,6 @@ def build_task(config: PretrainConfig) -> PretrainTask:
         spectrogram_augment(augment),
         VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color, augment.gray),
     )
-
-
-def wave_augment(config: AugmentConfig) -> WaveAugment:
-    """Waveform augmentation of ``config``."""
-    return WaveAugment(config.gain_db, config.time_shift, config.noise_db)
-
-
-def spectrogram_augment(config: AugmentConfig) -> SpectrogramAugment:
-    """Spectrogram augmentation of ``config``."""
-    return SpectrogramAugment(config.spec_warp, config.time_mask, config.freq_mask, config.masks)
-
-
-def total_steps(optim: Any, clips: int, world_size: int) -> int:
-    """Optimizer steps of a run: ``max_steps``, or as many as ``epochs`` passes take."""
-    if optim.max_steps is not None:
-        return optim.max_steps
-    per_epoch = max(1, clips // (optim.batch_size * world_size * optim.accumulate))
-    return max(1, round(optim.epochs * per_epoch))
-
-
-def _engine(config: PretrainConfig, fabric: Fabric, run: Run, task: PretrainTask, clips: int) -> Engine:
-    optim, log = config.optim, config.log
-    steps = total_steps(optim, clips, fabric.world_size)
-    optimizer = make_optimizer(task, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
-    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=optim.lr, min_lr=optim.min_lr)
-    logger.info(
-        "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
-        *(config.audio.model, config.video.model, clips, steps),
-        *(optim.batch_size, optim.accumulate, fabric.world_size),
-    )
-    schedule = Schedule(
-        steps,
-        optim.accumulate,
-        optim.clip_grad,
-        log.every,
-        log.validate_every,
-        log.checkpoint_every,
-        log.keep_every,
-        monitor="audio_to_video/R@1",
-    )
-    settings = {"kind": "pair", "pair": task.pair.settings}
-    monitor = FailureMonitor(config.data.max_failures)
-    return Engine(fabric, task, optimizer, scheduler, schedule, run.tracker, run.store, monitor, settings, config.seed)
 
 
 def embed_pair(

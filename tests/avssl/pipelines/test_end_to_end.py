@@ -123,7 +123,7 @@ def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, environ
     arguments = [*pretrain_arguments(pretrained), "--optim.lr", "0.5"]
     done = tool("pretrain", *arguments, environment=environment, cwd=tmp_path)
     assert done.returncode == 1
-    assert "optim.lr = 0.001, not 0.5" in done.stderr and "Traceback" not in done.stderr
+    assert "optim.lr = 0.0005, not 0.5" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
