@@ -147,9 +147,9 @@ class OptimConfig:
         clip_grad: Largest gradient norm; 0 turns clipping off.
     """
 
-    batch_size: int = 48
+    batch_size: int = 32
     accumulate: int = 1
-    epochs: float = 13
+    epochs: float = 14
     max_steps: int | None = None
     lr: float = 5e-4
     min_lr: float = 1e-6
@@ -248,7 +248,7 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=65))
+    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=110))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
     resume: str = "auto"
@@ -283,7 +283,7 @@ class FinetuneConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=20))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=10))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

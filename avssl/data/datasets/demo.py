@@ -9,7 +9,7 @@ from avssl.data.manifest import Manifest
 
 @register_dataset("demo", needs_root=False)
 def demo(
-    root: Path | None, *, seed: int = 0, pretrain: int = 800, train_per_class: int = 12, test_per_class: int = 12
+    root: Path | None, *, seed: int = 0, pretrain: int = 800, train_per_class: int = 24, test_per_class: int = 12
 ) -> Manifest:
     """The demo's clips, generated into ``root`` (default: the cache folder) where they are not there yet.
 

@@ -70,7 +70,7 @@ def ensure_demo(
     *,
     seed: int = 0,
     pretrain: int = 800,
-    train_per_class: int = 12,
+    train_per_class: int = 24,
     test_per_class: int = 12,
     workers: int = 2,
 ) -> Path:
@@ -95,7 +95,7 @@ def build_demo(
     *,
     seed: int = 0,
     pretrain: int = 800,
-    train_per_class: int = 12,
+    train_per_class: int = 24,
     test_per_class: int = 12,
     workers: int = 2,
 ) -> Path:
