@@ -149,7 +149,7 @@ class OptimConfig:
 
     batch_size: int = 32
     accumulate: int = 1
-    epochs: float = 14
+    epochs: float = 16
     max_steps: int | None = None
     lr: float = 5e-4
     min_lr: float = 1e-6
@@ -283,7 +283,7 @@ class FinetuneConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=10))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

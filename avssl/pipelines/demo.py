@@ -33,7 +33,8 @@ class DemoConfig:
         pretrain: Settings of pretraining.
         finetune: Optimizer of the two full fine-tunings.
         augment: Augmentation of the two full fine-tunings.
-        runtime: Devices and precision.
+        runtime: Devices and precision. One CPU thread trains: operators this small gain nothing from a second one,
+            which decodes instead.
         wandb: Weights & Biases.
         seed: Seed of everything random.
     """
@@ -43,7 +44,7 @@ class DemoConfig:
     pretrain: OptimConfig = field(default_factory=lambda: PretrainConfig().optim)
     finetune: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
     augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0
 
