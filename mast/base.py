@@ -1,5 +1,6 @@
 """What all models of this package share: head, features, and saving."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from mast.layers import init_weights
 
 
-class SpectrogramModel(nn.Module):
+class SpectrogramModel(nn.Module, ABC):
     """Base of MAST and AST. A subclass sets ``norm``, calls ``reset_classifier``, and defines the abstract methods.
 
     Attributes:
@@ -32,21 +33,21 @@ class SpectrogramModel(nn.Module):
         """A head from features (B, num_features) to logits (B, num_classes)."""
         return nn.Linear(self.num_features, num_classes)
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_grid(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens on their grid of frequency and time (B, F', T', num_features)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or features (B, num_features)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> logits (B, num_classes), or features (B, num_features) without a head."""

@@ -7,7 +7,6 @@ packet shows up as missing instead of shifting all that follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import find_audio, open_media, seconds, start_of
+from avssl.data.media.probe import decode_frames, find_audio, open_media, seconds, start_of
 
 # Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
 _RUN_UP = 1.0
@@ -185,7 +184,7 @@ def _decode(
             track.broken_seek = True
             return track
     tick: float | None = None
-    for frame in _frames(container, stream):
+    for frame in decode_frames(container, stream):
         if tick is None:
             tick = seconds(frame, 1)
         time = None if frame.pts is None or tick is None else frame.pts * tick - file_start
@@ -199,18 +198,6 @@ def _decode(
         if track.end >= end + _MARGIN:
             break
     return track
-
-
-def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Decoded frames; a packet that does not decode is left out, and its samples will be missed by their time."""
-    try:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()  # type: ignore[misc]
-            except (av.FFmpegError, ValueError):
-                continue
-    except av.FFmpegError:
-        return  # the demuxer cannot go on: for every reader the file ends here
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:

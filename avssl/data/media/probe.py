@@ -261,3 +261,15 @@ def _packet_ends(container: InputContainer, ends: dict[int, float]) -> dict[int,
     except av.FFmpegError:
         pass  # the file ends here as far as any reader is concerned
     return ends
+
+
+def decode_frames(container: InputContainer, stream: AudioStream | VideoStream) -> Iterator[Any]:
+    """The stream's frames in order; a packet that does not decode is left out, its samples or pictures are missing."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except (av.FFmpegError, ValueError):
+                continue
+    except av.FFmpegError:
+        return  # the demuxer cannot go on: for every reader the file ends here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import find_video, open_media, seconds, start_of
+from avssl.data.media.probe import decode_frames, find_video, open_media, seconds, start_of
 
 logger = logging.getLogger(__name__)
 decord.logging.set_level(decord.logging.QUIET)
@@ -136,7 +136,7 @@ def _decode_until(
         scaled = frame.reformat(width=shape[0], height=shape[1], format="rgb24", interpolation="BICUBIC")
         images[len(starts) - 1] = scaled.to_ndarray()
 
-    for frame in _frames(container, stream):
+    for frame in decode_frames(container, stream):
         after = starts[-1] if starts else -np.inf
         stamp = frame.dts if frame.pts is None else frame.pts
         if stamp is not None:
@@ -154,15 +154,3 @@ def _decode_until(
     if previous is not None:
         keep(previous)
     return starts, images
-
-
-def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Decoded frames; a packet that does not decode is left out."""
-    try:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()  # type: ignore[misc]
-            except (av.FFmpegError, ValueError):
-                continue
-    except av.FFmpegError:
-        return  # the demuxer cannot go on: for every reader the file ends here
