@@ -173,25 +173,26 @@ class _Motion(nn.Module):
 @_register
 def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
-    return _tiny("tiny", pretrained, nn.Conv3d(3, _TINY_WIDTH, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False))
+    _no_weights("tiny", pretrained)
+    return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
 @_register
 def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
-    """``tiny`` that is shown motion apart from what stands still: for a still camera and little motion, as of lips."""
-    stem = nn.Sequential(_Motion(), nn.Conv3d(6, _TINY_WIDTH, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False))
-    return _tiny("tiny_motion", pretrained, stem)
+    """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
+    _no_weights("tiny_motion", pretrained)
+    return _small_resnet(_Motion(), channels=6, width=24)
 
 
-_TINY_WIDTH = 24
-
-
-def _tiny(name: str, pretrained: bool, stem: nn.Module) -> tuple[nn.Module, int]:
+def _no_weights(name: str, pretrained: bool) -> None:
     if pretrained:
         raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
-    width = _TINY_WIDTH
+
+
+def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Module, int]:
     backbone = nn.Sequential(
-        stem,
+        first,
+        nn.Conv3d(channels, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
         _Block(width, 2 * width, 2),

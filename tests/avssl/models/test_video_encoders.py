@@ -48,17 +48,15 @@ def test_tiny_sees_time_and_place() -> None:
 
 
 def test_tiny_motion_sees_small_motion_better() -> None:
-    """A change of 1 % of the light, the same for both, moves its stem's output by more than it moves tiny's."""
-    torch.manual_seed(0)
+    """A change of 1 % of the light moves what its first convolution sees by more than it moves what tiny's sees."""
     still = torch.rand(1, 3, 1, 56, 56).expand(-1, -1, 8, -1, -1)
     moved = still.clone()
     moved[:, :, 3:5, 20:30, 20:30] += 0.01
     change = {}
     for name in ("tiny", "tiny_motion"):
-        encoder = create_video_encoder(name, num_frames=8, frame_size=56).eval()
-        with torch.inference_mode():
-            change[name] = float((encoder.backbone[0](moved) - encoder.backbone[0](still)).square().mean())
-    assert change["tiny_motion"] > 2 * change["tiny"]
+        first = create_video_encoder(name, num_frames=8, frame_size=56).backbone[0]
+        change[name] = float((first(moved) - first(still)).square().sum())
+    assert change["tiny_motion"] > 4 * change["tiny"]
 
 
 def test_errors_name_the_fix() -> None:
