@@ -1,5 +1,6 @@
 """What all benchmarks share: a description of the machine, interleaved timing, peak memory, JSON results."""
 
+import argparse
 import json
 import os
 import platform
@@ -47,6 +48,11 @@ def _revision() -> str:
     folder = Path(__file__).parent
     result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for on the command line, without where the result goes."""
+    return {key: value for key, value in vars(args).items() if key != "output"}
 
 
 def synchronize(device: str) -> None:

@@ -8,7 +8,7 @@ Equality is checked first.
 import argparse
 
 import torch
-from common import compare, describe_machine, interleave, write_result
+from common import compare, describe_machine, interleave, settings_of, write_result
 from torch import Tensor
 
 import mast
@@ -48,7 +48,13 @@ def main() -> None:
         f"{1e3 * row['peer_s']:.1f} ms: {row['speedup']:.1f}x faster ({low:.1f}-{high:.1f})"
     )
     if args.output:
-        result = {"benchmark": "frontend", "settings": vars(args), "machine": machine, "max_difference": error, **row}
+        result = {
+            "benchmark": "frontend",
+            "settings": settings_of(args),
+            "machine": machine,
+            "max_difference": error,
+            **row,
+        }
         print(f"written: {write_result(args.output, f'frontend_{args.device}', result)}")
 
 

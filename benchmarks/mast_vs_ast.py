@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
-from common import compare, describe_machine, interleave, peak_rss_mib, write_result
+from common import compare, describe_machine, interleave, peak_rss_mib, settings_of, write_result
 from torch import Tensor, nn
 
 import mast
@@ -141,7 +141,7 @@ def main() -> None:
     if error > 1e-9:
         raise SystemExit("the fast attention is wrong; not timing it")
 
-    result = {"benchmark": "mast_vs_ast", "settings": vars(args), "machine": machine, "attention_error": error}
+    result = {"benchmark": "mast_vs_ast", "settings": settings_of(args), "machine": machine, "attention_error": error}
     x = torch.randn(args.batch, 1, args.mels, args.frames, device=args.device)
     names = (args.model, "hf_ast")
     for part, make in (("train", training_step), ("inference", inference)):
