@@ -138,6 +138,10 @@ class ClipLoader(DataLoader[Batch]):
                 if "timed out" not in told and "DataLoader worker (pid" not in told:
                     raise
                 raise DataError(f"{told.splitlines()[0]} {self._suspects()}") from error
+            except (ConnectionError, EOFError) as error:
+                if not self.num_workers or str(error).startswith("Caught "):  # raised by the dataset itself
+                    raise
+                raise DataError(f"A DataLoader worker died while it handed over a batch. {self._suspects()}") from error
             yield batch
 
     def _suspects(self) -> str:

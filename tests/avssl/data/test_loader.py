@@ -1,6 +1,7 @@
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,21 @@ def test_a_stuck_or_dead_worker_is_an_error_that_names_the_file(tmp_path: Path, 
     with pytest.raises(DataError, match=r"001\.wav \(row 1"):
         list(loader)
     assert time.monotonic() - begin < 20
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_names_the_file(tmp_path: Path, monkeypatch) -> None:
+    """Its socket is then reset before torch has noticed that the process is gone."""
+    dataset = ClipDataset(wav_manifest(tmp_path, 3), modalities=("audio",), clip_seconds=0.5, mode="center")
+    loader = make_eval_loader(dataset, 1, num_workers=1)
+
+    def dying(_: object) -> Iterator[None]:
+        loader.decoding[0] = torch.tensor([1.0, time.time()])
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", dying)
+    with pytest.raises(DataError, match=r"died while it handed over a batch.*001\.wav \(row 1"):
+        list(loader)
 
 
 class Threads(ClipDataset):
