@@ -25,7 +25,7 @@ class DataConfig:
         frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
         eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: the
             data YAML's.
-        heads: Label heads to train on; default: the data YAML's first head.
+        heads: Label heads to train on; default: the data YAML's head, or all of the data's where it names none.
         val_fraction: Share of the training split held out for validation where the data has no split of that name.
         num_workers: Decoding processes; 0 decodes in the training process.
         max_failures: Share of unreadable clips above which training aborts, naming the first cause.

@@ -20,10 +20,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """Which clips of an item are embedded or scored: ``eval_clips`` (in evaluation) of ``seconds`` each."""
+    """Which clips of an item are embedded or scored: ``eval_clips`` (in evaluation) of ``seconds`` each.
+
+    Raises:
+        ValueError: no length, or no clip.
+    """
 
     seconds: float
     eval_clips: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"data.clip_seconds must be positive, got {self.seconds}")
+        if self.eval_clips < 1:
+            raise ValueError(f"data.eval_clips must be at least 1, got {self.eval_clips}")
 
     def __str__(self) -> str:
         return f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
@@ -96,7 +106,10 @@ def open_splits(
     if unknown:
         raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
     labels = {head: manifest.heads[head] for head in heads}
-    protocol = ClipProtocol(config.clip_seconds or entry.clip_seconds, config.eval_clips or entry.eval_clips)
+    protocol = ClipProtocol(
+        entry.clip_seconds if config.clip_seconds is None else config.clip_seconds,
+        entry.eval_clips if config.eval_clips is None else config.eval_clips,
+    )
     return Splits(train, val, test, labels, protocol, manifest.digest, coverage)
 
 
