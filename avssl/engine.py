@@ -238,6 +238,8 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
+        if callable(after_step := getattr(self.raw_task, "after_step", None)):
+            after_step(step + 1, self.schedule.max_steps)
         return losses, report, norm
 
     def _gradient_norm(self) -> Tensor:

@@ -131,6 +131,11 @@ class AST(SpectrogramModel):
         frequency, _ = self.patch_embed(x[:1]).shape[1:3]
         return self.forward_features(x)[:, 2:].unflatten(1, (frequency, -1))
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Mel bins and frames between neighbouring tokens of ``forward_grid``."""
+        return self.config["patch_stride"], self.config["patch_stride"]
+
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes), or the mean of the two special tokens (B, embed_dim)."""
         features = (tokens[:, 0] + tokens[:, 1]) / 2

@@ -41,6 +41,11 @@ class SpectrogramModel(nn.Module, ABC):
     def forward_grid(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens on their grid of frequency and time (B, F', T', num_features)."""
 
+    @property
+    @abstractmethod
+    def stride(self) -> tuple[int, int]:
+        """Mel bins and frames between neighbouring tokens of ``forward_grid``."""
+
     @abstractmethod
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or features (B, num_features)."""

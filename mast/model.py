@@ -1,5 +1,6 @@
 """MAST: a hierarchical spectrogram transformer that pools along time, and along time and frequency, stage by stage."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -126,6 +127,12 @@ class MAST(SpectrogramModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Mel bins and frames between neighbouring tokens of ``forward_grid``."""
+        steps = [self.config["patch_stride"], *self.config["q_strides"]]
+        return math.prod(step[0] for step in steps), math.prod(step[1] for step in steps)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import mast
 from avssl.models.video import VideoEncoder, create_video_encoder
-from avssl.objectives import PairOutput
 
 
 def projection_head(inputs: int, outputs: int, hidden: int = 512) -> SimCLRProjectionHead:
@@ -80,21 +79,20 @@ class AudioVisualPair(nn.Module):
         pair.settings = arguments | {"pretrained": False}  # a checkpoint brings its weights itself
         return pair
 
-    def forward(self, spectrogram: Tensor, frames: Tensor) -> PairOutput:
-        """Embeds ``spectrogram`` (B, 1, F, T) and ``frames`` (B, 3, T, H, W) of the same clips."""
-        audio, audio_features = self._audio(spectrogram)
-        video_features = self.video(frames)
-        return PairOutput(audio, self.video_projection(video_features), audio_features, video_features)
+    def forward(self, spectrogram: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint embeddings (B, D) of ``spectrogram`` (B, 1, F, T) and of ``frames`` (B, 3, T, H, W) in [0, 1]."""
+        bins, _ = self.encode_audio(spectrogram)
+        return self.audio_projection(bins), self.video_projection(self.video(frames))
 
-    def _audio(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint embedding (B, D) and features (B, A)."""
+    def encode_audio(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
+        """What the audio projection takes (B, time_bins * A), and the features (B, A)."""
         by_time = self.audio.forward_grid(spectrogram).mean(dim=1).transpose(1, 2)  # (B, A, T')
         bins = F.adaptive_avg_pool1d(by_time, self.time_bins)
-        return self.audio_projection(bins.flatten(1)), by_time.mean(dim=2)
+        return bins.flatten(1), by_time.mean(dim=2)
 
     def embed_audio(self, waveform: Tensor) -> Tensor:
         """Joint embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
-        return self._audio(self.frontend(waveform))[0]
+        return self.audio_projection(self.encode_audio(self.frontend(waveform))[0])
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8: of the crop that the encoder was made for."""

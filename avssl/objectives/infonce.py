@@ -4,10 +4,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from lightly.utils.dist import gather, world_size
 from torch import Tensor, nn
 
-from avssl.objectives.base import Objective, PairOutput, register_objective
+from avssl.objectives.base import Objective, Step, register_objective
+from avssl.objectives.gathering import gather_with_gradient
+from avssl.objectives.vectors import unit
 
 
 def info_nce(audio: Tensor, video: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,15 +59,12 @@ class InfoNCE(Objective):
         self.log_scale_range = (-math.log(max_temperature), -math.log(min_temperature))
         self.audio_weight = audio_weight
 
-    def forward(self, output: PairOutput) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the global batch; the report has temperature, in-batch accuracy and the number of negatives."""
+        joint_audio, joint_video = step.audio().joint, step.video().joint
         # Mixed precision would round similarities to about 3 digits: logits and softmax stay in fp32 or better.
-        with torch.autocast(output.audio.device.type, enabled=False):
-            dtype = torch.promote_types(output.audio.dtype, torch.float32)
-            audio = F.normalize(output.audio.to(dtype), dim=-1)
-            video = F.normalize(output.video.to(dtype), dim=-1)
-            if world_size() > 1:
-                audio, video = torch.cat(gather(audio)), torch.cat(gather(video))
+        with torch.autocast(joint_audio.device.type, enabled=False):
+            audio, video = gather_with_gradient(unit(joint_audio)), gather_with_gradient(unit(joint_video))
             # Clamping the parameter in place keeps the gradient alive at the bound, which clamping the value would cut.
             with torch.no_grad():
                 self.log_scale.clamp_(*self.log_scale_range)

@@ -18,12 +18,12 @@ from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives import create_objective
+from avssl.objectives import Shapes, create_objective
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
 from avssl.pipelines.run import Run, launch
 from avssl.pipelines.training import build_engine, spectrogram_augment, wave_augment
-from avssl.tasks import PretrainTask
+from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     loaders = Loaders(
         config.data, splits.protocol, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
     )
-    task = build_task(config)
+    task = build_task(config, len(splits.train), splits.protocol.seconds)
     settings = {"kind": "pair", "pair": task.pair.settings}
     clips, optim = len(splits.train), config.optim
     engine = build_engine(config, fabric, run, task, clips, monitor="audio_to_video/R@1", settings=settings)
@@ -72,8 +72,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return result
 
 
-def build_task(config: PretrainConfig) -> PretrainTask:
-    """The pair with its objectives and augmentation."""
+def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> PretrainTask:
+    """The pair with its objectives and augmentation, for a training split of ``clips`` rows."""
     pair = AudioVisualPair.build(
         audio=config.audio.model,
         audio_options=config.audio.options,
@@ -85,16 +85,21 @@ def build_task(config: PretrainConfig) -> PretrainTask:
         embedding_dim=config.embedding_dim,
         time_bins=config.time_bins,
     )
-    objectives = [(term.name, create_objective(term.name, **term.options), term.weight) for term in config.objectives]
+    shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
+    objectives = [
+        (term.name, create_objective(term.name, shapes, **term.options), term.weight) for term in config.objectives
+    ]
     if not objectives:
         raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
     augment = config.augment
+    video = VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color, augment.gray)
     return PretrainTask(
         pair,
         objectives,
-        wave_augment(augment),
-        spectrogram_augment(augment),
-        VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color, augment.gray),
+        Augmentation(wave_augment(augment), spectrogram_augment(augment), video),
+        clip_seconds=clip_seconds,
+        chunk=config.optim.chunk,
+        teacher_momentum=config.teacher_momentum,
     )
 
 

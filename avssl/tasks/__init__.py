@@ -2,5 +2,6 @@
 
 from avssl.tasks.finetune import FinetuneTask
 from avssl.tasks.pretrain import PretrainTask
+from avssl.tasks.step import Augmentation, PairStep
 
-__all__ = ["FinetuneTask", "PretrainTask"]
+__all__ = ["Augmentation", "FinetuneTask", "PairStep", "PretrainTask"]

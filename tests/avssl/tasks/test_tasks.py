@@ -7,9 +7,10 @@ import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.data.batch import Batch
 from avssl.models import AudioClassifier, AudioVisualPair
-from avssl.objectives import create_objective
-from avssl.tasks import FinetuneTask, PretrainTask
+from avssl.objectives import Shapes, create_objective
+from avssl.tasks import Augmentation, FinetuneTask, PretrainTask
 
+SHAPES = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
 
 
@@ -34,11 +35,14 @@ def make_pair(**options) -> AudioVisualPair:
 
 
 def pretrain_task(objectives) -> PretrainTask:
-    return PretrainTask(make_pair(), objectives, WaveAugment(), SpectrogramAugment(), VideoAugment(32))
+    return PretrainTask(make_pair(), objectives, Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(32)))
 
 
 def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> None:
-    objectives = [("infonce", create_objective("infonce"), 1.0), ("infonce", create_objective("infonce"), 0.25)]
+    objectives = [
+        ("infonce", create_objective("infonce", SHAPES), 1.0),
+        ("infonce", create_objective("infonce", SHAPES), 0.25),
+    ]
     task = pretrain_task(objectives)
     losses, report = task(make_batch())
     assert losses.keys() == {"infonce_1", "infonce_2"}
@@ -50,7 +54,7 @@ def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> N
 
 
 def test_pair_learns_to_match_a_batch() -> None:
-    task = pretrain_task([("infonce", create_objective("infonce"), 1.0)])
+    task = pretrain_task([("infonce", create_objective("infonce", SHAPES), 1.0)])
     task.wave, task.spectrogram, task.video = WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(32, 1, 0, 0)
     batch = make_batch()
     # Loudness in the sound, brightness in the picture: a correspondence to find.
@@ -73,7 +77,8 @@ def test_time_bins_tell_when() -> None:
     later = sound.roll(8000, dims=1)
     with torch.inference_mode():
         spectrograms = pair.frontend(torch.cat([sound, later]))
-        joint, features = pair._audio(spectrograms)
+        bins, features = pair.encode_audio(spectrograms)
+        joint = pair.audio_projection(bins)
     joint_change = (joint[0] - joint[1]).norm() / joint[0].norm()
     feature_change = (features[0] - features[1]).norm() / features[0].norm()
     assert joint_change > 1.2 * feature_change
@@ -83,7 +88,7 @@ def test_features_are_the_encoders_own() -> None:
     pair = make_pair().eval()
     spectrogram = torch.randn(2, 1, 128, 60)
     with torch.inference_mode():
-        torch.testing.assert_close(pair._audio(spectrogram)[1], pair.audio(spectrogram))
+        torch.testing.assert_close(pair.encode_audio(spectrogram)[1], pair.audio(spectrogram))
 
 
 def classifier(labels) -> AudioClassifier:

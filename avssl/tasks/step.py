@@ -1,0 +1,175 @@
+"""One pretraining batch: views, student and teacher embeddings, each computed at most once, in chunks if need be."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, drop_patches
+from avssl.data.batch import Batch
+from avssl.models.pair import AudioVisualPair
+from avssl.objectives import Embedding, Step
+
+
+@dataclass
+class Augmentation:
+    """Batched augmentation of a pretraining step.
+
+    Attributes:
+        wave: Of waveforms (B, S).
+        spectrogram: Of log-mel spectrograms (B, 1, F, T).
+        video: Of frames (B, 3, T, H, W) uint8; crops them.
+    """
+
+    wave: WaveAugment
+    spectrogram: SpectrogramAugment
+    video: VideoAugment
+
+
+class PairStep(Step):
+    """A batch under an audio-visual pair.
+
+    With ``chunk`` the encoders see that many clips at a time and keep none of their activations: the backward pass
+    computes them again, chunk by chunk (gradient caching, Gao et al. 2021). Projections and objectives see the whole
+    batch, so the contrast and its gradients are the big batch's at the memory of a small one. Batch norm within an
+    encoder (none is in MAST, MViT and Swin) has its statistics over a chunk.
+
+    Args:
+        pair: The student.
+        teacher: Its moving average; None without.
+        augmentation: Drawn anew for every view.
+        batch: Clips with audio and video, on the device.
+        seconds: Length of a clip.
+        chunk: Clips encoded at a time; None takes all.
+    """
+
+    def __init__(
+        self,
+        pair: AudioVisualPair,
+        teacher: AudioVisualPair | None,
+        augmentation: Augmentation,
+        batch: Batch,
+        seconds: float,
+        chunk: int | None = None,
+    ) -> None:
+        assert batch.audio is not None and batch.video is not None, "pretraining needs both modalities"
+        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
+        self._pair, self._teacher, self._augmentation = pair, teacher, augmentation
+        self._waveform, self._frames = batch.audio, batch.video
+        size = batch.size
+        self._chunk = min(chunk or size, size)
+        # Every view is drawn from a seed of its own: student, teacher and a second computation see the same.
+        self._seed = int(torch.randint(2**62, ()).item())
+        self._known: dict[Any, Any] = {}
+
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+        """See :meth:`Step.audio`."""
+        key = ("audio", view, teacher, patch_drop)
+        if key not in self._known:
+            pair = self._select(teacher)
+
+            def encode(rows: slice) -> tuple[Tensor, Tensor]:
+                spectrogram = self._spectrogram(rows, view)
+                if patch_drop:
+                    with self._drawing(rows, view, salt=2):
+                        spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
+                return pair.encode_audio(spectrogram)
+
+            with torch.no_grad() if teacher else nullcontext():
+                bins, features = self._in_chunks(encode)
+                self._known[key] = Embedding(pair.audio_projection(bins), features)
+        return self._known[key]
+
+    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+        """See :meth:`Step.video`."""
+        key = ("video", view, teacher)
+        if key not in self._known:
+            pair = self._select(teacher)
+            with torch.no_grad() if teacher else nullcontext():
+                (features,) = self._in_chunks(lambda rows: (pair.video(self._clip(rows, view)),))
+                self._known[key] = Embedding(pair.video_projection(features), features)
+        return self._known[key]
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_audio`."""
+        return self._in_chunks(lambda rows: (function(self._pair.audio, self._spectrogram(rows, view)),))[0]
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_video`."""
+        return self._in_chunks(lambda rows: (function(self._pair.video, self._clip(rows, view)),))[0]
+
+    def known(self) -> tuple[Embedding, Embedding] | None:
+        """The student's audio and video of view 0, where an objective asked for both."""
+        audio, video = self._known.get(("audio", 0, False, 0.0)), self._known.get(("video", 0, False))
+        return (audio, video) if audio is not None and video is not None else None
+
+    def _select(self, teacher: bool) -> AudioVisualPair:
+        if not teacher:
+            return self._pair
+        if self._teacher is None:
+            raise RuntimeError("an objective that uses the momentum teacher must set needs_teacher = True")
+        return self._teacher
+
+    def _in_chunks(self, encode: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        size = len(self._waveform)
+        chunks = [slice(first, min(first + self._chunk, size)) for first in range(0, size, self._chunk)]
+        if len(chunks) == 1:
+            return encode(chunks[0])
+        if not torch.is_grad_enabled():
+            parts = [encode(rows) for rows in chunks]
+        else:
+            contexts: dict[str, Any] = {
+                "use_reentrant": False,
+                "context_fn": lambda: (nullcontext(), _batch_norms_still(self._pair)),
+            }
+            parts = [checkpoint(encode, rows, **contexts) for rows in chunks]
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def _spectrogram(self, rows: slice, view: int) -> Tensor:
+        def make() -> Tensor:
+            waveform = self._augmentation.wave(self._waveform[rows])
+            return self._augmentation.spectrogram(self._pair.frontend(waveform))
+
+        return self._input("spectrogram", rows, view, salt=0, make=make)
+
+    def _clip(self, rows: slice, view: int) -> Tensor:
+        make = lambda: self._augmentation.video(self._frames[rows])  # noqa: E731
+        return self._input("frames", rows, view, salt=1, make=make)
+
+    def _input(self, kind: str, rows: slice, view: int, *, salt: int, make: Callable[[], Tensor]) -> Tensor:
+        """One modality's augmented input: kept when the batch is one chunk, else made again when it is needed."""
+        key = (kind, view)
+        if key in self._known:
+            return self._known[key]
+        with self._drawing(rows, view, salt), torch.no_grad():
+            made = make()
+        if self._chunk == len(self._waveform):
+            self._known[key] = made
+        return made
+
+    @contextmanager
+    def _drawing(self, rows: slice, view: int, salt: int) -> Iterator[None]:
+        """Random numbers of the step, the view and the chunk alone; the generators are left as they were."""
+        device = self._waveform.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((self._seed + 1_000_003 * rows.start + 101 * view + salt) % 2**63)
+            yield
+
+
+@contextmanager
+def _batch_norms_still(module: nn.Module) -> Iterator[None]:
+    """Computing a chunk again must not move running statistics a second time."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(norms, before, strict=True):
+            layer.momentum = momentum

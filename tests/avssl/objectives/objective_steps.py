@@ -1,0 +1,88 @@
+"""Steps and tasks small enough to compare with references: fixed embeddings, and a pair without batch statistics."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import mast
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.data.batch import Batch
+from avssl.models import AudioVisualPair
+from avssl.models.video import VideoEncoder
+from avssl.objectives import Embedding, Objective, Shapes, Step
+from avssl.tasks import Augmentation, PretrainTask
+
+SHAPES = Shapes(joint=6, audio=64, video=10, clips=16, audio_stride=(32, 32))
+
+
+class FixedStep(Step):
+    """Embeddings given by the test: ``audio`` and ``video`` are lists by view, or one tensor that all views share."""
+
+    def __init__(self, audio, video, teacher_audio=None, teacher_video=None, index=None, labels=None, start=None):
+        self._given = {(False, "audio"): audio, (False, "video"): video}
+        self._given |= {(True, "audio"): teacher_audio, (True, "video"): teacher_video}
+        size = len(audio[0]) if isinstance(audio, list) else len(audio)
+        self.index = torch.arange(size) if index is None else index
+        self.labels = labels or {}
+        self.start = torch.zeros(size, dtype=torch.float64) if start is None else start
+        self.seconds = 1.0
+
+    def _get(self, teacher: bool, modality: str, view: int) -> Embedding:
+        given = self._given[teacher, modality]
+        rows = given[view] if isinstance(given, list) else given
+        return Embedding(rows, rows)
+
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+        return self._get(teacher, "audio", view)
+
+    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+        return self._get(teacher, "video", view)
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        raise NotImplementedError("a fixed step has no encoder")
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        raise NotImplementedError("a fixed step has no encoder")
+
+
+class DoubleLogMel(mast.LogMel):
+    """The frontend computes in float32, always; this one hands on float64."""
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return super().forward(waveform.float()).double()
+
+
+def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None = None) -> PretrainTask:
+    """A pretraining task in float64 whose clips do not depend on each other: no batch norm, no random augmentation.
+
+    Its sizes are ``SHAPES``. Batches come from :func:`exact_batch`.
+    """
+    torch.manual_seed(0)
+    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "drop_path": 0.0}
+    audio = mast.create_model("mast_pico", **options)
+    # mast_pico at this width has 64 features; the video encoder is a linear map of the mean frame.
+    backbone = nn.Sequential(nn.AdaptiveAvgPool3d((2, 4, 4)), nn.Flatten(), nn.Linear(96, SHAPES.video), nn.Tanh())
+    video = VideoEncoder("linear", backbone, SHAPES.video)
+    pair = AudioVisualPair(audio, DoubleLogMel(num_mels=64), video, SHAPES.joint)
+    pair.audio_projection = nn.Linear(SHAPES.audio, SHAPES.joint)
+    pair.video_projection = nn.Linear(SHAPES.video, SHAPES.joint)
+    pair.settings = {"crop_size": 16}
+    augmentation = Augmentation(WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(16, 1.0, 0.0, 0.0))
+    task = PretrainTask(pair, objectives, augmentation, chunk=chunk).double()
+    pair.frontend = DoubleLogMel(num_mels=64)
+    return task
+
+
+def exact_batch(size: int = 8, seed: int = 1) -> Batch:
+    """Noise clips with labels of a head "event" and two clips of every row of the manifest."""
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        audio=torch.randn(size, 6000, generator=generator, dtype=torch.float64),
+        video=torch.randint(0, 256, (size, 3, 4, 16, 16), generator=generator, dtype=torch.uint8),
+        labels={"event": torch.arange(size) % 3},
+        index=torch.arange(size) // 2,
+        clip_ids=[str(i) for i in range(size)],
+        start=torch.arange(size, dtype=torch.float64) % 2,
+        audio_fraction=torch.ones(size),
+    )
