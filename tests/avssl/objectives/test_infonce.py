@@ -7,7 +7,8 @@ import pytest
 import torch
 from objective_steps import SHAPES, FixedStep
 
-from avssl.objectives import InfoNCE, create_objective, list_objectives
+from avssl.objectives import create_objective, list_objectives
+from avssl.objectives.infonce import InfoNCE
 
 
 def numpy_info_nce(audio: np.ndarray, video: np.ndarray, temperature: float) -> tuple[float, float]:
