@@ -25,6 +25,8 @@ class DataConfig:
         frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
         eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: the
             data YAML's.
+        train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
+            video apart (sync).
         heads: Label heads to train on; default: the data YAML's head, or all of the data's where it names none.
         val_fraction: Share of the training split held out for validation where the data has no split of that name.
         num_workers: Decoding processes; 0 decodes in the training process.
@@ -38,6 +40,7 @@ class DataConfig:
     num_frames: int = 8
     frame_size: int = 56
     eval_clips: int | None = None
+    train_clips: int = 1
     heads: list[str] | None = None
     val_fraction: float = 0.0
     num_workers: int = 1
@@ -142,11 +145,15 @@ class OptimConfig:
         epochs: Passes over the training split.
         max_steps: Optimizer steps; overrides epochs.
         lr: Peak learning rate.
+        lr_scaling: How lr grows with the clips of a step over all processes: linear or sqrt from base_batch, or none.
+        base_batch: Clips of a step that lr is meant for.
         min_lr: Learning rate at the end.
         warmup: Warm-up, as a share of all steps.
         weight_decay: Weight decay of matrices; biases, norms, relative positions and temperatures have none.
         betas: AdamW's betas.
         clip_grad: Largest gradient norm; 0 turns clipping off.
+        layer_decay: Factor of the learning rate from each layer of the audio encoder to the one below it; 1 for none.
+        ema: Decay of an exponential moving average of the weights, which is then evaluated and exported; none for none.
     """
 
     batch_size: int = 32
@@ -155,11 +162,15 @@ class OptimConfig:
     epochs: float = 16
     max_steps: int | None = None
     lr: float = 5e-4
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    base_batch: int = 256
     min_lr: float = 1e-6
     warmup: float = 0.1
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_grad: float = 1.0
+    layer_decay: float = 1.0
+    ema: float | None = None
 
 
 @dataclass
@@ -170,16 +181,22 @@ class RuntimeConfig:
         accelerator: cpu, cuda, mps or auto.
         devices: Number of devices of this machine, or auto. ``torchrun`` sets it itself.
         num_nodes: Number of machines.
-        strategy: auto or ddp.
-        precision: 32-true or bf16-mixed.
+        strategy: auto (ddp for several processes), ddp, or fsdp (FSDP2: shards parameters and optimizer state).
+        precision: 32-true, bf16-mixed, or 16-mixed (fp16 with a gradient scaler; GPU only, a CPU uses bf16).
+        matmul: Precision of float32 products on a GPU: highest, high (TF32) or medium.
+        compile: Compile the encoders with torch.compile.
+        checkpoint_activations: Keep only the input of each encoder block and compute the rest again when needed.
         threads: CPU threads of the training process; default: torch's own.
     """
 
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
-    strategy: str = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    matmul: Literal["highest", "high", "medium"] = "high"
+    compile: bool = False
+    checkpoint_activations: bool = False
     threads: int | None = None
 
 
@@ -192,12 +209,14 @@ class LogConfig:
         validate_every: Steps between validations; 0 validates at the end only.
         checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only.
         keep_every: Steps between checkpoints that are kept (step-N.ckpt); 0 keeps none.
+        patience: Validations without improvement after which the run ends; 0 never ends early.
     """
 
     every: int = 10
     validate_every: int = 0
     checkpoint_every: int = 100
     keep_every: int = 0
+    patience: int = 0
 
 
 @dataclass
@@ -236,6 +255,9 @@ class PretrainConfig:
         optim: Optimizer and schedule.
         runtime: Devices and precision.
         log: Logging and checkpoints.
+        collapse_rank: Effective rank of the joint embedding below which a run is warned of as collapsing, once its
+            warm-up is over; a collapsed one has 1. 0 never warns.
+        online_probe: Fit a linear probe on the audio features at each validation, where the data has labels.
         wandb: Weights & Biases.
         output: Folder of the run; default: runs/pretrain-NAME.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
@@ -254,6 +276,8 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=110))
+    collapse_rank: float = 1.5
+    online_probe: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output: Path | None = None
     resume: str = "auto"

@@ -5,6 +5,7 @@ from a seed made of the run's seed, the step and the process. A run that was kil
 same metrics, value for value, as one that was not.
 """
 
+import copy
 import logging
 import math
 import signal
@@ -15,18 +16,23 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning_fabric import Fabric, seed_everything
+from lightning_fabric.strategies import ModelParallelStrategy
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from avssl.averaging import exponential_average
 from avssl.checkpoint import CheckpointStore
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
+from avssl.tasks.base import Task
 from avssl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -49,6 +55,7 @@ class Schedule:
         checkpoint_every: Steps between saves; 0: at the end only.
         keep_every: Steps between checkpoints that are kept; 0: none.
         monitor: Validation metric, higher is better, that chooses the best checkpoint.
+        patience: Validations without a better ``monitor`` after which the run ends; 0: never.
     """
 
     max_steps: int
@@ -59,6 +66,7 @@ class Schedule:
     checkpoint_every: int = 0
     keep_every: int = 0
     monitor: str | None = None
+    patience: int = 0
 
 
 @dataclass
@@ -68,30 +76,9 @@ class Progress:
     step: int = 0
     best: float = -math.inf
     best_step: int = -1
+    worse: int = 0  # validations since the best
+    skipped: int = 0  # steps that the fp16 scaler skipped
     failures: dict[str, Any] = field(default_factory=dict)
-
-
-def make_optimizer(
-    module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)
-) -> Optimizer:
-    """AdamW whose weight decay spares biases, norms, and what a module lists in ``no_weight_decay()``."""
-    spared = set()
-    for prefix, child in module.named_modules():
-        names = child.no_weight_decay() if hasattr(child, "no_weight_decay") else ()
-        spared |= {f"{prefix}.{name}".lstrip(".") for name in names}
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (no_decay if parameter.ndim <= 1 or name in spared else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-
-
-def make_scheduler(optimizer: Optimizer, *, max_steps: int, warmup: float, lr: float, min_lr: float) -> Any:
-    """Linear warm-up over a ``warmup`` share of ``max_steps``, then a cosine from ``lr`` to ``min_lr``."""
-    warmup_steps = min(round(warmup * max_steps), max_steps - 1)
-    return CosineWarmupScheduler(optimizer, warmup_steps, max_steps, start_value=1.0, end_value=min_lr / lr)
 
 
 class Engine:
@@ -99,43 +86,81 @@ class Engine:
 
     Args:
         fabric: Launched Fabric.
-        task: Module, batch -> (losses, report).
-        optimizer: Over the task's parameters.
-        scheduler: Stepped once after every optimizer step.
+        task: What is trained.
+        make_optimizer: Task -> optimizer over its parameters.
+        make_scheduler: Optimizer -> scheduler, stepped once after every optimizer step.
         schedule: How long, and what when.
         tracker: Where metrics go.
         store: Where checkpoints go.
         monitor: Counts unreadable clips and aborts when there are too many.
         model_settings: Plain values saved beside the weights, which rebuild the model.
         seed: Seed of the run.
+        ema: Decay of an exponential moving average of the model's weights, which is then what is evaluated; None for
+            none.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        task: nn.Module,
-        optimizer: Optimizer,
-        scheduler: Any,
+        task: Task,
+        make_optimizer: Callable[[Task], Optimizer],
+        make_scheduler: Callable[[Optimizer], Any],
         schedule: Schedule,
         tracker: Tracker,
         store: CheckpointStore,
         monitor: FailureMonitor,
         model_settings: dict[str, Any],
         seed: int = 0,
+        ema: float | None = None,
     ) -> None:
         self.fabric, self.schedule, self.tracker, self.store = fabric, schedule, tracker, store
-        self.scheduler, self.failures, self.model_settings, self.seed = scheduler, monitor, model_settings, seed
+        self.failures, self.model_settings, self.seed = monitor, model_settings, seed
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch statistics of the global batch
-            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+            task = cast(Task, nn.SyncBatchNorm.convert_sync_batchnorm(task))
         self.raw_task = task
-        self.task, self.optimizer = fabric.setup(task, optimizer)
+        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+        if self.sharded and ema is not None:
+            raise ValueError("optim.ema: is not available with runtime.strategy fsdp; use ddp")
+        self._whole = copy.deepcopy(task.model) if self.sharded else None
+        self.average = None if ema is None else exponential_average(task.model, ema).to(fabric.device)
+        # Sharding replaces the parameters: the optimizer comes after.
+        self.task = fabric.setup_module(task)
+        optimizer = make_optimizer(task)
+        self.scheduler = make_scheduler(optimizer)
+        self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
+        # Under mixed precision Fabric rebuilds every batch to cast float tensors, and refuses frozen dataclasses. Ours
+        # are float32 as they should be; autocast does the rest.
+        fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
+        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.progress = Progress()
         self.clips_per_second = 0.0
+
+    def model(self) -> nn.Module:
+        """What is to be evaluated: the averaged weights where there is an average, whole ones where they are sharded.
+
+        Every process has to call it.
+        """
+        if self.average is not None:
+            return cast(nn.Module, self.average.module)
+        if self._whole is None:
+            return self.raw_task.model
+        weights = get_model_state_dict(
+            self.raw_task.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if self.fabric.is_global_zero:
+            self._whole.load_state_dict(weights)
+        return self._whole.to(self.fabric.device)
 
     def resume(self, path: Path) -> None:
         """Continues from the checkpoint at ``path``; the metrics file is cut back to its step."""
         state = self.store.load(path, {"task": self.task, "optimizer": self.optimizer})
         self.scheduler.load_state_dict(state["scheduler"])
+        if (state["average"] is None) != (self.average is None):
+            raise ValueError(f"{path} was written {'with' if state['average'] else 'without'} optim.ema")
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.failures.load_state_dict(self.progress.failures)
         self.tracker.rewind(self.progress.step)
@@ -149,14 +174,15 @@ class Engine:
             validate: Computes validation metrics.
 
         Returns:
-            False when SIGTERM or SIGINT ended the run early; it was saved, and resumes.
+            False when SIGTERM or SIGINT ended the run early; it was saved, and resumes. True at the last step, or where
+            ``patience`` ran out.
 
         Raises:
             NonFiniteError: before a step that would spoil the weights.
             DataError: when too many clips are unreadable.
         """
         schedule, progress = self.schedule, self.progress
-        if progress.step >= schedule.max_steps:
+        if progress.step >= schedule.max_steps or self._out_of_patience():
             return True
         bar = tqdm(
             total=schedule.max_steps,
@@ -167,29 +193,33 @@ class Engine:
         )
         batches = iter(loader)
         self.task.train()
-        window_clips, window_start = 0, time.perf_counter()
+        window = _Window()
         with _stop_signals() as stop, bar:
-            while progress.step < schedule.max_steps:
-                step_batches = list(islice(batches, schedule.accumulate))
+            last = False
+            while not last:
+                with window.waiting():
+                    step_batches = list(islice(batches, schedule.accumulate))
                 losses, report, norm = self._step(step_batches)
                 progress.step += 1
                 bar.update()
-                window_clips += sum(batch.size for batch in step_batches) * self.fabric.world_size
+                window.clips += sum(batch.size for batch in step_batches) * self.fabric.world_size
                 last = progress.step == schedule.max_steps
-                if last or progress.step % schedule.log_every == 0:
-                    elapsed = time.perf_counter() - window_start
-                    self.clips_per_second = window_clips / elapsed
-                    row = self._log(losses, report, norm)
+                logging_due = last or progress.step % schedule.log_every == 0
+                if logging_due:
+                    row = self._log(losses, report, norm, window)
                     bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
                 stopped = self._any(bool(stop))
                 if validate and not stopped and (last or _due(progress.step, schedule.validate_every)):
                     self._validate(validate)
+                    if not last and self._out_of_patience():
+                        logger.info("no better %s in %d validations", schedule.monitor, schedule.patience)
+                        last = True
                 if last or stopped or _due(progress.step, schedule.checkpoint_every):
                     self.save("last.ckpt")
                 if _due(progress.step, schedule.keep_every):
                     self.save(f"step-{progress.step}.ckpt")
-                if last or progress.step % schedule.log_every == 0:
-                    window_clips, window_start = 0, time.perf_counter()
+                if logging_due:
+                    window = _Window()
                 if stopped:
                     logger.warning("stopped by a signal at step %d; continue with --resume auto", progress.step)
                     return False
@@ -204,6 +234,8 @@ class Engine:
                 "task": self.task,
                 "optimizer": self.optimizer,
                 "scheduler": self.scheduler.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
                 "progress": vars(self.progress).copy(),
                 "settings": self.model_settings,
                 "wandb_id": self.tracker.run_id,
@@ -228,39 +260,56 @@ class Engine:
                 for name, value in values.items():
                     into[name] = into.get(name, 0) + value.detach().float() / len(batches)
         norm = self._gradient_norm()
-        finite = torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all()
-        if not finite:
-            shown = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-            raise NonFiniteError(
-                f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite; the step "
-                "was not taken. Lower optim.lr or use runtime.precision 32-true, and run with --resume auto"
-            )
+        self._check_finite(step, losses, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        if callable(after_step := getattr(self.raw_task, "after_step", None)):
-            after_step(step + 1, self.schedule.max_steps)
+        self.raw_task.after_step(step + 1, self.schedule.max_steps)
+        if self.average is not None:
+            self.average.update_parameters(self.raw_task.model)
         return losses, report, norm
 
     def _gradient_norm(self) -> Tensor:
         limit = self.schedule.clip_grad or math.inf
         norm = self.fabric.clip_gradients(self.task, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
-        return norm.detach()
+        norm = norm.detach()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _log(self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
+    def _check_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
+        if torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all():
+            return
+        shown = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        told = f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite"
+        if self.scaler is not None and self.scaler.get_scale() > 1:
+            # fp16 overflowed: its scaler skips this step and halves the scale, as it does in the first steps of a run.
+            self.progress.skipped += 1
+            logger.info("%s in fp16: step skipped, scale was %g", told, self.scaler.get_scale())
+            return
+        raise NonFiniteError(
+            f"{told}; the step was not taken. Lower optim.lr or use runtime.precision 32-true, and run with --resume "
+            "auto"
+        )
+
+    def _log(
+        self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor, window: "_Window"
+    ) -> dict[str, float]:
         row = {"loss": sum(value.item() for value in losses.values())}
         if len(losses) > 1:
             row |= {f"loss/{name}": value.item() for name, value in losses.items()}
         row |= {name: value.item() for name, value in report.items()}
         row |= {"gradient_norm": norm.item(), "lr": self.scheduler.get_last_lr()[0], "failures": self.failures.failed}
+        if self.scaler is not None:
+            row |= {"scale": self.scaler.get_scale(), "skipped": self.progress.skipped}
         if self.fabric.world_size > 1:
             values = self.fabric.all_reduce(torch.tensor(list(row.values()), dtype=torch.float64), reduce_op="mean")
             assert isinstance(values, Tensor)
             row = dict(zip(row, values.tolist(), strict=True))
         # Throughput differs from run to run; it stays out of the metrics file, which does not.
         self.tracker.log({f"train/{key}": value for key, value in row.items()}, self.progress.step)
-        self.tracker.log_speed({"clips_per_second": self.clips_per_second}, self.progress.step)
+        speed = window.speed()
+        self.clips_per_second = speed["clips_per_second"]
+        self.tracker.log_speed(speed, self.progress.step)
         return row
 
     def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
@@ -270,8 +319,13 @@ class Engine:
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, self.progress.step)
         key = self.schedule.monitor
         if key and metrics.get(key, -math.inf) > self.progress.best:
-            self.progress.best, self.progress.best_step = metrics[key], self.progress.step
+            self.progress.best, self.progress.best_step, self.progress.worse = metrics[key], self.progress.step, 0
             self.save("best.ckpt")
+        else:
+            self.progress.worse += 1
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.schedule.patience <= self.progress.worse
 
     def _any(self, flag: bool) -> bool:
         """True on every process when it is true on any: all must stop at the same step."""
@@ -280,6 +334,24 @@ class Engine:
         reduced = self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max")
         assert isinstance(reduced, Tensor)
         return bool(reduced > 0)
+
+
+class _Window:
+    """Speed since the last row of the metrics."""
+
+    def __init__(self) -> None:
+        self.clips, self._waited, self._start = 0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent within counts as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def speed(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._start
+        return {"clips_per_second": self.clips / elapsed, "data_wait": self._waited / elapsed}
 
 
 def _due(step: int, every: int) -> bool:

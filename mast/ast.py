@@ -106,6 +106,18 @@ class AST(SpectrogramModel):
         """LayerNorm and linear, as in AST."""
         return nn.Sequential(nn.LayerNorm(self.num_features, eps=NORM_EPS), nn.Linear(self.num_features, num_classes))
 
+    @property
+    def num_layers(self) -> int:
+        """The layer of the final norm and the head: one more than there are blocks."""
+        return len(self.blocks) + 1
+
+    def layer_of(self, name: str) -> int:
+        """0 for patches, positions and special tokens, then the blocks, then the norm and the head."""
+        part, *rest = name.split(".")
+        if part == "blocks":
+            return int(rest[0]) + 1
+        return 0 if part in ("patch_embed", "positions", "special_tokens") else self.num_layers
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, tokens, positions."""
         return {name for name, p in self.named_parameters() if p.ndim < 2} | {"special_tokens", "positions"}

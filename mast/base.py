@@ -50,6 +50,15 @@ class SpectrogramModel(nn.Module, ABC):
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or features (B, num_features)."""
 
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """The layer of the final norm and the head; embeddings are layer 0, the blocks 1, 2, ... from the input on."""
+
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """The layer, 0 to ``num_layers``, that the parameter ``name`` belongs to: for layer-wise learning rates."""
+
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""

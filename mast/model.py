@@ -112,6 +112,18 @@ class MAST(SpectrogramModel):
         self.apply(init_weights)
         self.reset_classifier(num_classes)
 
+    @property
+    def num_layers(self) -> int:
+        """The layer of the final norm and the head: one more than there are blocks."""
+        return sum(self.config["depths"]) + 1
+
+    def layer_of(self, name: str) -> int:
+        """0 for the patch embedding, then the blocks over all stages, then the norm and the head."""
+        part, *rest = name.split(".")
+        if part == "stages":
+            return sum(self.config["depths"][: int(rest[0])]) + int(rest[1]) + 1
+        return 0 if part == "patch_embed" else self.num_layers
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, relative positions."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(".table")}

@@ -145,7 +145,7 @@ def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, 
     return _S3D(model.features), 1024
 
 
-class _Block(nn.Module):
+class SmallBlock(nn.Module):
     """Residual (2+1)D block (Tran et al. 2018): spatial then temporal convolution, each with BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -195,9 +195,9 @@ def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Modul
         nn.Conv3d(channels, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
-        _Block(width, 2 * width, 2),
-        _Block(2 * width, 4 * width, 2),
-        _Block(4 * width, 8 * width, 2),
+        SmallBlock(width, 2 * width, 2),
+        SmallBlock(2 * width, 4 * width, 2),
+        SmallBlock(4 * width, 8 * width, 2),
         nn.AdaptiveAvgPool3d((8, 2, 2)),
         nn.Flatten(),
         nn.Linear(8 * width * 32, 256),

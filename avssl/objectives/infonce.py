@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl.evaluation.diagnostics import effective_negatives
 from avssl.objectives.base import Objective, Step, register_objective
 from avssl.objectives.gathering import gather_with_gradient
 from avssl.objectives.vectors import unit
@@ -60,7 +61,7 @@ class InfoNCE(Objective):
         self.audio_weight = audio_weight
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the global batch; the report has temperature, in-batch accuracy and the number of negatives."""
+        """Loss of the global batch; the report has temperature, in-batch accuracy and how many negatives count."""
         joint_audio, joint_video = step.audio().joint, step.video().joint
         # Mixed precision would round similarities to about 3 digits: logits and softmax stay in fp32 or better.
         with torch.autocast(joint_audio.device.type, enabled=False):
@@ -71,8 +72,13 @@ class InfoNCE(Objective):
             scale = self.log_scale.exp()
             audio_loss, video_loss = info_nce(audio, video, scale)
             loss = self.audio_weight * audio_loss + (1 - self.audio_weight) * video_loss
-        with torch.no_grad():
-            nearest = (audio @ video.T).argmax(dim=1)
-            accuracy = (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
-        negatives = torch.tensor(float(len(audio) - 1))
-        return loss, {"temperature": 1 / scale.detach(), "accuracy": accuracy, "negatives": negatives}
+            with torch.no_grad():
+                logits = scale * audio @ video.T
+                target = torch.arange(len(logits), device=logits.device)
+                report = {
+                    "temperature": 1 / scale,
+                    "accuracy": (logits.argmax(dim=1) == target).float().mean(),
+                    "negatives": torch.tensor(float(len(logits) - 1)),
+                    "effective_negatives": (effective_negatives(logits) + effective_negatives(logits.T)) / 2,
+                }
+        return loss, report

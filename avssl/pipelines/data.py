@@ -148,7 +148,7 @@ class Loaders:
     def train(self, manifest: Manifest, fabric: Fabric, start_batch: int = 0) -> ClipLoader:
         """Endless shuffled batches of random clips from batch ``start_batch`` on."""
         return make_train_loader(
-            self._dataset(manifest, mode="random"),
+            self._dataset(manifest, mode="random", clips_per_item=self.config.train_clips),
             min(self.batch_size, max(1, len(manifest) // fabric.world_size)),
             seed=self.seed,
             start_step=start_batch,

@@ -82,8 +82,8 @@ def load_pair(path: Path) -> AudioVisualPair:
     if state["settings"].get("kind") != "pair":
         raise ValueError(f"checkpoint: {file} holds a {state['settings'].get('kind')}, not an audio-visual pair")
     pair = AudioVisualPair.build(**state["settings"]["pair"])
-    prefix = "pair."
-    weights = {key.removeprefix(prefix): value for key, value in state["task"].items() if key.startswith(prefix)}
+    prefix, weights = ("module.", state["average"]) if state["average"] else ("pair.", state["task"])
+    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     try:
         pair.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from avssl.pipelines.encoders import (
 )
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run, launch
-from avssl.pipelines.training import build_engine, spectrogram_augment, wave_augment
+from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, wave_augment
 from avssl.tasks import FinetuneTask
 
 logger = logging.getLogger(__name__)
@@ -166,6 +166,7 @@ def _fit_full(
     task = FinetuneTask(
         classifier, wave_augment(augment), spectrogram_augment(augment), augment.mixup, config.label_smoothing
     )
+    prepare_encoders(config.runtime, classifier.encoder)
     settings = {
         "kind": "classifier",
         "model": classifier.encoder.name,
@@ -180,11 +181,12 @@ def _fit_full(
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
+        model = cast(AudioClassifier, engine.model())
         if fabric.is_global_zero and val is not None:
-            embeddings, scores = classify_split(classifier, loaders, val, fabric.device, progress=False)
+            embeddings, scores = classify_split(model, loaders, val, fabric.device, progress=False)
             metrics = multi_head_metrics(scores, embeddings.labels)
         return fabric.broadcast(metrics)
 
     loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
     finished = engine.fit(loader, validate if val is not None else None)
-    return classifier, finished
+    return cast(AudioClassifier, engine.model()), finished

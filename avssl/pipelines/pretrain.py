@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,19 +12,23 @@ from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.engine import Engine
+from avssl.evaluation.collapse import CollapseMonitor
+from avssl.evaluation.diagnostics import diagnose
 from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
 from avssl.evaluation.pictures import RetrievalExample, loss_curves, retrieval_examples
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
+from avssl.lineage import log_model
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
+from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.run import Run, launch
-from avssl.pipelines.training import build_engine, spectrogram_augment, wave_augment
+from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, wave_augment
 from avssl.tasks import Augmentation, PretrainTask
-from avssl.tracking import read_rows
+from avssl.tracking import read_rows, sweep_folder
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +41,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     fabric = launch(config.runtime, config.seed)
     splits = open_splits(config.data, modalities=("audio", "video"), labelled=False, seed=config.seed, fabric=fabric)
-    folder = config.output or Path("runs") / f"pretrain-{Path(config.data.name).stem}"
+    folder = config.output or sweep_folder() or Path("runs") / f"pretrain-{Path(config.data.name).stem}"
     run = Run(config, folder, fabric, config.wandb, "pretrain")
     batch_size = config.optim.batch_size
     loaders = Loaders(
         config.data, splits.protocol, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
     )
     task = build_task(config, len(splits.train), splits.protocol.seconds)
+    prepare_encoders(config.runtime, task.pair.audio, task.pair.video)
     settings = {"kind": "pair", "pair": task.pair.settings}
     clips, optim = len(splits.train), config.optim
     engine = build_engine(config, fabric, run, task, clips, monitor="audio_to_video/R@1", settings=settings)
@@ -53,20 +58,30 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         *(optim.batch_size, optim.accumulate, fabric.world_size),
     )
     loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
+    task.plan(engine.progress.step, engine.schedule.max_steps)
+    warmup = round(optim.warmup * engine.schedule.max_steps)
+    run.tracker.watch(CollapseMonitor(config.collapse_rank, after=warmup).see)
+    probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
     if fabric.is_global_zero:
         _log_samples(run, loaders, splits.val or splits.train, config.audio.sample_rate)
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
+        pair = cast(AudioVisualPair, engine.model())
         if fabric.is_global_zero and splits.val is not None:
-            audio, video = embed_pair(task.pair, loaders, splits.val, fabric.device, progress=False)
-            metrics = retrieval_metrics(audio.features, video.features)
+            audio, video = embed_pair(pair, loaders, splits.val, fabric.device, progress=False)
+            metrics |= retrieval_metrics(audio.features, video.features)
+            numbers = diagnose(torch.from_numpy(audio.features), torch.from_numpy(video.features))
+            metrics |= {f"diagnostics/{name}": value.item() for name, value in numbers.items()}
+        if fabric.is_global_zero and probe is not None:
+            metrics |= probe(pair, fabric.device)
         return fabric.broadcast(metrics)
 
-    finished = engine.fit(loader, validate if splits.val is not None else None)
+    finished = engine.fit(loader, validate if splits.val is not None or probe is not None else None)
     result: dict[str, Any] = {"finished": finished}
+    pair = cast(AudioVisualPair, engine.model()).eval()
     if finished and fabric.is_global_zero:
-        result |= _evaluate(config, run, task.pair.eval(), loaders, splits, engine)
+        result |= _evaluate(config, run, pair, loaders, splits, engine)
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result
@@ -100,6 +115,7 @@ def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> Pretr
         clip_seconds=clip_seconds,
         chunk=config.optim.chunk,
         teacher_momentum=config.teacher_momentum,
+        diagnose_every=config.log.every,
     )
 
 
@@ -133,7 +149,9 @@ def _evaluate(
         covered = coverage(len(test), len(audio), audio.failures)
         pictures["retrieval"] = run.picture("retrieval")
         draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
-    export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, {"pretrained_on": config.data.name})
+    extra = {"pretrained_on": config.data.name}
+    export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, extra)
+    log_model(run.tracker, run.folder / EXPORT, extra | {"steps": engine.progress.step} | metrics)
     result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,

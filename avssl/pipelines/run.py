@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric, seed_everything
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.config import RuntimeConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
+from avssl.models.blocks import shard
 from avssl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,13 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; CPUs are not affected
+    torch.set_float32_matmul_precision(runtime.matmul)
     try:
         fabric = Fabric(
             accelerator=runtime.accelerator,
             devices=runtime.devices,
             num_nodes=runtime.num_nodes,
-            strategy=runtime.strategy,
+            strategy=_strategy(runtime),
             precision=runtime.precision,
         )
     except (ValueError, RuntimeError) as error:
@@ -44,6 +46,30 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
         fabric.launch()
     seed_everything(seed, verbose=False)
     return fabric
+
+
+def _strategy(runtime: RuntimeConfig) -> Strategy | str:
+    several = runtime.devices not in (1, "1") or runtime.num_nodes > 1
+    if runtime.strategy == "fsdp":
+        return ModelParallelStrategy(
+            parallelize_fn=shard,
+            data_parallel_size=_device_count(runtime) * runtime.num_nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any number of processes can resume from
+        )
+    if runtime.strategy == "ddp" or several:
+        # Banks and queues are equal on all processes already: sending them before each step would cost far more than
+        # the gradients. Some objectives leave a projection or a whole encoder without a gradient.
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+    return "auto"
+
+
+def _device_count(runtime: RuntimeConfig) -> int:
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if runtime.devices in ("auto", -1, "-1"):
+        return torch.cuda.device_count() or 1
+    return int(runtime.devices)
 
 
 class Run:

@@ -1,22 +1,29 @@
 """From a config to the engine that trains its task: optimizer, schedule and augmentation."""
 
+import logging
 from typing import Any
 
 from lightning_fabric import Fabric
 from torch import nn
+from torch.optim import Optimizer
 
 from avssl.augment import SpectrogramAugment, WaveAugment
-from avssl.config import AugmentConfig, FinetuneConfig, OptimConfig, PretrainConfig
+from avssl.config import AugmentConfig, FinetuneConfig, OptimConfig, PretrainConfig, RuntimeConfig
 from avssl.data.failures import FailureMonitor
-from avssl.engine import Engine, Schedule, make_optimizer, make_scheduler
+from avssl.engine import Engine, Schedule
+from avssl.models.blocks import checkpoint_activations
+from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.run import Run
+from avssl.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 def build_engine(
     config: PretrainConfig | FinetuneConfig,
     fabric: Fabric,
     run: Run,
-    task: nn.Module,
+    task: Task,
     clips: int,
     *,
     monitor: str,
@@ -28,15 +35,31 @@ def build_engine(
         config: Its ``optim``, ``log``, ``data.max_failures`` and ``seed`` are used.
         fabric: Launched Fabric.
         run: Folder, tracker and checkpoints of the run.
-        task: Module to train.
+        task: What is trained.
         clips: Training clips, which with the epochs give the number of steps.
         monitor: Validation metric, higher is better, that chooses the best checkpoint.
         settings: Plain values saved beside the weights, which rebuild the model.
     """
     optim, log = config.optim, config.log
     steps = total_steps(optim, clips, fabric.world_size)
-    optimizer = make_optimizer(task, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
-    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=optim.lr, min_lr=optim.min_lr)
+    batch = optim.batch_size * optim.accumulate * fabric.world_size
+    lr = scaled_lr(optim.lr, optim.lr_scaling, batch, optim.base_batch)
+    if lr != optim.lr:
+        logger.info("learning rate %g for %d clips a step (%g for %d)", lr, batch, optim.lr, optim.base_batch)
+
+    def optimizer_of(module: Task) -> Optimizer:
+        return make_optimizer(
+            module,
+            lr=lr,
+            weight_decay=optim.weight_decay,
+            betas=optim.betas,
+            layer_decay=optim.layer_decay,
+            fused=config.runtime.precision != "16-mixed",
+        )
+
+    def scheduler_of(optimizer: Optimizer) -> Any:
+        return make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=lr, min_lr=optim.min_lr)
+
     schedule = Schedule(
         max_steps=steps,
         accumulate=optim.accumulate,
@@ -46,14 +69,33 @@ def build_engine(
         checkpoint_every=log.checkpoint_every,
         keep_every=log.keep_every,
         monitor=monitor,
+        patience=log.patience,
     )
-    failures = FailureMonitor(config.data.max_failures)
     engine = Engine(
-        fabric, task, optimizer, scheduler, schedule, run.tracker, run.store, failures, settings, config.seed
+        fabric,
+        task,
+        optimizer_of,
+        scheduler_of,
+        schedule,
+        run.tracker,
+        run.store,
+        FailureMonitor(config.data.max_failures),
+        settings,
+        config.seed,
+        optim.ema,
     )
     if run.checkpoint:
         engine.resume(run.checkpoint)
     return engine
+
+
+def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
+    """Activation checkpointing and compilation of ``encoders``, in place, where ``runtime`` asks for them."""
+    for encoder in encoders:
+        if runtime.checkpoint_activations:
+            checkpoint_activations(encoder)
+        if runtime.compile:
+            encoder.compile()
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:

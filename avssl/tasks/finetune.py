@@ -2,14 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from avssl.augment import SpectrogramAugment, WaveAugment, mixup
 from avssl.data.batch import Batch
 from avssl.models.classifier import AudioClassifier
+from avssl.tasks.base import Task
 
 
-class FinetuneTask(nn.Module):
+class FinetuneTask(Task):
     """Augments a batch, classifies it, and applies cross-entropy to every head.
 
     Args:
@@ -51,6 +52,11 @@ class FinetuneTask(nn.Module):
             with torch.no_grad():
                 report[f"{head}/train_top1"] = (logits.argmax(1) == target)[labelled].float().mean().nan_to_num()
         return losses, report
+
+    @property
+    def model(self) -> AudioClassifier:
+        """What is evaluated and exported."""
+        return self.classifier
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(

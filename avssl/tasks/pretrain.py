@@ -3,17 +3,19 @@
 import copy
 from collections.abc import Sequence
 
-from lightly.models.utils import update_momentum
+import torch
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from avssl.data.batch import Batch
+from avssl.evaluation.diagnostics import diagnose
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Objective
+from avssl.tasks.base import Task
 from avssl.tasks.step import Augmentation, PairStep
 
 
-class PretrainTask(nn.Module):
+class PretrainTask(Task):
     """Augments a batch, embeds it, and applies the objectives.
 
     Where an objective needs it, a momentum teacher follows the pair: after each optimizer step its weights are
@@ -27,6 +29,7 @@ class PretrainTask(nn.Module):
         clip_seconds: Length of a clip.
         chunk: Clips encoded at a time, for batches beyond memory; None encodes all at once.
         teacher_momentum: Momentum of the teacher at the beginning.
+        diagnose_every: Steps between diagnostics of the embeddings in the report: as often as it is logged.
     """
 
     def __init__(
@@ -38,12 +41,15 @@ class PretrainTask(nn.Module):
         clip_seconds: float = 1.0,
         chunk: int | None = None,
         teacher_momentum: float = 0.99,
+        diagnose_every: int = 1,
     ) -> None:
         super().__init__()
         if not 0 <= teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum: must lie in [0, 1], got {teacher_momentum}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"optim.chunk: must be at least 1, got {chunk}")
+        if diagnose_every < 1:
+            raise ValueError(f"log.every: must be at least 1, got {diagnose_every}")
         self.pair = pair
         self.names = _unique([name for name, _, _ in objectives])
         self.objectives = nn.ModuleList(objective for _, objective, _ in objectives)
@@ -51,6 +57,7 @@ class PretrainTask(nn.Module):
         # Modules, so that train() and eval() reach them.
         self.wave, self.spectrogram, self.video = augmentation.wave, augmentation.spectrogram, augmentation.video
         self.clip_seconds, self.chunk, self.teacher_momentum = clip_seconds, chunk, teacher_momentum
+        self.diagnose_every, self.diagnosing = diagnose_every, diagnose_every == 1
         self.teacher: AudioVisualPair | None = None
         if any(objective.needs_teacher for _, objective, _ in objectives):
             self.teacher = copy.deepcopy(pair).requires_grad_(False)
@@ -65,15 +72,39 @@ class PretrainTask(nn.Module):
             loss, details = objective(step)
             losses[name] = weight * loss
             report |= {f"{name}/{key}": value for key, value in details.items()}
+        if self.diagnosing:
+            report |= self._diagnose(step)
         return losses, report
+
+    @property
+    def model(self) -> AudioVisualPair:
+        """What is evaluated and exported."""
+        return self.pair
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Moves the teacher and lets objectives move what they keep; called after each optimizer step."""
         if self.teacher is not None:
             momentum = cosine_schedule(min(step, max_steps) - 1, max_steps, self.teacher_momentum, 1.0)
-            update_momentum(self.pair, self.teacher, m=momentum)
+            with torch.no_grad():  # in place, which sharded parameters need
+                torch._foreach_lerp_(list(self.teacher.parameters()), list(self.pair.parameters()), 1 - momentum)
         for objective in self.objectives:
             objective.after_step(step, max_steps)  # type: ignore[operator]  # ModuleList forgets the type
+        self.plan(step, max_steps)
+
+    def plan(self, step: int, max_steps: int) -> None:
+        """Settles whether the step after ``step`` is diagnosed; to be called when a run is resumed at ``step``."""
+        self.diagnosing = (step + 1) % self.diagnose_every == 0 or step + 1 == max_steps
+
+    def _diagnose(self, step: PairStep) -> dict[str, Tensor]:
+        """Alignment, uniformity and effective ranks of this process's view 0, of the modalities that were asked for."""
+        audio, video = step.known()
+        report = diagnose(
+            audio.joint if audio else None,
+            video.joint if video else None,
+            audio.features if audio else None,
+            video.features if video else None,
+        )
+        return {f"diagnostics/{name}": value for name, value in report.items()}
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, drop_patches
 from avssl.data.batch import Batch
+from avssl.models.blocks import batch_norms_still
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Embedding, Step
 
@@ -103,10 +103,9 @@ class PairStep(Step):
         """See :meth:`Step.map_video`."""
         return self._in_chunks(lambda rows: (function(self._pair.video, self._clip(rows, view)),))[0]
 
-    def known(self) -> tuple[Embedding, Embedding] | None:
-        """The student's audio and video of view 0, where an objective asked for both."""
-        audio, video = self._known.get(("audio", 0, False, 0.0)), self._known.get(("video", 0, False))
-        return (audio, video) if audio is not None and video is not None else None
+    def known(self) -> tuple[Embedding | None, Embedding | None]:
+        """The student's audio and video of view 0, each where an objective asked for it."""
+        return self._known.get(("audio", 0, False, 0.0)), self._known.get(("video", 0, False))
 
     def _select(self, teacher: bool) -> AudioVisualPair:
         if not teacher:
@@ -125,7 +124,7 @@ class PairStep(Step):
         else:
             contexts: dict[str, Any] = {
                 "use_reentrant": False,
-                "context_fn": lambda: (nullcontext(), _batch_norms_still(self._pair)),
+                "context_fn": lambda: (nullcontext(), batch_norms_still(self._pair)),
             }
             parts = [checkpoint(encode, rows, **contexts) for rows in chunks]
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -159,17 +158,3 @@ class PairStep(Step):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed((self._seed + 1_000_003 * rows.start + 101 * view + salt) % 2**63)
             yield
-
-
-@contextmanager
-def _batch_norms_still(module: nn.Module) -> Iterator[None]:
-    """Computing a chunk again must not move running statistics a second time."""
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    before = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(norms, before, strict=True):
-            layer.momentum = momentum

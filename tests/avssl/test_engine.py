@@ -3,16 +3,20 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
 
 from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
-from avssl.engine import Engine, NonFiniteError, Schedule, make_optimizer, make_scheduler
+from avssl.engine import Engine, NonFiniteError, Schedule
+from avssl.optim import make_optimizer, make_scheduler
+from avssl.tasks import Task
 from avssl.tracking import Tracker, read_rows
 
 
@@ -29,7 +33,7 @@ def batch_of(step: int, size: int = 4) -> Batch:
     )
 
 
-class Regression(nn.Module):
+class Regression(Task):
     """Predicts the sum of the inputs, through dropout, so that random numbers matter."""
 
     def __init__(self) -> None:
@@ -39,6 +43,10 @@ class Regression(nn.Module):
         self.poison_at = -1
         self.calls = 0
 
+    @property
+    def model(self) -> nn.Module:
+        return self.body
+
     def forward(self, batch: Batch):
         self.calls += 1
         loss = (self.body(batch.audio)[:, 0] - batch.audio.sum(1)).square().mean()
@@ -47,26 +55,25 @@ class Regression(nn.Module):
         return {"square": loss}, {"mean": batch.audio.mean()}
 
 
-def make_engine(folder, steps: int = 12, **schedule) -> Engine:
-    fabric = Fabric(accelerator="cpu", devices=1)
+def make_engine(folder, steps: int = 12, ema: float | None = None, fabric=None, fused: bool = True, **schedule) -> Engine:
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
     folder.mkdir(exist_ok=True)
     task = Regression()
-    optimizer = make_optimizer(task, lr=0.01, weight_decay=0.1)
-    scheduler = make_scheduler(optimizer, max_steps=steps, warmup=0.25, lr=0.01, min_lr=1e-4)
     store = CheckpointStore(fabric, folder / "checkpoints")
     latest = store.latest("auto")
     tracker = Tracker(folder, {}, mode="disabled", resumed=latest is not None)
     engine = Engine(
         fabric,
         task,
-        optimizer,
-        scheduler,
+        lambda task: make_optimizer(task, lr=0.01, weight_decay=0.1, fused=fused),
+        lambda optimizer: make_scheduler(optimizer, max_steps=steps, warmup=0.25, lr=0.01, min_lr=1e-4),
         Schedule(steps, log_every=1, **schedule),
         tracker,
         store,
         FailureMonitor(),
         {"kind": "test"},
         seed=3,
+        ema=ema,
     )
     if latest:
         engine.resume(latest)
@@ -78,30 +85,6 @@ def stream(engine: Engine):
     while True:
         yield batch_of(step)
         step += 1
-
-
-def test_norms_biases_and_listed_parameters_have_no_decay() -> None:
-    class Listed(Regression):
-        def no_weight_decay(self):
-            return {"body.3.weight"}
-
-    task = nn.ModuleDict({"inner": Listed()})
-    decay, spared = make_optimizer(task, lr=1.0, weight_decay=0.1).param_groups
-    assert [tuple(p.shape) for p in decay["params"]] == [(8, 6)] and decay["weight_decay"] == 0.1
-    assert len(spared["params"]) == 5 and spared["weight_decay"] == 0.0
-
-
-def test_schedule_warms_up_and_decays() -> None:
-    optimizer = make_optimizer(Regression(), lr=0.01, weight_decay=0.0)
-    scheduler = make_scheduler(optimizer, max_steps=100, warmup=0.1, lr=0.01, min_lr=1e-4)
-    rates = []
-    for _ in range(100):
-        rates.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    assert rates[0] == pytest.approx(0.001) and max(rates) == pytest.approx(0.01)
-    assert rates.index(max(rates)) in (9, 10) and rates[-1] == pytest.approx(1e-4)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def test_trains_and_logs(tmp_path) -> None:
@@ -121,10 +104,14 @@ def test_accumulation_equals_one_big_batch() -> None:
         torch.manual_seed(0)
         linear = nn.Linear(6, 1)
 
-        class Task(nn.Module):
+        class Square(Task):
             def __init__(self, layer) -> None:
                 super().__init__()
                 self.layer = layer
+
+            @property
+            def model(self):
+                return self.layer
 
             def forward(self, batch):
                 return {"square": self.layer(batch.audio).square().mean()}, {}
@@ -132,14 +119,11 @@ def test_accumulation_equals_one_big_batch() -> None:
         whole = batch_of(0, 8)
         pieces = [whole] if parts == 1 else [piece(whole, slice(0, 4)), piece(whole, slice(4, 8))]
         fabric = Fabric(accelerator="cpu", devices=1)
-        task = Task(linear)
-        optimizer = torch.optim.SGD(task.parameters(), lr=0.0)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
         engine = Engine(
             fabric,
-            task,
-            optimizer,
-            scheduler,
+            Square(linear),
+            lambda task: torch.optim.SGD(task.parameters(), lr=0.0),
+            torch.optim.lr_scheduler.ConstantLR,
             Schedule(1, accumulate=parts, clip_grad=0),
             None,
             None,
@@ -281,3 +265,64 @@ def test_unreadable_clips_abort_with_the_first_cause(tmp_path) -> None:
     broken = replace(batch_of(0), failures=[Failure("a.mp4", "no audio stream")] * 200)
     with pytest.raises(DataError, match=r"a\.mp4: no audio stream"):
         engine.fit(iter([broken] * 5))
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path) -> None:
+    engine = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+    assert engine.fit(stream(engine), lambda: {"score": next(scores)})
+    assert (engine.progress.step, engine.progress.best, engine.progress.best_step) == (10, 0.5, 4)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["progress"]["step"] == 10
+    again = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
+    assert again.fit(stream(again), lambda: {"score": 1.0}) and again.progress.step == 10
+
+
+def test_speed_tells_throughput_and_the_share_of_waiting(tmp_path) -> None:
+    engine = make_engine(tmp_path, steps=3)
+
+    def slow():
+        for batch in stream(engine):
+            time.sleep(0.05)
+            yield batch
+
+    engine.fit(slow())
+    rows = read_rows(tmp_path / "speed.jsonl")
+    assert all(row["clips_per_second"] > 0 and 0.3 < row["data_wait"] <= 1 for row in rows)
+
+
+def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path) -> None:
+    def half_engine() -> Engine:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+        precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+        return make_engine(tmp_path, fused=False, fabric=Fabric(accelerator="cpu", devices=1, plugins=[precision]))
+
+    engine = half_engine()
+    before = [parameter.detach().clone() for parameter in engine.raw_task.parameters()]
+    engine._step([batch_of(0)])  # 2^20 times these gradients is beyond fp16
+    assert engine.progress.skipped == 1 and engine.scaler.get_scale() == 2.0**19
+    for old, new in zip(before, engine.raw_task.parameters(), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=0)
+    assert engine.fit(stream(engine))
+    assert any((old != new).any() for old, new in zip(before, engine.raw_task.parameters(), strict=True))
+    resumed = half_engine()
+    assert resumed.scaler.get_scale() == engine.scaler.get_scale()
+    assert resumed.progress.skipped == engine.progress.skipped
+    row = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert row["train/scale"] == engine.scaler.get_scale() and row["train/skipped"] == engine.progress.skipped
+
+
+def test_bfloat16_trains_and_resumes_exactly(tmp_path) -> None:
+    def run(folder, steps: int):
+        engine = make_engine(folder, fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-mixed"))
+        engine.schedule.max_steps = steps
+        engine.fit(stream(engine))
+        return read_rows(folder / "metrics.jsonl")
+
+    straight = run(tmp_path / "straight", 12)
+    run(tmp_path / "resumed", 5)
+    assert run(tmp_path / "resumed", 12) == straight
+    exact = make_engine(tmp_path / "exact")
+    exact.fit(stream(exact))
+    losses = [row["train/loss"] for row in read_rows(tmp_path / "exact" / "metrics.jsonl")]
+    rounded = [row["train/loss"] for row in straight]
+    assert rounded != losses and rounded == pytest.approx(losses, rel=0.1, abs=0.1)

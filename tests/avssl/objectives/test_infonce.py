@@ -69,6 +69,22 @@ def test_collapsed_embeddings_give_the_loss_of_chance() -> None:
     assert loss.item() == pytest.approx(math.log(7), rel=1e-5)
 
 
+def test_report_says_how_many_negatives_count() -> None:
+    torch.manual_seed(0)
+    audio, video = torch.randn(6, 5), torch.randn(6, 5)
+    perplexities = []
+    for one, other in ((audio, video), (video, audio)):
+        logits = torch.nn.functional.cosine_similarity(one[:, None], other[None], dim=2).double().numpy() / 0.2
+        for i, row in enumerate(logits):
+            weights = np.exp(np.delete(row, i))
+            weights /= weights.sum()
+            perplexities.append(math.exp(-(weights * np.log(weights)).sum()))
+    _, report = InfoNCE(temperature=0.2)(FixedStep(audio, video))
+    assert report["effective_negatives"].item() == pytest.approx(np.mean(perplexities), rel=1e-5)
+    _, alike = InfoNCE()(FixedStep(torch.ones(7, 4), torch.ones(7, 4)))
+    assert alike["effective_negatives"].item() == pytest.approx(alike["negatives"].item(), rel=1e-5)
+
+
 def test_errors_name_the_fix() -> None:
     with pytest.raises(ValueError, match="did you mean 'infonce'"):
         create_objective("infonec", SHAPES)

@@ -1,0 +1,68 @@
+"""Averages of weights: along a run (EMA), and of several checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from avssl.checkpoint import read_checkpoint
+from avssl.evaluation.files import atomic_path
+
+
+def exponential_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of ``model`` that follows it: after each update it is d * average + (1 - d) * model.
+
+    After n updates, d = min(decay, (1 + n) / (10 + n)): rising, as in TensorFlow's ExponentialMovingAverage, so that
+    short runs forget their random start. Buffers, such as the statistics of a batch norm, are the model's own.
+
+    Raises:
+        ValueError: when ``decay`` is not in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"optim.ema: must lie in [0, 1), got {decay}")
+
+    @torch.no_grad()
+    def update(average: Any, current: Any, updates: Tensor | int) -> None:
+        now = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(list(average), list(current), 1 - now)
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
+def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
+    """The checkpoint whose weights are the mean of those of ``paths`` (model soup, Wortsman et al. 2022).
+
+    Everything else is the last one's. What is no floating-point number (counters) is the last one's, too.
+
+    Raises:
+        ValueError: when they are not checkpoints of one model.
+    """
+    if not paths:
+        raise ValueError("checkpoints: there is none to average")
+    result: dict[str, Any] = {}
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        result = read_checkpoint(path)
+        weights = result["average"] or result["task"]
+        if sums and (sums.keys() != weights.keys() or any(sums[key].shape != weights[key].shape for key in sums)):
+            raise ValueError(f"checkpoints: {path} is of another model than {paths[0]}")
+        for key, value in weights.items():
+            if value.is_floating_point():
+                sums[key] = sums.get(key, 0) + value.double()
+            else:
+                sums[key] = value
+    last = result["average"] or result["task"]
+    mean = {
+        key: (value / len(paths)).to(last[key].dtype) if value.is_floating_point() else value
+        for key, value in sums.items()
+    }
+    return result | {"average" if result["average"] else "task": mean}
+
+
+def write_average(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes what :func:`average_checkpoints` made; the file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)

@@ -1,0 +1,77 @@
+"""Optimizer and learning-rate schedule."""
+
+import math
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from lightly.utils.scheduler import CosineWarmupScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+Scaling = Literal["none", "linear", "sqrt"]
+
+
+def scaled_lr(lr: float, rule: Scaling, batch: int, base_batch: int) -> float:
+    """The learning rate for a global ``batch``, where ``lr`` was tuned for ``base_batch``.
+
+    Args:
+        lr: Learning rate at ``base_batch``.
+        rule: linear (Goyal et al. 2017), sqrt (Krizhevsky 2014; the usual choice with Adam), or none.
+        batch: Clips of an optimizer step over all processes.
+        base_batch: Clips of a step that ``lr`` was tuned for.
+    """
+    if base_batch < 1:
+        raise ValueError(f"optim.base_batch: must be at least 1, got {base_batch}")
+    factors = {"none": 1.0, "linear": batch / base_batch, "sqrt": math.sqrt(batch / base_batch)}
+    return lr * factors[rule]
+
+
+def make_optimizer(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    layer_decay: float = 1.0,
+    fused: bool = True,
+) -> Optimizer:
+    """AdamW whose weight decay spares biases, norms, and what a module lists in ``no_weight_decay()``.
+
+    Args:
+        module: Parameters without gradient are left out.
+        lr: Peak learning rate.
+        weight_decay: Of the parameters that are not spared.
+        betas: AdamW's.
+        layer_decay: Layer-wise learning-rate decay (Clark et al. 2020, BEiT): each layer of an encoder that tells its
+            layers (``layer_of``, ``num_layers``; MAST and AST do) learns this much slower than the one above it.
+        fused: One kernel for all parameters. Not with fp16: it would unscale gradients itself, after they are clipped.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"optim.layer_decay: must lie in (0, 1], got {layer_decay}")
+    spared: set[str] = set()
+    scales: dict[str, float] = {}
+    for prefix, child in module.named_modules():
+        if callable(names := getattr(child, "no_weight_decay", None)):
+            spared |= {f"{prefix}.{name}".lstrip(".") for name in names()}
+        if layer_decay < 1 and callable(layer_of := getattr(child, "layer_of", None)):
+            for name, _ in child.named_parameters():
+                scales[f"{prefix}.{name}".lstrip(".")] = layer_decay ** (child.num_layers - layer_of(name))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim <= 1 or name in spared else weight_decay
+            groups[scales.get(name, 1.0), decay].append(parameter)
+    ordered = sorted(groups, key=lambda key: (-key[0], -key[1]))
+    return torch.optim.AdamW(
+        [{"params": groups[scale, decay], "weight_decay": decay, "lr": lr * scale} for scale, decay in ordered],
+        lr=lr,
+        betas=betas,
+        fused=fused,
+    )
+
+
+def make_scheduler(optimizer: Optimizer, *, max_steps: int, warmup: float, lr: float, min_lr: float) -> Any:
+    """Linear warm-up over a ``warmup`` share of ``max_steps``, then a cosine from ``lr`` to ``min_lr``."""
+    warmup_steps = min(round(warmup * max_steps), max_steps - 1)
+    return CosineWarmupScheduler(optimizer, warmup_steps, max_steps, start_value=1.0, end_value=min_lr / lr)

@@ -1,0 +1,56 @@
+"""Activation checkpointing and compilation change no value, gradient, name or statistic."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import mast
+from avssl.models.blocks import checkpoint_activations, encoder_blocks
+from avssl.models.video import create_video_encoder
+
+
+def encoders() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    torch.manual_seed(0)
+    return {
+        "mast": (
+            mast.create_model("mast_pico", embed_dim=8, depths=[1, 1, 1, 1], drop_path=0.3),
+            torch.randn(3, 1, 64, 40),
+        ),
+        "ast": (
+            mast.create_model("ast_base", embed_dim=24, depth=2, heads=2, drop_path=0.3),
+            torch.randn(3, 1, 32, 40),
+        ),
+        "tiny": (create_video_encoder("tiny", num_frames=4, frame_size=32), torch.rand(3, 3, 4, 32, 32)),
+        "r2plus1d_18": (create_video_encoder("r2plus1d_18", num_frames=4, frame_size=32), torch.rand(3, 3, 4, 32, 32)),
+        "s3d": (create_video_encoder("s3d", num_frames=16, frame_size=32), torch.rand(2, 3, 16, 32, 32)),
+        "swin3d_t": (create_video_encoder("swin3d_t", num_frames=4, frame_size=32), torch.rand(1, 3, 4, 32, 32)),
+    }
+
+
+@pytest.mark.parametrize("name", ["mast", "ast", "tiny", "r2plus1d_18", "s3d", "swin3d_t"])
+def test_checkpointed_activations_change_nothing(name: str) -> None:
+    model, x = encoders()[name]
+    saving = copy.deepcopy(model)
+    checkpoint_activations(saving)
+    assert list(saving.state_dict()) == list(model.state_dict())
+    assert sum(1 for _ in encoder_blocks(saving)) == sum(1 for _ in encoder_blocks(model)) >= 2
+    kept = []
+    for module in (model, saving):
+        torch.manual_seed(1)  # stochastic depth draws the same, also when a block runs again
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, into=saved: into.append(t.numel()) or t, lambda t: t):
+            out = module(x)
+        out.square().mean().backward()
+        kept.append(sum(saved))
+    for (key, one), other in zip(model.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, msg=lambda told, key=key: f"{key}: {told}")
+    for (key, one), other in zip(model.state_dict().items(), saving.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, msg=lambda told, key=key: f"{key}: {told}")
+    assert kept[1] < 0.8 * kept[0]
+
+
+def test_an_encoder_without_known_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no block of Linear is known"):
+        checkpoint_activations(nn.Linear(2, 2))
