@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,13 +13,14 @@ from jsonargparse import ArgumentError, ArgumentParser
 from avssl.config import PretrainConfig, to_dict
 from avssl.data.failures import DataError
 from avssl.data.media import MediaError
-from avssl.engine import NonFiniteError
+from avssl.engine import LostProcessError, NonFiniteError
+from avssl.objectives import list_objectives
 
 Config = TypeVar("Config")
 logger = logging.getLogger(__name__)
 
 # What a user can cause and mend is told in one line, without a traceback; anything else is a defect and shows its own.
-USER_ERRORS = (OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError)
+USER_ERRORS = (OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError, LostProcessError)
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -29,6 +31,7 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:  # a list of dataclasses prints only as plain values
         parser.set_defaults({"objectives": to_dict(PretrainConfig())["objectives"]})
+        parser.add_argument("--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit.")
     try:
         arguments = parser.parse_args(_data_names(sys.argv[1:] if argv is None else argv))
     except ArgumentError as error:
@@ -37,6 +40,19 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
     values = parser.instantiate_classes(arguments).as_dict()
     values.pop("config", None)
     return config_class(**values)
+
+
+class _ListObjectives(Action):
+    """Prints one objective a line with what it does, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None, **_: Any) -> None:
+        super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        names = list_objectives()
+        width = max(map(len, names))
+        sys.stdout.write("".join(f"{name:{width}}  {what}\n" for name, what in names.items()))
+        sys.exit(0)
 
 
 def _data_names(argv: Sequence[str]) -> list[str]:

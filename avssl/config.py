@@ -85,36 +85,52 @@ class VideoConfig:
 
 @dataclass
 class AugmentConfig:
-    """Batched augmentation on the device, drawn anew for every clip.
+    """Batched augmentation on the device, drawn anew for every clip; the frames of a clip share its draws.
 
-    The defaults are mild: they suit short runs, where strong augmentation costs more than it brings.
+    The defaults are mild: they suit short runs, where strong augmentation costs more than it brings. What is at 0 (at 1
+    for crop_ratio, none for noise_db) is off and draws nothing. ``tools/augment.py`` shows what settings do to clips.
 
     Args:
         crop_scale: Smallest area of a frame that a random resized crop keeps, 0 to 1.
+        crop_ratio: Largest ratio of a crop's sides, either way; 4/3 is usual, 1 keeps the frame's shape.
         flip: Probability of a horizontal flip.
         color: Strength of brightness, contrast and saturation jitter, 0 to 1.
+        hue: Largest turn of the hue, as a share of the whole circle, 0 to 0.5.
         gray: Probability that a clip loses its colour, 0 to 1.
+        blur: Probability of a Gaussian blur, 0 to 1.
+        blur_sigma: Smallest and largest standard deviation of the blur, in pixels of the crop.
         gain_db: Largest gain or attenuation of the waveform, in dB.
         time_shift: Largest circular shift of the waveform, as a share of the clip.
+        mix: Probability that another clip of the batch is heard in the background, 0 to 1; labels stay.
+        mix_db: Smallest and largest ratio of the clip's power to the background's, in dB.
+        noise_db: Lowest signal-to-noise ratio of added noise, in dB, drawn up to 40 dB above it; none adds no noise.
+        noise_color: Colour of the noise: white, pink (-3 dB an octave), brown (-6 dB), or random: any slope from white
+            to brown.
         spec_warp: Strength of random time stretch and mel shift of the spectrogram, 0 to 1.
         time_mask: Widest time mask (SpecAugment), as a share of the frames.
         freq_mask: Widest frequency mask (SpecAugment), as a share of the mel bins.
         masks: Number of masks of each kind.
-        noise_db: Lowest signal-to-noise ratio of added white noise, in dB; none adds no noise.
         mixup: Mixup's Beta parameter; 0 turns it off (fine-tuning only).
     """
 
     crop_scale: float = 0.8
+    crop_ratio: float = 1.0
     flip: float = 0.5
     color: float = 0.1
+    hue: float = 0.0
     gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     gain_db: float = 3.0
     time_shift: float = 0.0
+    mix: float = 0.0
+    mix_db: tuple[float, float] = (5.0, 20.0)
+    noise_db: float | None = None
+    noise_color: Literal["white", "pink", "brown", "random"] = "white"
     spec_warp: float = 0.0
     time_mask: float = 0.0
     freq_mask: float = 0.0
     masks: int = 1
-    noise_db: float | None = None
     mixup: float = 0.0
 
 
@@ -340,6 +356,31 @@ class EvaluateConfig:
     split: str = "test"
     batch_size: int = 32
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    output: Path | None = None
+    seed: int = 0
+
+
+@dataclass
+class AugmentSheetConfig:
+    """A contact sheet of augmented clips, to look at and to listen to.
+
+    Args:
+        data: Where the clips come from: the split that pretraining trains on.
+        audio: The frontend; its encoder is not used.
+        video: The size of the frames' crop; its encoder is not used.
+        augment: Batched augmentation.
+        clips: Clips to show, which also are the batch that mix and mixup draw from.
+        views: Augmented views of each clip.
+        output: Folder of the sheet; default: runs/augment-NAME.
+        seed: Seed of the choice of clips and of the augmentation.
+    """
+
+    data: DataConfig = field(default_factory=lambda: PretrainConfig().data)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    augment: AugmentConfig = field(default_factory=lambda: PretrainConfig().augment)
+    clips: int = 4
+    views: int = 3
     output: Path | None = None
     seed: int = 0
 

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from avssl.averaging import exponential_average
-from avssl.checkpoint import CheckpointStore
+from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.tasks.base import Task
@@ -38,8 +38,16 @@ from avssl.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 
+class LostProcessError(Exception):
+    """Another process of the run died or cannot be reached."""
+
+
 class NonFiniteError(Exception):
     """A loss or gradient is NaN or infinite; the step was not taken and the last checkpoint is sound."""
+
+
+# What gloo and NCCL say when the other end is gone.
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "NCCL", "Gloo")
 
 
 @dataclass
@@ -153,6 +161,8 @@ class Engine:
 
     def resume(self, path: Path) -> None:
         """Continues from the checkpoint at ``path``; the metrics file is cut back to its step."""
+        if read_checkpoint(path)["sharded"] != self.sharded:  # their optimizer states are laid out differently
+            raise ValueError(f"{path} was written {'without' if self.sharded else 'with'} runtime.strategy fsdp")
         state = self.store.load(path, {"task": self.task, "optimizer": self.optimizer})
         self.scheduler.load_state_dict(state["scheduler"])
         if (state["average"] is None) != (self.average is None):
@@ -180,7 +190,21 @@ class Engine:
         Raises:
             NonFiniteError: before a step that would spoil the weights.
             DataError: when too many clips are unreadable.
+            LostProcessError: when another process of the run has died.
         """
+        try:
+            return self._fit(loader, validate)
+        except RuntimeError as error:
+            if self.fabric.world_size == 1 or not any(sign in str(error) for sign in _LOST_PROCESS):
+                raise
+            saved = self.store.latest("auto")
+            raise LostProcessError(
+                f"process {self.fabric.global_rank} of {self.fabric.world_size} lost another one at step "
+                f"{self.progress.step}: it was killed, ran out of memory or failed (see its own last lines). "
+                + (f"The same command continues from {saved}" if saved else "No checkpoint was written yet")
+            ) from error
+
+    def _fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None) -> bool:
         schedule, progress = self.schedule, self.progress
         if progress.step >= schedule.max_steps or self._out_of_patience():
             return True
@@ -239,6 +263,7 @@ class Engine:
                 "progress": vars(self.progress).copy(),
                 "settings": self.model_settings,
                 "wandb_id": self.tracker.run_id,
+                "sharded": self.sharded,
             },
         )
 

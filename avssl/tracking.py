@@ -5,6 +5,7 @@ import logging
 import netrc
 import os
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -16,6 +17,10 @@ from scipy.io import wavfile
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
+# Sees a logged row and its step; returns what is wrong with the run, if anything is.
+Watch = Callable[[Mapping[str, Any], int], str | None]
+# A run goes on without what W&B refuses: it has its numbers on disk.
+WANDB_ERRORS = (wandb.Error, OSError, ValueError, TypeError)
 
 
 def default_mode() -> Mode:
@@ -32,6 +37,12 @@ def default_mode() -> Mode:
     except OSError:
         return "offline"
     return "online"
+
+
+def sweep_folder() -> Path | None:
+    """Folder of this run of a W&B sweep; None outside of one. An agent's runs would all have the same default one."""
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return Path("runs") / f"sweep-{sweep}" / run if sweep and run else None
 
 
 class Tracker:
@@ -69,6 +80,7 @@ class Tracker:
         self.folder, self.enabled = folder, enabled
         self.run: Any = None
         self.run_id = run_id
+        self._watches: list[Watch] = []
         if not enabled:
             return
         self.metrics_path, self.speed_path = folder / "metrics.jsonl", folder / "speed.jsonl"
@@ -100,6 +112,28 @@ class Tracker:
     def log(self, row: dict[str, float], step: int) -> None:
         """Logs one row of metrics."""
         self._write(self.metrics_path if self.enabled else None, row, step)
+        for watch in self._watches:
+            if message := watch(row, step):
+                logger.warning(message)
+                self.alert("Training looks wrong", message)
+
+    def watch(self, watch: Watch) -> None:
+        """Shows every row that is logged to ``watch`` and warns of what it says.
+
+        Rows that a resumed run had logged before are shown to it first: it said then what it had to say of them.
+        """
+        if self.enabled:
+            for row in read_rows(self.metrics_path):
+                watch(row, row["step"])
+            self._watches.append(watch)
+
+    def alert(self, title: str, text: str) -> None:
+        """A warning of W&B's, which it mails or posts where the user has set that up."""
+        if self.run is not None:
+            try:
+                self.run.alert(title, text, level="WARN")
+            except WANDB_ERRORS as error:
+                logger.warning("W&B took no alert: %s", error)
 
     def log_speed(self, row: dict[str, float], step: int) -> None:
         """Logs throughput, which no two runs share."""

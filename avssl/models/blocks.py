@@ -73,6 +73,8 @@ def batch_norms_still(module: nn.Module) -> Iterator[None]:
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shards parameters, gradients and optimizer state over the mesh, block by block (FSDP2)."""
     data_parallel = mesh["data_parallel"]
+    for parameter in module.parameters():  # FSDP knows the standard layout only
+        parameter.data = parameter.data.contiguous()
     for block in encoder_blocks(module):
         fully_shard(block, mesh=data_parallel)
     fully_shard(module, mesh=data_parallel)

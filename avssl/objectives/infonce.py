@@ -56,7 +56,7 @@ class InfoNCE(Objective):
             )
         if not 0 <= audio_weight <= 1:
             raise ValueError(f"infonce: audio_weight must lie in [0, 1], got {audio_weight}")
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=learn_temperature)
         self.log_scale_range = (-math.log(max_temperature), -math.log(min_temperature))
         self.audio_weight = audio_weight
 

@@ -18,8 +18,8 @@ from avssl.pipelines.classification_report import feature_clusters
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
 from avssl.pipelines.finetune import classify_split, embed_features
+from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import embed_pair, retrieval_table
-from avssl.pipelines.run import launch
 
 logger = logging.getLogger(__name__)
 

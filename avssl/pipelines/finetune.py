@@ -15,6 +15,7 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, embed_many
 from avssl.evaluation.probe import linear_probe
+from avssl.lineage import log_model, use_model
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.data import Loaders, Splits, open_splits
@@ -25,10 +26,12 @@ from avssl.pipelines.encoders import (
     load_audio_encoder,
     random_encoder,
 )
+from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
-from avssl.pipelines.run import Run, launch
+from avssl.pipelines.run import Run
 from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, wave_augment
 from avssl.tasks import FinetuneTask
+from avssl.tracking import sweep_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     fabric = launch(config.runtime, config.seed)
     splits = open_splits(config.data, modalities=("audio",), labelled=True, seed=config.seed, fabric=fabric)
     start = "pretrained" if checkpoint else "random"
-    folder = config.output or Path("runs") / f"finetune-{Path(config.data.name).stem}-{config.head}-{start}"
+    name = f"finetune-{Path(config.data.name).stem}-{config.head}-{start}"
+    folder = config.output or sweep_folder() or Path("runs") / name
     run = Run(config, folder, fabric, config.wandb, "finetune")
     source = load_audio_encoder(checkpoint) if checkpoint else random_encoder(config.audio)
     if checkpoint and config.audio != AudioConfig():
@@ -74,6 +78,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             before = after  # nothing was trained that a picture could show
         outcome = Outcome(scores, after, before, len(test), start, *titles)
         result |= report_classification(config, run, splits, outcome)
+        use_model(run.tracker, checkpoint)
+        log_model(run.tracker, run.folder / EXPORT, extra | result["metrics"])
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result
@@ -91,7 +97,8 @@ def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
         return folder
     if config.data.name == "demo":
         logger.info("no pretraining run of the demo yet: running it first")
-        if not pretrain(PretrainConfig(runtime=config.runtime, wandb=config.wandb, seed=config.seed))["finished"]:
+        before = PretrainConfig(runtime=config.runtime, wandb=config.wandb, output=folder, seed=config.seed)
+        if not pretrain(before)["finished"]:
             raise ValueError("pretraining was stopped; run the same command again to continue it")
         return folder
     raise FileNotFoundError(

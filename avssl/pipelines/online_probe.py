@@ -47,10 +47,9 @@ class OnlineProbe:
             ValueError: when these rows have too few labels.
         """
         manifest = open_data(config.name, root=config.root, options=config.options)
+        source, name = splits.val, "the validation rows"
         if len(manifest.select("pretrain")):
             source, name = manifest.select("train").usable(audio=True)[0], "split 'train'"
-        else:
-            source, name = splits.val, "the validation rows"
         rows = None if source is None else _some_labelled(source, list(splits.labels), seed)
         labels = {} if rows is None else _in_both_halves(rows, splits.labels)
         if rows is None or not labels:
@@ -72,7 +71,7 @@ class OnlineProbe:
         features = embed(encode, self.loaders.evaluate(self.rows), progress=False, description="online probe")
         pair.train(training)
         first = features.index < len(self.rows) // 2
-        fit, held_out = features.select(first), features.select(~first)
+        fit, held_out = features.select(np.flatnonzero(first)), features.select(np.flatnonzero(~first))
         scores = {
             head: linear_probe(fit, held_out, head, len(names), seed=self.seed).scores
             for head, names in self.labels.items()

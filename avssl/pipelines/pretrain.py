@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from avssl.augment import VideoAugment
 from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
@@ -24,9 +23,10 @@ from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
+from avssl.pipelines.launch import launch
 from avssl.pipelines.online_probe import OnlineProbe
-from avssl.pipelines.run import Run, launch
-from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, wave_augment
+from avssl.pipelines.run import Run
+from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, video_augment, wave_augment
 from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
 
@@ -107,7 +107,7 @@ def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> Pretr
     if not objectives:
         raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
     augment = config.augment
-    video = VideoAugment(config.video.crop_size, augment.crop_scale, augment.flip, augment.color, augment.gray)
+    video = video_augment(augment, config.video.crop_size)
     return PretrainTask(
         pair,
         objectives,

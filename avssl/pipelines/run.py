@@ -1,75 +1,32 @@
-"""The folder of a run: what it holds, when it may be continued, and the device it runs on."""
+"""The folder of a run: what it holds, and when it may be continued."""
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning_fabric import Fabric, seed_everything
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning_fabric import Fabric
 
 from avssl.checkpoint import CheckpointStore, read_checkpoint
-from avssl.config import RuntimeConfig, WandbConfig, to_dict, to_yaml
+from avssl.config import WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
-from avssl.models.blocks import shard
 from avssl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 # Settings that change how a run computes or is watched, not what it computes.
-FREE_SETTINGS = ("runtime", "log", "wandb", "resume", "output", "data.num_workers")
-
-
-def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
-    """Starts Fabric on the devices of ``runtime`` and seeds every process alike.
-
-    Raises:
-        ValueError: when this machine has no such device.
-    """
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    torch.set_float32_matmul_precision(runtime.matmul)
-    try:
-        fabric = Fabric(
-            accelerator=runtime.accelerator,
-            devices=runtime.devices,
-            num_nodes=runtime.num_nodes,
-            strategy=_strategy(runtime),
-            precision=runtime.precision,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"runtime: {error}") from error
-    if fabric.world_size > 1 or "LOCAL_RANK" in os.environ:
-        fabric.launch()
-    seed_everything(seed, verbose=False)
-    return fabric
-
-
-def _strategy(runtime: RuntimeConfig) -> Strategy | str:
-    several = runtime.devices not in (1, "1") or runtime.num_nodes > 1
-    if runtime.strategy == "fsdp":
-        return ModelParallelStrategy(
-            parallelize_fn=shard,
-            data_parallel_size=_device_count(runtime) * runtime.num_nodes,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,  # one file, which any number of processes can resume from
-        )
-    if runtime.strategy == "ddp" or several:
-        # Banks and queues are equal on all processes already: sending them before each step would cost far more than
-        # the gradients. Some objectives leave a projection or a whole encoder without a gradient.
-        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
-    return "auto"
-
-
-def _device_count(runtime: RuntimeConfig) -> int:
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    if runtime.devices in ("auto", -1, "-1"):
-        return torch.cuda.device_count() or 1
-    return int(runtime.devices)
+FREE_SETTINGS = (
+    "runtime",
+    "log",
+    "wandb",
+    "resume",
+    "output",
+    "data.num_workers",
+    "optim.batch_size",
+    "optim.chunk",
+    "collapse_rank",
+)
 
 
 class Run:
@@ -94,7 +51,7 @@ class Run:
         fabric.barrier()
         self.store = CheckpointStore(fabric, folder / "checkpoints")
         self.checkpoint = self.store.latest(config.resume)
-        run_id = read_checkpoint(self.checkpoint)["wandb_id"] if self.checkpoint else None
+        run_id = self._continue(self.checkpoint) if self.checkpoint else None
         self.tracker = Tracker(
             folder,
             to_dict(config),
@@ -126,6 +83,19 @@ class Run:
             raise OSError(
                 f"output: cannot write to {self.folder}: {error.strerror}; choose another --output"
             ) from error
+
+    def _continue(self, checkpoint: Path) -> str | None:
+        """The W&B id of the run; its batch must stay what it was, on however many processes."""
+        state = read_checkpoint(checkpoint)
+        before, world = state["settings"]["global_batch"], self.fabric.world_size
+        if before != self.config.optim.batch_size * world:
+            fix = f"give --optim.batch_size {before // world}" if before % world == 0 else "use a divisor of it"
+            raise ValueError(
+                f"{checkpoint} is of a run with {before} clips a batch, not {self.config.optim.batch_size} x {world} "
+                f"processes: {fix}, or --resume none to start over (the old folder is kept)"
+            )
+        run_id: str | None = state["wandb_id"]
+        return run_id
 
     def _check_same(self, before: dict[str, Any]) -> None:
         old, new = _flat(before), _flat(to_dict(self.config))

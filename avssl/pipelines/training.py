@@ -7,7 +7,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
-from avssl.augment import SpectrogramAugment, WaveAugment
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import AugmentConfig, FinetuneConfig, OptimConfig, PretrainConfig, RuntimeConfig
 from avssl.data.failures import FailureMonitor
 from avssl.engine import Engine, Schedule
@@ -80,7 +80,7 @@ def build_engine(
         run.tracker,
         run.store,
         FailureMonitor(config.data.max_failures),
-        settings,
+        settings | {"global_batch": optim.batch_size * fabric.world_size},
         config.seed,
         optim.ema,
     )
@@ -108,9 +108,26 @@ def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:
 
 def wave_augment(config: AugmentConfig) -> WaveAugment:
     """Waveform augmentation of ``config``."""
-    return WaveAugment(config.gain_db, config.time_shift, config.noise_db)
+    return WaveAugment(
+        config.gain_db, config.time_shift, config.noise_db, config.noise_color, config.mix, config.mix_db
+    )
 
 
 def spectrogram_augment(config: AugmentConfig) -> SpectrogramAugment:
     """Spectrogram augmentation of ``config``."""
     return SpectrogramAugment(config.spec_warp, config.time_mask, config.freq_mask, config.masks)
+
+
+def video_augment(config: AugmentConfig, crop_size: int) -> VideoAugment:
+    """Frame augmentation of ``config``, to squares of ``crop_size`` pixels."""
+    return VideoAugment(
+        crop_size,
+        config.crop_scale,
+        config.flip,
+        config.color,
+        config.gray,
+        config.crop_ratio,
+        config.hue,
+        config.blur,
+        config.blur_sigma,
+    )

@@ -1,51 +1,16 @@
 """Metrics files, and the offline W&B run read back from its file."""
 
 import json
-import struct
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-from wandb.proto import wandb_internal_pb2
+from offline_runs import history, read_offline_run
+from PIL import Image
+from scipy.io import wavfile
 
-from avssl.tracking import Tracker, default_mode, read_rows
-
-
-def log_records(data: bytes) -> Iterator[bytes]:
-    """Records of a LevelDB log, the format of .wandb files: blocks of 32 KiB of (crc 4, length 2, type 1, payload)."""
-    assert data[:4] == b":W&B"
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def read_offline_run(folder: Path) -> dict[str, list]:
-    """Records of the offline W&B files under ``folder``, by kind."""
-    records: dict[str, list] = {}
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for payload in log_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(payload)
-            records.setdefault(record.WhichOneof("record_type"), []).append(record)
-    return records
-
-
-def history(records: dict[str, list]) -> list[dict]:
-    rows = []
-    for record in records.get("history", []):
-        items = record.history.item
-        rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
+from avssl.tracking import Tracker, default_mode, read_rows, sweep_folder
 
 
 def test_offline_run_holds_what_was_logged(tmp_path) -> None:
@@ -119,3 +84,59 @@ def test_online_with_login_and_network(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x")
     monkeypatch.setattr("socket.create_connection", lambda *a, **k: Connection())
     assert default_mode() == "online"
+
+
+def test_table_of_clips_holds_sound_and_picture(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # where W&B keeps files to upload
+    tracker = Tracker(tmp_path, {}, mode="offline")
+    sound = np.array([[0.0, 0.5, -0.5, 2.0] * 400, [0.25, 0.0, 0.0, -3.0] * 400], np.float32)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 10), dtype=np.uint8)
+    tracker.log_clips("clips", sound, frames, 16000, ["a", "b"])
+    tracker.finish()
+    (record,) = read_offline_run(tmp_path)["artifact"]
+    staged = {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
+    table = json.loads(staged["clips.table.json"].read_text())
+    assert table["columns"] == ["clip", "audio", "frame"]
+    for number, (name, audio, picture) in enumerate(table["data"]):
+        assert (name, audio["caption"], audio["_type"]) == ("ab"[number], "ab"[number], "audio-file")
+        rate, played = wavfile.read(staged[audio["path"]])
+        assert rate == 16000
+        np.testing.assert_allclose(played / 32767, sound[number].clip(-1, 1), atol=1e-4)
+        shown = np.asarray(Image.open(staged[picture["path"]]))
+        np.testing.assert_array_equal(shown, frames[number, :, 2].transpose(1, 2, 0))
+
+
+def said(caplog) -> list[str]:
+    ours = [record for record in caplog.records if record.name.startswith("avssl")]
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
+
+
+def test_what_a_watch_says_is_warned_of_and_an_alert(tmp_path, caplog) -> None:
+    seen = []
+
+    def watch(row, step):
+        seen.append((step, row["train/loss"]))
+        return f"loss {row['train/loss']} at {step}" if row["train/loss"] > 1 else None
+
+    first = Tracker(tmp_path, {}, mode="offline")
+    first.watch(watch)
+    first.log({"train/loss": 1.0}, step=1)
+    first.log({"train/loss": 2.0}, step=2)
+    first.log_speed({"clips_per_second": 3.0}, step=2)
+    first.finish()
+    assert said(caplog) == ["loss 2.0 at 2"]
+    (alert,) = read_offline_run(tmp_path)["alert"]
+    assert (alert.alert.text, alert.alert.level) == ("loss 2.0 at 2", "WARN")
+    caplog.clear()
+    resumed = Tracker(tmp_path, {}, mode="disabled", resumed=True)
+    resumed.watch(watch)
+    assert seen == [(1, 1.0), (2, 2.0), (1, 1.0), (2, 2.0)]
+    assert said(caplog) == [], "what was said before the interruption is not said again"
+
+
+def test_a_run_of_a_sweep_has_a_folder_of_its_own(monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    assert sweep_folder() is None
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    assert sweep_folder() == Path("runs/sweep-s1/r1")

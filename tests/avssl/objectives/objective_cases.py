@@ -7,4 +7,17 @@ from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
     "infonce": {},
+    "distill": {"loss": "dino", "between": "both", "symmetric": True, "prototypes": 8, "momentum": 0.9},
+    "masked": {"modality": "both", "share": 1.0, "cube": [2, 8, 8], "hidden": 8},
+    "sync": {},
+    "siglip": {"chunk": 3},
+    "ntxent": {},
+    "barlow": {},
+    "vicreg": {},
+    "avc": {},
+    "imc": {},
+    "moco": {"queue": 12},
+    "avid": {"negatives": 15},
+    "cma": {"negatives": 15, "positives": 3, "warmup": 1, "refresh": 1},
+    "xdc": {"clusters": 3, "every": 1},
 }

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from offline_runs import history, read_offline_run
 
 import mast
 from avssl.tracking import read_rows
@@ -33,7 +35,9 @@ def tool(name: str, *arguments: str, environment: dict[str, str], cwd: Path) -> 
 
 
 def pretrain_arguments(output: Path) -> list[str]:
-    return [*SMALL, *COMMON, *STEPS, "--data.val_fraction", "0.2", "--log.validate_every", "3", "--output", str(output)]
+    validation = ["--data.val_fraction", "0.2", "--log.validate_every", "3"]
+    validation += ["--online_probe", "true", "--collapse_rank", "100"]  # every embedding of 8 clips is below that
+    return [*SMALL, *COMMON, *STEPS, *validation, "--output", str(output)]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,26 @@ def test_pretraining_leaves_a_whole_run(pretrained: Path) -> None:
     assert list(pretrained.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_pretraining_logs_diagnostics_a_probe_and_what_sweeps_search_for(pretrained: Path) -> None:
+    rows = read_rows(pretrained / "metrics.jsonl")
+    train, val = [row for row in rows if "train/loss" in row], [row for row in rows if "val/count" in row]
+    for row in train:
+        assert 1 <= row["train/diagnostics/audio_rank"] <= 8 and 1 <= row["train/diagnostics/video_feature_rank"] <= 8
+        assert 0 <= row["train/diagnostics/alignment"] <= 4
+        assert 1 <= row["train/infonce/effective_negatives"] <= 7
+    for row in val:
+        assert 0 <= row["val/event/probe_top1"] <= 1
+        assert -8 <= row["val/diagnostics/video_uniformity"] <= 0
+    records = read_offline_run(pretrained)
+    (alert,) = [record.alert.text for record in records["alert"]]
+    assert "step 6: the embedding is collapsing" in alert and "below collapse_rank 100" in alert
+    history_rows = history(records)
+    for row in rows:
+        assert any(row.items() <= logged.items() for logged in history_rows), "W&B has what the metrics file has"
+    for path in (ROOT / "configs" / "sweeps").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["metric"]["name"] in train[0].keys() | val[0].keys()
+
+
 @pytest.mark.parametrize("head", ["linear", "full"])
 def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, environment, tmp_path) -> None:
     output = tmp_path / head
@@ -75,6 +99,15 @@ def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, environmen
     assert done.returncode == 0, done.stderr
     again = json.loads((output / "evaluate-demo" / "result.json").read_text())
     assert again["metrics"]["event/top1"] == pytest.approx(result["metrics"]["event/top1"])
+    origin = json.loads((pretrained / "wandb_artifact.json").read_text())
+    records = read_offline_run(output)
+    (artifact,) = [r.artifact for r in read_offline_run(pretrained)["artifact"] if r.artifact.type == "model"]
+    assert (artifact.name, artifact.digest) == (origin["name"], origin["digest"])
+    updates = [item for record in records["config"] for item in record.config.update]
+    (used,) = [json.loads(item.value_json) for item in updates if item.key == "pretrained_from"]
+    assert origin.items() <= used.items()
+    (artifact,) = [record.artifact for record in records["artifact"] if record.artifact.type == "model"]
+    assert json.loads(artifact.metadata)["finetuned_on"] == "demo"
     loaded = mast.from_pretrained(output / "audio_encoder")  # without avssl
     assert loaded.model.num_classes == len(loaded.labels["event"]) >= 10
 

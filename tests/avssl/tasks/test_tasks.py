@@ -6,8 +6,9 @@ import torch
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.data.batch import Batch
+from avssl.evaluation.diagnostics import diagnose
 from avssl.models import AudioClassifier, AudioVisualPair
-from avssl.objectives import Shapes, create_objective
+from avssl.objectives import Objective, Shapes, create_objective
 from avssl.tasks import Augmentation, FinetuneTask, PretrainTask
 
 SHAPES = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
@@ -51,6 +52,49 @@ def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> N
     sum(losses.values()).backward()
     missing = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
+
+
+def test_report_diagnoses_what_the_objectives_compared() -> None:
+    task = pretrain_task([("infonce", create_objective("infonce", SHAPES), 1.0)])
+    seen = {}
+
+    def keep(name):
+        return lambda module, inputs, output: seen.update({name: output.detach(), f"{name}_features": inputs[0]})
+
+    for name in ("audio", "video"):
+        getattr(task.pair, f"{name}_projection").register_forward_hook(keep(name))
+    _, report = task(make_batch())
+    # One time bin: the projection's input is the features.
+    expected = diagnose(seen["audio"], seen["video"], seen["audio_features"], seen["video_features"])
+    found = {key: value for key, value in report.items() if key.startswith("diagnostics/")}
+    assert found.keys() == {f"diagnostics/{name}" for name in expected} and len(found) == 7
+    for name, value in expected.items():
+        torch.testing.assert_close(found[f"diagnostics/{name}"], value)
+        assert not found[f"diagnostics/{name}"].requires_grad
+
+
+def test_only_steps_that_are_logged_are_diagnosed() -> None:
+    class Listening(Objective):
+        """Asks for the audio alone."""
+
+        def forward(self, step):
+            return step.audio().joint.square().mean(), {}
+
+    augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(32))
+    task = PretrainTask(make_pair(), [("listening", Listening(), 1.0)], augmentation, diagnose_every=3)
+    names = {"diagnostics/audio_uniformity", "diagnostics/audio_rank", "diagnostics/audio_feature_rank"}
+    diagnosed = []
+    for step in range(1, 6):
+        if step == 3:
+            task.diagnosing = False  # a resumed run has a new task, which the pipeline tells its step
+            task.plan(2, 5)
+        report = task(make_batch())[1]
+        assert report.keys() in (names, set())
+        diagnosed.append(bool(report))
+        task.after_step(step, 5)
+    assert diagnosed == [False, False, True, False, True]
+    with pytest.raises(ValueError, match=r"log\.every: must be at least 1, got 0"):
+        PretrainTask(make_pair(), [], augmentation, diagnose_every=0)
 
 
 def test_pair_learns_to_match_a_batch() -> None:

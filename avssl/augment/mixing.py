@@ -1,0 +1,51 @@
+"""Blends of a batch's clips with each other: mixup, whose labels blend too, and background sound, whose labels stay."""
+
+import torch
+from torch import Tensor
+
+from avssl.augment.draws import check, column, uniform
+
+# Root mean square below which a clip is silent (-80 dB of full scale): raised to a background it would be hiss.
+_SILENT = 1e-4
+
+
+def mixup(x: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018): each item blended with another of the batch.
+
+    Args:
+        x: (B, ...) inputs.
+        alpha: Parameter of the Beta distribution of the blend.
+
+    Returns:
+        Blended inputs, the partner's index (B,), and the weight (B,) of the item itself, at least one half.
+    """
+    check("mixup", alpha, 0, 1000)
+    # Beta(a, a) from two Gamma draws of torch's generator, so that a resumed run draws the same.
+    gamma = torch._standard_gamma(torch.full((2, len(x)), alpha, device=x.device))
+    weight = (gamma[0] / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)).nan_to_num(1.0)
+    weight = torch.maximum(weight, 1 - weight)
+    partner = torch.randperm(len(x), device=x.device)
+    blend = column(weight, x).to(x.dtype)
+    return x * blend + x[partner] * (1 - blend), partner, weight
+
+
+def mix_background(waveform: Tensor, chance: float, decibels: tuple[float, float]) -> Tensor:
+    """Adds another clip of the batch to each clip, at a random ratio of their powers.
+
+    A clip never is its own background; a batch of one clip, and a clip whose partner is silent, stay as they are.
+
+    Args:
+        waveform: (B, S).
+        chance: Probability that a clip gets a background.
+        decibels: Smallest and largest ratio of the clip's power to the background's in dB.
+    """
+    size = len(waveform)
+    if size < 2:
+        return waveform
+    step = torch.randint(1, size, (size,), device=waveform.device)
+    partner = (torch.arange(size, device=waveform.device) + step) % size
+    level = waveform.square().mean(dim=1).sqrt()
+    ratio = uniform(waveform, *decibels)
+    scale = level / level[partner].clamp_min(_SILENT) * 10 ** (-ratio / 20)
+    mixed = (uniform(waveform, 0, 1) < chance) & (level[partner] >= _SILENT)
+    return torch.where(mixed[:, None], waveform + waveform[partner] * scale[:, None], waveform)

@@ -1,0 +1,56 @@
+"""Augmentation of log-mel spectrograms: time stretch, mel shift, masks."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import mask_along_axis_iid
+
+from avssl.augment.draws import check, uniform
+
+
+class SpectrogramAugment(nn.Module):
+    """Random time stretch and mel shift, then SpecAugment's masks (Park et al. 2019); nothing in evaluation.
+
+    Args:
+        warp: Strength: at 1 a clip keeps 60 to 140 % of its duration and its mel axis is scaled by up to 20 % and
+            shifted by up to 10 %.
+        time_mask: Widest time mask, as a share of the frames.
+        freq_mask: Widest frequency mask, as a share of the mel bins.
+        masks: Number of masks of each kind.
+    """
+
+    def __init__(self, warp: float = 0.0, time_mask: float = 0.1, freq_mask: float = 0.1, masks: int = 1) -> None:
+        super().__init__()
+        check("spec_warp", warp, 0, 1)
+        check("time_mask", time_mask, 0, 1)
+        check("freq_mask", freq_mask, 0, 1)
+        check("masks", masks, 0, 100)
+        self.warp, self.time_mask, self.freq_mask, self.masks = warp, time_mask, freq_mask, masks
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        """``spectrogram`` (B, 1, F, T) normalized log-mel -> (B, 1, F, T)."""
+        if not self.training:
+            return spectrogram
+        if self.warp:
+            spectrogram = self._stretch(spectrogram)
+        mels, frames = spectrogram.shape[-2:]
+        for _ in range(self.masks):
+            # The masked value is the data's mean, which normalization puts at 0.
+            if self.freq_mask:
+                spectrogram = mask_along_axis_iid(spectrogram, int(self.freq_mask * mels) + 1, 0.0, axis=2)
+            if self.time_mask:
+                spectrogram = mask_along_axis_iid(spectrogram, int(self.time_mask * frames) + 1, 0.0, axis=3)
+        return spectrogram
+
+    def _stretch(self, x: Tensor) -> Tensor:
+        time = uniform(x, 1 - 0.4 * self.warp, 1 + 0.4 * self.warp)
+        mel = uniform(x, 1 - 0.2 * self.warp, 1 + 0.2 * self.warp)
+        # A crop shorter than the clip may start anywhere in it; a longer one keeps the clip in its middle.
+        time_shift = uniform(x, -1, 1) * (1 - time).clamp_min(0)
+        mel_shift = uniform(x, -0.2, 0.2) * self.warp
+        zero = torch.zeros_like(time)
+        theta = torch.stack([time, zero, time_shift, zero, mel, mel_shift], dim=1).view(len(x), 2, 3)
+        # Autocast would round the places of the pixels to bfloat16: off by a frame in a thousand.
+        with torch.autocast(x.device.type, enabled=False):
+            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+            return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)

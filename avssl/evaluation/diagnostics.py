@@ -1,0 +1,130 @@
+"""What contrastive training does to an embedding space, in a few numbers: is it collapsing, is it spread out?
+
+All functions take (N, D) tensors on any device, keep no gradient and return a scalar tensor on that device.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Pairs and spectra grow with the square and the cube of the rows; on so many all these numbers have long settled.
+MAX_ROWS = 2048
+
+
+@torch.no_grad()
+def alignment(audio: Tensor, video: Tensor) -> Tensor:
+    """Mean squared distance of the pairs' L2-normalized embeddings (L_align of Wang & Isola 2020, alpha = 2).
+
+    0 where every pair is one point, 2 where pairs are orthogonal, 4 where they are opposite.
+
+    Args:
+        audio: (N, D).
+        video: (N, D); row i belongs to ``audio[i]``.
+    """
+    if audio.shape != video.shape:
+        raise ValueError(f"alignment: needs pairs, got {tuple(audio.shape)} and {tuple(video.shape)}")
+    return (_unit(audio) - _unit(video)).square().sum(dim=1).mean()
+
+
+@torch.no_grad()
+def uniformity(rows: Tensor) -> Tensor:
+    """log of the mean of exp(-2 |x - y|^2) over all pairs of L2-normalized rows (L_uniform, ibid., t = 2).
+
+    From 0, where all rows are one point, down to about -4 on a uniform sphere of many dimensions. A single row has no
+    pair and counts as one point.
+
+    Args:
+        rows: (N, D).
+    """
+    rows = _unit(rows)
+    if len(rows) < 2:
+        return rows.new_zeros(())
+    squared = F.pdist(rows).square()
+    return torch.logsumexp(-2 * squared, dim=0) - math.log(len(squared))
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor) -> Tensor:
+    """Effective rank: exp of the entropy of the normalized singular values (Roy & Vetterli 2007).
+
+    The rows are not centred, as in RankMe (Garrido et al. 2023): embeddings that are nearly one vector then have
+    a rank near 1. Centring would leave their noise alone, whose rank is high. Between 1 and min(N, D); 0 where all is
+    0; NaN where a value is not finite.
+
+    Args:
+        rows: (N, D).
+    """
+    if not torch.isfinite(rows).all():
+        return rows.new_full((), math.nan, dtype=torch.float32)
+    # Squaring halves the digits: the Gram matrix in float64 gives singular values as good as float32's own. MPS has no
+    # float64.
+    exact = (rows.cpu() if rows.device.type == "mps" else rows).double()
+    gram = exact @ exact.T if len(exact) < exact.shape[1] else exact.T @ exact
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    rank = torch.special.entr(share).sum().exp() * (singular.sum() > 0)
+    return rank.to(rows.device, torch.float32)
+
+
+@torch.no_grad()
+def effective_negatives(logits: Tensor) -> Tensor:
+    """How many negatives a contrastive softmax listens to: the perplexity of its weights on them, averaged over rows.
+
+    Among the negatives of row i, negative j has the share exp(logit_ij) / sum over k != i of exp(logit_ik) of the
+    gradient: the relative penalty of Wang & Liu 2021, "Understanding the Behaviour of Contrastive Loss". The perplexity
+    is exp of its entropy: N - 1 where all negatives weigh the same, 1 where the hardest has all the weight, as at a low
+    temperature.
+
+    Args:
+        logits: (N, N) similarities over temperature; the positives are on the diagonal. N = 1 has no negatives, 0.
+    """
+    if logits.ndim != 2 or len(logits) != logits.shape[1]:
+        raise ValueError(f"effective_negatives: needs (N, N) logits, got {tuple(logits.shape)}")
+    if len(logits) < 2:
+        return logits.new_zeros(())
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    weights = logits.masked_fill(diagonal, -math.inf).softmax(dim=1)
+    return torch.special.entr(weights).sum(dim=1).exp().mean()
+
+
+def diagnose(
+    audio: Tensor | None = None,
+    video: Tensor | None = None,
+    audio_features: Tensor | None = None,
+    video_features: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The numbers of one set of clips by name, as far as what is given allows.
+
+    Joint embeddings count by direction alone, which is what objectives compare; features as they are, which is what a
+    classifier gets. Of more than ``MAX_ROWS`` rows, as many are taken, evenly spread.
+
+    Args:
+        audio: (N, D) joint embeddings.
+        video: (N, D) joint embeddings of the same clips.
+        audio_features: (N, A).
+        video_features: (N, V).
+    """
+    report: dict[str, Tensor] = {}
+    if audio is not None and video is not None:
+        report["alignment"] = alignment(_some(audio), _some(video))
+    for name, rows in (("audio", audio), ("video", video)):
+        if rows is not None:
+            joint = _unit(_some(rows))
+            report |= {f"{name}_uniformity": uniformity(joint), f"{name}_rank": effective_rank(joint)}
+    for name, rows in (("audio", audio_features), ("video", video_features)):
+        if rows is not None:
+            report[f"{name}_feature_rank"] = effective_rank(_some(rows))
+    return report
+
+
+def _some(rows: Tensor) -> Tensor:
+    rows = rows.detach()
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return rows[torch.arange(MAX_ROWS, device=rows.device) * len(rows) // MAX_ROWS]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=1)

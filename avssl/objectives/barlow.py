@@ -1,0 +1,43 @@
+"""Barlow Twins across modalities."""
+
+import torch
+import torch.nn.functional as F
+from lightly.loss import BarlowTwinsLoss
+from torch import Tensor
+
+from avssl.objectives.base import Objective, Step, register_objective
+from avssl.objectives.gathering import gather_with_gradient
+from avssl.objectives.modalities import joint_of
+
+
+@register_objective("barlow")
+class Barlow(Objective):
+    """Barlow Twins between audio and video: their cross-correlation over the global batch becomes the identity.
+
+    Zbontar et al. 2021, eq. 1 and 2. The embeddings of the whole batch are gathered, not the correlations of each
+    process: those are taken with the means and deviations of a part of the batch, another loss.
+
+    Args:
+        lambda_param: Weight of the redundancy reduction, the squares off the diagonal.
+    """
+
+    def __init__(self, lambda_param: float = 5e-3) -> None:
+        super().__init__()
+        if lambda_param < 0:
+            raise ValueError(f"barlow: lambda_param must be at least 0, got {lambda_param}")
+        self.loss = BarlowTwinsLoss(lambda_param, gather_distributed=False)
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss; the report has the mean correlation of a dimension of the audio with the same one of the video.
+
+        Raises:
+            ValueError: for a global batch of one clip, which has no correlation.
+        """
+        audio, video = (gather_with_gradient(joint_of(step, modality)) for modality in ("audio", "video"))
+        if len(audio) < 2:
+            raise ValueError(f"barlow: needs a global batch of at least 2 clips, got {len(audio)}")
+        with torch.autocast(audio.device.type, enabled=False):
+            loss = self.loss(audio, video)
+            with torch.no_grad():
+                centred = audio - audio.mean(dim=0), video - video.mean(dim=0)
+                return loss, {"correlation": F.cosine_similarity(*centred, dim=0).mean()}

@@ -1,0 +1,50 @@
+"""VICReg across modalities."""
+
+import torch
+import torch.nn.functional as F
+from lightly.loss import VICRegLoss
+from torch import Tensor
+
+from avssl.objectives.base import Objective, Step, register_objective
+from avssl.objectives.gathering import gather_with_gradient
+from avssl.objectives.modalities import joint_of
+
+
+@register_objective("vicreg")
+class VICReg(Objective):
+    """VICReg between audio and video: partners agree, every dimension varies, no two dimensions correlate.
+
+    Bardes et al. 2022, eq. 6, over the global batch, with the scales of the authors' code: the squared distance is the
+    mean over dimensions (eq. 5: their sum), the variance term the mean of the two modalities (eq. 6: their sum).
+
+    Args:
+        lambda_param: Weight of the invariance: squared distances between partners.
+        mu_param: Weight of the variance: how far standard deviations are below 1.
+        nu_param: Weight of the covariance: squares off the diagonal of the covariance matrix.
+    """
+
+    def __init__(self, lambda_param: float = 25.0, mu_param: float = 25.0, nu_param: float = 1.0) -> None:
+        super().__init__()
+        for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
+            if weight < 0:
+                raise ValueError(f"vicreg: {name} must be at least 0, got {weight}")
+        self.loss = VICRegLoss(lambda_param, mu_param, nu_param, gather_distributed=False)
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss; the report has the invariance term and each modality's mean standard deviation, 0 when collapsed.
+
+        Raises:
+            ValueError: for a global batch of one clip, which has no variance.
+        """
+        # The invariance term needs no gathering, but gathered it has the same gradient, and all terms one batch.
+        audio, video = (gather_with_gradient(joint_of(step, modality)) for modality in ("audio", "video"))
+        if len(audio) < 2:
+            raise ValueError(f"vicreg: needs a global batch of at least 2 clips, got {len(audio)}")
+        with torch.autocast(audio.device.type, enabled=False):
+            loss = self.loss(audio, video)
+            with torch.no_grad():
+                return loss, {
+                    "invariance": F.mse_loss(audio, video),
+                    "audio_std": audio.std(dim=0).mean(),
+                    "video_std": video.std(dim=0).mean(),
+                }

@@ -1,0 +1,82 @@
+"""Devices, precision and processes of a run."""
+
+import os
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import distributed
+
+from avssl.config import RuntimeConfig
+from avssl.models.blocks import shard
+
+
+def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
+    """Starts Fabric on the devices of ``runtime`` and seeds every process alike.
+
+    Raises:
+        ValueError: when this machine has no such device.
+    """
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    torch.set_float32_matmul_precision(runtime.matmul)
+    try:
+        fabric = Fabric(
+            accelerator=runtime.accelerator,
+            devices=runtime.devices,
+            num_nodes=runtime.num_nodes,
+            strategy=_strategy(runtime),
+            precision=runtime.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"runtime: {error}") from error
+    if fabric.world_size > 1 or "LOCAL_RANK" in os.environ:
+        _join_torchrun(fabric)
+        fabric.launch()
+    seed_everything(seed, verbose=False)
+    return fabric
+
+
+def _strategy(runtime: RuntimeConfig) -> Strategy | str:
+    several = runtime.devices not in (1, "1") or runtime.num_nodes > 1
+    if runtime.strategy == "fsdp":
+        return ModelParallelStrategy(
+            parallelize_fn=shard,
+            data_parallel_size=_device_count(runtime) * runtime.num_nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any number of processes can resume from
+        )
+    if runtime.strategy == "ddp" or several:
+        # Banks and queues are equal on all processes already: sending them before each step would cost far more than
+        # the gradients. Some objectives leave a projection or a whole encoder without a gradient; and when DDP looks for
+        # those it does not reorder its buckets after the first step, which would make a resumed run round differently.
+        return DDPStrategy(forward_sync_buffers=False, find_unused_parameters=True)
+    return "auto"
+
+
+def _device_count(runtime: RuntimeConfig) -> int:
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if runtime.devices in ("auto", -1, "-1"):
+        return torch.cuda.device_count() or 1
+    return int(runtime.devices)
+
+
+def _join_torchrun(fabric: Fabric) -> None:
+    """Joins the processes of torchrun under a prefix of the attempt.
+
+    torch itself reads the addresses of the attempt before (seen in 2.13, with gloo): after a restart no process finds
+    the others.
+    """
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return
+    attempt, rank, world = (int(os.environ[key]) for key in ("TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE"))
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = distributed.TCPStore(address, port, world, is_master=rank == 0 and not agent_hosts)
+    distributed.init_process_group(
+        "nccl" if fabric.device.type == "cuda" else "gloo",
+        store=distributed.PrefixStore(f"avssl/attempt_{attempt}", store),
+        rank=rank,
+        world_size=world,
+    )

@@ -1,0 +1,204 @@
+"""Every objective under one budget: pretrain, retrieve, probe; on the demo set and on GRID.
+
+    python benchmarks/objectives.py --output benchmarks/results --grid PATH_OF_GRID
+
+Each run is the tools' own: ``tools/pretrain.py`` with the same settings but for the objectives, then a linear probe by
+``tools/finetune.py``. Runs that are finished are kept, so the command continues where it was stopped. Seconds a step
+are the median over the run, decoding included; peak memory is that of the process.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import describe_machine, settings_of, write_result
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 32
+
+INFONCE: dict[str, Any] = {"name": "infonce"}
+TWO_TIMES = ["--data.train_clips", "2", "--optim.batch_size", str(BATCH // 2)]
+
+
+@dataclass
+class Candidate:
+    """A loss to try: its terms, and command-line options that it needs."""
+
+    terms: list[dict[str, Any]]
+    options: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+def term(name: str, weight: float = 1.0, **options: Any) -> dict[str, Any]:
+    """One entry of ``--objectives``."""
+    return {"name": name, "weight": weight, "options": options}
+
+
+CANDIDATES = {
+    "infonce": Candidate([INFONCE]),
+    "siglip": Candidate([term("siglip")]),
+    "ntxent": Candidate([term("ntxent", modality="both")]),
+    "moco": Candidate([term("moco", queue=512)]),
+    "avid": Candidate([term("avid")]),
+    "cma": Candidate([term("cma", warmup=60, refresh=30)]),
+    "xdc": Candidate([term("xdc", clusters=32, every=50)]),
+    "avc": Candidate([term("avc")], note="uses labels where there are any"),
+    "imc": Candidate([term("imc", modality="both")], note="uses labels"),
+    "sync": Candidate([term("sync", max_overlap=0.8)], TWO_TIMES),
+    "masked": Candidate([term("masked", modality="both")]),
+    "distill": Candidate([term("distill", loss="byol", between="both")]),
+    "barlow": Candidate([term("barlow")]),
+    "vicreg": Candidate([term("vicreg")]),
+    "infonce + ntxent": Candidate([INFONCE, term("ntxent", 0.5, modality="audio")]),
+    "infonce + masked": Candidate([INFONCE, term("masked", 1.0)]),
+    "infonce + distill": Candidate([INFONCE, term("distill", 0.5, loss="byol", between="both")]),
+    "infonce + sync": Candidate([INFONCE, term("sync", 0.5, max_overlap=0.8)], TWO_TIMES),
+    "infonce + barlow": Candidate([INFONCE, term("barlow", 0.01)]),
+    "infonce + vicreg": Candidate([INFONCE, term("vicreg", 0.05)]),
+}
+NEEDS_LABELS = {"imc"}
+
+
+@dataclass
+class DataSet:
+    """Where a candidate is tried: options of pretraining and of the probe, and what the probe predicts."""
+
+    pretrain: list[str]
+    probe: list[str]
+    heads: list[str]
+
+
+def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
+    """The demo set, and GRID where its folder is given."""
+    sets = {"demo": DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])}
+    if args.grid:
+        root = ["--data.root", str(args.grid)]
+        settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--data.num_frames", "8"]
+        pretrain = [*settings, *root, "--optim.max_steps", str(args.grid_steps)]
+        sets["grid"] = DataSet(
+            pretrain, ["--data.name", "grid", *root, "--data.heads", "[digit, colour]"], ["digit", "colour"]
+        )
+    return sets
+
+
+def tool(name: str, arguments: list[str], log: Path) -> float:
+    """Runs a tool to its end; its peak memory in MB."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed, see {log}: {log.read_text()[-500:]}")
+    return usage.ru_maxrss / 1024
+
+
+def measure(runs: Path, name: str, data_name: str, data: DataSet, seed: int) -> dict[str, Any]:
+    """Pretrains and probes one candidate; reads the result of an earlier call where there is one."""
+    folder = runs / f"{data_name}-{name.replace(' + ', '_')}-{seed}"
+    done = folder / "measured.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    candidate = CANDIDATES[name]
+    common = ["--runtime.threads", "1", "--data.num_workers", "0", "--wandb.mode", "disabled", "--seed", str(seed)]
+    pretrain = ["--optim.batch_size", str(BATCH), "--log.validate_every", "0", *data.pretrain, *candidate.options]
+    objectives = ["--objectives", json.dumps(candidate.terms)]
+    start = time.monotonic()
+    memory = tool(
+        "pretrain", [*pretrain, *objectives, *common, "--output", str(folder / "pretrain")], folder / "pretrain.log"
+    )
+    probe = [*data.probe, *common, "--checkpoint", str(folder / "pretrain"), "--output", str(folder / "probe")]
+    tool("finetune", probe, folder / "probe.log")
+    retrieval = json.loads((folder / "pretrain" / "result.json").read_text())["metrics"]
+    scores = json.loads((folder / "probe" / "result.json").read_text())["metrics"]
+    speeds = [json.loads(line) for line in (folder / "pretrain" / "speed.jsonl").read_text().splitlines()]
+    result = {
+        "data": data_name,
+        "objective": name,
+        "seed": seed,
+        "probe": statistics.mean(scores[f"{head}/top1"] for head in data.heads),
+        "audio_to_video": retrieval["audio_to_video/R@1"],
+        "video_to_audio": retrieval["video_to_audio/R@1"],
+        "audio_to_video_median_rank": retrieval["audio_to_video/median_rank"],
+        "seconds_per_step": statistics.median(BATCH / row["clips_per_second"] for row in speeds),
+        "peak_memory_mb": memory,
+        "minutes": (time.monotonic() - start) / 60,
+    }
+    done.write_text(json.dumps(result))
+    return result
+
+
+def table(rows: list[dict[str, Any]], data_name: str) -> str:
+    """Markdown: a line an objective, means over seeds with their standard deviation."""
+    lines = [
+        f"| {data_name} | linear probe | audio to video R@1 | video to audio R@1 | s/step | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in CANDIDATES:
+        mine = [row for row in rows if (row["data"], row["objective"]) == (data_name, name)]
+        if mine:
+            cells = [_percent([row[key] for row in mine]) for key in ("probe", "audio_to_video", "video_to_audio")]
+            cells.append(f"{statistics.mean(row['seconds_per_step'] for row in mine):.2f}")
+            cells.append(f"{max(row['peak_memory_mb'] for row in mine):.0f} MB")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(values: list[float]) -> str:
+    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f} %{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="folder of the runs")
+    parser.add_argument("--grid", type=Path, help="folder of GRID; without it, the demo set alone")
+    parser.add_argument("--demo-steps", type=int, default=160)
+    parser.add_argument("--grid-steps", type=int, default=120)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="OBJECTIVE")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, of one thread each")
+    parser.add_argument("--output", help="folder for the JSON result; none by default")
+    args = parser.parse_args()
+
+    sets = data_sets(args)
+    jobs = [
+        (name, data_name, seed)
+        for seed, data_name, name in itertools.product(args.seeds, sets, args.only)
+        if not (name in NEEDS_LABELS and data_name == "demo")  # whose pretraining split has none
+    ]
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(args.parallel) as pool:
+        futures = [pool.submit(measure, args.runs, name, data, sets[data], seed) for name, data, seed in jobs]
+        for (name, data, seed), future in zip(jobs, futures, strict=True):
+            row = future.result()
+            rows.append(row)
+            print(
+                f"{data} {name} seed {seed}: probe {row['probe']:.1%}, R@1 {row['audio_to_video']:.1%} / "
+                f"{row['video_to_audio']:.1%}, {row['seconds_per_step']:.2f} s/step",
+                flush=True,
+            )
+    for data_name in sets:
+        print(f"\n{table(rows, data_name)}")
+    if args.output:
+        notes = {name: candidate.note for name, candidate in CANDIDATES.items() if candidate.note}
+        terms = {name: candidate.terms for name, candidate in CANDIDATES.items()}
+        settings = settings_of(args) | {"grid": bool(args.grid), "runs": str(args.runs)}
+        result = {"benchmark": "objectives", "settings": settings, "machine": describe_machine(), "objectives": terms}
+        print(f"written: {write_result(args.output, 'objectives', result | {'notes': notes, 'rows': rows})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Diagnostics of embeddings against NumPy and against cases whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.evaluation.diagnostics import (
+    MAX_ROWS,
+    alignment,
+    diagnose,
+    effective_negatives,
+    effective_rank,
+    uniformity,
+)
+
+
+def rows(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def numpy_unit(matrix: torch.Tensor) -> np.ndarray:
+    array = matrix.double().numpy()
+    return array / np.linalg.norm(array, axis=1, keepdims=True)
+
+
+def test_alignment_matches_numpy_and_known_pairs() -> None:
+    audio, video = rows(9, 5), rows(9, 5, seed=1)
+    distance = np.linalg.norm(numpy_unit(audio) - numpy_unit(video), axis=1)
+    assert alignment(audio, video).item() == pytest.approx((distance**2).mean(), rel=1e-5)
+    assert alignment(audio, 3 * audio).item() == pytest.approx(0, abs=1e-10)  # directions are compared
+    assert alignment(audio, -audio).item() == pytest.approx(4, rel=1e-6)
+    assert alignment(torch.eye(4), torch.eye(4).roll(1, 0)).item() == pytest.approx(2)
+    with pytest.raises(ValueError, match="needs pairs"):
+        alignment(audio, video[:4])
+
+
+def test_uniformity_matches_numpy_and_known_spreads() -> None:
+    some = rows(9, 5)
+    points = numpy_unit(some)
+    potentials = [
+        math.exp(-2 * np.linalg.norm(points[i] - points[j]) ** 2) for i in range(9) for j in range(9) if i != j
+    ]
+    assert uniformity(some).item() == pytest.approx(math.log(np.mean(potentials)), rel=1e-5)
+    assert uniformity(torch.eye(6)).item() == pytest.approx(-4, rel=1e-6)  # all at distance sqrt 2
+    assert uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(-8, rel=1e-6)
+    assert uniformity(torch.ones(6, 3)).item() == pytest.approx(0, abs=1e-6)
+    assert uniformity(torch.ones(1, 3)).item() == 0
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (6, 6)])
+def test_effective_rank_matches_numpy(shape: tuple[int, int]) -> None:
+    matrix = rows(*shape)
+    singular = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    share = singular / singular.sum()
+    expected = math.exp(-(share * np.log(share)).sum())
+    assert effective_rank(matrix).item() == pytest.approx(expected, rel=1e-5)
+    assert effective_rank(matrix.T).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_effective_rank_of_known_matrices() -> None:
+    orthonormal = torch.linalg.qr(rows(20, 5)).Q.T
+    assert effective_rank(orthonormal).item() == pytest.approx(5, rel=1e-5)
+    # Not centred, and exact to the last digits although it goes through squares: one direction is rank 1.
+    assert effective_rank(torch.ones(32, 64)).item() == pytest.approx(1, abs=1e-4)
+    assert effective_rank(rows(32, 1) @ rows(1, 64)).item() == pytest.approx(1, abs=1e-3)
+    # Nearly one vector: its noise has full rank, but hardly any weight.
+    assert effective_rank(1 + 1e-4 * rows(32, 64)).item() < 1.1
+    assert effective_rank(torch.zeros(4, 3)).item() == 0
+    assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan]])).item())
+    assert effective_rank(rows(8, 4).bfloat16()).dtype == torch.float32
+
+
+def test_effective_negatives_match_numpy_and_known_softmaxes() -> None:
+    logits = rows(6, 6) * 3
+    expected = []
+    for i, row in enumerate(logits.double().numpy()):
+        weights = np.exp(np.delete(row, i))
+        weights /= weights.sum()
+        expected.append(math.exp(-(weights * np.log(weights)).sum()))
+    assert effective_negatives(logits).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert effective_negatives(torch.zeros(6, 6)).item() == pytest.approx(5, rel=1e-6)
+    # The positives do not count, the hardest negative alone does.
+    hard = torch.zeros(4, 4).fill_diagonal_(1e4)
+    hard[range(4), [1, 2, 3, 0]] = 1e3
+    assert effective_negatives(hard).item() == pytest.approx(1)
+    assert effective_negatives(torch.zeros(1, 1)).item() == 0
+    with pytest.raises(ValueError, match=r"\(N, N\)"):
+        effective_negatives(torch.zeros(2, 3))
+
+
+def test_effective_negatives_are_the_shares_of_the_gradient() -> None:
+    logits = rows(5, 5).double().requires_grad_()
+    torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="sum").backward()
+    pushed = logits.grad.masked_select(~torch.eye(5, dtype=torch.bool)).view(5, 4)
+    share = pushed / pushed.sum(dim=1, keepdim=True)
+    expected = (-(share * share.log()).sum(dim=1)).exp().mean()
+    assert effective_negatives(logits).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_report_has_what_was_given() -> None:
+    audio, video, features = rows(8, 4), rows(8, 4, seed=1), rows(8, 6) * 100
+    report = diagnose(audio, video, features)
+    assert report.keys() == {
+        "alignment", "audio_uniformity", "audio_rank", "video_uniformity", "video_rank", "audio_feature_rank",
+    }  # fmt: skip
+    assert report["audio_rank"] == effective_rank(torch.nn.functional.normalize(audio))
+    assert report["audio_feature_rank"] == effective_rank(features)
+    assert diagnose(video=video).keys() == {"video_uniformity", "video_rank"}
+    assert diagnose() == {}
+
+
+def test_report_keeps_no_gradient_and_bounds_its_work() -> None:
+    many = torch.zeros(4 * MAX_ROWS, 2)
+    many[::4] = torch.tensor([1.0, 0.0])  # the rows taken
+    many[1::4] = torch.tensor([0.0, 1.0])
+    report = diagnose(many.requires_grad_(), many)
+    assert not any(value.requires_grad for value in report.values())
+    assert report["audio_rank"].item() == pytest.approx(1, abs=1e-4)

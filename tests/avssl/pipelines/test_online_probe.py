@@ -1,0 +1,95 @@
+"""Which rows the online probe takes, and what it gives for features whose quality is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.config import DataConfig
+from avssl.data.batch import Batch
+from avssl.data.manifest import Manifest
+from avssl.pipelines import online_probe
+from avssl.pipelines.data import ClipProtocol, Loaders, Splits
+from avssl.pipelines.online_probe import MAX_ROWS, OnlineProbe
+
+HEADS = {"event": ["a", "b"], "place": ["x", "y"]}
+
+
+def manifest(splits: dict[str, int], tmp_path, places: bool = False) -> Manifest:
+    """Rows of each split; those of "pretrain" have no label."""
+    rows = [
+        {
+            "clip_id": f"{split}{i}",
+            "path": f"{split}{i}.wav",
+            "split": split,
+            "has_audio": True,
+            "label.event": None if split == "pretrain" else i % 2,
+            "label.place": i % 2 if places else None,
+        }
+        for split, count in splits.items()
+        for i in range(count)
+    ]
+    return Manifest.from_rows(rows, tmp_path, HEADS)
+
+
+def open_probe(monkeypatch, data: Manifest, val: Manifest | None, seed: int = 0) -> OnlineProbe:
+    monkeypatch.setattr(online_probe, "open_data", lambda *arguments, **options: data)
+    config = DataConfig(name="some")
+    train = data.select("train")
+    splits = Splits(train, val, None, HEADS, ClipProtocol(1.0), "digest")
+    loaders = Loaders(config, splits.protocol, ("audio", "video"), 8000, 4, seed)
+    return OnlineProbe.open(config, splits, loaders, seed)
+
+
+def ids(probe: OnlineProbe) -> list[str]:
+    return probe.rows.column("clip_id")
+
+
+def test_takes_labelled_rows_that_are_not_trained_on(monkeypatch, tmp_path) -> None:
+    beside = manifest({"pretrain": 9, "train": MAX_ROWS + 50, "val": 7}, tmp_path)
+    probe = open_probe(monkeypatch, beside, beside.select("val"))
+    assert len(probe.rows) == MAX_ROWS and all(name.startswith("train") for name in ids(probe))
+    assert ids(probe) == ids(open_probe(monkeypatch, beside, None)) != sorted(ids(probe))
+    assert ids(probe) != ids(open_probe(monkeypatch, beside, None, seed=1))
+    assert list(probe.labels) == ["event"] and probe.loaders.modalities == ("audio",)
+    alone = manifest({"train": 20, "val": 8}, tmp_path, places=True)
+    probe = open_probe(monkeypatch, alone, alone.select("val"))
+    assert sorted(ids(probe)) == [f"val{i}" for i in range(8)] and list(probe.labels) == ["event", "place"]
+
+
+def test_too_few_labels_are_told(monkeypatch, tmp_path) -> None:
+    for data, val, place in (
+        (manifest({"pretrain": 9, "val": 8}, tmp_path), "val", "split 'train'"),
+        (manifest({"train": 9, "val": 1}, tmp_path), "val", "the validation rows"),
+        (manifest({"train": 9}, tmp_path), None, "the validation rows"),
+    ):
+        with pytest.raises(ValueError, match=f"online_probe: data some has too few labels in {place}"):
+            open_probe(monkeypatch, data, data.select(val) if val else None)
+
+
+class FixedPair(torch.nn.Module):
+    """Features are the waveform itself."""
+
+    frontend = staticmethod(lambda waveform: waveform)
+
+    def encode_audio(self, spectrogram: torch.Tensor) -> tuple[None, torch.Tensor]:
+        assert not self.training
+        return None, spectrogram
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_probe_finds_what_the_features_tell(told: bool, monkeypatch, tmp_path) -> None:
+    data = manifest({"pretrain": 2, "train": 80}, tmp_path)
+    probe = open_probe(monkeypatch, data, None)
+    labels = torch.tensor(probe.rows.labels("event"))
+    features = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    if told:
+        features[:, 1] += 20 * labels
+    batch = Batch(features, None, {"event": labels}, torch.arange(80), ids(probe), torch.zeros(80), torch.ones(80))
+    probe.loaders = SimpleNamespace(evaluate=lambda rows: [batch])
+    pair = FixedPair().train()
+    metrics = probe(pair, torch.device("cpu"))
+    assert pair.training and metrics.keys() == {"event/probe_top1"}
+    assert metrics["event/probe_top1"] == 1.0 if told else 0.2 < metrics["event/probe_top1"] < 0.8
+    assert np.isfinite(metrics["event/probe_top1"])

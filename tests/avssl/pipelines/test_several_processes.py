@@ -1,0 +1,126 @@
+"""Runs of several gloo processes through the tool: killed and continued, restarted by torchrun, sharded, resized."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avssl.tracking import read_rows
+
+ROOT = Path(__file__).parents[3]
+TOOL = str(ROOT / "tools" / "pretrain.py")
+SETTINGS = (
+    "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.options '{pretrain: 16, train_per_class: 1, "
+    "test_per_class: 1}' --data.num_workers 0 --data.clip_seconds 1.0 --data.val_fraction 0 --wandb.mode disabled "
+    "--optim.max_steps 8 --log.every 1 --log.checkpoint_every 2 --runtime.accelerator cpu"
+)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--max-restarts", "1"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    cache = tmp_path_factory.mktemp("cache")
+    return os.environ | {"AVSSL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+def command(output: Path, *more: str, launcher: list[str] | None = None) -> list[str]:
+    return [*(launcher or [sys.executable]), TOOL, *shlex.split(SETTINGS), "--output", str(output), *more]
+
+
+def four(batch: int = 2) -> list[str]:
+    return ["--runtime.devices", "4", "--optim.batch_size", str(batch)]
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def workers_of(parent: int) -> list[int]:
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()]
+    return [int(pid) for pid, ppid, args in rows if int(ppid) == parent and TOOL in args]
+
+
+def kill_one_rank(process: subprocess.Popen, output: Path) -> None:
+    """Kills a rank as soon as there is something to continue from."""
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, "the run did not reach its first checkpoint"
+        time.sleep(0.02)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(command(folder, *four()), environment)
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9)) and rows[0]["train/infonce/negatives"] == 7
+    return rows
+
+
+def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
+    uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(command(output, *four()), env=environment, stderr=subprocess.PIPE, text=True)
+    kill_one_rank(process, output)
+    _, told = process.communicate(timeout=60)  # no hang beyond a minute
+    assert process.returncode != 0
+    assert "lost another one at step" in told and f"continues from {output / 'checkpoints' / 'last.ckpt'}" in told
+    assert len(read_rows(output / "metrics.jsonl")) < 8
+    run(command(output, *four()), environment)
+    assert read_rows(output / "metrics.jsonl") == uninterrupted
+
+
+def test_torchrun_restarts_a_run_that_lost_a_rank(
+    uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    arguments = command(output, *four(), launcher=TORCHRUN)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    kill_one_rank(process, output)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told[-3000:]
+    assert "resumed at step" in told
+    assert read_rows(output / "metrics.jsonl") == uninterrupted
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train/loss"] for row in read_rows(folder / "metrics.jsonl")]
+
+
+def test_sharded_training_equals_replicated(environment: dict[str, str], tmp_path: Path) -> None:
+    two = ["--runtime.devices", "2", "--optim.batch_size", "4"]
+    for strategy in ("ddp", "fsdp"):
+        run(command(tmp_path / strategy, *two, "--runtime.strategy", strategy), environment)
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-3)
+    assert (tmp_path / "fsdp" / "audio_encoder" / "model.safetensors").is_file()
+    refused = subprocess.run(command(tmp_path / "fsdp", *two), env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1 and "was written with runtime.strategy fsdp" in refused.stderr
+
+
+def test_a_run_goes_on_with_another_number_of_processes(environment: dict[str, str], tmp_path: Path) -> None:
+    two = ["--runtime.devices", "2", "--optim.batch_size", "4"]
+    one = ["--runtime.devices", "1", "--optim.batch_size", "8"]
+    plain = ["--augment.crop_scale", "1", "--augment.flip", "0", "--augment.color", "0", "--augment.gain_db", "0"]
+    plain += ["--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1], drop_path: 0}"]  # no random numbers of a rank
+    plain += ["--log.keep_every", "4"]
+    run(command(tmp_path / "run", *two, *plain), environment)
+    whole = losses(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    (tmp_path / "run" / "checkpoints" / "step-4.ckpt").replace(last)
+    smaller = command(tmp_path / "run", *plain, "--optim.batch_size", "4")
+    wrong = subprocess.run(smaller, env=environment, capture_output=True)
+    assert wrong.returncode == 1 and b"8 clips a batch, not 4 x 1 processes: give --optim.batch_size 8" in wrong.stderr
+    run(command(tmp_path / "run", *one, *plain), environment)
+    resumed = losses(tmp_path / "run")
+    assert len(resumed) == 8 and resumed[:4] == whole[:4]
+    # Batch norm of several CPU processes has each its own statistics: close, not equal.
+    assert resumed[4:] == pytest.approx(whole[4:], rel=0.25)
