@@ -30,7 +30,6 @@ class AVID(Objective):
     """
 
     name: ClassVar[str] = "avid"
-    trains_whole_pair = True
 
     def __init__(
         self, dim: int, clips: int, negatives: int = 1024, temperature: float = 0.07, bank_momentum: float = 0.5

@@ -42,7 +42,6 @@ class MoCo(Objective):
     """
 
     needs_teacher = True
-    trains_whole_pair = True
 
     def __init__(self, dim: int, queue: int = 4096, temperature: float = 0.07) -> None:
         super().__init__()

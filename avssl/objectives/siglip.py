@@ -66,8 +66,8 @@ class SigLIP(Objective):
             raise ValueError(f"siglip: temperature must be above 0, got {temperature}")
         if chunk < 1:
             raise ValueError(f"siglip: chunk must be at least 1, got {chunk}")
-        self.log_scale = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(temperature)]))  # 1-d, as FSDP wants
+        self.bias = nn.Parameter(torch.tensor([float(bias)]))
         self.chunk = chunk
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:

@@ -44,5 +44,6 @@ def moved(bank: np.ndarray, index: list, embeddings: np.ndarray, momentum: float
     bank = bank.copy()
     for row in set(index):
         mean = unit_rows(embeddings)[[i for i, other in enumerate(index) if other == row]].mean(axis=0)
-        bank[row] = momentum * bank[row] + (1 - momentum) * mean
-    return unit_rows(bank)
+        entry = momentum * bank[row] + (1 - momentum) * mean
+        bank[row] = entry / np.linalg.norm(entry)
+    return bank

@@ -97,7 +97,7 @@ def test_positives_are_searched_for_after_the_warmup_and_every_refresh_steps() -
     assert objective.positives.tolist() == numpy_agreeing_rows(*banks, 2)
 
 
-def test_drawn_negatives_are_neither_the_row_nor_its_positives() -> None:
+def test_negatives_are_neither_the_row_nor_its_positives() -> None:
     torch.manual_seed(0)
     objective = CMA(**SMALL, positives=3, negatives=2, warmup=1).double()
     trained_steps(objective, 1)

@@ -116,7 +116,7 @@ def test_agreement_is_the_normalized_mutual_information_at_the_clustering() -> N
     objective = clustered(clusters=2)
     _, report = objective(blob_step(torch.arange(8)))
     audio, video = objective.assignments
-    assert report["agreement"].item() == pytest.approx(v_measure_score(audio, video), rel=1e-9)
+    assert report["agreement"].item() == pytest.approx(v_measure_score(audio, video), rel=1e-6)
     assert report["audio_clusters"].item() == 2 and report["video_clusters"].item() == 2
     assert 0 <= report["agreement"].item() < 1
     same = XDC(audio=4, video=4, clips=8, clusters=3).double()
@@ -144,7 +144,8 @@ def test_sharded_heads_begin_anew_like_whole_ones(tmp_path: Path) -> None:
         mesh = dist.init_device_mesh("cpu", (1,))
         whole, sharded = made(clusters=3, every=1), fully_shard(made(clusters=3, every=1), mesh=mesh)
         for objective in (whole, sharded):
-            objective(blob_step(torch.arange(8)))
+            loss, _ = objective(blob_step(torch.arange(8)))
+            loss.backward()  # parameters are sharded again after it
             objective.after_step(1, 100)
         assert sharded.audio_head.weight.full_tensor().equal(whole.audio_head.weight)
     finally:
