@@ -31,7 +31,9 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:  # a list of dataclasses prints only as plain values
         parser.set_defaults({"objectives": to_dict(PretrainConfig())["objectives"]})
-        parser.add_argument("--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit.")
+        parser.add_argument(
+            "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
+        )
     try:
         arguments = parser.parse_args(_data_names(sys.argv[1:] if argv is None else argv))
     except ArgumentError as error:

@@ -312,6 +312,8 @@ class FinetuneConfig:
         audio: The audio encoder; its model and frontend are the checkpoint's where one is given.
         augment: Batched augmentation of the full head's training.
         label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        objectives: Terms beside the cross-entropy of the full head that look at audio alone, for example
+            {name: imc, weight: 0.5, options: {modality: audio}}.
         optim: Optimizer and schedule of the full head.
         runtime: Devices and precision.
         log: Logging and checkpoints.
@@ -328,6 +330,7 @@ class FinetuneConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
+    objectives: list[ObjectiveConfig] = field(default_factory=list)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -17,6 +17,7 @@ from avssl.evaluation.embeddings import Embeddings, embed_many
 from avssl.evaluation.probe import linear_probe
 from avssl.lineage import log_model, use_model
 from avssl.models.classifier import AudioClassifier
+from avssl.objectives import Shapes
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import (
@@ -29,8 +30,15 @@ from avssl.pipelines.encoders import (
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run
-from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, wave_augment
+from avssl.pipelines.training import (
+    build_engine,
+    create_objectives,
+    prepare_encoders,
+    spectrogram_augment,
+    wave_augment,
+)
 from avssl.tasks import FinetuneTask
+from avssl.tasks.finetune import JOINT
 from avssl.tracking import sweep_folder
 
 logger = logging.getLogger(__name__)
@@ -170,8 +178,16 @@ def _fit_full(
 ) -> tuple[AudioClassifier, bool]:
     optim, augment = config.optim, config.augment
     classifier = AudioClassifier(source.encoder, source.frontend, splits.labels)
+    encoder = classifier.encoder
+    shapes = Shapes(JOINT, encoder.num_features, 0, len(splits.train), encoder.stride)
     task = FinetuneTask(
-        classifier, wave_augment(augment), spectrogram_augment(augment), augment.mixup, config.label_smoothing
+        classifier,
+        wave_augment(augment),
+        spectrogram_augment(augment),
+        augment.mixup,
+        config.label_smoothing,
+        create_objectives(config.objectives, shapes),
+        splits.protocol.seconds,
     )
     prepare_encoders(config.runtime, classifier.encoder)
     settings = {

@@ -48,8 +48,8 @@ def _strategy(runtime: RuntimeConfig) -> Strategy | str:
         )
     if runtime.strategy == "ddp" or several:
         # Banks and queues are equal on all processes already: sending them before each step would cost far more than
-        # the gradients. Some objectives leave a projection or a whole encoder without a gradient; and when DDP looks for
-        # those it does not reorder its buckets after the first step, which would make a resumed run round differently.
+        # the gradients. Some objectives leave a projection or a whole encoder without a gradient; and while DDP looks
+        # for those, it does not reorder its buckets after the first step, by which a resumed run would round otherwise.
         return DDPStrategy(forward_sync_buffers=False, find_unused_parameters=True)
     return "auto"
 

@@ -20,13 +20,20 @@ from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.lineage import log_model
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives import Shapes, create_objective
+from avssl.objectives import Shapes
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
 from avssl.pipelines.launch import launch
 from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.run import Run
-from avssl.pipelines.training import build_engine, prepare_encoders, spectrogram_augment, video_augment, wave_augment
+from avssl.pipelines.training import (
+    build_engine,
+    create_objectives,
+    prepare_encoders,
+    spectrogram_augment,
+    video_augment,
+    wave_augment,
+)
 from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
 
@@ -101,12 +108,12 @@ def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> Pretr
         time_bins=config.time_bins,
     )
     shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
-    objectives = [
-        (term.name, create_objective(term.name, shapes, **term.options), term.weight) for term in config.objectives
-    ]
+    objectives = create_objectives(config.objectives, shapes)
     if not objectives:
         raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
     augment = config.augment
+    if augment.mixup:
+        raise ValueError("augment.mixup: blends labels, which pretraining has not; augment.mix blends sounds")
     video = video_augment(augment, config.video.crop_size)
     return PretrainTask(
         pair,

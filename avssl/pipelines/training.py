@@ -1,6 +1,7 @@
 """From a config to the engine that trains its task: optimizer, schedule and augmentation."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -8,10 +9,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
-from avssl.config import AugmentConfig, FinetuneConfig, OptimConfig, PretrainConfig, RuntimeConfig
+from avssl.config import (
+    AugmentConfig,
+    FinetuneConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    RuntimeConfig,
+)
 from avssl.data.failures import FailureMonitor
 from avssl.engine import Engine, Schedule
-from avssl.models.blocks import checkpoint_activations
+from avssl.models.blocks import checkpoint_activations, encoder_blocks
+from avssl.objectives import Objective, Shapes, create_objective
 from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.run import Run
 from avssl.tasks import Task
@@ -95,7 +104,13 @@ def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
         if runtime.checkpoint_activations:
             checkpoint_activations(encoder)
         if runtime.compile:
-            encoder.compile()
+            for block in encoder_blocks(encoder):  # block by block: equal ones share their code
+                block.compile()
+
+
+def create_objectives(terms: Sequence[ObjectiveConfig], shapes: Shapes) -> list[tuple[str, Objective, float]]:
+    """(name, objective, weight) of each term."""
+    return [(term.name, create_objective(term.name, shapes, **term.options), term.weight) for term in terms]
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:

@@ -1,13 +1,22 @@
-"""Fine-tuning: an audio classifier under cross-entropy."""
+"""Fine-tuning: an audio classifier under cross-entropy, and further objectives beside it."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from avssl.augment import SpectrogramAugment, WaveAugment, mixup
 from avssl.data.batch import Batch
 from avssl.models.classifier import AudioClassifier
+from avssl.models.pair import projection_head
+from avssl.objectives import Objective
+from avssl.tasks.audio_step import AudioStep
 from avssl.tasks.base import Task
+from avssl.tasks.names import unique_names
+
+# Width of the embedding that further objectives compare (SupCon, Khosla et al. 2020).
+JOINT = 128
 
 
 class FinetuneTask(Task):
@@ -19,6 +28,12 @@ class FinetuneTask(Task):
         spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
         mixup_alpha: Mixup's Beta parameter; 0 turns it off.
         label_smoothing: Label smoothing of the cross-entropy.
+        objectives: (name, objective, weight) of terms beside the cross-entropy, on a projection of the features; they
+            are built for ``Shapes`` whose joint width is ``JOINT``.
+        clip_seconds: Length of a clip.
+
+    Raises:
+        ValueError: mixup beside objectives: a mixed clip has no one class to contrast.
     """
 
     def __init__(
@@ -28,21 +43,34 @@ class FinetuneTask(Task):
         spectrogram: SpectrogramAugment,
         mixup_alpha: float = 0.0,
         label_smoothing: float = 0.1,
+        objectives: Sequence[tuple[str, Objective, float]] = (),
+        clip_seconds: float = 1.0,
     ) -> None:
         super().__init__()
+        if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
+            raise ValueError(f"augment.mixup: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
         self.classifier = classifier
         self.wave, self.spectrogram = wave, spectrogram
         self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
+        self.names = unique_names([name for name, _, _ in objectives])
+        self.objectives = nn.ModuleList(objective for _, objective, _ in objectives)
+        self.weights = [weight for _, _, weight in objectives]
+        self.clip_seconds = clip_seconds
+        self.projection = projection_head(classifier.encoder.num_features, JOINT) if objectives else None
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
-        assert batch.audio is not None, "fine-tuning needs audio"
-        spectrogram = self.spectrogram(self.classifier.frontend(self.wave(batch.audio)))
+        audio = batch.audio
+        assert audio is not None, "fine-tuning needs audio"
+        spectrogram = self._draw(audio)
         partner, weight = None, None
         if self.training and self.mixup_alpha > 0:
             spectrogram, partner, weight = mixup(spectrogram, self.mixup_alpha)
-        losses, report = {}, {}
-        for head, logits in self.classifier(spectrogram).items():
+        losses: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
+        encoder = self.classifier.encoder
+        features = encoder.forward_head(encoder.forward_features(spectrogram), pre_logits=True)
+        for head, logits in self.classifier.split(encoder.head(features)).items():
             target = batch.labels[head]
             loss = self._cross_entropy(logits, target)
             if partner is not None and weight is not None:
@@ -51,7 +79,23 @@ class FinetuneTask(Task):
             losses[head] = loss.sum() / labelled.sum().clamp_min(1)
             with torch.no_grad():
                 report[f"{head}/train_top1"] = (logits.argmax(1) == target)[labelled].float().mean().nan_to_num()
+        if self.projection is not None:
+            step = AudioStep(
+                batch, self.clip_seconds, lambda: self._draw(audio), encoder, self.projection, spectrogram, features
+            )
+            for name, objective, factor in zip(self.names, self.objectives, self.weights, strict=True):
+                loss, details = objective(step)
+                losses[name] = factor * loss
+                report |= {f"{name}/{key}": value for key, value in details.items()}
         return losses, report
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Lets objectives move what they keep."""
+        for objective in self.objectives:
+            objective.after_step(step, max_steps)  # type: ignore[operator]  # ModuleList forgets the type
+
+    def _draw(self, waveform: Tensor) -> Tensor:
+        return self.spectrogram(self.classifier.frontend(self.wave(waveform)))
 
     @property
     def model(self) -> AudioClassifier:

@@ -12,6 +12,7 @@ from avssl.evaluation.diagnostics import diagnose
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Objective
 from avssl.tasks.base import Task
+from avssl.tasks.names import unique_names
 from avssl.tasks.step import Augmentation, PairStep
 
 
@@ -51,7 +52,7 @@ class PretrainTask(Task):
         if diagnose_every < 1:
             raise ValueError(f"log.every: must be at least 1, got {diagnose_every}")
         self.pair = pair
-        self.names = _unique([name for name, _, _ in objectives])
+        self.names = unique_names([name for name, _, _ in objectives])
         self.objectives = nn.ModuleList(objective for _, objective, _ in objectives)
         self.weights = [weight for _, _, weight in objectives]
         # Modules, so that train() and eval() reach them.
@@ -105,8 +106,3 @@ class PretrainTask(Task):
             video.features if video else None,
         )
         return {f"diagnostics/{name}": value for name, value in report.items()}
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Numbers repeated names, so that two terms of one kind log two curves."""
-    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]

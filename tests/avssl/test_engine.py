@@ -55,7 +55,7 @@ class Regression(Task):
         return {"square": loss}, {"mean": batch.audio.mean()}
 
 
-def make_engine(folder, steps: int = 12, ema: float | None = None, fabric=None, fused: bool = True, **schedule) -> Engine:
+def make_engine(folder, steps: int = 12, *, ema=None, fabric=None, fused: bool = True, **schedule) -> Engine:
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     folder.mkdir(exist_ok=True)
     task = Regression()

@@ -184,3 +184,37 @@ def test_mixup_loss_is_the_blend_of_both_labels(monkeypatch) -> None:
 def test_classifier_without_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one head"):
         classifier({})
+
+
+def contrast_task(terms, **options) -> FinetuneTask:
+    model = classifier({"event": ["a", "b", "c"]})
+    shapes = Shapes(128, model.encoder.num_features, 0, 8, model.encoder.stride)
+    objectives = [(name, create_objective(name, shapes, **arguments), weight) for name, arguments, weight in terms]
+    return FinetuneTask(model, WaveAugment(0.0), SpectrogramAugment(0, 0, 0), objectives=objectives, **options)
+
+
+def test_finetuning_adds_supervised_contrast_to_the_cross_entropy() -> None:
+    labels = {"event": torch.tensor([0, 0, 1, 1])}
+    batch = make_batch(labels=labels)
+    plain, _ = contrast_task([])(batch)
+    task = contrast_task([("imc", {"modality": "audio"}, 0.5), ("masked", {"modality": "audio"}, 1.0)])
+    losses, report = task(batch)
+    assert losses.keys() == {"event", "imc", "masked"}
+    torch.testing.assert_close(losses["event"], plain["event"])
+    assert losses["imc"].item() == pytest.approx(0.5 * report["imc/audio_loss"].item())
+    losses["imc"].backward()
+    reached = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
+    assert any(name.startswith("projection.") for name in reached)
+    assert any(name.startswith("classifier.encoder.stages.") for name in reached)
+
+
+def test_finetuning_refuses_what_it_cannot_do() -> None:
+    batch = make_batch(labels={"event": torch.tensor([0, 0, 1, 1])})
+    with pytest.raises(ValueError, match="fine-tuning sees audio only"):
+        contrast_task([("infonce", {}, 1.0)])(batch)
+    with pytest.raises(ValueError, match="momentum teacher is for pretraining"):
+        contrast_task([("distill", {"modality": "audio", "between": "within"}, 1.0)])(batch)
+    with pytest.raises(ValueError, match="0 beside objectives"):
+        contrast_task([("imc", {"modality": "audio"}, 1.0)], mixup_alpha=0.3)
+    with pytest.raises(ValueError, match="at least 0"):
+        contrast_task([], mixup_alpha=-0.1)
