@@ -8,14 +8,10 @@ same metrics, value for value, as one that was not.
 import copy
 import logging
 import math
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -32,8 +28,10 @@ from avssl.averaging import exponential_average
 from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
+from avssl.signals import stop_signals
 from avssl.tasks.base import Task
 from avssl.tracking import Tracker
+from avssl.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +140,7 @@ class Engine:
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.progress = Progress()
         self.clips_per_second = 0.0
+        self.utilization = UtilizationMeter(fabric)
 
     def model(self) -> nn.Module:
         """What is to be evaluated: the averaged weights where there is an average, whole ones where they are sharded.
@@ -161,7 +160,9 @@ class Engine:
 
     def resume(self, path: Path) -> None:
         """Continues from the checkpoint at ``path``; the metrics file is cut back to its step."""
-        if read_checkpoint(path)["sharded"] != self.sharded:  # their optimizer states are laid out differently
+        if (
+            read_checkpoint(path).get("sharded", False) != self.sharded
+        ):
             raise ValueError(f"{path} was written {'without' if self.sharded else 'with'} runtime.strategy fsdp")
         state = self.store.load(path, {"task": self.task, "optimizer": self.optimizer})
         self.scheduler.load_state_dict(state["scheduler"])
@@ -217,14 +218,16 @@ class Engine:
         )
         batches = iter(loader)
         self.task.train()
-        window = _Window()
-        with _stop_signals() as stop, bar:
+        window = Window()
+        with stop_signals() as stop, bar:
             last = False
             while not last:
                 with window.waiting():
                     step_batches = list(islice(batches, schedule.accumulate))
-                losses, report, norm = self._step(step_batches)
+                with self.utilization.counting():
+                    losses, report, norm = self._step(step_batches)
                 progress.step += 1
+                window.steps += 1
                 bar.update()
                 window.clips += sum(batch.size for batch in step_batches) * self.fabric.world_size
                 last = progress.step == schedule.max_steps
@@ -243,7 +246,7 @@ class Engine:
                 if _due(progress.step, schedule.keep_every):
                     self.save(f"step-{progress.step}.ckpt")
                 if logging_due:
-                    window = _Window()
+                    window = Window()
                 if stopped:
                     logger.warning("stopped by a signal at step %d; continue with --resume auto", progress.step)
                     return False
@@ -317,7 +320,7 @@ class Engine:
         )
 
     def _log(
-        self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor, window: "_Window"
+        self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor, window: Window
     ) -> dict[str, float]:
         row = {"loss": sum(value.item() for value in losses.values())}
         if len(losses) > 1:
@@ -333,6 +336,9 @@ class Engine:
         # Throughput differs from run to run; it stays out of the metrics file, which does not.
         self.tracker.log({f"train/{key}": value for key, value in row.items()}, self.progress.step)
         speed = window.speed()
+        share = self.utilization.share(speed.pop("steps_per_second"))
+        if share is not None:
+            speed["mfu"] = share
         self.clips_per_second = speed["clips_per_second"]
         self.tracker.log_speed(speed, self.progress.step)
         return row
@@ -361,42 +367,5 @@ class Engine:
         return bool(reduced > 0)
 
 
-class _Window:
-    """Speed since the last row of the metrics."""
-
-    def __init__(self) -> None:
-        self.clips, self._waited, self._start = 0, 0.0, time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent within counts as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def speed(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self._start
-        return {"clips_per_second": self.clips / elapsed, "data_wait": self._waited / elapsed}
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills; a second signal acts as it did before."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,5 +1,9 @@
 """Exponential moving average and the mean of checkpoints, against the formulas."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from test_engine import make_engine, stream
@@ -8,6 +12,8 @@ from torch import nn
 from avssl.averaging import average_checkpoints, exponential_average
 from avssl.checkpoint import read_checkpoint
 from avssl.tracking import read_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_average_follows_the_formula() -> None:
@@ -74,3 +80,18 @@ def test_mean_of_checkpoints(tmp_path) -> None:
     torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="another model"):
         average_checkpoints([*paths, tmp_path / "other.ckpt"])
+
+
+def test_the_tool_writes_the_mean(tmp_path) -> None:
+    engine = make_engine(tmp_path, keep_every=6)
+    engine.fit(stream(engine))
+    paths = sorted((tmp_path / "checkpoints").glob("step-*.ckpt"))
+    command = [sys.executable, str(ROOT / "tools" / "average.py"), *map(str, paths), "--output"]
+    done = subprocess.run([*command, str(tmp_path / "mean.ckpt")], capture_output=True, text=True)
+    assert done.returncode == 0 and "mean of 2 checkpoints" in done.stdout, done.stderr
+    expected = average_checkpoints(paths)["task"]
+    for key, value in read_checkpoint(tmp_path / "mean.ckpt")["task"].items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+    missing = [sys.executable, str(ROOT / "tools" / "average.py"), "nowhere.ckpt", "--output", "x.ckpt"]
+    failed = subprocess.run(missing, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "nowhere.ckpt" in failed.stderr

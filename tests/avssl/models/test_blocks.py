@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import mast
+from avssl.config import RuntimeConfig
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.models.video import create_video_encoder
+from avssl.pipelines.training import prepare_encoders
 
 
 def encoders() -> dict[str, tuple[nn.Module, torch.Tensor]]:
@@ -54,3 +56,17 @@ def test_checkpointed_activations_change_nothing(name: str) -> None:
 def test_an_encoder_without_known_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="no block of Linear is known"):
         checkpoint_activations(nn.Linear(2, 2))
+
+
+def test_compiled_blocks_compute_the_same() -> None:
+    model = mast.create_model("mast_pico", embed_dim=8, depths=[1, 1, 1, 1], drop_path=0.0)
+    compiled = copy.deepcopy(model)
+    prepare_encoders(RuntimeConfig(compile=True), compiled)
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    x = torch.randn(2, 1, 32, 40)
+    for module in (model, compiled):
+        module.forward_grid(x).square().mean().backward()  # the way in that pretraining takes
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    for one, other in zip(model.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0

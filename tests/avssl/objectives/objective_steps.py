@@ -46,11 +46,11 @@ class FixedStep(Step):
         raise NotImplementedError("a fixed step has no encoder")
 
 
-class DoubleLogMel(mast.LogMel):
-    """The frontend computes in float32, always; this one hands on float64."""
+class PassingLogMel(mast.LogMel):
+    """The frontend computes in float32, always; this one hands on what it was given."""
 
     def forward(self, waveform: Tensor) -> Tensor:
-        return super().forward(waveform.float()).double()
+        return super().forward(waveform.float()).to(waveform.dtype)
 
 
 def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None = None) -> PretrainTask:
@@ -64,13 +64,13 @@ def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None
     # mast_pico at this width has 64 features; the video encoder is a linear map of the mean frame.
     backbone = nn.Sequential(nn.AdaptiveAvgPool3d((2, 4, 4)), nn.Flatten(), nn.Linear(96, SHAPES.video), nn.Tanh())
     video = VideoEncoder("linear", backbone, SHAPES.video)
-    pair = AudioVisualPair(audio, DoubleLogMel(num_mels=64), video, SHAPES.joint)
+    pair = AudioVisualPair(audio, PassingLogMel(num_mels=64), video, SHAPES.joint)
     pair.audio_projection = nn.Linear(SHAPES.audio, SHAPES.joint)
     pair.video_projection = nn.Linear(SHAPES.video, SHAPES.joint)
     pair.settings = {"crop_size": 16}
     augmentation = Augmentation(WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(16, 1.0, 0.0, 0.0))
     task = PretrainTask(pair, objectives, augmentation, chunk=chunk).double()
-    pair.frontend = DoubleLogMel(num_mels=64)
+    pair.frontend = PassingLogMel(num_mels=64)
     return task
 
 
