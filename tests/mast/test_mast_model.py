@@ -1,8 +1,11 @@
 """MAST: shapes at any size, gradients, stochastic depth, head, relative positions against the written-out formula."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import mast
 from mast import attention as attention_module
@@ -137,20 +140,44 @@ def graph_nodes(tensor: Tensor) -> set[str]:
 
 
 def test_mlp_keeps_one_of_its_two_wide_activations() -> None:
-    sizes = []
+    kept = {}
 
     def note(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
+        kept[tensor.data_ptr()] = tensor.numel()  # one tensor may be kept by several
         return tensor
 
     mlp, x = mast.layers.Mlp(8, 1000), torch.randn(5, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out = mlp(x)
-    assert sizes.count(5000) == 1
+    assert list(kept.values()).count(5000) == 1
     expected = mlp.fc2(nn.functional.gelu(mlp.fc1(x)))
     torch.testing.assert_close(
         torch.autograd.grad(out.sum(), [x, mlp.fc2.weight]), torch.autograd.grad(expected.sum(), [x, mlp.fc2.weight])
     )
+
+
+def test_an_outer_checkpoint_is_rid_of_everything_within() -> None:
+    model = tiny().train()
+    x = torch.randn(2, 1, 64, 60)
+
+    def gradients(forward) -> list[Tensor]:
+        torch.manual_seed(0)
+        return torch.autograd.grad(forward(x).square().sum(), list(model.parameters()))
+
+    expected = gradients(model.forward_features)
+    before = live_elements()
+    held = checkpoint(model.forward_features, x, use_reentrant=False)
+    assert live_elements() - before <= 2 * held.numel()  # the result, and what it is a view of
+    del held
+    found = gradients(lambda x: checkpoint(model.forward_features, x, use_reentrant=False))
+    torch.testing.assert_close(found, expected)
+
+
+def live_elements() -> int:
+    """Elements of all floating-point tensors that are alive."""
+    gc.collect()
+    alive = (item for item in gc.get_objects() if type(item) in (Tensor, nn.Parameter))
+    return sum(tensor.numel() for tensor in alive if tensor.is_floating_point())
 
 
 def test_recomputed_value_serves_several_users_and_a_second_pass() -> None:
