@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch._dynamo
 from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
@@ -104,8 +106,10 @@ def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
         if runtime.checkpoint_activations:
             checkpoint_activations(encoder)
         if runtime.compile:
-            for block in encoder_blocks(encoder):  # block by block: equal ones share their code
-                block.compile()
+            # Block by block: equal ones share their code. Sizes differ between stages, and each deserves its own code.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+            for block in encoder_blocks(encoder):
+                block.compile(dynamic=False)
 
 
 def create_objectives(terms: Sequence[ObjectiveConfig], shapes: Shapes) -> list[tuple[str, Objective, float]]:

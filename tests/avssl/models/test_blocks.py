@@ -59,7 +59,9 @@ def test_an_encoder_without_known_blocks_is_refused() -> None:
 
 
 def test_compiled_blocks_compute_the_same() -> None:
-    model = mast.create_model("mast_pico", embed_dim=8, depths=[1, 1, 1, 1], drop_path=0.0)
+    # Two equal blocks, which are compiled once.
+    strides = {"q_strides": [[1, 1]], "kv_strides": [[2, 4]]}
+    model = mast.create_model("mast_pico", embed_dim=8, depths=[2], drop_path=0.0, **strides)
     compiled = copy.deepcopy(model)
     prepare_encoders(RuntimeConfig(compile=True), compiled)
     assert list(compiled.state_dict()) == list(model.state_dict())
