@@ -64,6 +64,7 @@ CANDIDATES = {
     "infonce + sync": Candidate([INFONCE, term("sync", 0.5, max_overlap=0.8)], TWO_TIMES),
     "infonce + barlow": Candidate([INFONCE, term("barlow", 0.01)]),
     "infonce + vicreg": Candidate([INFONCE, term("vicreg", 0.05)]),
+    "infonce + ntxent + vicreg": Candidate([INFONCE, term("ntxent", 0.5, modality="audio"), term("vicreg", 0.05)]),
 }
 NEEDS_LABELS = {"imc"}
 
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="folder of the runs")
     parser.add_argument("--grid", type=Path, help="folder of GRID; without it, the demo set alone")
     parser.add_argument("--demo-steps", type=int, default=140)
-    parser.add_argument("--grid-steps", type=int, default=120)
+    parser.add_argument("--grid-steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="OBJECTIVE")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, of one thread each")
