@@ -1,0 +1,60 @@
+"""Typed configuration of a run: dataclasses, filled from YAML deltas and dotted command-line overrides.
+
+The defaults are the demo's, so that a tool with no arguments runs it. A config stops at construction: modules take
+keyword arguments and never see these classes.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avssl.config.parts import (
+    AudioConfig,
+    AugmentConfig,
+    DataConfig,
+    LogConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RuntimeConfig,
+    VideoConfig,
+    WandbConfig,
+)
+from avssl.config.runs import AugmentSheetConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+
+__all__ = [
+    "AudioConfig",
+    "AugmentConfig",
+    "AugmentSheetConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "LogConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RuntimeConfig",
+    "VideoConfig",
+    "WandbConfig",
+    "to_dict",
+    "to_yaml",
+]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """``config`` as plain JSON- and YAML-able values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """``config`` as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

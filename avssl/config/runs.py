@@ -1,0 +1,153 @@
+"""The configs of the command lines, made of parts; their defaults are the demo's."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from avssl.config.parts import (
+    AudioConfig,
+    AugmentConfig,
+    DataConfig,
+    LogConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RuntimeConfig,
+    VideoConfig,
+    WandbConfig,
+)
+
+
+@dataclass
+class PretrainConfig:
+    """Contrastive audio-visual pretraining on raw video.
+
+    Args:
+        data: What to train on.
+        audio: The audio encoder.
+        video: The video encoder.
+        embedding_dim: Width of the joint embedding that the objectives compare.
+        time_bins: Equal parts of a clip that the audio projection tells apart. 1 compares plain means, which makes the
+            best features; more of them find the right instance by its timing.
+        objectives: The terms of the loss.
+        teacher_momentum: Momentum of the teacher that some objectives learn from (moco, distill); it rises to 1.
+        augment: Batched augmentation.
+        optim: Optimizer and schedule.
+        runtime: Devices and precision.
+        log: Logging and checkpoints.
+        collapse_rank: Effective rank of the joint embedding below which a run is warned of as collapsing, once its
+            warm-up is over; a collapsed one has 1. 0 never warns.
+        online_probe: Fit a linear probe on the audio features at each validation, where the data has labels.
+        wandb: Weights & Biases.
+        output: Folder of the run; default: runs/pretrain-NAME.
+        resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
+            under another name; a path continues that checkpoint.
+        seed: Seed of everything random.
+    """
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(val_fraction=0.1))
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    embedding_dim: int = 128
+    time_bins: int = 1
+    objectives: list[ObjectiveConfig] = field(
+        default_factory=lambda: [ObjectiveConfig(), ObjectiveConfig("ntxent", 0.5, {"modality": "audio"})]
+    )
+    teacher_momentum: float = 0.99
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=110))
+    collapse_rank: float = 1.5
+    online_probe: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    output: Path | None = None
+    resume: str = "auto"
+    seed: int = 0
+
+
+@dataclass
+class FinetuneConfig:
+    """Audio classification with a linear or a full head on an audio encoder.
+
+    Args:
+        data: What to train on.
+        checkpoint: A pretraining run, an exported encoder or a .ckpt file; none starts from random weights; auto takes
+            the pretraining run of the same data where there is one, and for the demo makes it first.
+        head: linear fits a linear probe on frozen features; full trains the head and the encoder.
+        audio: The audio encoder; its model and frontend are the checkpoint's where one is given.
+        augment: Batched augmentation of the full head's training.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        objectives: Terms beside the cross-entropy of the full head that look at audio alone, for example
+            {name: imc, weight: 0.5, options: {modality: audio}}.
+        optim: Optimizer and schedule of the full head.
+        runtime: Devices and precision.
+        log: Logging and checkpoints.
+        wandb: Weights & Biases.
+        output: Folder of the run; default: runs/finetune-NAME-HEAD-START.
+        resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
+            under another name; a path continues that checkpoint.
+        seed: Seed of everything random.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: str = "auto"
+    head: Literal["linear", "full"] = "linear"
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
+    label_smoothing: float = 0.1
+    objectives: list[ObjectiveConfig] = field(default_factory=list)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24))
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    output: Path | None = None
+    resume: str = "auto"
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluation of a pretrained pair (retrieval, linear probe) or of a fine-tuned classifier.
+
+    Args:
+        checkpoint: A run folder, an exported encoder or a .ckpt file.
+        data: What to evaluate on.
+        split: Split to evaluate; the linear probe is fitted on the training split.
+        batch_size: Clips per batch.
+        runtime: Devices and precision.
+        output: Folder of the result; default: evaluate-NAME inside the checkpoint's run.
+        seed: Seed of everything random.
+    """
+
+    checkpoint: str
+    data: DataConfig = field(default_factory=DataConfig)
+    split: str = "test"
+    batch_size: int = 32
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    output: Path | None = None
+    seed: int = 0
+
+
+@dataclass
+class AugmentSheetConfig:
+    """A contact sheet of augmented clips, to look at and to listen to.
+
+    Args:
+        data: Where the clips come from: the split that pretraining trains on.
+        audio: The frontend; its encoder is not used.
+        video: The size of the frames' crop; its encoder is not used.
+        augment: Batched augmentation.
+        clips: Clips to show, which also are the batch that mix and mixup draw from.
+        views: Augmented views of each clip.
+        output: Folder of the sheet; default: runs/augment-NAME.
+        seed: Seed of the choice of clips and of the augmentation.
+    """
+
+    data: DataConfig = field(default_factory=lambda: PretrainConfig().data)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    augment: AugmentConfig = field(default_factory=lambda: PretrainConfig().augment)
+    clips: int = 4
+    views: int = 3
+    output: Path | None = None
+    seed: int = 0
