@@ -93,7 +93,8 @@ def test_cached_gradients_equal_those_of_the_big_batch(name: str) -> None:
             torch.testing.assert_close(cached[key], whole[key], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["infonce", "siglip", "avc", "barlow", "vicreg"])
+# Not barlow: it divides by deviations over 8 clips, and float32 alone is 7e-6 from float64 there.
+@pytest.mark.parametrize("name", ["infonce", "siglip", "ntxent", "avc", "imc", "sync", "vicreg"])
 def test_cached_gradients_in_float32(name: str) -> None:
     steps = []
     for chunk in (None, 3):

