@@ -160,9 +160,7 @@ class Engine:
 
     def resume(self, path: Path) -> None:
         """Continues from the checkpoint at ``path``; the metrics file is cut back to its step."""
-        if (
-            read_checkpoint(path).get("sharded", False) != self.sharded
-        ):
+        if read_checkpoint(path).get("sharded", False) != self.sharded:
             raise ValueError(f"{path} was written {'without' if self.sharded else 'with'} runtime.strategy fsdp")
         state = self.store.load(path, {"task": self.task, "optimizer": self.optimizer})
         self.scheduler.load_state_dict(state["scheduler"])
