@@ -96,7 +96,7 @@ class FinetuneConfig:
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
     objectives: list[ObjectiveConfig] = field(default_factory=list)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
