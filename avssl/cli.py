@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from avssl.config import PretrainConfig, to_dict
+from avssl.config import PretrainConfig
 from avssl.data.failures import DataError
 from avssl.data.media import MediaError
 from avssl.engine import LostProcessError, NonFiniteError
@@ -29,8 +29,7 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of settings that differ from the defaults.")
     parser.add_class_arguments(config_class)
-    if config_class is PretrainConfig:  # a list of dataclasses prints only as plain values
-        parser.set_defaults({"objectives": to_dict(PretrainConfig())["objectives"]})
+    if config_class is PretrainConfig:
         parser.add_argument(
             "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
         )

@@ -40,7 +40,7 @@ class Candidate:
 
 def term(name: str, weight: float = 1.0, **options: Any) -> dict[str, Any]:
     """One entry of ``--objectives``."""
-    return {"name": name, "weight": weight, "options": options}
+    return {"name": name, "weight": weight, **options}
 
 
 CANDIDATES = {

@@ -129,21 +129,6 @@ class AugmentConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    """One term of the loss.
-
-    Args:
-        name: Registered name of the objective.
-        weight: Its factor in the sum.
-        options: Its keyword arguments.
-    """
-
-    name: str = "infonce"
-    weight: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class OptimConfig:
     """Optimizer and schedule: AdamW, linear warm-up, cosine decay.
 

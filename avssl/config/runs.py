@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avssl.config.parts import (
     AudioConfig,
     AugmentConfig,
     DataConfig,
     LogConfig,
-    ObjectiveConfig,
     OptimConfig,
     RuntimeConfig,
     VideoConfig,
@@ -28,7 +27,8 @@ class PretrainConfig:
         embedding_dim: Width of the joint embedding that the objectives compare.
         time_bins: Equal parts of a clip that the audio projection tells apart. 1 compares plain means, which makes the
             best features; more of them find the right instance by its timing.
-        objectives: The terms of the loss.
+        objectives: The terms of the loss: the name of each, its weight (1 by default) and options. --list-objectives
+            prints the names.
         teacher_momentum: Momentum of the teacher that some objectives learn from (moco, distill); it rises to 1.
         augment: Batched augmentation.
         optim: Optimizer and schedule.
@@ -49,8 +49,8 @@ class PretrainConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     embedding_dim: int = 128
     time_bins: int = 1
-    objectives: list[ObjectiveConfig] = field(
-        default_factory=lambda: [ObjectiveConfig(), ObjectiveConfig("ntxent", 0.5, {"modality": "audio"})]
+    objectives: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"name": "infonce"}, {"name": "ntxent", "modality": "audio", "weight": 0.5}]
     )
     teacher_momentum: float = 0.99
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -78,7 +78,7 @@ class FinetuneConfig:
         augment: Batched augmentation of the full head's training.
         label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
         objectives: Terms beside the cross-entropy of the full head that look at audio alone, for example
-            {name: imc, weight: 0.5, options: {modality: audio}}.
+            {name: imc, modality: audio, weight: 0.5}.
         optim: Optimizer and schedule of the full head.
         runtime: Devices and precision.
         log: Logging and checkpoints.
@@ -95,7 +95,7 @@ class FinetuneConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
-    objectives: list[ObjectiveConfig] = field(default_factory=list)
+    objectives: list[dict[str, Any]] = field(default_factory=list)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -1,7 +1,8 @@
 """From a config to the engine that trains its task: optimizer, schedule and augmentation."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import (
     AugmentConfig,
     FinetuneConfig,
-    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     RuntimeConfig,
@@ -112,9 +112,22 @@ def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
                 block.compile(dynamic=False)
 
 
-def create_objectives(terms: Sequence[ObjectiveConfig], shapes: Shapes) -> list[tuple[str, Objective, float]]:
-    """(name, objective, weight) of each term."""
-    return [(term.name, create_objective(term.name, shapes, **term.options), term.weight) for term in terms]
+def create_objectives(terms: Sequence[Mapping[str, Any]], shapes: Shapes) -> list[tuple[str, Objective, float]]:
+    """(name, objective, weight) of each term ``{name: ..., weight: ..., and its options}``.
+
+    Raises:
+        ValueError: a term without a name, a weight that is no number, or an unknown objective or option.
+    """
+    objectives = []
+    for term in terms:
+        options = dict(term)
+        name, weight = options.pop("name", None), options.pop("weight", 1.0)
+        if not isinstance(name, str):
+            raise ValueError(f"objectives: {dict(term)} has no name; write for example {{name: infonce, weight: 1.0}}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"objectives: {name}: weight must be a number, got {weight!r}")
+        objectives.append((name, create_objective(name, shapes, **options), float(weight)))
+    return objectives
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:

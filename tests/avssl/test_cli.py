@@ -1,5 +1,6 @@
 """Command lines: overrides, config files, clear errors."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import yaml
 
 from avssl.cli import parse, run
 from avssl.config import FinetuneConfig, PretrainConfig, to_dict, to_yaml
+from avssl.objectives import Shapes, list_objectives
+from avssl.pipelines.training import create_objectives
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +31,34 @@ def test_data_name_config_and_override_in_order(tmp_path) -> None:
 
 
 def test_objectives_compose_from_yaml() -> None:
-    config = parse(PretrainConfig, ["--objectives", "[{name: infonce, weight: 0.5, options: {temperature: 0.1}}]"])
-    assert [(o.name, o.weight, o.options) for o in config.objectives] == [("infonce", 0.5, {"temperature": 0.1})]
+    text = "[{name: infonce, weight: 0.5, temperature: 0.1}, {name: ntxent, modality: audio}]"
+    config = parse(PretrainConfig, ["--objectives", text])
+    terms = create_objectives(config.objectives, Shapes(joint=8, audio=8, video=8, clips=4))
+    assert [(name, weight) for name, _, weight in terms] == [("infonce", 0.5), ("ntxent", 1.0)]
+    assert terms[0][1].log_scale.item() == pytest.approx(-math.log(0.1))
+
+
+@pytest.mark.parametrize(
+    ("term", "told"),
+    [
+        ({"weight": 1.0}, "has no name"),
+        ({"name": "infonce", "weight": "much"}, "weight must be a number, got 'much'"),
+        ({"name": "infonce", "weight": float("nan")}, "weight must be a number"),
+        ({"name": "infonec"}, "did you mean 'infonce'"),
+        ({"name": "infonce", "temprature": 1.0}, "infonce: .*temprature"),
+    ],
+)
+def test_a_wrong_term_is_a_clear_error(term, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        create_objectives([term], Shapes(joint=8, audio=8, video=8, clips=4))
+
+
+def test_objectives_are_listed_one_a_line(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(PretrainConfig, ["--list-objectives"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and [line.split()[0] for line in lines] == list(list_objectives())
+    assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_resolved_config_reads_back(tmp_path) -> None:
