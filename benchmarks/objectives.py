@@ -64,7 +64,6 @@ CANDIDATES = {
     "infonce + sync": Candidate([INFONCE, term("sync", 0.5, max_overlap=0.8)], TWO_TIMES),
     "infonce + barlow": Candidate([INFONCE, term("barlow", 0.01)]),
     "infonce + vicreg": Candidate([INFONCE, term("vicreg", 0.05)]),
-    "infonce + ntxent + vicreg": Candidate([INFONCE, term("ntxent", 0.5, modality="audio"), term("vicreg", 0.05)]),
 }
 NEEDS_LABELS = {"imc"}
 
