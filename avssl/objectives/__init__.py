@@ -16,6 +16,7 @@ from avssl.objectives.base import (
     list_objectives,
     register_objective,
 )
+from avssl.objectives.weighted import WeightedObjectives
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -25,6 +26,7 @@ __all__ = [
     "Objective",
     "Shapes",
     "Step",
+    "WeightedObjectives",
     "create_objective",
     "list_objectives",
     "register_objective",

@@ -6,8 +6,7 @@ from lightly.loss import BarlowTwinsLoss
 from torch import Tensor
 
 from avssl.objectives.base import Objective, Step, register_objective
-from avssl.objectives.gathering import gather_with_gradient
-from avssl.objectives.modalities import joint_of
+from avssl.objectives.modalities import global_joints
 
 
 @register_objective("barlow")
@@ -33,9 +32,7 @@ class Barlow(Objective):
         Raises:
             ValueError: for a global batch of one clip, which has no correlation.
         """
-        audio, video = (gather_with_gradient(joint_of(step, modality)) for modality in ("audio", "video"))
-        if len(audio) < 2:
-            raise ValueError(f"barlow: needs a global batch of at least 2 clips, got {len(audio)}")
+        audio, video = global_joints(step, "barlow")
         with torch.autocast(audio.device.type, enabled=False):
             loss = self.loss(audio, video)
             with torch.no_grad():

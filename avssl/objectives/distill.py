@@ -8,7 +8,8 @@ from torch import Tensor
 
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
 from avssl.objectives.distill_losses import ByolLoss, ContrastiveLoss, DinoLoss, DistillLoss
-from avssl.objectives.vectors import unit
+from avssl.objectives.modalities import parse_modality
+from avssl.objectives.vectors import precise, unit
 
 _LOSSES: dict[str, type[DistillLoss]] = {"byol": ByolLoss, "dino": DinoLoss, "contrastive": ContrastiveLoss}
 _OTHER = {"audio": "video", "video": "audio"}
@@ -53,14 +54,12 @@ class Distill(Objective):
             raise ValueError(f"distill: loss must be byol, dino or contrastive, got {loss!r}")
         if between not in ("cross", "within", "both"):
             raise ValueError(f"distill: between must be cross, within or both, got {between!r}")
-        if modality not in ("audio", "video", "both"):
-            raise ValueError(f"distill: modality must be audio, video or both, got {modality!r}")
+        students = parse_modality("distill", modality)
         if not 0 <= patch_drop < 1:
             raise ValueError(f"distill: patch_drop must lie in [0, 1), got {patch_drop}")
         if patch_drop and modality == "video":
             raise ValueError(f"distill: patch_drop is for the audio student; modality video has none, got {patch_drop}")
         self.patch_drop, self.symmetric = patch_drop, symmetric
-        students = ("audio", "video") if modality == "both" else (modality,)
         self.directions: list[tuple[str, str]] = []
         if between != "within":
             self.directions += [(source, _OTHER[source]) for source in students]
@@ -83,8 +82,8 @@ class Distill(Objective):
         teachers: dict[tuple[str, int], Tensor] = {}
         for source, target in self.directions:
             for view in (0, 1) if self.symmetric else (0,):
-                teacher = teachers[target, view] = _precise(self._teacher(step, target, view))
-                student = _precise(self._student(step, source, 1 - view if source == target else view))
+                teacher = teachers[target, view] = precise(self._teacher(step, target, view))
+                student = precise(self._student(step, source, 1 - view if source == target else view))
                 with torch.autocast(student.device.type, enabled=False):
                     losses[f"{source}_to_{target}"].append(self.loss(student, teacher, source, target))
         by_modality = {
@@ -112,8 +111,3 @@ class Distill(Objective):
 def spread(rows: Tensor) -> Tensor:
     """Standard deviation of L2-normalized ``rows`` (N, D) by dimension, relative to that on the whole sphere."""
     return unit(rows).std(dim=0, correction=0).mean() * rows.shape[1] ** 0.5
-
-
-def _precise(rows: Tensor) -> Tensor:
-    """In float32 or better."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))

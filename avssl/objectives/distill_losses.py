@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from lightly.models.modules.center import Center
 from lightly.utils.dist import rank
-from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from avssl.objectives.gathering import gather_constant
+from avssl.objectives.momentum import follow
 from avssl.objectives.vectors import unit
 
 
@@ -123,11 +123,9 @@ class DinoLoss(DistillLoss):
         for target, rows in teacher.items():
             self.centers[target].update(self._teacher_logits(rows))  # type: ignore[operator]  # a lightly Center
 
-    @torch.no_grad()
     def after_step(self, step: int, max_steps: int) -> None:
         """Moves the teacher's prototypes."""
-        momentum = cosine_schedule(min(step, max_steps) - 1, max_steps, self.momentum, 1.0)
-        self.teacher_prototypes.lerp_(self.prototypes, 1 - momentum)
+        follow([self.teacher_prototypes], [self.prototypes], step, max_steps, self.momentum)
 
     def _teacher_logits(self, teacher: Tensor) -> Tensor:
         return unit(teacher) @ unit(self.teacher_prototypes).T

@@ -12,18 +12,16 @@ from avssl.objectives.gathering import gather_with_gradient
 from avssl.objectives.vectors import unit
 
 
-def info_nce(audio: Tensor, video: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def info_nce(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Both directions of the InfoNCE loss (van den Oord et al. 2018, eq. 4; symmetric as in CLIP, Radford et al. 2021).
 
     Args:
-        audio: (N, D) L2-normalized audio embeddings.
-        video: (N, D) L2-normalized video embeddings; row i is the positive of ``audio[i]``, all others are negatives.
-        scale: Inverse temperature that the cosine similarities are multiplied with.
+        logits: (N, N) cosine similarities of the audio (rows) and the video (columns) of N clips over the temperature;
+            the diagonal are the positives, all others are negatives.
 
     Returns:
         The audio-to-video and the video-to-audio loss, each the mean over N.
     """
-    logits = scale * audio @ video.T
     target = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)
 
@@ -70,10 +68,10 @@ class InfoNCE(Objective):
             with torch.no_grad():
                 self.log_scale.clamp_(*self.log_scale_range)
             scale = self.log_scale.exp()
-            audio_loss, video_loss = info_nce(audio, video, scale)
+            logits = scale * audio @ video.T
+            audio_loss, video_loss = info_nce(logits)
             loss = self.audio_weight * audio_loss + (1 - self.audio_weight) * video_loss
             with torch.no_grad():
-                logits = scale * audio @ video.T
                 target = torch.arange(len(logits), device=logits.device)
                 report = {
                     "temperature": 1 / scale,

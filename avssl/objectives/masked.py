@@ -8,6 +8,7 @@ from torch import Tensor
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
 from avssl.objectives.masked_audio import AudioReconstruction
 from avssl.objectives.masked_video import VideoReconstruction
+from avssl.objectives.modalities import parse_modality
 
 
 @register_objective("masked")
@@ -31,14 +32,13 @@ class Masked(Objective):
         self, shapes: Shapes, modality: str = "audio", share: float = 0.6, normalize: bool = True, **video_options: Any
     ) -> None:
         super().__init__()
-        if modality not in ("audio", "video", "both"):
-            raise ValueError(f"masked: modality must be audio, video or both, got {modality!r}")
+        modalities = parse_modality("masked", modality)
         if not 0 < share <= 1:
             raise ValueError(f"masked: share must lie in (0, 1], got {share}")
         self.audio = self.video = None
-        if modality != "video":
+        if "audio" in modalities:
             self.audio = AudioReconstruction(shapes.audio, shapes.audio_stride, share, normalize)
-        if modality != "audio":
+        if "video" in modalities:
             self.video = VideoReconstruction(shapes.video, share, normalize, **video_options)
         elif video_options:
             raise ValueError(f"masked: modality audio has no option {', '.join(video_options)}")

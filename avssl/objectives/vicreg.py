@@ -6,8 +6,7 @@ from lightly.loss import VICRegLoss
 from torch import Tensor
 
 from avssl.objectives.base import Objective, Step, register_objective
-from avssl.objectives.gathering import gather_with_gradient
-from avssl.objectives.modalities import joint_of
+from avssl.objectives.modalities import global_joints
 
 
 @register_objective("vicreg")
@@ -37,9 +36,7 @@ class VICReg(Objective):
             ValueError: for a global batch of one clip, which has no variance.
         """
         # The invariance term needs no gathering, but gathered it has the same gradient, and all terms one batch.
-        audio, video = (gather_with_gradient(joint_of(step, modality)) for modality in ("audio", "video"))
-        if len(audio) < 2:
-            raise ValueError(f"vicreg: needs a global batch of at least 2 clips, got {len(audio)}")
+        audio, video = global_joints(step, "vicreg")
         with torch.autocast(audio.device.type, enabled=False):
             loss = self.loss(audio, video)
             with torch.no_grad():

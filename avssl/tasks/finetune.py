@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from avssl.augment import SpectrogramAugment, WaveAugment, mixup
 from avssl.data.batch import Batch
 from avssl.models.classifier import AudioClassifier
 from avssl.models.pair import projection_head
-from avssl.objectives import Objective
+from avssl.objectives import Objective, WeightedObjectives
 from avssl.tasks.audio_step import AudioStep
 from avssl.tasks.base import Task
-from avssl.tasks.names import unique_names
 
 # Width of the embedding that further objectives compare (SupCon, Khosla et al. 2020).
 JOINT = 128
@@ -52,9 +51,7 @@ class FinetuneTask(Task):
         self.classifier = classifier
         self.wave, self.spectrogram = wave, spectrogram
         self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
-        self.names = unique_names([name for name, _, _ in objectives])
-        self.objectives = nn.ModuleList(objective for _, objective, _ in objectives)
-        self.weights = [weight for _, _, weight in objectives]
+        self.objectives = WeightedObjectives(objectives)
         self.clip_seconds = clip_seconds
         self.projection = projection_head(classifier.encoder.num_features, JOINT) if objectives else None
 
@@ -83,16 +80,14 @@ class FinetuneTask(Task):
             step = AudioStep(
                 batch, self.clip_seconds, lambda: self._draw(audio), encoder, self.projection, spectrogram, features
             )
-            for name, objective, factor in zip(self.names, self.objectives, self.weights, strict=True):
-                loss, details = objective(step)
-                losses[name] = factor * loss
-                report |= {f"{name}/{key}": value for key, value in details.items()}
+            terms, details = self.objectives(step)
+            losses |= terms
+            report |= details
         return losses, report
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Lets objectives move what they keep."""
-        for objective in self.objectives:
-            objective.after_step(step, max_steps)  # type: ignore[operator]  # ModuleList forgets the type
+        self.objectives.after_step(step, max_steps)
 
     def _draw(self, waveform: Tensor) -> Tensor:
         return self.spectrogram(self.classifier.frontend(self.wave(waveform)))

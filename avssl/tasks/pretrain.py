@@ -3,16 +3,14 @@
 import copy
 from collections.abc import Sequence
 
-import torch
-from lightly.utils.scheduler import cosine_schedule
-from torch import Tensor, nn
+from torch import Tensor
 
 from avssl.data.batch import Batch
 from avssl.evaluation.diagnostics import diagnose
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives import Objective
+from avssl.objectives import Objective, WeightedObjectives
+from avssl.objectives.momentum import follow
 from avssl.tasks.base import Task
-from avssl.tasks.names import unique_names
 from avssl.tasks.step import Augmentation, PairStep
 
 
@@ -52,27 +50,20 @@ class PretrainTask(Task):
         if diagnose_every < 1:
             raise ValueError(f"log.every: must be at least 1, got {diagnose_every}")
         self.pair = pair
-        self.names = unique_names([name for name, _, _ in objectives])
-        self.objectives = nn.ModuleList(objective for _, objective, _ in objectives)
-        self.weights = [weight for _, _, weight in objectives]
+        self.objectives = WeightedObjectives(objectives)
         # Modules, so that train() and eval() reach them.
         self.wave, self.spectrogram, self.video = augmentation.wave, augmentation.spectrogram, augmentation.video
         self.clip_seconds, self.chunk, self.teacher_momentum = clip_seconds, chunk, teacher_momentum
         self.diagnose_every, self.diagnosing = diagnose_every, diagnose_every == 1
         self.teacher: AudioVisualPair | None = None
-        if any(objective.needs_teacher for _, objective, _ in objectives):
+        if self.objectives.need_teacher:
             self.teacher = copy.deepcopy(pair).requires_grad_(False)
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by objective, whose sum is minimized, and scalars to log."""
         augmentation = Augmentation(self.wave, self.spectrogram, self.video)
         step = PairStep(self.pair, self.teacher, augmentation, batch, self.clip_seconds, self.chunk)
-        losses: dict[str, Tensor] = {}
-        report: dict[str, Tensor] = {}
-        for name, objective, weight in zip(self.names, self.objectives, self.weights, strict=True):
-            loss, details = objective(step)
-            losses[name] = weight * loss
-            report |= {f"{name}/{key}": value for key, value in details.items()}
+        losses, report = self.objectives(step)
         if self.diagnosing:
             report |= self._diagnose(step)
         return losses, report
@@ -85,11 +76,8 @@ class PretrainTask(Task):
     def after_step(self, step: int, max_steps: int) -> None:
         """Moves the teacher and lets objectives move what they keep; called after each optimizer step."""
         if self.teacher is not None:
-            momentum = cosine_schedule(min(step, max_steps) - 1, max_steps, self.teacher_momentum, 1.0)
-            with torch.no_grad():  # in place, which sharded parameters need
-                torch._foreach_lerp_(list(self.teacher.parameters()), list(self.pair.parameters()), 1 - momentum)
-        for objective in self.objectives:
-            objective.after_step(step, max_steps)  # type: ignore[operator]  # ModuleList forgets the type
+            follow(self.teacher.parameters(), self.pair.parameters(), step, max_steps, self.teacher_momentum)
+        self.objectives.after_step(step, max_steps)
         self.plan(step, max_steps)
 
     def plan(self, step: int, max_steps: int) -> None:

@@ -1,0 +1,46 @@
+"""The weighted sum of objectives that a task minimizes."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from avssl.objectives.base import Objective, Step
+
+
+class WeightedObjectives(nn.ModuleList):
+    """Objectives with their names and weights. Repeated names are numbered, so that each logs a curve of its own.
+
+    Args:
+        terms: (name, objective, weight) of each.
+    """
+
+    def __init__(self, terms: Sequence[tuple[str, Objective, float]]) -> None:
+        super().__init__(objective for _, objective, _ in terms)
+        names = [name for name, _, _ in terms]
+        self.names = [
+            name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
+        ]
+        self.weights = [weight for _, _, weight in terms]
+
+    def __iter__(self) -> Iterator[Objective]:  # type: ignore[override]  # ModuleList forgets the type
+        return super().__iter__()  # type: ignore[return-value]
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether one of them learns from a momentum teacher."""
+        return any(objective.needs_teacher for objective in self)
+
+    def forward(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted losses by name, and what all report."""
+        losses: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
+        for name, objective, weight in zip(self.names, self, self.weights, strict=True):
+            loss, details = objective(step)
+            losses[name] = weight * loss
+            report |= {f"{name}/{key}": value for key, value in details.items()}
+        return losses, report
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Tells all that an optimizer step was taken."""
+        for objective in self:
+            objective.after_step(step, max_steps)
