@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 
 
 class CheckpointStore:
@@ -66,6 +67,11 @@ class CheckpointStore:
         if not Path(resume).is_file():
             raise FileNotFoundError(f"resume: there is no file {resume}")
         return Path(resume)
+
+
+def is_sharded(fabric: Fabric) -> bool:
+    """Whether parameters are sharded over processes (FSDP2): optimizer states are then laid out differently."""
+    return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric, seed_everything
-from lightning_fabric.strategies import ModelParallelStrategy
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from avssl.averaging import exponential_average
-from avssl.checkpoint import CheckpointStore, read_checkpoint
+from avssl.checkpoint import CheckpointStore, is_sharded
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.signals import stop_signals
@@ -124,7 +123,7 @@ class Engine:
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch statistics of the global batch
             task = cast(Task, nn.SyncBatchNorm.convert_sync_batchnorm(task))
         self.raw_task = task
-        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+        self.sharded = is_sharded(fabric)
         if self.sharded and ema is not None:
             raise ValueError("optim.ema: is not available with runtime.strategy fsdp; use ddp")
         self._whole = copy.deepcopy(task.model) if self.sharded else None
@@ -160,8 +159,6 @@ class Engine:
 
     def resume(self, path: Path) -> None:
         """Continues from the checkpoint at ``path``; the metrics file is cut back to its step."""
-        if read_checkpoint(path).get("sharded", False) != self.sharded:
-            raise ValueError(f"{path} was written {'without' if self.sharded else 'with'} runtime.strategy fsdp")
         state = self.store.load(path, {"task": self.task, "optimizer": self.optimizer})
         self.scheduler.load_state_dict(state["scheduler"])
         if (state["average"] is None) != (self.average is None):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning_fabric import Fabric
 
-from avssl.checkpoint import CheckpointStore, read_checkpoint
+from avssl.checkpoint import CheckpointStore, is_sharded, read_checkpoint
 from avssl.config import WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
 from avssl.tracking import Tracker
@@ -85,8 +85,12 @@ class Run:
             ) from error
 
     def _continue(self, checkpoint: Path) -> str | None:
-        """The W&B id of the run; its batch must stay what it was, on however many processes."""
+        """The W&B id of the run; its batch and kind of strategy stay what they were, on however many processes."""
         state = read_checkpoint(checkpoint)
+        if state["sharded"] != is_sharded(self.fabric):
+            raise ValueError(
+                f"{checkpoint} was written {'with' if state['sharded'] else 'without'} runtime.strategy fsdp"
+            )
         before, world = state["settings"]["global_batch"], self.fabric.world_size
         if before != self.config.optim.batch_size * world:
             fix = f"give --optim.batch_size {before // world}" if before % world == 0 else "use a divisor of it"
