@@ -1,4 +1,4 @@
-"""Augmentation of log-mel spectrograms: time stretch, mel shift, masks."""
+"""Augmentation of log-mel spectrograms: time stretch, mel shift, masks, patch-drop."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torchaudio.functional import mask_along_axis_iid
 
 from avssl.augment.draws import check, uniform
+from avssl.augment.patches import drop_patches
 
 
 class SpectrogramAugment(nn.Module):
-    """Random time stretch and mel shift, then SpecAugment's masks (Park et al. 2019); nothing in evaluation.
+    """Random time stretch, mel shift, SpecAugment's masks (Park et al. 2019), patch-drop; nothing in evaluation.
 
     Args:
         warp: Strength: at 1 a clip keeps 60 to 140 % of its duration and its mel axis is scaled by up to 20 % and
@@ -17,14 +18,28 @@ class SpectrogramAugment(nn.Module):
         time_mask: Widest time mask, as a share of the frames.
         freq_mask: Widest frequency mask, as a share of the mel bins.
         masks: Number of masks of each kind.
+        patch_drop: Share of the patches that are blanked, see :func:`~avssl.augment.patches.drop_patches`.
+        patch_size: Mel bins and frames of a patch.
     """
 
-    def __init__(self, warp: float = 0.0, time_mask: float = 0.1, freq_mask: float = 0.1, masks: int = 1) -> None:
+    def __init__(
+        self,
+        warp: float = 0.0,
+        time_mask: float = 0.1,
+        freq_mask: float = 0.1,
+        masks: int = 1,
+        patch_drop: float = 0.0,
+        patch_size: tuple[int, int] = (16, 16),
+    ) -> None:
         super().__init__()
         check("spec_warp", warp, 0, 1)
         check("time_mask", time_mask, 0, 1)
         check("freq_mask", freq_mask, 0, 1)
         check("masks", masks, 0, 100)
+        check("patch_drop", patch_drop, 0, 1)
+        if min(patch_size) < 1:
+            raise ValueError(f"augment.patch_size: both must be at least 1, got {tuple(patch_size)}")
+        self.patch_drop, self.patch_size = patch_drop, patch_size
         self.warp, self.time_mask, self.freq_mask, self.masks = warp, time_mask, freq_mask, masks
 
     def forward(self, spectrogram: Tensor) -> Tensor:
@@ -40,7 +55,7 @@ class SpectrogramAugment(nn.Module):
                 spectrogram = mask_along_axis_iid(spectrogram, int(self.freq_mask * mels) + 1, 0.0, axis=2)
             if self.time_mask:
                 spectrogram = mask_along_axis_iid(spectrogram, int(self.time_mask * frames) + 1, 0.0, axis=3)
-        return spectrogram
+        return drop_patches(spectrogram, self.patch_drop, self.patch_size) if self.patch_drop else spectrogram
 
     def _stretch(self, x: Tensor) -> Tensor:
         time = uniform(x, 1 - 0.4 * self.warp, 1 + 0.4 * self.warp)

@@ -104,6 +104,8 @@ class AugmentConfig:
         time_mask: Widest time mask (SpecAugment), as a share of the frames.
         freq_mask: Widest frequency mask (SpecAugment), as a share of the mel bins.
         masks: Number of masks of each kind.
+        patch_drop: Share of the patches of the spectrogram that are blanked (SS-MAST's patch-drop), 0 to 1.
+        patch_size: Mel bins and frames of such a patch.
         mixup: Mixup's Beta parameter; 0 turns it off (fine-tuning only).
     """
 
@@ -125,6 +127,8 @@ class AugmentConfig:
     time_mask: float = 0.0
     freq_mask: float = 0.0
     masks: int = 1
+    patch_drop: float = 0.0
+    patch_size: tuple[int, int] = (16, 16)
     mixup: float = 0.0
 
 

@@ -30,7 +30,7 @@ from avssl.pipelines.training import spectrogram_augment, video_augment, wave_au
 logger = logging.getLogger(__name__)
 
 # Settings that only matter while another one is on.
-_COMPANIONS = {"blur_sigma": "blur", "mix_db": "mix", "noise_color": "noise_db"}
+_COMPANIONS = {"blur_sigma": "blur", "mix_db": "mix", "noise_color": "noise_db", "patch_size": "patch_drop"}
 _OFF = asdict(AugmentConfig(crop_scale=1.0, flip=0.0, color=0.0, gain_db=0.0))
 
 
@@ -118,7 +118,8 @@ def in_words(config: AugmentConfig) -> str:
         owner = _COMPANIONS.get(name, name)
         if masks if name == "masks" else values[owner] != _OFF[owner]:
             several = isinstance(value, tuple | list)
-            shown.append(f"{name} {' to '.join(f'{v:g}' for v in value) if several else value}")
+            between = " x " if name == "patch_size" else " to "
+            shown.append(f"{name} {between.join(f'{v:g}' for v in value) if several else value}")
     return ", ".join(shown) or "Nothing is turned on."
 
 

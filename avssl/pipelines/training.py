@@ -147,7 +147,9 @@ def wave_augment(config: AugmentConfig) -> WaveAugment:
 
 def spectrogram_augment(config: AugmentConfig) -> SpectrogramAugment:
     """Spectrogram augmentation of ``config``."""
-    return SpectrogramAugment(config.spec_warp, config.time_mask, config.freq_mask, config.masks)
+    return SpectrogramAugment(
+        config.spec_warp, config.time_mask, config.freq_mask, config.masks, config.patch_drop, config.patch_size
+    )
 
 
 def video_augment(config: AugmentConfig, crop_size: int) -> VideoAugment:

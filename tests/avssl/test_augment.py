@@ -71,6 +71,20 @@ def test_spectrogram_masks_are_zero_and_bounded() -> None:
     assert set(out.unique().tolist()) <= {0.0, 1.0}
 
 
+def test_patch_drop_blanks_the_share_of_whole_patches() -> None:
+    spectrogram = torch.rand(5, 1, 32, 64) + 1
+    dropped = SpectrogramAugment(0, 0, 0, patch_drop=0.25, patch_size=(8, 16))(spectrogram)
+    patches = dropped.view(5, 4, 8, 4, 16).transpose(2, 3).flatten(3)  # (B, 4, 4, pixels of a patch)
+    blank = (patches == 0).all(dim=3)
+    assert torch.equal(blank, (patches == 0).any(dim=3))  # whole patches only
+    assert blank.flatten(1).sum(dim=1).tolist() == [4] * 5 and len({tuple(b.flatten().tolist()) for b in blank}) > 1
+    assert torch.equal(dropped[dropped != 0], spectrogram[dropped != 0])
+    with pytest.raises(ValueError, match=r"augment\.patch_drop"):
+        SpectrogramAugment(patch_drop=1.5)
+    with pytest.raises(ValueError, match=r"augment\.patch_size"):
+        SpectrogramAugment(patch_size=(0, 16))
+
+
 def test_spectrogram_warp_keeps_shape_and_moves_content() -> None:
     torch.manual_seed(0)
     x = torch.zeros(16, 1, 40, 50)

@@ -100,6 +100,7 @@ def test_every_setting_of_the_yaml_reaches_its_module(tmp_path) -> None:
         "crop_scale": 0.31, "crop_ratio": 1.32, "flip": 0.33, "color": 0.34, "hue": 0.35, "gray": 0.36, "blur": 0.37,
         "blur_sigma": (0.38, 0.39), "gain_db": 4.0, "time_shift": 0.41, "mix": 0.42, "mix_db": (4.3, 4.4),
         "noise_db": 45.0, "noise_color": "brown", "spec_warp": 0.46, "time_mask": 0.47, "freq_mask": 0.48, "masks": 2,
+        "patch_drop": 0.49, "patch_size": (5, 6),
     }  # fmt: skip
     lines = [f"  {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in values.items()]
     (tmp_path / "a.yaml").write_text("\n".join(["augment:", *lines]))
