@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -134,15 +133,10 @@ def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_equals_uninterrupted(number: int, pretrained: Path, environment, tmp_path) -> None:
     output = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "tools/pretrain.py"), *pretrain_arguments(output)]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while len(read_rows(output / "metrics.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    code = process.wait(timeout=100)
-    process.stderr.close()
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    command = [sys.executable, str(Path(__file__).with_name("struck_pretrain.py")), *pretrain_arguments(output)]
+    strike = {"STRIKE": f"{int(number)} 0 2"}  # two of the three checkpoints are written
+    struck = subprocess.run(command, env=environment | strike, cwd=tmp_path, capture_output=True, timeout=280)
+    assert struck.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert not (output / "result.json").exists()
     done = tool("pretrain", *pretrain_arguments(output), environment=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,8 @@ from avssl.tracking import read_rows
 
 ROOT = Path(__file__).parents[3]
 TOOL = str(ROOT / "tools" / "pretrain.py")
+STRUCK = str(Path(__file__).with_name("struck_pretrain.py"))
+STRIKE = {"STRIKE": f"{int(signal.SIGKILL)} 3 1"}  # the last rank, once there is something to continue from
 SETTINGS = (
     "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.options '{pretrain: 16, train_per_class: 1, "
     "test_per_class: 1}' --data.num_workers 0 --data.clip_seconds 1.0 --data.val_fraction 0 --wandb.mode disabled "
@@ -28,8 +30,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"AVSSL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def command(output: Path, *more: str, launcher: list[str] | None = None) -> list[str]:
-    return [*(launcher or [sys.executable]), TOOL, *shlex.split(SETTINGS), "--output", str(output), *more]
+def command(output: Path, *more: str, tool: str = TOOL) -> list[str]:
+    return [sys.executable, tool, *shlex.split(SETTINGS), "--output", str(output), *more]
 
 
 def four(batch: int = 2) -> list[str]:
@@ -39,21 +41,6 @@ def four(batch: int = 2) -> list[str]:
 def run(arguments: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def workers_of(parent: int) -> list[int]:
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True).stdout
-    rows = [line.split(None, 2) for line in listing.splitlines()]
-    return [int(pid) for pid, ppid, args in rows if int(ppid) == parent and TOOL in args]
-
-
-def kill_one_rank(process: subprocess.Popen, output: Path) -> None:
-    """Kills a rank as soon as there is something to continue from."""
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline, "the run did not reach its first checkpoint"
-        time.sleep(0.02)
-    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +56,12 @@ def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
     uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    process = subprocess.Popen(command(output, *four()), env=environment, stderr=subprocess.PIPE, text=True)
-    kill_one_rank(process, output)
-    _, told = process.communicate(timeout=60)  # no hang beyond a minute
-    assert process.returncode != 0
+    arguments = command(output, *four(), tool=STRUCK)
+    struck = subprocess.run(arguments, env=environment | STRIKE, capture_output=True, text=True, timeout=150)
+    told = struck.stderr
+    assert struck.returncode != 0
+    since = time.time() - (output / "checkpoints" / "last.ckpt").stat().st_mtime
+    assert since < 60, f"the others ended {since:.0f} s after the strike"
     assert "lost another one at step" in told and f"continues from {output / 'checkpoints' / 'last.ckpt'}" in told
     assert len(read_rows(output / "metrics.jsonl")) < 8
     run(command(output, *four()), environment)
@@ -83,12 +72,10 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(
     uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    arguments = command(output, *four(), launcher=TORCHRUN)
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-    kill_one_rank(process, output)
-    _, told = process.communicate(timeout=200)
-    assert process.returncode == 0, told[-3000:]
-    assert "resumed at step" in told
+    arguments = [*TORCHRUN, *command(output, *four(), tool=STRUCK)[1:]]
+    done = subprocess.run(arguments, env=environment | STRIKE, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step" in done.stderr
     assert read_rows(output / "metrics.jsonl") == uninterrupted
 
 
