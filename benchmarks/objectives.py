@@ -1,6 +1,7 @@
 """Every objective under one budget: pretrain, retrieve, probe; on the demo set and on GRID.
 
-    python benchmarks/objectives.py --output benchmarks/results --grid PATH_OF_GRID
+    python benchmarks/shrink.py PATH_OF_GRID runs/grid72
+    python benchmarks/objectives.py --output benchmarks/results --grid runs/grid72
 
 Each run is the tools' own: ``tools/pretrain.py`` with the same settings but for the objectives, then a linear probe by
 ``tools/finetune.py``. Runs that are finished are kept, so the command continues where it was stopped. Seconds a step
@@ -79,7 +80,9 @@ class DataSet:
 
 def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
     """The demo set, and GRID where its folder is given."""
-    sets = {"demo": DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])}
+    sets = {}
+    if args.demo_steps:
+        sets["demo"] = DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])
     if args.grid:
         root = ["--data.root", str(args.grid)]
         settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--data.num_frames", "8"]
@@ -171,8 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="folder of the runs")
     parser.add_argument("--grid", type=Path, help="folder of GRID; without it, the demo set alone")
-    parser.add_argument("--demo-steps", type=int, default=140)
-    parser.add_argument("--grid-steps", type=int, default=80)
+    parser.add_argument("--demo-steps", type=int, default=140, help="0 leaves the demo set out")
+    parser.add_argument("--grid-steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="OBJECTIVE")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, of one thread each")
