@@ -24,17 +24,21 @@ USER_ERRORS = (OSError, ValueError, KeyError, DataError, MediaError, NonFiniteEr
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """Reads ``config_class`` from ``argv``; an unknown key or a wrong type exits with status 2 and a clear line."""
+    """Reads ``config_class`` from ``argv``; an unknown key or a wrong type exits with status 2 and a clear line.
+
+    Several ``--config`` files are merged, the later over the earlier, and options over both.
+    """
     description = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings that differ from the defaults.")
+    what = "YAML file of settings that differ from the defaults; of several, the later wins."
+    parser.add_argument("--config", action="config", help=what)
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:
         parser.add_argument(
             "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
         )
     try:
-        arguments = parser.parse_args(_data_names(sys.argv[1:] if argv is None else argv))
+        arguments = parser.parse_args(_configs_first(_data_names(sys.argv[1:] if argv is None else argv)))
     except ArgumentError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}; see --help\n")
         sys.exit(2)
@@ -54,6 +58,20 @@ class _ListObjectives(Action):
         width = max(map(len, names))
         sys.stdout.write("".join(f"{name:{width}}  {what}\n" for name, what in names.items()))
         sys.exit(0)
+
+
+def _configs_first(argv: Sequence[str]) -> list[str]:
+    """Config files before the options, in their order: an option wins over them wherever it stands."""
+    files: list[str] = []
+    options: list[str] = []
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config" and rest:
+            files += [argument, rest.pop(0)]
+        else:
+            (files if argument.startswith("--config=") else options).append(argument)
+    return files + options
 
 
 def _data_names(argv: Sequence[str]) -> list[str]:

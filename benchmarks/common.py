@@ -111,8 +111,10 @@ def peak_rss_mib() -> float:
 
 
 def write_result(folder: str | Path, name: str, result: Mapping[str, Any]) -> Path:
-    """Write ``result`` as ``folder/name.json``."""
+    """Write ``result`` as ``folder/name.json``, whole or not at all."""
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(temporary, path)
     return path

@@ -11,19 +11,16 @@ are the median over the run, decoding included; peak memory is that of the proce
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cells import ROOT, tool
 from common import describe_machine, settings_of, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32
 
 INFONCE: dict[str, Any] = {"name": "infonce"}
@@ -97,20 +94,6 @@ def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
             pretrain, ["--data.name", "grid", *root, "--data.heads", "[digit, colour]"], ["digit", "colour"]
         )
     return sets
-
-
-def tool(name: str, arguments: list[str], log: Path) -> float:
-    """Runs a tool to its end; its peak memory in MB."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed, see {log}: {log.read_text()[-500:]}")
-    return usage.ru_maxrss / 1024
 
 
 def measure(runs: Path, name: str, data_name: str, data: DataSet, seed: int) -> dict[str, Any]:

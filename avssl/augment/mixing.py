@@ -25,8 +25,13 @@ def mixup(x: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     weight = (gamma[0] / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)).nan_to_num(1.0)
     weight = torch.maximum(weight, 1 - weight)
     partner = torch.randperm(len(x), device=x.device)
-    blend = column(weight, x).to(x.dtype)
-    return x * blend + x[partner] * (1 - blend), partner, weight
+    return blend(x, partner, weight), partner, weight
+
+
+def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """``x`` (B, ...) with shares ``weight`` (B,) of each item itself and the rest of item ``partner`` (B,)."""
+    own = column(weight, x).to(x.dtype)
+    return x * own + x[partner] * (1 - own)
 
 
 def mix_background(waveform: Tensor, chance: float, decibels: tuple[float, float]) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from avssl.config.crossval import CrossvalConfig, crossval_arguments
 from avssl.config.parts import (
     AudioConfig,
     AugmentConfig,
+    BottleneckConfig,
     DataConfig,
     LogConfig,
     OptimConfig,
@@ -26,6 +28,8 @@ __all__ = [
     "AudioConfig",
     "AugmentConfig",
     "AugmentSheetConfig",
+    "BottleneckConfig",
+    "CrossvalConfig",
     "DataConfig",
     "EvaluateConfig",
     "FinetuneConfig",
@@ -35,6 +39,7 @@ __all__ = [
     "RuntimeConfig",
     "VideoConfig",
     "WandbConfig",
+    "crossval_arguments",
     "to_dict",
     "to_yaml",
 ]

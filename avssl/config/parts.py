@@ -23,6 +23,10 @@ class DataConfig:
             video apart (sync).
         heads: Label heads to train on; default: the data YAML's head, or all of the data's where it names none.
         val_fraction: Share of the training split held out for validation where the data has no split of that name.
+        train_fraction: Share of the training split to train on: the same of every class of the first head, at least one
+            clip of each, drawn with the seed. Validation and test are not affected.
+        sampling: Order of the training clips: shuffle takes each once an epoch; balanced draws as many with
+            replacement, by the sum of 1 / (clips of the class) over the labels of a clip.
         num_workers: Decoding processes; 0 decodes in the training process.
         max_failures: Share of unreadable clips above which training aborts, naming the first cause.
     """
@@ -37,6 +41,8 @@ class DataConfig:
     train_clips: int = 1
     heads: list[str] | None = None
     val_fraction: float = 0.0
+    train_fraction: float = 1.0
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
     num_workers: int = 1
     max_failures: float = 0.2
 
@@ -75,6 +81,27 @@ class VideoConfig:
     model: str = "tiny"
     pretrained: bool = False
     crop_size: int = 48
+
+
+@dataclass
+class BottleneckConfig:
+    """Fusion through bottleneck tokens (MBT): transformer layers upon the tokens of both encoders.
+
+    Args:
+        tokens: Bottleneck tokens, the only way between the modalities.
+        width: Channels of the layers.
+        depth: Layers of each modality.
+        start: First layer that sees the bottleneck; the ones before it see their own modality only.
+        heads: Attention heads.
+        dropout: Dropout within the layers.
+    """
+
+    tokens: int = 4
+    width: int = 256
+    depth: int = 3
+    start: int = 0
+    heads: int = 4
+    dropout: float = 0.0
 
 
 @dataclass

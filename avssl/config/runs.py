@@ -7,6 +7,7 @@ from typing import Any, Literal
 from avssl.config.parts import (
     AudioConfig,
     AugmentConfig,
+    BottleneckConfig,
     DataConfig,
     LogConfig,
     OptimConfig,
@@ -67,23 +68,30 @@ class PretrainConfig:
 
 @dataclass
 class FinetuneConfig:
-    """Audio classification with a linear or a full head on an audio encoder.
+    """Classification of audio, video or both, with a linear or a full head on the encoders.
 
     Args:
         data: What to train on.
         checkpoint: A pretraining run, an exported encoder or a .ckpt file; none starts from random weights; auto takes
-            the pretraining run of the same data where there is one, and for the demo makes it first.
-        head: linear fits a linear probe on frozen features; full trains the head and the encoder.
+            the pretraining run of the same data where there is one, and for the demo makes it first. Video needs a
+            pretraining run or its .ckpt file.
+        head: linear fits a linear probe on frozen features; full trains the head and the encoders.
+        modality: What is classified: audio, video, or both.
+        fusion: How both are fused: late puts their features side by side under the linear head; bottleneck exchanges
+            tokens between them, and has layers to train: it needs head full.
+        bottleneck: The bottleneck fusion.
         audio: The audio encoder; its model and frontend are the checkpoint's where one is given.
+        video: The video encoder; the checkpoint's where one is given.
         augment: Batched augmentation of the full head's training.
-        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
-        objectives: Terms beside the cross-entropy of the full head that look at audio alone, for example
-            {name: imc, modality: audio, weight: 0.5}.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1; also of the binary one of several labels a clip.
+        head_weights: Weight of the loss of a head, for example {verb: 1.0, noun: 0.5}; 1 where none is given.
+        objectives: Terms beside the cross-entropy of the full head, for example
+            {name: imc, modality: audio, weight: 0.5}, or {name: avc} with both modalities.
         optim: Optimizer and schedule of the full head.
         runtime: Devices and precision.
         log: Logging and checkpoints.
         wandb: Weights & Biases.
-        output: Folder of the run; default: runs/finetune-NAME-HEAD-START.
+        output: Folder of the run; default: runs/finetune-NAME-HEAD-START; the modality follows HEAD where it is not audio.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
             under another name; a path continues that checkpoint.
         seed: Seed of everything random.
@@ -92,9 +100,14 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: str = "auto"
     head: Literal["linear", "full"] = "linear"
+    modality: Literal["audio", "video", "both"] = "audio"
+    fusion: Literal["late", "bottleneck"] = "late"
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
     label_smoothing: float = 0.1
+    head_weights: dict[str, float] = field(default_factory=dict)
     objectives: list[dict[str, Any]] = field(default_factory=list)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -107,12 +120,21 @@ class FinetuneConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Evaluation of a pretrained pair (retrieval, linear probe) or of a fine-tuned classifier.
+    """Evaluation of a pretrained pair, an audio encoder or a fine-tuned classifier.
 
     Args:
         checkpoint: A run folder, an exported encoder or a .ckpt file.
         data: What to evaluate on.
-        split: Split to evaluate; the linear probe is fitted on the training split.
+        split: Split to evaluate; probe, knn and few_label are fitted on the training split.
+        evaluations: What to do, of accuracy, retrieval, probe, knn, few_label, clustering, pictures, worst and
+            robustness, and for EPIC-Kitchens unseen_tail and, on its unlabelled test split, submission; default: all
+            quick ones that apply, which leaves out few_label and robustness.
+        knn_k: Neighbours that vote; default: chosen among 1, 5, 10, 20 and 50 by leaving one training clip out.
+        few_label_draws: Random draws of each share of the training labels.
+        worst_classes: Classes to look at in worst.
+        sls: Levels of supervision that the submission states, 0 to 5, of pretraining (3: self-supervised on public
+            data, 4: also on EPIC-Kitchens), of labels and of training data (github.com/epic-kitchens/sls).
+        cache: Keep embeddings under $AVSSL_CACHE/embeddings, and use those that are there; false embeds anew.
         batch_size: Clips per batch.
         runtime: Devices and precision.
         output: Folder of the result; default: evaluate-NAME inside the checkpoint's run.
@@ -122,6 +144,12 @@ class EvaluateConfig:
     checkpoint: str
     data: DataConfig = field(default_factory=DataConfig)
     split: str = "test"
+    evaluations: list[str] | None = None
+    knn_k: int | None = None
+    few_label_draws: int = 3
+    worst_classes: int = 6
+    sls: list[int] = field(default_factory=lambda: [3, 3, 3])
+    cache: bool = True
     batch_size: int = 32
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     output: Path | None = None

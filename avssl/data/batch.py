@@ -16,7 +16,8 @@ class Batch:
     Args:
         audio: (B, S) float32 mono waveform at the dataset's sample rate; None without audio.
         video: (B, 3, T, H, W) uint8 RGB; None without video.
-        labels: head name -> (B,) int64 class, -1 where unlabelled.
+        labels: head name -> (B,) int64 class, -1 where unlabelled; of a multi-label head (B, C) float32 zeros and ones,
+            a row of -1 where unlabelled.
         index: (B,) int64 manifest row of each clip; a row with several clips appears several times in a run.
         clip_ids: B manifest ids.
         start: (B,) float64, second in the file at which the clip starts; stays on the CPU (some devices lack float64).

@@ -138,7 +138,7 @@ def open_data(
     if cached.is_file():
         return check_usable(Manifest.load(cached, built.root), name)
     logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, folder)
-    scanned = scan(built, workers=workers, progress=progress)
+    scanned = scan(built, workers=workers, progress=progress, journal=cached.with_suffix(".scan"))
     for stale in folder.glob(f"{key}-*.parquet"):
         stale.unlink(missing_ok=True)
     scanned.save(cached)
@@ -152,7 +152,7 @@ def list_data(
 
     Arguments and errors as for :func:`open_data`.
     """
-    if _is_manifest(name):
+    if is_manifest(name):
         if options:
             raise DataError(f"{name}: a saved manifest takes no options, got {', '.join(options)}")
         built = Manifest.load(Path(name).expanduser(), root)
@@ -197,7 +197,8 @@ def _root(entry: Entry, given: str | Path | None) -> Path | None:
     return None if root is None else Path(root).expanduser().resolve()
 
 
-def _is_manifest(name: str) -> bool:
+def is_manifest(name: str) -> bool:
+    """Whether ``name`` is a file that :meth:`Manifest.save` wrote."""
     path = Path(name).expanduser()
     if path.suffix != ".parquet" or not path.is_file():
         return False

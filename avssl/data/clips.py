@@ -6,6 +6,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from avssl.data.batch import Batch
@@ -30,7 +31,7 @@ class Clip:
 
     audio: np.ndarray | None
     video: np.ndarray | None
-    labels: Mapping[str, int | None]
+    labels: Mapping[str, int | list[int] | None]
     index: int
     clip_id: str
     start: float
@@ -194,10 +195,7 @@ class ClipDataset(Dataset[Item]):
             video = torch.zeros(size, 3, self.num_frames, self.frame_size, self.frame_size, dtype=torch.uint8)
             for k, clip in enumerate(clips):
                 video[k] = torch.from_numpy(clip.video).permute(3, 0, 1, 2)
-        labels = {
-            head: torch.tensor([-1 if (label := clip.labels.get(head)) is None else label for clip in clips]).long()
-            for head in self.manifest.heads
-        }
+        labels = {head: self._labels(clips, head) for head in self.manifest.heads}
         return Batch(
             audio=audio,
             video=video,
@@ -209,6 +207,19 @@ class ClipDataset(Dataset[Item]):
             failures=[failure for item in items for failure in item.failures],
             missing=sum(not item.clips for item in items),
         )
+
+    def _labels(self, clips: Sequence[Clip], head: str) -> Tensor:
+        """(B,) int64 classes, or (B, C) float32 zeros and ones of a multi-label head; -1 where unlabelled."""
+        values = [clip.labels.get(head) for clip in clips]
+        if head not in self.manifest.multilabel:
+            return torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)
+        hot = torch.zeros(len(values), len(self.manifest.heads[head]))
+        for row, value in zip(hot, values, strict=True):
+            if value is None:
+                row.fill_(-1)
+            else:
+                row[value] = 1
+        return hot
 
 
 def center_square(frames: np.ndarray, size: int) -> np.ndarray:

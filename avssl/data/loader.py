@@ -77,8 +77,42 @@ class StepSampler(Sampler[list[Key]]):
 
     def _cut(self, epoch: int, position: int, permutation: np.ndarray) -> list[Key]:
         first = (position * self.world + self.rank) * self.batch_size
-        rows = permutation[np.arange(first, first + self.batch_size) % self.size]
-        return [(epoch, int(row)) for row in rows]
+        places = np.arange(first, first + self.batch_size) % self.size
+        return [(self._draw(epoch, int(place)), int(permutation[place])) for place in places]
+
+    def _draw(self, epoch: int, place: int) -> int:
+        """First number of the key at ``place`` of the epoch."""
+        return epoch
+
+
+class WeightedSampler(StepSampler):
+    """A `StepSampler` whose epochs are ``size`` rows drawn with replacement, from ``(seed, epoch)`` alone.
+
+    Keys are ``(draw, row)``: a row that comes several times in an epoch is cut and augmented anew each time.
+
+    Args:
+        shares: (N,) probability of each row, of sum 1.
+        batch_size, seed, start_step, rank, world, drop_last: See :class:`StepSampler`.
+    """
+
+    def __init__(
+        self,
+        shares: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(len(shares), batch_size, seed, start_step, rank, world, drop_last)
+        self.shares = shares
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).choice(self.size, self.size, p=self.shares)
+
+    def _draw(self, epoch: int, place: int) -> int:
+        return epoch * self.size + place
 
 
 class EvalSampler(Sampler[list[Key]]):
@@ -165,6 +199,7 @@ def make_train_loader(
     num_workers: int = 0,
     drop_last: bool = True,
     timeout: float = 300.0,
+    shares: np.ndarray | None = None,
 ) -> ClipLoader:
     """An endless loader of training batches; ``loader.batch_sampler.steps_per_epoch`` counts an epoch's.
 
@@ -175,11 +210,13 @@ def make_train_loader(
             engine accumulates several before it updates.
         num_workers: Decoding processes (forkserver, one torch thread each); 0 decodes in this process.
         timeout: Seconds to wait for a batch before a hang is reported.
+        shares: (N,) probability of each row, drawn with replacement; default: every row once an epoch.
 
     Raises:
         DataError: the rows fill no batch; while iterating: a worker hung or died, naming the file.
     """
-    sampler = StepSampler(len(dataset), batch_size, seed, start_step, rank, world, drop_last)
+    options = (batch_size, seed, start_step, rank, world, drop_last)
+    sampler = StepSampler(len(dataset), *options) if shares is None else WeightedSampler(shares, *options)
     return ClipLoader(dataset, sampler, num_workers, timeout)
 
 
@@ -220,4 +257,11 @@ def _report(decoding: Tensor, worker: int, index: int) -> None:
     decoding[worker] = torch.tensor([index, time.time()], dtype=torch.float64)
 
 
-__all__: Sequence[str] = ("ClipLoader", "EvalSampler", "StepSampler", "make_eval_loader", "make_train_loader")
+__all__: Sequence[str] = (
+    "ClipLoader",
+    "EvalSampler",
+    "StepSampler",
+    "WeightedSampler",
+    "make_eval_loader",
+    "make_train_loader",
+)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import posixpath
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,29 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-SPLITS = ("pretrain", "train", "val", "test", "")
-LABEL_PREFIX = "label."
-COLUMNS: dict[str, pa.DataType] = {
-    "clip_id": pa.string(),
-    "path": pa.string(),
-    "start": pa.float64(),
-    "end": pa.float64(),
-    "split": pa.string(),
-    "duration": pa.float64(),
-    "has_audio": pa.bool_(),
-    "has_video": pa.bool_(),
-    "sample_rate": pa.int32(),
-    "channels": pa.int32(),
-    "fps": pa.float64(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "error": pa.string(),
-}
+from avssl.data.manifest_checks import (
+    COLUMNS,
+    LABEL_PREFIX,
+    SPLITS,
+    ManifestError,
+    check,
+    class_indices,
+    list_rows,
+    normalise,
+    to_array,
+)
+
 _METADATA_KEY = b"avssl.manifest"
-
-
-class ManifestError(ValueError):
-    """A manifest that breaks its rules; the message names the clips and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +43,8 @@ class ClipRow:
     """One clip. ``path`` lies under the manifest's root; ``start``/``end`` are seconds in the file, None = its bounds.
 
     ``duration`` is the whole file's, in seconds. ``has_audio``/``has_video`` are None until the manifest is scanned.
-    ``labels`` maps every head to a class index, or None where the clip is unlabelled.
+    ``labels`` maps every head to a class index, or to a list of them where the head is multi-label; None where the clip
+    is unlabelled.
     """
 
     clip_id: str
@@ -64,7 +54,7 @@ class ClipRow:
     duration: float | None
     has_audio: bool | None
     has_video: bool | None
-    labels: dict[str, int | None]
+    labels: dict[str, int | list[int] | None]
     split: str
 
 
@@ -72,8 +62,9 @@ class Manifest:
     """Immutable table of clips under one root folder.
 
     Args:
-        table: columns of `COLUMNS` (missing ones become null, "" for ``split`` and ``error``), ``label.<head>`` int64
-            for every head, and any extra columns, which are kept as strings.
+        table: columns of `COLUMNS` (missing ones become null, "" for ``split`` and ``error``), ``label.<head>`` int64,
+            or list<int64> where a clip has several labels, for every head, and any extra columns, which are kept as
+            strings.
         root: folder that the paths are relative to.
         heads: head name -> ordered class names; a label is an index into them.
         allow_absolute: accept absolute paths (an explicit choice; kept in the file).
@@ -94,8 +85,8 @@ class Manifest:
         self.root = Path(os.path.abspath(Path(root).expanduser()))
         self.heads: dict[str, list[str]] = {head: list(classes) for head, classes in (heads or {}).items()}
         self.allow_absolute = allow_absolute
-        self.table = _normalise(table, self.heads)
-        _check(self.table, self.heads, allow_absolute)
+        self.table = normalise(table, self.heads)
+        check(self.table, self.heads, allow_absolute)
 
     @classmethod
     def from_rows(
@@ -108,7 +99,8 @@ class Manifest:
     ) -> Manifest:
         """Build from mappings with ``clip_id``, ``path`` and any other column; a missing key is null.
 
-        ``label.<head>`` may be a class index or a class name.
+        ``label.<head>`` may be a class index or a class name, or a list of them: then the head is multi-label. An empty
+        list is a clip in which no class is present, None one that is unlabelled.
         """
         names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
         columns: dict[str, pa.Array] = {}
@@ -116,8 +108,8 @@ class Manifest:
             values = [row.get(name) for row in rows]
             if name.startswith(LABEL_PREFIX) and name.removeprefix(LABEL_PREFIX) in (heads or {}):
                 classes = (heads or {})[name.removeprefix(LABEL_PREFIX)]
-                values = _class_indices(values, classes, name)
-            columns[name] = _array(values, _type_of(name), name)
+                values = class_indices(values, classes, name)
+            columns[name] = to_array(values, name)
         return cls(pa.table(columns), root, heads, allow_absolute=allow_absolute)
 
     @classmethod
@@ -153,7 +145,8 @@ class Manifest:
         return self.table.num_rows
 
     def __repr__(self) -> str:
-        heads = ", ".join(f"{head}: {len(classes)} classes" for head, classes in self.heads.items())
+        kinds = {head: " of several labels" for head in self.multilabel}
+        heads = ", ".join(f"{head}: {len(names)} classes{kinds.get(head, '')}" for head, names in self.heads.items())
         return f"Manifest({len(self)} clips, root={str(self.root)!r}, heads={{{heads}}}, digest={self.digest})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,11 +173,44 @@ class Manifest:
             raise KeyError(f"no column {name!r}; there are {', '.join(self.table.column_names)}")
         return self.table[name].to_pylist()
 
+    @cached_property
+    def multilabel(self) -> frozenset[str]:
+        """Heads whose clips have several labels."""
+        return frozenset(head for head in self.heads if pa.types.is_list(self.table[LABEL_PREFIX + head].type))
+
     def labels(self, head: str) -> np.ndarray:
-        """Class indices of ``head``, (N,) int64, -1 where unlabelled."""
+        """Labels of ``head``: (N,) int64 classes, -1 where unlabelled.
+
+        Of a multi-label head (N, C) float32 zeros and ones, a row of -1 where unlabelled.
+        """
+        column = self._labels(head)
+        if head not in self.multilabel:
+            return column.fill_null(-1).to_numpy()
+        hot = np.zeros((len(self), len(self.heads[head])), dtype=np.float32)
+        hot[self.label_pairs(head)] = 1
+        hot[column.is_null().to_numpy()] = -1
+        return hot
+
+    def label_pairs(self, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """Every label of ``head`` as (row, class), both (L,) int64 in the order of rows.
+
+        For counting: it takes far less memory than the (N, C) of a multi-label head.
+        """
+        column = self._labels(head)
+        if head in self.multilabel:
+            return list_rows(column), pc.list_flatten(column).to_numpy()
+        labels = column.fill_null(-1).to_numpy()
+        rows = np.flatnonzero(labels >= 0)
+        return rows, labels[rows]
+
+    def labelled(self, head: str) -> np.ndarray:
+        """(N,) bool, true where ``head`` is labelled, be it with no class at all."""
+        return self._labels(head).is_valid().to_numpy()
+
+    def _labels(self, head: str) -> pa.ChunkedArray:
         if head not in self.heads:
             raise KeyError(f"no head {head!r}; there are {', '.join(self.heads) or 'none'}")
-        return self.table[LABEL_PREFIX + head].fill_null(-1).to_numpy()
+        return self.table[LABEL_PREFIX + head]
 
     def select(self, split: str | None = None, mask: Sequence[bool] | np.ndarray | None = None) -> Manifest:
         """The clips of one split and/or those where ``mask`` (N,) is true, in their order."""
@@ -211,7 +237,7 @@ class Manifest:
         """A copy in which ``columns`` (name -> N values) are added or replaced."""
         table = self.table
         for name, values in columns.items():
-            array = _array(values, _type_of(name), name)
+            array = to_array(values, name, several=name.removeprefix(LABEL_PREFIX) in self.multilabel)
             position = table.schema.get_field_index(name)
             table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
         return Manifest(table, self.root, self.heads, allow_absolute=self.allow_absolute)
@@ -249,6 +275,9 @@ class Manifest:
             if pa.types.is_string(column.type):
                 # JSON quotes every value, so that no two lists of strings are the same bytes.
                 digest.update(json.dumps(column.fill_null("").to_pylist()).encode())
+            elif pa.types.is_list(column.type):
+                digest.update(pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype("<i4").tobytes())
+                digest.update(pc.list_flatten(column).to_numpy().astype("<i8").tobytes())
             else:
                 values = column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy()
                 digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
@@ -263,93 +292,3 @@ def _restore(table: pa.Table, root: Path, heads: dict[str, list[str]], allow_abs
     manifest = object.__new__(Manifest)
     manifest.table, manifest.root, manifest.heads, manifest.allow_absolute = table, root, heads, allow_absolute
     return manifest
-
-
-def _type_of(name: str) -> pa.DataType:
-    return pa.int64() if name.startswith(LABEL_PREFIX) else COLUMNS.get(name, pa.string())
-
-
-def _array(values: Sequence[Any], dtype: pa.DataType, name: str) -> pa.Array:
-    if dtype == pa.string():
-        values = [value if value is None else str(value) for value in values]
-    try:
-        return pa.array(values, dtype, from_pandas=True)  # from_pandas: NaN means "unknown", hence null
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise ManifestError(f"column {name!r} must hold {dtype}: {error}") from error
-
-
-def _class_indices(values: Sequence[Any], classes: Sequence[str], column: str) -> list[int | None]:
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({value for value in values if isinstance(value, str) and value not in index})
-    if unknown:
-        raise ManifestError(f"column {column!r}: unknown classes {_some(unknown)}; fix the rows or add them to heads")
-    return [index[value] if isinstance(value, str) else value for value in values]
-
-
-def _normalise(table: pa.Table, heads: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Every known column present, in order and of its type; the extras behind them as strings."""
-    for required in ("clip_id", "path"):
-        if required not in table.column_names:
-            raise ManifestError(f"column {required!r} is missing; every row needs one")
-    labels = [LABEL_PREFIX + head for head in heads]
-    for name in table.column_names:
-        if name.startswith(LABEL_PREFIX) and name not in labels:
-            raise ManifestError(f"column {name!r} has no head {name.removeprefix(LABEL_PREFIX)!r}; add it to heads")
-    names = [*COLUMNS, *labels, *(n for n in table.column_names if n not in COLUMNS and n not in labels)]
-    columns = {}
-    for name in names:
-        if name not in table.column_names:
-            column = pa.nulls(table.num_rows, _type_of(name))
-        else:
-            try:
-                column = table[name].cast(_type_of(name)).combine_chunks()
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise ManifestError(f"column {name!r} must hold {_type_of(name)}: {error}") from error
-        columns[name] = column.fill_null("") if name in ("clip_id", "path", "split", "error") else column
-    return pa.table(columns)
-
-
-def _check(table: pa.Table, heads: Mapping[str, Sequence[str]], allow_absolute: bool) -> None:
-    ids = table["clip_id"]
-    if pc.any(pc.equal(ids, "")).as_py():
-        raise ManifestError(f"row {pc.index(ids, '').as_py()} has no clip_id; give every row one")
-    if pc.count_distinct(ids).as_py() != len(ids):
-        repeated = sorted(name for name, count in Counter(ids.to_pylist()).items() if count > 1)
-        raise ManifestError(f"duplicate clip ids: {_some(repeated)}; make them unique")
-    _check_paths(table["path"], ids, allow_absolute)
-
-    def refuse(bad: pa.ChunkedArray, message: str) -> None:
-        bad = bad.fill_null(False)
-        if pc.any(bad).as_py():
-            raise ManifestError(f"{message}: {_some(ids.filter(bad).to_pylist())}")
-
-    refuse(pc.invert(pc.is_in(table["split"], pa.array(SPLITS))), f"split must be one of {SPLITS}, in clips")
-    refuse(pc.less(table["start"], 0.0), "start must not be negative (seconds in the file), in clips")
-    refuse(pc.less_equal(table["end"], pc.fill_null(table["start"], 0.0)), "end must lie after start, in clips")
-    for head, classes in heads.items():
-        if len(set(classes)) != len(classes):
-            raise ManifestError(f"head {head!r} names a class twice; class names must be unique")
-        label = table[LABEL_PREFIX + head]
-        outside = pc.or_(pc.less(label, 0), pc.greater_equal(label, len(classes)))
-        refuse(outside, f"label of head {head!r} out of range 0..{len(classes) - 1} (null = unlabelled), in clips")
-
-
-def _check_paths(paths: pa.ChunkedArray, ids: pa.ChunkedArray, allow_absolute: bool) -> None:
-    """No path leaves the root by its text. Symbolic links under the root are the user's own and may point anywhere."""
-    suspects = pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)|\x00|^$")
-    if not pc.any(suspects).as_py():
-        return
-    for clip, path in zip(ids.filter(suspects).to_pylist(), paths.filter(suspects).to_pylist(), strict=True):
-        if not path or "\0" in path:
-            raise ManifestError(f"clip {clip!r}: path {path!r} is empty or holds a NUL byte")
-        if path.startswith("/"):
-            if not allow_absolute:
-                raise ManifestError(f"clip {clip!r}: path {path!r} is absolute; make it relative to the root, or pass "
-                                    "allow_absolute=True")  # fmt: skip
-        elif posixpath.normpath(path).split("/")[0] == "..":
-            raise ManifestError(f"clip {clip!r}: path {path!r} leaves the root; choose a root above it")
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more

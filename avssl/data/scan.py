@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
-from avssl.data.media.pool import probe_all
+from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import MediaInfo, probe
+from avssl.data.scan_report import report_lines, scan_report
 
 logger = logging.getLogger(__name__)
 
-_FROM_PROBE = ("has_audio", "has_video", "sample_rate", "channels", "fps", "width", "height", "error")
-_EXAMPLES = 3
-# A segment may end this many seconds after its file without being called cut short (rounded annotations).
-_END_TOLERANCE = 0.1
+_NUMBERS = ("duration", "sample_rate", "channels", "fps", "width", "height")
+_FLAGS = ("has_audio", "has_video")
+_REASONS = ("error", "audio_error", "video_error")
+_TOLD = [item.name for item in fields(MediaInfo) if item.name != "path"]
+# What the state of the process decides rather than the file is found out anew by a scan that continues.
+_PASSING = {"decoder hung", "decoder crashed", "unreadable file"}
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a scan found out about F files, and which of them each of N rows is of.
+
+    Columns rather than objects: a million files take 80 MB.
+
+    Attributes:
+        rows: (N,) int64, the file of each row of the manifest.
+        numbers: name -> (F,) float64, NaN where unknown; seconds, Hz, frames per second, pixels. ``duration`` is the
+            time for which all of a file's streams run.
+        flags: "has_audio", "has_video" -> (F,) bool.
+        reasons: "error", "audio_error", "video_error" -> (F,) int32, indices into ``vocabulary``.
+        vocabulary: reasons, "" first: nothing wrong.
+    """
+
+    rows: np.ndarray
+    numbers: dict[str, np.ndarray]
+    flags: dict[str, np.ndarray]
+    reasons: dict[str, np.ndarray]
+    vocabulary: list[str]
+
+    def reason(self, name: str) -> np.ndarray:
+        """(N,) object: the reason of each row."""
+        return np.asarray(self.vocabulary, dtype=object)[self.reasons[name][self.rows]]
 
 
 def scan(
-    manifest: Manifest, workers: int | None = None, progress: bool | None = None, deep: bool | None = None
+    manifest: Manifest,
+    workers: int | None = None,
+    progress: bool | None = None,
+    deep: bool | None = None,
+    journal: str | Path | None = None,
 ) -> Manifest:
     """Probe each file once and fill the manifest's columns; a file that cannot be used gets its reason in ``error``.
 
@@ -38,93 +71,81 @@ def scan(
         workers: processes (a crash or a hang costs one file); None = one per available core, 0 = none, in this process.
         progress: show files/s and time left; None = where stderr is a terminal. Scans under 2 s show nothing.
         deep: as for `avssl.data.media.probe`: True decodes a bit of each stream, None only if its header is suspicious.
+        journal: file that keeps results as they come, so that a killed scan continues; removed when the scan is done.
 
     Returns:
         A manifest of the same clips in the same order.
     """
-    paths = manifest.column("path")
-    files = {path: str(manifest.root / path) for path in paths}  # in order, each once
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    show = sys.stderr.isatty() if progress is None else progress
-    infos: dict[str, MediaInfo] = {}
-    found = probe_all(files.values(), workers=workers, function=partial(probe, deep=deep))
-    for info in tqdm(found, "scan", len(files), unit="file", delay=2.0, disable=not show):
-        infos[info.path] = info
-    result = _filled(manifest, [infos[files[path]] for path in paths])
+    with Journal(journal, f"scan 1 deep={deep}") as kept:
+        result = fill(manifest, scan_files(manifest, workers, progress, deep, kept))
+        kept.remove()
     for line in report_lines(scan_report(result)):
         logger.info("%s", line)
     return result
 
 
-def _filled(manifest: Manifest, infos: Sequence[MediaInfo]) -> Manifest:
-    columns: dict[str, list[Any]] = {name: [getattr(info, name) for info in infos] for name in _FROM_PROBE}
-    columns["duration"] = [info.common_duration for info in infos]
-    for i, start in enumerate(manifest.column("start")):
-        duration = columns["duration"][i]
-        if not columns["error"][i] and start is not None and duration is not None and start >= duration:
-            columns["error"][i] = "segment outside file"
+def scan_files(
+    manifest: Manifest, workers: int | None, progress: bool | None, deep: bool | None, journal: Journal
+) -> FileFacts:
+    """The facts of every file of the manifest; arguments as for :func:`scan`."""
+    paths = manifest.table["path"].combine_chunks().dictionary_encode()
+    names = paths.dictionary.to_pylist()
+    files = {str(manifest.root / name): index for index, name in enumerate(names)}  # in order, each once
+    facts = FileFacts(
+        np.asarray(paths.indices, dtype=np.int64),
+        {name: np.full(len(names), np.nan) for name in _NUMBERS},
+        {name: np.zeros(len(names), dtype=bool) for name in _FLAGS},
+        {name: np.zeros(len(names), dtype=np.int32) for name in _REASONS},
+        [""],
+    )
+    codes = {"": 0}
+
+    def keep(info: MediaInfo) -> None:
+        index = files[info.path]
+        for name, column in facts.numbers.items():
+            value = info.common_duration if name == "duration" else getattr(info, name)
+            column[index] = np.nan if value is None else value
+        for name, flag in facts.flags.items():
+            flag[index] = getattr(info, name)
+        for name, reason in facts.reasons.items():
+            text = getattr(info, name)
+            if text not in codes:
+                codes[text] = len(codes)
+                facts.vocabulary.append(text)
+            reason[index] = codes[text]
+
+    todo = []
+    for path in files:
+        known = journal.take(file_key("probe", path)) if len(journal) else None
+        if known is None:
+            todo.append(path)
+        else:
+            keep(MediaInfo(path, **known[0]))
+    bar = tqdm(total=len(files), initial=len(files) - len(todo), desc="scan", unit="file", delay=2.0,
+               disable=not (sys.stderr.isatty() if progress is None else progress))  # fmt: skip
+    with bar:
+        workers = available_cores() if workers is None else workers
+        for info in probe_all(todo, workers=workers, function=partial(probe, deep=deep)):
+            keep(info)
+            bar.update()
+            if journal.path is not None and info.error not in _PASSING:
+                journal.add(file_key("probe", info.path), [_told(info)])
+    return facts
+
+
+def fill(manifest: Manifest, facts: FileFacts) -> Manifest:
+    """The manifest with what a scan found out."""
+    columns: dict[str, Any] = {name: values[facts.rows] for name, values in (facts.numbers | facts.flags).items()}
+    columns["error"] = facts.reason("error").tolist()
+    start = manifest.table["start"].fill_null(0.0).to_numpy()
+    given = manifest.table["start"].is_valid().to_numpy()
+    fine = facts.reasons["error"][facts.rows] == 0
+    for row in np.flatnonzero(given & fine & (start >= columns["duration"])):  # an unknown duration compares as false
+        columns["error"][row] = "segment outside file"
     return manifest.with_columns(columns)
 
 
-def scan_report(manifest: Manifest) -> dict[str, Any]:
-    """What a scanned manifest holds, JSON-able.
-
-    Keys: ``clips``, ``files``, ``usable`` {"audio", "video", "both"} in clips, ``hours`` of clips without an error,
-    ``errors`` {reason: {"clips", "examples"}}, ``cut_short`` (segments that end after their file), and counts by
-    value of ``sample_rates``, ``channels``, ``fps`` and ``sizes`` ("180x144").
-    """
-    table = manifest.table
-    reasons = np.asarray(manifest.column("error"), dtype=object)
-    fine = reasons == ""
-    audio = table["has_audio"].fill_null(False).to_numpy() & fine
-    video = table["has_video"].fill_null(False).to_numpy() & fine
-    start = table["start"].fill_null(0.0).to_numpy()
-    duration = table["duration"].fill_null(0.0).to_numpy()
-    end = np.where(table["end"].is_null().to_numpy(), duration, table["end"].fill_null(0.0).to_numpy())
-    seconds = np.clip(np.minimum(end, duration) - start, 0.0, None)
-    paths = manifest.column("path")
-    errors = {
-        reason: {"clips": count, "examples": [paths[i] for i in np.flatnonzero(reasons == reason)[:_EXAMPLES]]}
-        for reason, count in Counter(reasons[~fine].tolist()).most_common()
-    }
-    shapes = zip(manifest.column("width"), manifest.column("height"), strict=True)
-    sizes = [f"{w}x{h}" if w and h else None for w, h in shapes]
-    return {
-        "clips": len(manifest),
-        "files": len(set(paths)),
-        "usable": {"audio": int(audio.sum()), "video": int(video.sum()), "both": int((audio & video).sum())},
-        "hours": float(seconds[fine].sum() / 3600),
-        "errors": errors,
-        "cut_short": int((fine & (duration > 0) & (end > duration + _END_TOLERANCE)).sum()),
-        "sample_rates": _histogram(manifest.column("sample_rate")),
-        "channels": _histogram(manifest.column("channels")),
-        "fps": _histogram([None if fps is None else round(fps, 2) for fps in manifest.column("fps")]),
-        "sizes": _histogram(sizes),
-    }
-
-
-def report_lines(report: dict[str, Any]) -> list[str]:
-    """A `scan_report` as lines for a log."""
-    usable = report["usable"]
-    lines = [
-        f"{report['clips']} clips in {report['files']} files, {report['hours']:.2f} h; usable: {usable['audio']} with "
-        f"sound, {usable['video']} with pictures, {usable['both']} with both"
-    ]
-    for reason, entry in report["errors"].items():
-        more = ", ..." if entry["clips"] > len(entry["examples"]) else ""
-        lines.append(f"{entry['clips']} clips: {reason}: {', '.join(entry['examples'])}{more}")
-    if report["cut_short"]:
-        lines.append(f"{report['cut_short']} segments end after their file does; their clips will be shorter")
-    for name, title in (("sample_rates", "sample rates (Hz)"), ("fps", "frames per second"), ("sizes", "frame sizes")):
-        if report[name]:
-            lines.append(f"{title}: " + ", ".join(f"{value} x {count}" for value, count in report[name].items()))
-    return lines
-
-
-def _histogram(values: Sequence[Any], limit: int = 10) -> dict[str, int]:
-    """Counts of the most common values (as strings, for JSON), the rest summed under "other"."""
-    counts = Counter(str(value) for value in values if value is not None)
-    histogram = dict(counts.most_common(limit))
-    rest = sum(counts.values()) - sum(histogram.values())
-    return histogram | ({"other": rest} if rest else {})
+def _told(info: MediaInfo) -> dict[str, Any]:
+    """The fields that say something, without the path, which is the key."""
+    told = {name: getattr(info, name) for name in _TOLD}  # dataclasses.asdict copies deeply, for half a probe's time
+    return {name: value for name, value in told.items() if value not in (None, "")}

@@ -12,6 +12,7 @@ from sklearn.metrics import (
 )
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, as_labels, as_matrix, unit_rows
+from avssl.evaluation.intervals import contingency, jackknife_clusters
 
 
 def cluster_metrics(
@@ -31,8 +32,9 @@ def cluster_metrics(
         sample_size: the silhouette needs all pairwise distances; larger sets are sampled, seeded.
 
     Returns:
-        The six numbers, ``classes`` and ``count``. The last three are NaN when classes are fewer than 2 or as many
-        as rows.
+        The six numbers, ``NMI_low``, ``NMI_high``, ``ARI_low``, ``ARI_high`` (95 %, for these clusters; see
+        :func:`avssl.evaluation.intervals.jackknife_clusters`), ``classes`` and ``count``. The last three of the six are
+        NaN when classes are fewer than 2 or as many as rows.
     """
     matrix: FloatArray = as_matrix(features, "features").astype(np.float64)
     truth = as_labels(labels, "labels", len(matrix))
@@ -50,6 +52,8 @@ def cluster_metrics(
         "ARI": float(adjusted_rand_score(truth, found)),
         "V-measure": float(v_measure_score(truth, found)),
     }
+    for name, (low, high) in jackknife_clusters(contingency(truth, found)).items():
+        metrics |= {f"{name}_low": low, f"{name}_high": high}
     metrics["silhouette"] = silhouette(matrix, truth, seed=seed, sample_size=sample_size)
     separable = 2 <= classes < len(truth)
     metrics["davies_bouldin"] = float(davies_bouldin_score(matrix, truth)) if separable else float("nan")

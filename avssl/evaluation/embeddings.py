@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,14 +31,15 @@ class Embeddings:
     Attributes:
         features: ``(N, D)`` float32, averaged over the clips drawn from the same manifest row.
         clip_ids: N names.
-        labels: head -> ``(N,)`` int64, -1 where unlabelled.
+        labels: head -> ``(N,)`` int64, -1 where unlabelled; of a multi-label head ``(N, C)`` float32 zeros and ones, a
+            row of -1 where unlabelled.
         index: ``(N,)`` int64, row in the manifest.
         failures: (path, reason) of every clip that could not be read; these rows are absent, never substituted.
     """
 
     features: FloatArray
     clip_ids: list[str]
-    labels: dict[str, IntArray]
+    labels: dict[str, NDArray[Any]]
     index: IntArray
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -128,7 +130,7 @@ def embed_many(
     """
     averagers: dict[str, _Averager] = {}
     clip_ids: dict[int, str] = {}
-    labels: dict[str, dict[int, int]] = {}
+    labels: dict[str, dict[int, NDArray[Any]]] = {}
     failures: list[tuple[str, str]] = []
     started, clips = time.perf_counter(), 0
     dataset: Any = getattr(batches, "dataset", None)
@@ -148,7 +150,7 @@ def embed_many(
             rows = batch.index.tolist()
             clip_ids.update(zip(rows, batch.clip_ids, strict=True))
             for head, values in batch.labels.items():
-                labels.setdefault(head, {}).update(zip(rows, values.tolist(), strict=True))
+                labels.setdefault(head, {}).update(zip(rows, values.cpu().numpy(), strict=True))
     if not clip_ids:
         reason = f"{len(failures)} failures, the first {failures[0][0]}: {failures[0][1]}" if failures else "no batches"
         raise ValueError(f"{description}: not one clip was embedded ({reason})")
@@ -160,7 +162,7 @@ def embed_many(
     order = sorted(clip_ids)
     shared: dict[str, Any] = {
         "clip_ids": [clip_ids[row] for row in order],
-        "labels": {head: np.array([v.get(row, -1) for row in order], np.int64) for head, v in labels.items()},
+        "labels": {head: np.stack([values[row] for row in order]) for head, values in labels.items()},
         "index": np.array(order, np.int64),
         "failures": failures,
     }

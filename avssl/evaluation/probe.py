@@ -1,19 +1,22 @@
-"""How good are frozen features? A linear probe, and nearest neighbours, which have nothing to tune."""
+"""How good are frozen features? A linear probe of them."""
 
 import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from avssl.evaluation.arrays import FloatArray, IntArray, as_labels, as_matrix, unit_rows
+from avssl.evaluation.arrays import FloatArray, IntArray, as_labels, as_matrix
 from avssl.evaluation.embeddings import Embeddings
+from avssl.evaluation.multilabel_probe import choose_penalty, fit_logistic
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ class ProbeResult:
         scores: ``(N, C)`` float32 logits of the test rows, in their order, unlabelled rows included.
         weight: ``(C, D)`` float32 and bias ``(C,)`` float32, the standardization folded in.
         c: inverse strength of the L2 penalty that cross-validation chose.
-        cv_accuracy: C -> mean accuracy over the folds of the training split; empty when no fold could be made.
+        cv_accuracy: C -> mean accuracy (mean average precision of a multi-label head) over the folds of the training
+            split; empty when no fold could be made.
     """
 
     scores: FloatArray
@@ -47,14 +51,33 @@ class ProbeResult:
         return layer
 
 
-def _labelled(embeddings: Embeddings, head: str, num_classes: int, name: str) -> tuple[FloatArray, IntArray]:
+def labelled_rows(embeddings: Embeddings, head: str, num_classes: int, name: str) -> tuple[FloatArray, NDArray[Any]]:
+    """Features (N, D) float64 and labels of the labelled rows: (N,) classes, or (N, C) zeros and ones.
+
+    Raises:
+        ValueError: no such head, no labelled row, labels outside the classes, NaN features; ``name`` is in the message.
+    """
     if head not in embeddings.labels:
         raise ValueError(f"{name}: no labels for head {head!r}; there are: {', '.join(embeddings.labels) or 'none'}")
     features = as_matrix(embeddings.features, f"{name} features").astype(np.float64)
-    labels = as_labels(embeddings.labels[head], f"{name} labels of {head!r}", len(features), num_classes)
-    if not (labels >= 0).any():
+    labels: NDArray[Any] = embeddings.labels[head]
+    if labels.ndim == 1:
+        labels = as_labels(labels, f"{name} labels of {head!r}", len(features), num_classes)
+        known = np.asarray(labels >= 0)
+    else:
+        if labels.shape != (len(features), num_classes):
+            raise ValueError(
+                f"{name} labels of {head!r}: shape {labels.shape}, expected ({len(features)}, {num_classes})"
+            )
+        known = np.asarray((labels >= 0).all(axis=1))
+    if not known.any():
         raise ValueError(f"{name}: every row is unlabelled for head {head!r}")
-    return features[labels >= 0], labels[labels >= 0]
+    return features[known], labels[known]
+
+
+def targets_of(labels: NDArray[Any], num_classes: int) -> FloatArray:
+    """Labels of either kind as (N, C) zeros and ones."""
+    return labels if labels.ndim == 2 else (labels[:, None] == np.arange(num_classes)).astype(np.float64)
 
 
 def _fit_path(
@@ -116,81 +139,66 @@ def linear_probe(
     folds: int = 5,
     max_iter: int = 500,
 ) -> ProbeResult:
-    """Multinomial logistic regression on standardized frozen features.
+    """Logistic regression on standardized frozen features: multinomial, or for a multi-label head one-vs-rest.
 
-    C is chosen by stratified cross-validation on ``train`` alone (accuracy, then log-likelihood); the test rows are
-    only scored. Where every class has a single member there is nothing to hold out, and the middle of ``cs`` is taken.
-    Unlabelled training rows are dropped; classes absent from training get the constant score ``ABSENT_BIAS``.
+    C is chosen by cross-validation on ``train`` alone: stratified, by accuracy, then log-likelihood; of a multi-label
+    head by mean average precision. The test rows are only scored. Where every class has a single member there is
+    nothing to hold out, and the middle of ``cs`` is taken. Unlabelled training rows are dropped; classes absent from
+    training get the constant score ``ABSENT_BIAS``.
 
     Raises:
         ValueError: head without labels, labels outside the classes, NaN features, or features of unlike width.
     """
-    features, labels = _labelled(train, head, num_classes, "train")
+    features, labels = labelled_rows(train, head, num_classes, "train")
     test_features = as_matrix(test.features, "test features")
     if test_features.shape[1] != features.shape[1]:
         raise ValueError(f"train features have {features.shape[1]} columns, test features {test_features.shape[1]}")
     mean, std = features.mean(axis=0), features.std(axis=0)
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
-    weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, ABSENT_BIAS)
-    present = np.unique(labels)
-    cs = sorted(cs)
-    quality: dict[float, tuple[float, float]] = {}
-    chosen = cs[len(cs) // 2]
-    if len(present) == 1:
-        bias[present] = 0.0
-    else:
-        standard = (features - mean) / std
-        # The penalty does not change under rotation: fewer rows than columns span a smaller space, with the same fit.
-        rotation = np.linalg.svd(standard, full_matrices=False)[2].T if len(standard) < standard.shape[1] else None
-        standard = (standard if rotation is None else standard @ rotation).astype(np.float32)
-        quality = _cross_validate(standard, labels, cs, folds, max_iter, seed)
-        chosen = max(cs, key=quality.__getitem__) if quality else chosen
-        model = _fit_path(standard, labels, [c for c in cs if c <= chosen], max_iter)[-1]
-        coefficients, intercept = model.coef_, model.intercept_
-        if len(present) == 2:
-            # scikit-learn keeps one logit for two classes; half of it to each side gives the same probabilities.
-            coefficients, intercept = np.vstack((-coefficients, coefficients)) / 2, np.r_[-intercept, intercept] / 2
-        coefficients = coefficients.astype(np.float64)
-        weight[present] = (coefficients if rotation is None else coefficients @ rotation.T) / std
-        bias[present] = intercept - weight[present] @ mean
-    log.info("probe %s: %d rows, %d of %d classes, C=%g", head, len(labels), len(present), num_classes, chosen)
+    standard = (features - mean) / std
+    # The penalty does not change under rotation: fewer rows than columns span a smaller space, with the same fit.
+    rotation = np.linalg.svd(standard, full_matrices=False)[2].T if len(standard) < standard.shape[1] else None
+    standard = (standard if rotation is None else standard @ rotation).astype(np.float32)
+    fit = _fit_single if labels.ndim == 1 else _fit_several
+    coefficients, bias, present, chosen, quality = fit(standard, labels, num_classes, sorted(cs), folds, max_iter, seed)
+    weight = np.zeros((num_classes, features.shape[1]))
+    weight[present] = (coefficients if rotation is None else coefficients @ rotation.T) / std
+    bias[present] -= weight[present] @ mean
+    log.debug("probe %s: %d rows, %d of %d classes, C=%g", head, len(labels), len(present), num_classes, chosen)
     scores = test_features @ weight.T + bias
     folded = weight.astype(np.float32), bias.astype(np.float32)
-    return ProbeResult(
-        scores.astype(np.float32),
-        *folded,
-        c=float(chosen),
-        cv_accuracy={c: accuracy for c, (accuracy, _) in quality.items()},
-    )
+    return ProbeResult(scores.astype(np.float32), *folded, c=float(chosen), cv_accuracy=quality)
 
 
-def knn_scores(
-    train: Embeddings,
-    test: Embeddings,
-    head: str,
-    num_classes: int,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    chunk: int = 1024,
-) -> FloatArray:
-    """Weighted nearest neighbours by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+# Coefficients (present, D) and all biases (C,) on standardized features, the classes present, C, its cross-validation.
+_Fit = tuple[FloatArray, FloatArray, IntArray, float, dict[float, float]]
 
-    Each of the k nearest training rows votes for its class with weight ``exp(similarity / temperature)``.
 
-    Returns:
-        ``(N, C)`` float32 shares of the vote; rows sum to 1.
-    """
-    features, labels = _labelled(train, head, num_classes, "train")
-    gallery, queries = unit_rows(features), unit_rows(as_matrix(test.features, "test features").astype(np.float64))
-    if gallery.shape[1] != queries.shape[1]:
-        raise ValueError(f"train features have {gallery.shape[1]} columns, test features {queries.shape[1]}")
-    k = min(k, len(gallery))
-    scores = np.zeros((len(queries), num_classes))
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ gallery.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)
-        rows = np.arange(start, start + len(similarity))[:, None]
-        np.add.at(scores, (rows, labels[nearest]), weight / weight.sum(axis=1, keepdims=True))
-    return scores.astype(np.float32)
+def _fit_single(
+    standard: FloatArray, labels: IntArray, classes: int, cs: Sequence[float], folds: int, max_iter: int, seed: int
+) -> _Fit:
+    present, bias, chosen = np.unique(labels), np.full(classes, ABSENT_BIAS), cs[len(cs) // 2]
+    if len(present) == 1:
+        bias[present] = 0.0
+        return np.zeros((1, standard.shape[1])), bias, present, chosen, {}
+    quality = _cross_validate(standard, labels, cs, folds, max_iter, seed)
+    chosen = max(cs, key=quality.__getitem__) if quality else chosen
+    model = _fit_path(standard, labels, [c for c in cs if c <= chosen], max_iter)[-1]
+    coefficients, intercept = model.coef_.astype(np.float64), model.intercept_
+    if len(present) == 2:
+        # scikit-learn keeps one logit for two classes; half of it to each side gives the same probabilities.
+        coefficients, intercept = np.vstack((-coefficients, coefficients)) / 2, np.r_[-intercept, intercept] / 2
+    bias[present] = intercept
+    return coefficients, bias, present, chosen, {c: accuracy for c, (accuracy, _) in quality.items()}
+
+
+def _fit_several(
+    standard: FloatArray, labels: FloatArray, classes: int, cs: Sequence[float], folds: int, max_iter: int, seed: int
+) -> _Fit:
+    present, bias = np.flatnonzero(labels.any(axis=0)), np.full(classes, ABSENT_BIAS)
+    if not len(present):
+        raise ValueError("train: not one row has a label; a multi-label probe needs some")
+    targets = labels[:, present]
+    chosen, quality = choose_penalty(standard, targets, cs, folds=folds, max_iter=max_iter, seed=seed)
+    coefficients, bias[present] = fit_logistic(standard, targets, chosen, max_iter=max_iter)
+    return coefficients, bias, present, chosen, quality

@@ -1,17 +1,22 @@
 """One page that tells a run: headline numbers, tables, pictures, the configuration and where it all comes from."""
 
 import base64
+import io
 import math
 import mimetypes
 import numbers
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.io import wavfile
 
+from avssl.evaluation.arrays import Arrayish, to_numpy
 from avssl.evaluation.files import atomic_path
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,6 +46,50 @@ class Table:
                 )
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A sound that the page plays.
+
+    Attributes:
+        waveform: ``(S,)``, full scale at 1.
+        sample_rate: in Hz.
+        title: what it is: the clip's name, the truth.
+        caption: a line under it: the prediction.
+    """
+
+    waveform: Arrayish
+    sample_rate: int
+    title: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """A 16-bit WAV file as text. What is beyond full scale is clipped."""
+        buffer = io.BytesIO()
+        samples = np.clip(to_numpy(self.waveform), -1, 1) * 32767
+        wavfile.write(buffer, self.sample_rate, samples.round().astype(np.int16))
+        return f"data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading, which the table of contents links to.
+
+    Attributes:
+        title: heading.
+        text: what is done here and how to read it, a paragraph.
+        tables: its tables; the title of the only one is left out where it is the section's.
+        pictures: (file, caption); files are embedded.
+        sounds: to play.
+    """
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[tuple[str | os.PathLike[str], str]] = ()
+    sounds: Sequence[Sound] = ()
+
+
 def show(value: Any) -> str:
     """A cell or headline as text: 4 significant digits, a dash for None and NaN, yes and no."""
     if value is None or (isinstance(value, numbers.Real) and not math.isfinite(value)):
@@ -55,10 +104,15 @@ def show(value: Any) -> str:
     return str(value)
 
 
+# A number with a percent sign, a deviation or an interval, as tables write them.
+_NUMBER = r"[+\-\u2212]?\d+(\.\d+)?(e[+-]?\d+)?\s?%?"
+_NUMERIC = re.compile(rf"{_NUMBER}( (to|\u00b1) {_NUMBER}| \({_NUMBER} to {_NUMBER}\))?")
+
+
 def is_number(value: Any) -> bool:
-    """Whether a cell is set right: numbers, and strings that are a number with a percent sign."""
+    """Whether a cell is set right: numbers, and strings that are one, with or without a percent sign and its doubt."""
     if isinstance(value, str):
-        return value.rstrip(" %").lstrip("+-\N{MINUS SIGN}").replace(".", "", 1).isdigit()
+        return _NUMERIC.fullmatch(value) is not None
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -83,6 +137,26 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
+def _plain(tables: Sequence[Table], pictures: Sequence[tuple[str | os.PathLike[str], str]]) -> list[Section]:
+    sections = [Section(table.title, tables=[table]) for table in tables]
+    return [*sections, Section("Pictures", pictures=pictures)] if pictures else sections
+
+
+def _numbered(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """Sections as the template takes them: with an anchor each, and files as text."""
+    return [
+        {
+            "anchor": f"{number}-{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}",
+            "title": section.title,
+            "text": section.text,
+            "tables": section.tables,
+            "pictures": [(data_uri(path), caption) for path, caption in section.pictures],
+            "sounds": section.sounds,
+        }
+        for number, section in enumerate(sections, 1)
+    ]
+
+
 def write_report(
     folder: str | os.PathLike[str],
     *,
@@ -90,6 +164,7 @@ def write_report(
     summary: Mapping[str, Any],
     tables: Sequence[Table] = (),
     pictures: Sequence[tuple[str | os.PathLike[str], str]] = (),
+    sections: Sequence[Section] = (),
     config_yaml: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -97,8 +172,11 @@ def write_report(
 
     Args:
         folder: where the page goes; made when missing.
-        summary: name -> headline value, shown as cards in this order. Strings stand as they are.
-        pictures: (file, caption); files are embedded.
+        summary: name -> headline value, or (value, a line under it), shown as cards in this order. Strings stand as
+            they are.
+        tables: each makes a section of its own.
+        pictures: (file, caption); files are embedded, in one section behind the tables.
+        sections: further parts, behind those.
         config_yaml: the run's whole configuration, folded away at the end.
         provenance: of :func:`avssl.evaluation.result.provenance`, or any mapping; nested keys are joined by dots.
 
@@ -119,9 +197,8 @@ def write_report(
     environment.tests["numeric"] = is_number
     text = environment.get_template("report.html").render(
         title=title,
-        summary=list(summary.items()),
-        tables=tables,
-        pictures=[(data_uri(path), caption) for path, caption in pictures],
+        summary=[(name, *(value if isinstance(value, tuple) else (value, ""))) for name, value in summary.items()],
+        sections=_numbered([*_plain(tables, pictures), *sections]),
         config_yaml=config_yaml.strip(),
         provenance=_flat(provenance or {}),
     )

@@ -1,7 +1,17 @@
-"""Video encoders, projection heads, the audio-visual pair and the audio classifier."""
+"""Video encoders, projection heads, the audio-visual pair, and classifiers of audio, of video and of both."""
 
-from avssl.models.classifier import AudioClassifier
+from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.video import VideoEncoder, create_video_encoder, list_video_encoders
+from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
 
-__all__ = ["AudioClassifier", "AudioVisualPair", "VideoEncoder", "create_video_encoder", "list_video_encoders"]
+__all__ = [
+    "AudioClassifier",
+    "AudioVisualClassifier",
+    "AudioVisualPair",
+    "Classifier",
+    "VideoClassifier",
+    "VideoEncoder",
+    "create_video_encoder",
+    "list_video_encoders",
+]

@@ -17,6 +17,7 @@ from torchvision.models.video.resnet import BasicBlock
 from torchvision.models.video.s3d import SepInceptionBlock3D
 from torchvision.models.video.swin_transformer import PatchMerging, SwinTransformerBlock
 
+from avssl.models.fusion import FusionLayer
 from avssl.models.video import SmallBlock
 from mast.ast import AstBlock
 from mast.attention import Block
@@ -30,6 +31,7 @@ BLOCKS = (
     BasicBlock,
     SepInceptionBlock3D,
     SmallBlock,
+    FusionLayer,
 )
 
 

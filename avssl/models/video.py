@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.error import URLError
 
@@ -14,6 +15,33 @@ KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
 KINETICS_STD = (0.22803, 0.22145, 0.216989)
 
 
+def _channels_first(output: Tensor) -> Tensor:
+    return output.movedim(1, -1)
+
+
+def _channels_last(output: Tensor) -> Tensor:
+    return output
+
+
+def _mvit_tokens(output: Tensor) -> Tensor:
+    return output[:, 1:].unflatten(1, (8, 7, 7))  # behind the class token; 16 frames of 224 x 224 become these places
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Where a backbone has its features still on their grid of time, height and width.
+
+    Attributes:
+        layer: Name of the submodule whose output is read.
+        width: Channels C.
+        arrange: That output -> (B, T', H', W', C).
+    """
+
+    layer: str
+    width: int
+    arrange: Callable[[Tensor], Tensor] = _channels_first
+
+
 class VideoEncoder(nn.Module):
     """A backbone without its classifier, with the channel normalization that it was trained with.
 
@@ -21,6 +49,7 @@ class VideoEncoder(nn.Module):
         name: Registered name.
         backbone: Module, normalized frames (B, 3, T, H, W) -> features (B, ``num_features``).
         num_features: Width D of the features.
+        feature_map: Where :meth:`forward_map` reads; None: the backbone has no map.
         mean: Channel means subtracted from frames in [0, 1].
         std: Channel standard deviations divided by.
     """
@@ -30,6 +59,7 @@ class VideoEncoder(nn.Module):
         name: str,
         backbone: nn.Module,
         num_features: int,
+        feature_map: FeatureMap | None = None,
         mean: tuple[float, float, float] = KINETICS_MEAN,
         std: tuple[float, float, float] = KINETICS_STD,
     ) -> None:
@@ -37,6 +67,7 @@ class VideoEncoder(nn.Module):
         self.name = name
         self.backbone = backbone
         self.num_features = num_features
+        self.feature_map = feature_map
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1), persistent=False)
@@ -46,8 +77,25 @@ class VideoEncoder(nn.Module):
         """Features (B, D) of ``frames``: (B, 3, T, H, W) float in [0, 1]."""
         return self.backbone((frames - self.mean) / self.std)
 
+    def forward_map(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, D) of ``frames`` (B, 3, T, H, W), and the map (B, T', H', W', C) that they are pooled from.
 
-Builder = Callable[[int, int, bool], tuple[nn.Module, int]]
+        Raises:
+            ValueError: when the backbone has no map.
+        """
+        if self.feature_map is None:
+            raise ValueError(f"video encoder {self.name!r} has no map of features")
+        maps: list[Tensor] = []
+        layer = self.backbone.get_submodule(self.feature_map.layer)
+        handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        try:
+            features = self(frames)
+        finally:
+            handle.remove()
+        return features, self.feature_map.arrange(maps[0])
+
+
+Builder = Callable[[int, int, bool], tuple[nn.Module, int, FeatureMap]]
 _BUILDERS: dict[str, Builder] = {}
 
 
@@ -83,17 +131,19 @@ def create_video_encoder(
             f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
         )
     try:
-        backbone, num_features = _BUILDERS[name](num_frames, frame_size, pretrained)
+        backbone, num_features, feature_map = _BUILDERS[name](num_frames, frame_size, pretrained)
     except URLError as error:
         raise OSError(
             f"video.pretrained: the Kinetics weights of {name} cannot be downloaded ({error.reason}); "
             "put them into torch's hub cache (TORCH_HOME) or set video.pretrained to false"
         ) from error
-    return VideoEncoder(name, backbone, num_features)
+    return VideoEncoder(name, backbone, num_features, feature_map)
 
 
-def _headless(model: Any, weights: Any, head: str) -> tuple[nn.Module, int]:
-    """Loads ``weights`` into ``model`` and takes away the classifier called ``head``."""
+def _headless(
+    model: Any, weights: Any, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
+) -> tuple[nn.Module, int, FeatureMap]:
+    """Loads ``weights`` into ``model`` and takes away the classifier ``head``; its map comes out of ``layer``."""
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
     parent_name, _, leaf = head.rpartition(".")
@@ -103,27 +153,30 @@ def _headless(model: Any, weights: Any, head: str) -> tuple[nn.Module, int]:
         parent[int(leaf)] = nn.Identity()
     else:
         setattr(parent, leaf, nn.Identity())
-    return model, linear.in_features
+    return model, linear.in_features, FeatureMap(layer, linear.in_features, arrange)
 
 
 @_register
-def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
         raise ValueError(
             f"video.model: mvit_v2_s takes 16 frames of 224 x 224, not {num_frames} of {frame_size} x {frame_size}: "
             "set data.num_frames to 16 and video.crop_size to 224"
         )
-    return _headless(zoo.mvit_v2_s(), zoo.MViT_V2_S_Weights.KINETICS400_V1 if pretrained else None, "head.1")
+    weights = zoo.MViT_V2_S_Weights.KINETICS400_V1 if pretrained else None
+    return _headless(zoo.mvit_v2_s(), weights, "head.1", "norm", _mvit_tokens)
 
 
 @_register
-def r2plus1d_18(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
-    return _headless(zoo.r2plus1d_18(), zoo.R2Plus1D_18_Weights.KINETICS400_V1 if pretrained else None, "fc")
+def r2plus1d_18(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+    weights = zoo.R2Plus1D_18_Weights.KINETICS400_V1 if pretrained else None
+    return _headless(zoo.r2plus1d_18(), weights, "fc", "layer4")
 
 
 @_register
-def swin3d_t(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
-    return _headless(zoo.swin3d_t(), zoo.Swin3D_T_Weights.KINETICS400_V1 if pretrained else None, "head")
+def swin3d_t(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+    weights = zoo.Swin3D_T_Weights.KINETICS400_V1 if pretrained else None
+    return _headless(zoo.swin3d_t(), weights, "head", "norm", _channels_last)
 
 
 class _S3D(nn.Module):
@@ -138,11 +191,11 @@ class _S3D(nn.Module):
 
 
 @_register
-def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     model = zoo.s3d()
     if pretrained:
         model.load_state_dict(zoo.S3D_Weights.KINETICS400_V1.get_state_dict(progress=True, check_hash=True))
-    return _S3D(model.features), 1024
+    return _S3D(model.features), 1024, FeatureMap("features", 1024)
 
 
 class SmallBlock(nn.Module):
@@ -171,14 +224,14 @@ class _Motion(nn.Module):
 
 
 @_register
-def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
     _no_weights("tiny", pretrained)
     return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
 @_register
-def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int]:
+def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
     _no_weights("tiny_motion", pretrained)
     return _small_resnet(_Motion(), channels=6, width=24)
@@ -189,7 +242,7 @@ def _no_weights(name: str, pretrained: bool) -> None:
         raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
 
 
-def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Module, int]:
+def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Module, int, FeatureMap]:
     backbone = nn.Sequential(
         first,
         nn.Conv3d(channels, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
@@ -198,10 +251,10 @@ def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Modul
         SmallBlock(width, 2 * width, 2),
         SmallBlock(2 * width, 4 * width, 2),
         SmallBlock(4 * width, 8 * width, 2),
-        nn.AdaptiveAvgPool3d((8, 2, 2)),
+        nn.AdaptiveAvgPool3d((8, 2, 2)),  # layer 7, whose output is the map
         nn.Flatten(),
         nn.Linear(8 * width * 32, 256),
     )
     # In this layout the convolutions take a quarter less time on a CPU.
     backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # an overload that its types omit
-    return backbone, 256
+    return backbone, 256, FeatureMap("7", 8 * width)

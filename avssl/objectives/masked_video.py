@@ -1,16 +1,15 @@
 """Masked video modelling with an encoder that gives one vector."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl.models.places import CODE, place_code
 from avssl.objectives.reconstruction import draw_units, masked_error, normalized
 
 SIDE = 4  # pixels of a cube's target, along height and width
-FREQUENCIES = 6
 
 
 class VideoReconstruction(nn.Module):
@@ -42,7 +41,7 @@ class VideoReconstruction(nn.Module):
         self.cube, self.share, self.normalize = tuple(cube), share, normalize
         self.color = nn.Parameter(torch.full((3, 1, 1, 1), 0.5))
         self.feature = nn.Linear(width, hidden)
-        self.place = nn.Linear(3 * 2 * FREQUENCIES, hidden, bias=False)
+        self.place = nn.Linear(3 * CODE, hidden, bias=False)
         self.decode = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 3 * SIDE * SIDE))
 
     def no_weight_decay(self) -> set[str]:
@@ -83,11 +82,3 @@ class VideoReconstruction(nn.Module):
         small = F.avg_pool3d(frames, step)[:, :, : grid[0], : grid[1] * SIDE, : grid[2] * SIDE]
         cubes = small.unflatten(4, (grid[2], SIDE)).unflatten(3, (grid[1], SIDE))  # (b, 3, t, h, 4, w, 4)
         return cubes.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
-
-
-def place_code(grid: Sequence[int], like: Tensor) -> Tensor:
-    """Sines and cosines of each cube's place along the axes, (\\*grid, 36): half a wave to 16 waves across the clip."""
-    octaves = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=like.device, dtype=like.dtype)
-    axes = [(torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size for size in grid]
-    angles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[..., None] * octaves
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -30,7 +30,8 @@ def global_labels(step: Step, head: str | None, objective: str) -> Tensor:
     """Labels (N,) int64 of the global batch under ``head``, -1 where unlabelled; None takes the only head.
 
     Raises:
-        ValueError: when there is no such head, or when None is given and there is not exactly one.
+        ValueError: when there is no such head, when None is given and there is not exactly one, or when its clips have
+            several labels.
     """
     heads = ", ".join(step.labels) or "none"
     if head is None:
@@ -39,6 +40,8 @@ def global_labels(step: Step, head: str | None, objective: str) -> Tensor:
         (head,) = step.labels
     if head not in step.labels:
         raise ValueError(f"{objective}: no head {head!r}; heads of the data: {heads}")
+    if step.labels[head].ndim != 1:
+        raise ValueError(f"{objective}: clips have several labels under head {head!r}, and are of no one class")
     return gather_constant(step.labels[head])
 
 

@@ -1,6 +1,7 @@
 """The files of a classification run: result.json, pictures, report.html."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,20 @@ from typing import Any
 import numpy as np
 
 from avssl.config import FinetuneConfig, to_dict, to_yaml
-from avssl.evaluation.classification import classification_report, multi_head_metrics
+from avssl.evaluation.classification import (
+    HEADLINES,
+    ClassificationReport,
+    head_reports,
+    headline,
+    multi_head_metrics,
+)
 from avssl.evaluation.clustering import cluster_metrics
 from avssl.evaluation.embeddings import Embeddings, coverage
+from avssl.evaluation.epic import epic_metrics
+from avssl.evaluation.multilabel import MultilabelReport
 from avssl.evaluation.pictures import confusion_matrix, loss_curves, tsne_before_after
+from avssl.evaluation.predictions import FILE as PREDICTIONS
+from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Splits
@@ -22,6 +33,16 @@ logger = logging.getLogger(__name__)
 
 # More points than this make a t-SNE slow and its picture unreadable.
 TSNE_POINTS = 2000
+# What the table shows of each head, where a head has it, and how.
+COLUMNS = {
+    "top1": ("top-1", "{:.1%}"),
+    "top5": ("top-5", "{:.1%}"),
+    "mean_class_accuracy": ("mean class accuracy", "{:.1%}"),
+    "mAP": ("mAP", "{:.1%}"),
+    "mAUC": ("mAUC", "{:.1%}"),
+    "d_prime": ("d'", "{:.2f}"),
+}
+Reports = Mapping[str, ClassificationReport | MultilabelReport]
 
 
 @dataclass
@@ -50,12 +71,16 @@ class Outcome:
 def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outcome: Outcome) -> dict[str, Any]:
     """Computes all metrics, writes result.json, the pictures and report.html, and returns the result."""
     labels = outcome.after.labels
-    metrics = multi_head_metrics(outcome.scores, labels, seed=config.seed)
+    reports = head_reports(outcome.scores, labels, seed=config.seed)
+    metrics = multi_head_metrics(outcome.scores, labels, seed=config.seed, reports=reports)
+    if splits.labelled_test is not None:
+        metrics |= epic_metrics(outcome.scores, labels, splits.labelled_test, outcome.after.index, seed=config.seed)
     covered = coverage(outcome.expected, len(outcome.after), outcome.after.failures)
     protocol = str(splits.protocol)
     result: dict[str, Any] = {
         "kind": f"finetune-{config.head}",
         "metrics": metrics,
+        "classes": {head: _by_class(report, splits.labels[head]) for head, report in reports.items()},
         "clustering": feature_clusters(outcome.after, splits.labels),
         "clip_protocol": protocol,
         "coverage": splits.coverage | {"evaluated": covered},
@@ -66,64 +91,74 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
         "provenance": provenance(),
     }
     write_result(run.folder / "result.json", result)
-    pictures = _draw(run, splits, outcome)
+    write_predictions(run.folder / PREDICTIONS, outcome.after.clip_ids, outcome.scores, labels, splits.labels)
+    pictures = _draw(run, splits, outcome, reports)
     _track(run, splits, outcome, metrics, pictures)
-    heads = [*outcome.scores, *(["action"] if "action/top1" in metrics else [])]
+    heads = [*reports, *(["action"] if "action/top1" in metrics else [])]
+    shown = {head: headline(metrics, head) for head in heads}
     write_report(
         run.folder,
         title=f"{config.head.capitalize()} fine-tuning on {Path(config.data.name).stem}, {outcome.start} start",
-        summary={f"{head} top-1": f"{metrics[f'{head}/top1']:.1%}" for head in heads},
+        summary={f"{head} {HEADLINES[name]}": f"{metrics[f'{head}/{name}']:.1%}" for head, name in shown.items()},
         tables=[_metrics_table(heads, metrics, protocol, covered)],
         pictures=pictures,
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
     )
-    for head in heads:
-        low, high = metrics[f"{head}/top1_low"], metrics[f"{head}/top1_high"]
-        logger.info(
-            "%s: top-1 %.1f %% (95 %% interval %.1f to %.1f)", head, *_percent(metrics[f"{head}/top1"], low, high)
-        )
+    for head, name in shown.items():
+        values = [100 * metrics[f"{head}/{key}"] for key in (name, f"{name}_low", f"{name}_high")]
+        logger.info("%s: %s %.1f %% (95 %% interval %.1f to %.1f)", head, HEADLINES[name], *values)
     logger.info("report: %s", run.folder / "report.html")
     return result
 
 
 def feature_clusters(features: Embeddings, labels: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    """Clustering metrics by head, where enough rows are labelled for them."""
+    """Clustering metrics by head, where enough rows are labelled for them; a cluster is of one label a clip."""
     clusters = {}
     for head in labels:
         target = features.labels[head]
-        if 2 <= len(np.unique(target[target >= 0])) < (target >= 0).sum():
+        if target.ndim == 1 and 2 <= len(np.unique(target[target >= 0])) < (target >= 0).sum():
             clusters[head] = cluster_metrics(features.features, target)
     return clusters
 
 
-def _percent(*values: float) -> list[float]:
-    return [100 * value for value in values]
+def _by_class(report: ClassificationReport | MultilabelReport, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Numbers of each class for result.json; those that do not exist become null there."""
+    if isinstance(report, MultilabelReport):
+        columns = {"clips": report.support, "AP": report.ap, "AUC": report.auc}
+    else:
+        columns = {"clips": report.support, "accuracy": report.per_class, "AP": report.ap}
+    return {name: {key: values[k].item() for key, values in columns.items()} for k, name in enumerate(names)}
 
 
 def _metrics_table(heads: list[str], metrics: dict[str, float], protocol: str, covered: dict[str, Any]) -> Table:
+    columns = {key: column for key, column in COLUMNS.items() if any(f"{head}/{key}" in metrics for head in heads)}
     rows = []
     for head in heads:
-        interval = f"{metrics[f'{head}/top1_low']:.1%} to {metrics[f'{head}/top1_high']:.1%}"
-        optional = [metrics.get(f"{head}/{name}") for name in ("top5", "mean_class_accuracy", "mAP")]
-        shown = ["" if value is None else f"{value:.1%}" for value in optional]
-        rows.append([head, f"{metrics[f'{head}/top1']:.1%}", interval, *shown, str(int(metrics[f"{head}/count"]))])
+        values = [(metrics.get(f"{head}/{key}"), form) for key, (_, form) in columns.items()]
+        name = headline(metrics, head)
+        low, high = metrics[f"{head}/{name}_low"], metrics[f"{head}/{name}_high"]
+        interval = f"{HEADLINES[name]} {low:.1%} to {high:.1%}"
+        numbers = ["" if value is None else form.format(value) for value, form in values]
+        rows.append([head, *numbers, interval, str(int(metrics[f"{head}/count"]))])
     note = f"{protocol}; {covered['evaluated']} of {covered['expected']} test clips evaluated"
-    columns = ["head", "top-1", "95 % interval", "top-5", "mean class accuracy", "mAP", "clips"]
-    return Table("Classification", columns, rows, note)
+    header = ["head", *(title for title, _ in columns.values()), "95 % interval", "clips"]
+    return Table("Classification", header, rows, note)
 
 
-def _draw(run: Run, splits: Splits, outcome: Outcome) -> list[tuple[Path, str]]:
+def _draw(run: Run, splits: Splits, outcome: Outcome, reports: Reports) -> list[tuple[Path, str]]:
+    """Training curves; and by head a confusion matrix and t-SNE, which are of heads with one label a clip."""
     pictures = []
     rows = read_rows(run.tracker.metrics_path)
     if rows:
         loss_curves(rows + read_rows(run.tracker.speed_path), run.picture("curves"))
         pictures.append((run.picture("curves"), "Training curves"))
-    for head, names in splits.labels.items():
-        target = outcome.after.labels[head]
-        confusion = classification_report(outcome.scores[head], target).confusion
+    for head, report in reports.items():
+        if isinstance(report, MultilabelReport):
+            continue
+        names, target = splits.labels[head], outcome.after.labels[head]
         path = run.picture(f"confusion-{head}")
-        confusion_matrix(confusion, names, path, title=f"Confusion, {head}")
+        confusion_matrix(report.confusion, names, path, title=f"Confusion, {head}")
         pictures.append((path, f"Confusion matrix of {head}, rows are the truth"))
         labelled = np.flatnonzero(target >= 0)[:TSNE_POINTS]
         if outcome.before is not outcome.after and len(labelled) >= 5:
@@ -131,7 +166,7 @@ def _draw(run: Run, splits: Splits, outcome: Outcome) -> list[tuple[Path, str]]:
             before, after = outcome.before.features[labelled], outcome.after.features[labelled]
             titles = (outcome.before_title, outcome.after_title)
             tsne_before_after(before, after, target[labelled], names, path, titles=titles, title=f"t-SNE by {head}")
-            pictures.append((path, f"t-SNE of the audio features by {head}: {' and '.join(titles).lower()}"))
+            pictures.append((path, f"t-SNE of the features by {head}: {' and '.join(titles).lower()}"))
     return pictures
 
 
@@ -143,4 +178,5 @@ def _track(
     for head, names in splits.labels.items():
         target = outcome.after.labels[head]
         labelled = target >= 0
-        run.tracker.log_confusion(head, target[labelled], outcome.scores[head][labelled].argmax(1), names)
+        if target.ndim == 1 and labelled.any():
+            run.tracker.log_confusion(head, target[labelled], outcome.scores[head][labelled].argmax(1), names)

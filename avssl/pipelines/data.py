@@ -9,11 +9,13 @@ import numpy as np
 from lightning_fabric import Fabric
 
 from avssl.config import DataConfig
+from avssl.data.balance import balanced_shares
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.strata import training_share
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +63,46 @@ class Splits:
     digest: str
     coverage: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def labelled_test(self) -> Manifest | None:
+        """What a trained head is judged on: "test", or "val" where test has no labels (a challenge's) or is absent."""
+        for rows in (self.test, self.val):
+            if rows is not None and any(rows.labelled(head).any() for head in self.labels):
+                return rows
+        return None
+
+    @property
+    def multilabel(self) -> list[str]:
+        """Heads to train whose clips have several labels."""
+        return [head for head in self.labels if head in self.train.multilabel]
+
 
 def open_splits(
-    config: DataConfig, *, modalities: Sequence[Modality], labelled: bool, seed: int = 0, fabric: Fabric | None = None
+    config: DataConfig,
+    *,
+    modalities: Sequence[Modality],
+    labelled: bool,
+    seed: int = 0,
+    fabric: Fabric | None = None,
+    need_train: bool = True,
 ) -> Splits:
     """Opens the data and divides it.
 
     Pretraining (``labelled`` False) trains on the split "pretrain" where there is one, else on "train"; fine-tuning
-    trains on "train". Without a split "val", ``val_fraction`` of the training rows are held out.
+    trains on "train". Without a split "val", ``val_fraction`` of the training rows are held out; of what is left,
+    ``train_fraction`` is kept.
+
+    Args:
+        config: Data config.
+        modalities: What a usable row has.
+        labelled: Whether training needs labels.
+        seed: Seed of what is held out.
+        fabric: Of a run of several processes.
+        need_train: False takes data that are there to be evaluated only; the training split may then be empty.
 
     Raises:
         DataError: when the data has no usable row to train on, or not the head asked for.
+        ValueError: when ``train_fraction`` is no share.
     """
     if fabric is not None and not fabric.is_global_zero:
         fabric.barrier()  # one process builds and scans, the others read its cache
@@ -93,10 +124,11 @@ def open_splits(
         return good if len(good) else None
 
     train = usable("train") if labelled else usable("pretrain") or usable("train")
-    if train is None:
+    if train is None and need_train:
         raise DataError(f"data {config.name}: no usable clip to train on; {coverage or 'it has no training split'}")
+    train = manifest.take([]) if train is None else train
     val, test = usable("val"), usable("test")
-    if val is None and config.val_fraction > 0:
+    if val is None and config.val_fraction > 0 and len(train):
         held_out = np.zeros(len(train), dtype=bool)
         count = max(1, round(config.val_fraction * len(train)))
         held_out[np.random.default_rng((seed, 7)).permutation(len(train))[:count]] = True
@@ -106,6 +138,10 @@ def open_splits(
     if unknown:
         raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
     labels = {head: manifest.heads[head] for head in heads}
+    if config.train_fraction != 1 and len(train):
+        train = training_share(train, next(iter(heads), None), config.train_fraction, seed)
+        coverage[train.column("split")[0]]["share"] = {"fraction": config.train_fraction, "clips": len(train)}
+        logger.info("training on %d clips, data.train_fraction %g", len(train), config.train_fraction)
     protocol = ClipProtocol(
         entry.clip_seconds if config.clip_seconds is None else config.clip_seconds,
         entry.eval_clips if config.eval_clips is None else config.eval_clips,
@@ -145,8 +181,15 @@ class Loaders:
             **options,
         )
 
-    def train(self, manifest: Manifest, fabric: Fabric, start_batch: int = 0) -> ClipLoader:
-        """Endless shuffled batches of random clips from batch ``start_batch`` on."""
+    def train(self, manifest: Manifest, fabric: Fabric, start_batch: int = 0, heads: Sequence[str] = ()) -> ClipLoader:
+        """Endless batches of random clips from batch ``start_batch`` on, in the order of ``data.sampling``.
+
+        Args:
+            manifest: The rows.
+            fabric: Launched Fabric.
+            start_batch: Batch to begin with, counted from the beginning of the run.
+            heads: Heads that balanced sampling balances.
+        """
         return make_train_loader(
             self._dataset(manifest, mode="random", clips_per_item=self.config.train_clips),
             min(self.batch_size, max(1, len(manifest) // fabric.world_size)),
@@ -155,6 +198,7 @@ class Loaders:
             rank=fabric.global_rank,
             world=fabric.world_size,
             num_workers=self.config.num_workers,
+            shares=balanced_shares(manifest, heads) if self.config.sampling == "balanced" else None,
         )
 
     def evaluate(self, manifest: Manifest) -> ClipLoader:

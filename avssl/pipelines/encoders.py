@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mast
 from avssl.checkpoint import read_checkpoint
 from avssl.config import AudioConfig
+from avssl.data.batch import Batch
 from avssl.models.pair import AudioVisualPair
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,11 @@ class AudioEncoder:
     encoder: mast.SpectrogramModel
     frontend: mast.LogMel
     labels: dict[str, list[str]]
+
+    def features(self, batch: Batch) -> Tensor:
+        """Features (B, D), before any head, of a batch on the encoder's device."""
+        assert batch.audio is not None
+        return self.encoder.forward_head(self.encoder.forward_features(self.frontend(batch.audio)), pre_logits=True)
 
 
 def frontend_options(config: AudioConfig) -> dict[str, Any]:

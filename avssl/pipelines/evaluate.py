@@ -1,137 +1,135 @@
-"""Evaluation of a checkpoint on any data: retrieval and linear probe of a pair, accuracy of a classifier."""
+"""Evaluation of a checkpoint on any data: what is done is named in ``evaluations``, and told in one result and page."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 from avssl.config import EvaluateConfig, to_dict, to_yaml
+from avssl.data.catalog import cache_folder
+from avssl.data.clips import Modality
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.embeddings import coverage
-from avssl.evaluation.probe import linear_probe
-from avssl.evaluation.report import Table, write_report
+from avssl.evaluation.cache import EmbeddingCache
+from avssl.evaluation.predictions import FILE as PREDICTIONS
+from avssl.evaluation.predictions import write_predictions
+from avssl.evaluation.report import write_report
 from avssl.evaluation.result import provenance, write_result
-from avssl.evaluation.retrieval import retrieval_metrics
-from avssl.models.classifier import AudioClassifier
-from avssl.pipelines.classification_report import feature_clusters
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
-from avssl.pipelines.finetune import classify_split, embed_features
+from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch
-from avssl.pipelines.pretrain import embed_pair, retrieval_table
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluates ``config.checkpoint`` on a split, and writes result.json and report.html.
+    """Evaluates ``config.checkpoint`` on a split, and writes result.json, pictures and report.html.
 
     Raises:
         DataError: when the split has no usable clip.
-        ValueError: when the checkpoint's classes are not the data's.
+        ValueError: when the checkpoint's classes are not the data's, or an evaluation asked for is not possible.
     """
     fabric = launch(config.runtime, config.seed)
     checkpoint = Path(config.checkpoint)
-    pair = is_pair(checkpoint)
-    source = load_audio_encoder(checkpoint)
-    splits = open_splits(
-        config.data, modalities=("audio", "video") if pair else ("audio",), labelled=not pair, seed=config.seed
-    )
-    split = {"train": splits.train, "pretrain": splits.train, "val": splits.val, "test": splits.test}.get(config.split)
-    if split is None:
-        raise DataError(f"split: {config.data.name} has no usable split {config.split!r}")
-    sample_rate = source.frontend.config["sample_rate"]
-    modalities: tuple[Any, ...] = ("audio", "video") if pair else ("audio",)
-    loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.batch_size, config.seed)
-    metrics: dict[str, float] = {}
-    tables = []
-    evaluated: dict[str, Any] = {}
-    if pair:
-        model = load_pair(checkpoint).to(fabric.device).eval()
-        audio, video = embed_pair(model, loaders, split, fabric.device)
-        retrieval = retrieval_metrics(audio.features, video.features)
-        metrics |= retrieval
-        tables.append(retrieval_table(retrieval))
-        evaluated = coverage(len(split), len(audio), audio.failures)
-    if source.labels:
-        scored, evaluated = _classify(source, loaders, splits, split, fabric.device)
-    else:
-        scored = _probe(config, source, loaders, split, fabric.device)
-    metrics |= scored
-    heads = sorted({key.split("/")[0] for key in scored})
-    if heads:
-        rows = [[head, f"{scored[f'{head}/top1']:.1%}", int(scored[f"{head}/count"])] for head in heads]
-        title = "Classification" if source.labels else "Linear probe"
-        tables.append(Table(title, ["head", "top-1", "clips"], rows))
-    result: dict[str, Any] = {
-        "kind": "evaluate",
-        "checkpoint": str(checkpoint),
-        "split": config.split,
-        "metrics": metrics,
-        "clip_protocol": str(splits.protocol),
-        "coverage": splits.coverage | {"evaluated": evaluated},
-        "manifest": splits.digest,
-        "seed": config.seed,
-        "config": to_dict(config),
-        "provenance": provenance(),
-    }
+    subject = open_subject(checkpoint, fabric.device)
+    modalities: tuple[Modality, ...] = ("audio", "video") if subject.pair is not None else subject.modalities
+    labelled = subject.pair is None and config.split != "pretrain"
+    splits = open_splits(config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False)
+    split = _named(splits, config)
+    _check_classes(subject, split)
     run_folder = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
-    folder = config.output or run_folder / f"evaluate-{Path(config.data.name).stem}"
-    write_result(folder / "result.json", result)
-    summary = {
-        key: f"{value:.1%}" for key, value in metrics.items() if key.endswith(("top1", "R@1")) and "chance" not in key
-    }
-    write_report(
-        folder,
-        title=f"{checkpoint.name} on {Path(config.data.name).stem}, {config.split}",
-        summary=summary,
-        tables=tables,
-        pictures=[],
-        config_yaml=to_yaml(config),
-        provenance=result["provenance"],
+    bench = Bench(
+        config=config,
+        subject=subject,
+        split=split,
+        training=_training(config, subject),
+        labels=subject.labels or splits.labels,
+        protocol=splits.protocol,
+        loaders=Loaders(
+            config.data, splits.protocol, subject.modalities, subject.sample_rate, config.batch_size, config.seed
+        ),
+        folder=config.output or run_folder / f"evaluate-{Path(config.data.name).stem}",
+        fabric=fabric,
+        cache=EmbeddingCache(cache_folder() / "embeddings" if config.cache else None),
     )
-    for key, value in summary.items():
-        logger.info("%s %s", key, value)
-    logger.info("result: %s", folder / "result.json")
-    return result
+    names = choose(config.evaluations, bench)
+    if not names:
+        raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
+    return _write(bench, splits, run_all(names, bench))
 
 
-def _classify(
-    source: AudioEncoder, loaders: Loaders, splits: Splits, split: Manifest, device: Any
-) -> tuple[dict[str, float], dict[str, Any]]:
-    for head, names in source.labels.items():
+def _named(splits: Splits, config: EvaluateConfig) -> Manifest:
+    splits_by_name = {"train": splits.train, "pretrain": splits.train, "val": splits.val, "test": splits.test}
+    split = splits_by_name.get(config.split)
+    if split is None or not len(split):
+        raise DataError(f"split: {config.data.name} has no usable split {config.split!r}")
+    return split
+
+
+def _training(config: EvaluateConfig, subject: Subject) -> Manifest | None:
+    """The rows that probes are fitted on; None where the data has no labelled ones."""
+    try:
+        splits = open_splits(config.data, modalities=subject.modalities, labelled=True, seed=config.seed)
+    except DataError as error:
+        logger.info("no labelled training clips: %s", error)
+        return None
+    known = any((splits.train.labels(head) >= 0).any() for head in splits.labels)
+    return splits.train if known else None
+
+
+def _check_classes(subject: Subject, split: Manifest) -> None:
+    for head, names in subject.labels.items():
         if split.heads.get(head) != names:
             have = {name: len(classes) for name, classes in split.heads.items()}
             raise ValueError(
                 f"checkpoint: its head {head!r} has {len(names)} classes that are not those of the data ({have}); "
                 "evaluate it on the data that it was fine-tuned on, or fine-tune it on this"
             )
-    classifier = AudioClassifier(source.encoder, source.frontend, source.labels).to(device)
-    features, scores = classify_split(classifier, loaders, split, device)
-    metrics = multi_head_metrics(scores, features.labels)
-    return metrics, coverage(len(split), len(features), features.failures)
 
 
-def _probe(
-    config: EvaluateConfig, source: AudioEncoder, loaders: Loaders, split: Manifest, device: Any
-) -> dict[str, float]:
-    """Linear probe of every head that the training split has labels for; nothing where there is none."""
-    if not split.heads:
-        return {}
-    audio_only = Loaders(config.data, loaders.protocol, ("audio",), loaders.sample_rate, config.batch_size, config.seed)
-    try:
-        splits = open_splits(config.data, modalities=("audio",), labelled=True, seed=config.seed)
-    except DataError:
-        return {}
-    source.encoder.to(device)
-    source.frontend.to(device)
-    train = embed_features(source, audio_only, splits.train, device)
-    test = embed_features(source, audio_only, split, device)
-    scores = {
-        head: linear_probe(train, test, head, len(names), seed=config.seed).scores
-        for head, names in splits.labels.items()
+def _write_predictions(bench: Bench, findings: dict[str, Finding]) -> None:
+    """What the classifier, or else the linear probes, said of every clip; heads are named as in the metrics."""
+    if not findings.keys() & {"accuracy", "probe"}:
+        return
+    prefix = "" if "accuracy" in findings else "probe/"
+    scores = {prefix + head: values for head, values in bench.scores().items()}
+    truth = {prefix + head: bench.truth(head) for head in bench.heads}
+    classes = {prefix + head: names for head, names in bench.labels.items()}
+    write_predictions(bench.folder / PREDICTIONS, bench.features.clip_ids, scores, truth, classes)
+
+
+def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[str, Any]:
+    config, name = bench.config, Path(bench.config.data.name).stem
+    metrics = {key: value for finding in findings.values() for key, value in finding.metrics.items()}
+    headlines = [headline for finding in findings.values() for headline in finding.headlines]
+    result: dict[str, Any] = {
+        "kind": "evaluate",
+        "checkpoint": config.checkpoint,
+        "checkpoint_digest": bench.subject.digest,
+        "split": config.split,
+        "evaluations": list(findings),
+        "headlines": headlines,
+        "metrics": metrics,
+        "clip_protocol": str(bench.protocol),
+        "coverage": splits.coverage | {"evaluated": bench.covered()},
+        "manifest": splits.digest,
+        "seed": config.seed,
+        "details": {key: finding.details for key, finding in findings.items() if finding.details},
+        "config": to_dict(config),
+        "provenance": provenance(),
     }
-    clusters = feature_clusters(test, splits.labels)
-    flat = {f"{head}/{name}": value for head, values in clusters.items() for name, value in values.items()}
-    return multi_head_metrics(scores, test.labels, seed=config.seed) | flat
+    write_result(bench.folder / "result.json", result)
+    _write_predictions(bench, findings)
+    covered = result["coverage"]["evaluated"]
+    clips = f"{covered['evaluated']} of {covered['expected']} clips"
+    write_report(
+        bench.folder,
+        title=f"{bench.subject.name} on {name}",
+        summary={f"split {config.split!r}": clips} | {headline.name: headline.words() for headline in headlines},
+        sections=[finding.section for finding in findings.values()],
+        config_yaml=to_yaml(config),
+        provenance=result["provenance"],
+    )
+    for headline in headlines:
+        logger.info("%s: %s", headline.name, headline)
+    logger.info("result: %s", bench.folder / "result.json")
+    return result

@@ -1,6 +1,7 @@
 """Fine-tuning and linear probing, from the config to the report."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,33 +9,29 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-import mast
-from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig
+from avssl.config import FinetuneConfig, PretrainConfig
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.embeddings import Embeddings, embed_many
+from avssl.evaluation.embeddings import Embeddings, embed, embed_many
 from avssl.evaluation.probe import linear_probe
 from avssl.lineage import log_model, use_model
-from avssl.models.classifier import AudioClassifier
+from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes
 from avssl.pipelines.classification_report import Outcome, report_classification
+from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import (
-    EXPORT,
-    AudioEncoder,
-    export_audio_encoder,
-    load_audio_encoder,
-    random_encoder,
-)
+from avssl.pipelines.encoders import EXPORT, AudioEncoder
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run
+from avssl.pipelines.starts import MODALITIES, check_start, random_twin, start_classifier
 from avssl.pipelines.training import (
     build_engine,
     create_objectives,
     prepare_encoders,
     spectrogram_augment,
+    video_augment,
     wave_augment,
 )
 from avssl.tasks import FinetuneTask
@@ -51,43 +48,48 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
     """
     checkpoint = resolve_checkpoint(config)
+    check_start(config, checkpoint)
     fabric = launch(config.runtime, config.seed)
-    splits = open_splits(config.data, modalities=("audio",), labelled=True, seed=config.seed, fabric=fabric)
+    modalities = MODALITIES[config.modality]
+    splits = open_splits(config.data, modalities=modalities, labelled=True, seed=config.seed, fabric=fabric)
     start = "pretrained" if checkpoint else "random"
-    name = f"finetune-{Path(config.data.name).stem}-{config.head}-{start}"
+    name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"
     folder = config.output or sweep_folder() or Path("runs") / name
     run = Run(config, folder, fabric, config.wandb, "finetune")
-    source = load_audio_encoder(checkpoint) if checkpoint else random_encoder(config.audio)
-    if checkpoint and config.audio != AudioConfig():
-        raise ValueError("audio: the encoder and its frontend are the checkpoint's; give no audio settings beside it")
-    sample_rate = source.frontend.config["sample_rate"]
-    loaders = Loaders(config.data, splits.protocol, ("audio",), sample_rate, config.optim.batch_size, config.seed)
-    source.encoder.to(fabric.device)
-    source.frontend.to(fabric.device)
-    test = splits.test if splits.test is not None else splits.val
+    classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
+    frontend = classifier.frontend
+    sample_rate = config.audio.sample_rate if frontend is None else frontend.config["sample_rate"]
+    loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
+    test = splits.labelled_test
     if test is None:
-        raise ValueError(f"data {config.data.name}: no test split to evaluate on; set data.val_fraction")
-    before = embed_features(source, loaders, test, fabric.device) if fabric.is_global_zero else None
+        raise ValueError(f"data {config.data.name}: no labelled test split to evaluate on; set data.val_fraction")
+    before = embed_features(classifier, loaders, test, fabric.device) if fabric.is_global_zero else None
     titles = ("Before fine-tuning", "After fine-tuning")
     if config.head == "linear":
-        classifier, finished = _fit_linear(config, source, loaders, splits, fabric, before), True
+        finished = True
+        _fit_linear(config, classifier, loaders, splits, fabric, before)
         if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
-            before = embed_features(_random_twin(source), loaders, test, fabric.device)
+            before = embed_features(random_twin(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
-        classifier, finished = _fit_full(config, source, loaders, splits, fabric, run)
+        classifier, finished = _fit_full(config, classifier, loaders, splits, fabric, run)
     result: dict[str, Any] = {"finished": finished}
     if finished and fabric.is_global_zero:
         assert before is not None
         after, scores = classify_split(classifier, loaders, test, fabric.device)
-        extra = {"finetuned_on": config.data.name, "start": str(config.checkpoint)}
-        export_audio_encoder(run.folder / EXPORT, classifier.encoder, classifier.frontend, splits.labels, extra)
+        extra = {
+            "finetuned_on": config.data.name,
+            "start": str(config.checkpoint),
+            "clip_seconds": splits.protocol.seconds,
+            "multilabel": splits.multilabel,  # whose scores are sigmoids; the others' are softmaxes
+        }
+        export = export_classifier(run.folder, classifier, extra)
         if config.head == "linear" and not checkpoint:
             before = after  # nothing was trained that a picture could show
         outcome = Outcome(scores, after, before, len(test), start, *titles)
         result |= report_classification(config, run, splits, outcome)
         use_model(run.tracker, checkpoint)
-        log_model(run.tracker, run.folder / EXPORT, extra | result["metrics"])
+        log_model(run.tracker, export, extra | result["metrics"])
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result
@@ -115,29 +117,40 @@ def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
     )
 
 
-def embed_features(source: AudioEncoder, loaders: Loaders, manifest: Manifest, device: torch.device) -> Embeddings:
-    """Encoder features (N, D), before any head, of every readable clip."""
-    encoder, frontend = source.encoder.eval(), source.frontend
+def _what(config: FinetuneConfig) -> str:
+    """What the run trains, in the name of its folder."""
+    parts: list[str] = [config.head]
+    if config.modality != "audio":
+        parts.append(config.modality)
+    if config.modality == "both":
+        parts.append(config.fusion)
+    return "-".join(parts)
 
-    def encode(batch: Batch) -> dict[str, torch.Tensor]:
-        assert batch.audio is not None
-        tokens = encoder.forward_features(frontend(batch.audio.to(device)))
-        return {"audio": encoder.forward_head(tokens, pre_logits=True)}
 
-    return embed_many(encode, loaders.evaluate(manifest), description="features")["audio"]
+def embed_features(
+    source: AudioEncoder | Classifier, loaders: Loaders, manifest: Manifest, device: torch.device
+) -> Embeddings:
+    """Features (N, D), before any head, of every readable clip; ``source`` is on ``device``."""
+    model = source.encoder if isinstance(source, AudioEncoder) else source
+    training = model.training
+    model.eval()
+    features = embed(
+        lambda batch: source.features(batch.to(device)), loaders.evaluate(manifest), description="features"
+    )
+    model.train(training)
+    return features
 
 
 def classify_split(
-    classifier: AudioClassifier, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
+    classifier: Classifier, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
 ) -> tuple[Embeddings, dict[str, np.ndarray]]:
     """Features (N, D) and scores (N, classes) by head, averaged over the clips of a row, of every readable row."""
     training = classifier.training
     classifier.eval()
 
     def encode(batch: Batch) -> dict[str, torch.Tensor]:
-        assert batch.audio is not None
-        features = classifier.embed_audio(batch.audio.to(device))
-        return {"features": features, "scores": classifier.encoder.head(features)}
+        features = classifier.features(batch.to(device))
+        return {"features": features, "scores": classifier.outputs(features)}
 
     both = embed_many(encode, loaders.evaluate(manifest), progress=progress, description="classify")
     classifier.train(training)
@@ -145,71 +158,71 @@ def classify_split(
     return both["features"], {head: values.numpy() for head, values in scores.items()}
 
 
-def _random_twin(source: AudioEncoder) -> AudioEncoder:
-    """An encoder of the same architecture with random weights."""
-    twin = mast.create_model(source.encoder.name, **source.encoder.config | {"num_classes": 0})
-    return AudioEncoder(twin.to(next(source.encoder.parameters()).device), source.frontend, {})
-
-
 def _fit_linear(
     config: FinetuneConfig,
-    source: AudioEncoder,
+    classifier: Classifier,
     loaders: Loaders,
     splits: Splits,
     fabric: Fabric,
     test: Embeddings | None,
-) -> AudioClassifier:
+) -> None:
     """A linear probe: logistic regression on frozen features, folded into the head of the classifier."""
-    classifier = AudioClassifier(source.encoder, source.frontend, splits.labels).to(fabric.device)
     if fabric.is_global_zero and test is not None:
-        train = embed_features(source, loaders, splits.train, fabric.device)
+        train = embed_features(classifier, loaders, splits.train, fabric.device)
         probes = [
             linear_probe(train, test, head, len(names), seed=config.seed) for head, names in splits.labels.items()
         ]
         with torch.no_grad():
-            layer = classifier.encoder.get_submodule("head")
+            layer = classifier.head_layer
             layer.get_parameter("weight").copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
             layer.get_parameter("bias").copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
-    return classifier
 
 
 def _fit_full(
-    config: FinetuneConfig, source: AudioEncoder, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
-) -> tuple[AudioClassifier, bool]:
+    config: FinetuneConfig, classifier: Classifier, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
+) -> tuple[Classifier, bool]:
     optim, augment = config.optim, config.augment
-    classifier = AudioClassifier(source.encoder, source.frontend, splits.labels)
-    encoder = classifier.encoder
-    shapes = Shapes(JOINT, encoder.num_features, 0, len(splits.train), encoder.stride)
     task = FinetuneTask(
         classifier,
         wave_augment(augment),
         spectrogram_augment(augment),
         augment.mixup,
         config.label_smoothing,
-        create_objectives(config.objectives, shapes),
+        create_objectives(config.objectives, _shapes(classifier, len(splits.train))),
         splits.protocol.seconds,
+        None if classifier.crop_size is None else video_augment(augment, classifier.crop_size),
+        config.head_weights,
     )
-    prepare_encoders(config.runtime, classifier.encoder)
-    settings = {
-        "kind": "classifier",
-        "model": classifier.encoder.name,
-        "options": classifier.encoder.config,
-        "frontend": classifier.frontend.config,
-        "labels": splits.labels,
-    }
-    clips, monitor = len(splits.train), f"{next(iter(splits.labels))}/top1"
-    engine = build_engine(config, fabric, run, task, clips, monitor=monitor, settings=settings)
+    prepare_encoders(config.runtime, *classifier.trained_in_blocks)
+    settings = checkpoint_settings(classifier)
+    clips, val = len(splits.train), splits.val
+    engine = build_engine(config, fabric, run, task, clips, monitor=_monitor(splits), settings=settings)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, engine.schedule.max_steps, optim.batch_size)
-    val = splits.val
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
-        model = cast(AudioClassifier, engine.model())
+        model = cast(Classifier, engine.model())
         if fabric.is_global_zero and val is not None:
             embeddings, scores = classify_split(model, loaders, val, fabric.device, progress=False)
             metrics = multi_head_metrics(scores, embeddings.labels)
         return fabric.broadcast(metrics)
 
-    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
+    start = engine.progress.step * optim.accumulate
+    loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
     finished = engine.fit(loader, validate if val is not None else None)
-    return cast(AudioClassifier, engine.model()), finished
+    return cast(Classifier, engine.model()), finished
+
+
+def _monitor(splits: Splits) -> str:
+    """The validation metric that chooses the best checkpoint: top-1, or mAP, of the first head that is validated."""
+    val = splits.val
+    heads = [head for head in splits.labels if val is None or val.labelled(head).any()]
+    head = next(iter(heads or splits.labels))
+    return f"{head}/{'mAP' if head in splits.multilabel else 'top1'}"
+
+
+def _shapes(classifier: Classifier, clips: int) -> Shapes:
+    """Sizes that objectives beside the cross-entropy are built for."""
+    audio, video = classifier.audio_encoder, classifier.video_encoder
+    shapes = Shapes(JOINT, 0, 0 if video is None else video.num_features, clips)
+    return shapes if audio is None else replace(shapes, audio=audio.num_features, audio_stride=audio.stride)

@@ -68,8 +68,8 @@ def _join_torchrun(fabric: Fabric) -> None:
     torch itself reads the addresses of the attempt before (seen in 2.13, with gloo): after a restart no process finds
     the others.
     """
-    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
-        return
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ or distributed.is_initialized():
+        return  # not torchrun, or a further run of the same processes
     attempt, rank, world = (int(os.environ[key]) for key in ("TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE"))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -10,7 +10,7 @@ from avssl.config import DataConfig
 from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.manifest import Manifest
-from avssl.evaluation.classification import multi_head_metrics
+from avssl.evaluation.classification import headline, multi_head_metrics
 from avssl.evaluation.embeddings import embed
 from avssl.evaluation.probe import linear_probe
 from avssl.models.pair import AudioVisualPair
@@ -60,7 +60,10 @@ class OnlineProbe:
         return cls(rows, labels, replace(loaders, modalities=("audio",)), seed)
 
     def __call__(self, pair: AudioVisualPair, device: torch.device) -> dict[str, float]:
-        """``HEAD/probe_top1`` of ``pair``'s audio features, before the projection, for each head."""
+        """``HEAD/probe_top1`` (``probe_mAP`` of several labels a clip) of ``pair``'s audio features, by head.
+
+        Features are taken before the projection.
+        """
         training = pair.training
         pair.eval()
 
@@ -77,18 +80,26 @@ class OnlineProbe:
             for head, names in self.labels.items()
         }
         metrics = multi_head_metrics(scores, held_out.labels, seed=self.seed)
-        return {f"{head}/probe_top1": metrics[f"{head}/top1"] for head in self.labels}
+        names = {head: headline(metrics, head) for head in self.labels}
+        return {f"{head}/probe_{name}": metrics[f"{head}/{name}"] for head, name in names.items()}
 
 
 def _some_labelled(source: Manifest, heads: list[str], seed: int) -> Manifest:
     labelled = np.zeros(len(source), dtype=bool)
     for head in heads:
-        labelled |= source.labels(head) >= 0
+        labelled |= source.labelled(head)
     order = np.random.default_rng((seed, 11)).permutation(np.flatnonzero(labelled))
     return source.take(order[:MAX_ROWS])
 
 
 def _in_both_halves(rows: Manifest, labels: dict[str, list[str]]) -> dict[str, list[str]]:
     half = len(rows) // 2
-    known = {head: rows.labels(head) >= 0 for head in labels}
+    known = {head: _known(rows, head) for head in labels}
     return {head: labels[head] for head in labels if known[head][:half].any() and known[head][half:].any()}
+
+
+def _known(rows: Manifest, head: str) -> np.ndarray:
+    """(N,) bool: rows with a class of ``head``, which a labelled row of several labels may lack."""
+    known = np.zeros(len(rows), dtype=bool)
+    known[rows.label_pairs(head)[0]] = True
+    return known

@@ -64,7 +64,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         *(config.audio.model, config.video.model, clips, engine.schedule.max_steps),
         *(optim.batch_size, optim.accumulate, fabric.world_size),
     )
-    loader = loaders.train(splits.train, fabric, start_batch=engine.progress.step * optim.accumulate)
+    start = engine.progress.step * optim.accumulate
+    loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
     task.plan(engine.progress.step, engine.schedule.max_steps)
     warmup = round(optim.warmup * engine.schedule.max_steps)
     run.tracker.watch(CollapseMonitor(config.collapse_rank, after=warmup).see)
@@ -156,7 +157,7 @@ def _evaluate(
         covered = coverage(len(test), len(audio), audio.failures)
         pictures["retrieval"] = run.picture("retrieval")
         draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
-    extra = {"pretrained_on": config.data.name}
+    extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
     export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, extra)
     log_model(run.tracker, run.folder / EXPORT, extra | {"steps": engine.progress.step} | metrics)
     result: dict[str, Any] = {

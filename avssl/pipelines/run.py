@@ -74,7 +74,7 @@ class Run:
                 self.folder.rename(backup)
                 logger.info("kept the earlier run as %s", backup)
             else:
-                self._check_same(yaml.safe_load(path.read_text()))
+                check_same(self.folder, self.config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
@@ -101,19 +101,25 @@ class Run:
         run_id: str | None = state["wandb_id"]
         return run_id
 
-    def _check_same(self, before: dict[str, Any]) -> None:
-        old, new = _flat(before), _flat(to_dict(self.config))
-        for key in sorted(old.keys() | new.keys()):
-            free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
-            if not free and old.get(key) != new.get(key):
-                raise ValueError(
-                    f"{self.folder} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
-                    "choose another --output, or give --resume none to start over (the old folder is kept)"
-                )
-
     def picture(self, name: str) -> Path:
         """Path of a picture of this run."""
         return self.folder / "pictures" / f"{name}.png"
+
+
+def check_same(folder: Path, config: Any) -> None:
+    """Checks that the run in ``folder`` has the settings of ``config``, :data:`FREE_SETTINGS` apart.
+
+    Raises:
+        ValueError: it has others; the message names the first.
+    """
+    old, new = _flat(yaml.safe_load((folder / "config.yaml").read_text())), _flat(to_dict(config))
+    for key in sorted(old.keys() | new.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
+        if not free and old.get(key) != new.get(key):
+            raise ValueError(
+                f"{folder} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
+                "choose another --output, or give --resume none to start over (the old folder is kept)"
+            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,86 +1,88 @@
-"""Fine-tuning: an audio classifier under cross-entropy, and further objectives beside it."""
+"""Fine-tuning: a classifier under the losses of its heads, and further objectives beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from avssl.augment import SpectrogramAugment, WaveAugment, mixup
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
+from avssl.augment.mixing import blend
 from avssl.data.batch import Batch
-from avssl.models.classifier import AudioClassifier
+from avssl.models.classifier import Classifier, Encoded
 from avssl.models.pair import projection_head
 from avssl.objectives import Objective, WeightedObjectives
-from avssl.tasks.audio_step import AudioStep
 from avssl.tasks.base import Task
+from avssl.tasks.finetune_step import FinetuneStep, Side
+from avssl.tasks.heads import HeadLoss
 
 # Width of the embedding that further objectives compare (SupCon, Khosla et al. 2020).
 JOINT = 128
 
 
 class FinetuneTask(Task):
-    """Augments a batch, classifies it, and applies cross-entropy to every head.
+    """Augments a batch, classifies it, and applies its loss to every head.
 
     Args:
         classifier: The model.
         wave: Augmentation of waveforms (B, S).
         spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
-        mixup_alpha: Mixup's Beta parameter; 0 turns it off.
-        label_smoothing: Label smoothing of the cross-entropy.
-        objectives: (name, objective, weight) of terms beside the cross-entropy, on a projection of the features; they
+        mixup_alpha: Mixup's Beta parameter; 0 turns it off. Sound and picture of a clip are mixed alike.
+        label_smoothing: Label smoothing; see :class:`HeadLoss`.
+        objectives: (name, objective, weight) of terms beside the heads' losses, on a projection of the features; they
             are built for ``Shapes`` whose joint width is ``JOINT``.
         clip_seconds: Length of a clip.
+        video: Augmentation of frames (B, 3, T, H, W) uint8; a classifier that sees needs it.
+        head_weights: Weight of the loss of a head; 1 where none is given.
 
     Raises:
-        ValueError: mixup beside objectives: a mixed clip has no one class to contrast.
+        ValueError: mixup beside objectives, because a mixed clip has no one class to contrast; or weights or a
+            smoothing that :class:`HeadLoss` refuses.
     """
 
     def __init__(
         self,
-        classifier: AudioClassifier,
+        classifier: Classifier,
         wave: WaveAugment,
         spectrogram: SpectrogramAugment,
         mixup_alpha: float = 0.0,
         label_smoothing: float = 0.1,
         objectives: Sequence[tuple[str, Objective, float]] = (),
         clip_seconds: float = 1.0,
+        video: VideoAugment | None = None,
+        head_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
             raise ValueError(f"augment.mixup: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
         self.classifier = classifier
-        self.wave, self.spectrogram = wave, spectrogram
-        self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
+        self.wave, self.spectrogram, self.video = wave, spectrogram, video
+        self.mixup_alpha = mixup_alpha
+        self.head_loss = HeadLoss(classifier.labels, label_smoothing, head_weights)
         self.objectives = WeightedObjectives(objectives)
         self.clip_seconds = clip_seconds
-        self.projection = projection_head(classifier.encoder.num_features, JOINT) if objectives else None
+        encoders = {"audio": classifier.audio_encoder, "video": classifier.video_encoder}
+        self.projections = nn.ModuleDict(
+            {
+                name: projection_head(encoder.num_features, JOINT)
+                for name, encoder in encoders.items()
+                if encoder is not None and objectives
+            }
+        )
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropy by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
-        audio = batch.audio
-        assert audio is not None, "fine-tuning needs audio"
-        spectrogram = self._draw(audio)
+        """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
+        draws = self._draws(batch)
+        drawn = {name: draw() for name, draw in draws.items()}
         partner, weight = None, None
         if self.training and self.mixup_alpha > 0:
-            spectrogram, partner, weight = mixup(spectrogram, self.mixup_alpha)
-        losses: dict[str, Tensor] = {}
-        report: dict[str, Tensor] = {}
-        encoder = self.classifier.encoder
-        features = encoder.forward_head(encoder.forward_features(spectrogram), pre_logits=True)
-        for head, logits in self.classifier.split(encoder.head(features)).items():
-            target = batch.labels[head]
-            loss = self._cross_entropy(logits, target)
-            if partner is not None and weight is not None:
-                loss = weight * loss + (1 - weight) * self._cross_entropy(logits, target[partner])
-            labelled = target >= 0
-            losses[head] = loss.sum() / labelled.sum().clamp_min(1)
-            with torch.no_grad():
-                report[f"{head}/train_top1"] = (logits.argmax(1) == target)[labelled].float().mean().nan_to_num()
-        if self.projection is not None:
-            step = AudioStep(
-                batch, self.clip_seconds, lambda: self._draw(audio), encoder, self.projection, spectrogram, features
-            )
-            terms, details = self.objectives(step)
+            first, *others = drawn
+            drawn[first], partner, weight = mixup(drawn[first], self.mixup_alpha)
+            drawn |= {name: blend(drawn[name], partner, weight) for name in others}
+        encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"))
+        logits = self.classifier.split(self.classifier.outputs(encoded.features))
+        losses, report = self.head_loss(logits, batch.labels, partner, weight)
+        if len(self.objectives):
+            sides = self._sides(draws, drawn, encoded)
+            terms, details = self.objectives(FinetuneStep(batch, self.clip_seconds, sides))
             losses |= terms
             report |= details
         return losses, report
@@ -89,15 +91,35 @@ class FinetuneTask(Task):
         """Lets objectives move what they keep."""
         self.objectives.after_step(step, max_steps)
 
-    def _draw(self, waveform: Tensor) -> Tensor:
-        return self.spectrogram(self.classifier.frontend(self.wave(waveform)))
+    def _draws(self, batch: Batch) -> dict[str, Callable[[], Tensor]]:
+        """What makes an augmented input of ``batch``, by the modalities of the classifier."""
+        draws: dict[str, Callable[[], Tensor]] = {}
+        audio, frames, frontend, augment = batch.audio, batch.video, self.classifier.frontend, self.video
+        if frontend is not None:
+            assert audio is not None, "this classifier needs audio"
+            draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio)))
+        if self.classifier.video_encoder is not None:
+            assert frames is not None and augment is not None, "this classifier needs video and its augmentation"
+            draws["video"] = lambda: augment(frames)
+        return draws
+
+    def _sides(
+        self, draws: dict[str, Callable[[], Tensor]], drawn: dict[str, Tensor], encoded: Encoded
+    ) -> dict[str, Side]:
+        """The modalities for the objectives, with the view that was classified."""
+        model, sides = self.classifier, {}
+        known = {
+            "audio": (model.audio_encoder, model.encode_audio, encoded.audio),
+            "video": (model.video_encoder, model.encode_video, encoded.video),
+        }
+        for name, draw in draws.items():
+            encoder, encode, features = known[name]
+            assert encoder is not None and features is not None
+            sides[name] = Side(draw, encoder, encode, self.projections[name])
+            sides[name].first(drawn[name], features)
+        return sides
 
     @property
-    def model(self) -> AudioClassifier:
+    def model(self) -> Classifier:
         """What is evaluated and exported."""
         return self.classifier
-
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits.float(), target, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="none"
-        )

@@ -1,20 +1,24 @@
 """EPIC-Kitchens-100: verbs and nouns of actions in long kitchen videos (Damen et al., IJCV 2022)."""
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.layout import AUDIO, VIDEO, read_table
+from avssl.data.datasets.epic_videos import locate, seconds
+from avssl.data.datasets.layout import read_table
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
+TRAIN, VALIDATION, CHALLENGE = "EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv"
 VERBS, NOUNS = "EPIC_100_verb_classes.csv", "EPIC_100_noun_classes.csv"
+TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
+UNSEEN = {
+    VALIDATION: "EPIC_100_unseen_participant_ids_validation.csv",
+    CHALLENGE: "EPIC_100_unseen_participant_ids_test.csv",
+}
 SOURCE = "github.com/epic-kitchens/epic-kitchens-100-annotations"
 
 
@@ -23,15 +27,17 @@ def epic_kitchens(
     root: Path,
     *,
     annotations: str | None = None,
+    test: str = "validation",
     prefer_audio_files: bool = False,
     trial: bool = False,
     trial_test_participants: Sequence[str] = (),
 ) -> Manifest:
-    """Action segments with heads "verb" (97) and "noun" (300); columns "participant" and "video".
+    """Action segments with heads "verb" (97) and "noun" (300).
 
-    The official training segments are split "train", the official validation segments, on which published numbers are
-    reported, split "test". A segment is timed by its timestamps, not by its frame numbers, which depend on the frame
-    rate.
+    Columns "participant" and "video"; and what the official metrics divide by, "yes" or "no", null where the official
+    list is not beside the other files: "unseen" (a participant without training videos), "tail_verb" and "tail_noun"
+    (a rare class). The official training segments are split "train". A segment is timed by its timestamps, not by its
+    frame numbers, which depend on the frame rate.
 
     Args:
         root: Folder of the videos, laid out as the official download (``P01/videos/P01_11.MP4``, with or without
@@ -39,14 +45,24 @@ def epic_kitchens(
             also under ``audio/``) instead of a video serves training on sound alone.
         annotations: Folder of the official CSV files; default: ``root``, its folder ``annotations`` or
             ``epic-kitchens-100-annotations``.
+        test: What is split "test": "validation", the official validation segments, on which published numbers are
+            reported; or "challenge", the official test segments, which have no labels, the validation segments being
+            split "val" then.
         prefer_audio_files: Take the extracted sound of a video where both are there.
         trial: Use the validation file alone, divided by participants into "train" and "test". For trial runs only:
             the numbers compare with nothing published.
         trial_test_participants: With ``trial``, the participants of "test"; default: every fourth one.
 
     Raises:
-        DataError: a file of annotations is missing or wrong; the message names it.
+        DataError: a file of annotations is missing or wrong, or an option is; the message names it.
     """
+    splits = ["validation", "challenge"]
+    if test not in splits:
+        raise DataError(
+            f"EPIC-Kitchens: option test must be {' or '.join(splits)}, got {test!r}{nearest(str(test), splits)}"
+        )
+    if trial and test == "challenge":
+        raise DataError("EPIC-Kitchens: option trial divides the validation file; it does not go with test: challenge")
     folder = _annotations(root, annotations)
     heads = {"verb": _classes(folder / VERBS), "noun": _classes(folder / NOUNS)}
     if trial:
@@ -59,19 +75,17 @@ def epic_kitchens(
                 f"EPIC-Kitchens: no {TRAIN} in {folder}; it is distributed at {SOURCE} "
                 "(to try things on the validation file alone, set the option trial: true)"
             )
-        rows = _segments(folder / TRAIN, "train", heads) + _segments(folder / VALIDATION, "test", heads)
-    _locate(rows, root, prefer_audio_files)
+        rows = _segments(folder / TRAIN, "train", heads)
+        validation = _segments(folder / VALIDATION, "test" if test == "validation" else "val", heads)
+        _mark_unseen(validation, folder / UNSEEN[VALIDATION])
+        rows += validation
+        if test == "challenge":
+            unlabelled = _segments(folder / CHALLENGE, "test", {})
+            _mark_unseen(unlabelled, folder / UNSEEN[CHALLENGE])
+            rows += unlabelled
+    _mark_tail(rows, folder, heads)
+    locate(rows, root, prefer_audio_files)
     return Manifest.from_rows(rows, root, heads)
-
-
-def seconds(timestamp: str) -> float:
-    """``HH:MM:SS.ss`` in seconds.
-
-    >>> seconds("00:01:02.50")
-    62.5
-    """
-    hours, minutes, rest = timestamp.split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
 def _annotations(root: Path, folder: str | None) -> Path:
@@ -96,6 +110,7 @@ def _classes(file: Path) -> list[str]:
 
 
 def _segments(file: Path, split: str, heads: dict[str, list[str]]) -> list[dict[str, object]]:
+    """The rows of a file; ``heads`` names the labels that it has."""
     columns = ["narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp"]
     labels = {head: f"{head}_class" for head in heads}
     table = read_table(file, [*columns, *labels.values()])
@@ -136,37 +151,35 @@ def _divide(rows: list[dict[str, object]], test: Sequence[str]) -> None:
         row["split"] = "test" if row["participant"] in chosen else "train"
 
 
-def _locate(rows: list[dict[str, object]], root: Path, prefer_audio_files: bool) -> None:
-    """Gives every row its path; a video that is nowhere gets the one that the official download would give it."""
-    found = _media(root, sorted({str(row["participant"]) for row in rows}), prefer_audio_files)
-    missing: Counter[str] = Counter()
+def _mark_unseen(rows: list[dict[str, object]], file: Path) -> None:
+    participants = _optional_list(file, "participant_id", "unseen participants")
     for row in rows:
-        video = str(row["video"])
-        row["path"] = found.get(video, f"{row['participant']}/videos/{video}.MP4")
-        if video not in found:
-            missing[video] += 1
-    if missing:
-        videos = len({row["video"] for row in rows})
-        logger.warning(
-            "EPIC-Kitchens: %d of %d videos are missing under %s, with %d of %d segments; the first: %s",
-            len(missing), videos, root, missing.total(), len(rows), ", ".join(list(missing)[:5]),
-        )  # fmt: skip
+        row["unseen"] = None if participants is None else _yes(str(row["participant"]) in participants)
 
 
-def _media(root: Path, participants: Iterable[str], prefer_audio_files: bool) -> dict[str, str]:
-    """Video id -> path relative to the root. Lists only the folders that may hold videos: a root with extracted
-    frames has millions of files."""
-    folders = ["", "videos/", "audio/"]
-    for name in participants:
-        folders += [f"{name}/", f"{name}/videos/", f"{name}/audio/", f"videos/{name}/", f"audio/{name}/"]
-    ranks = [AUDIO, VIDEO] if prefer_audio_files else [VIDEO, AUDIO]
-    found: dict[str, tuple[int, str]] = {}
-    for folder in [prefix + folder for prefix in ("", "EPIC-KITCHENS/") for folder in folders]:
-        if not (root / folder).is_dir():
-            continue
-        for name in sorted(os.listdir(root / folder)):
-            stem, extension = os.path.splitext(name)
-            rank = next((k for k, kind in enumerate(ranks) if extension.lower() in kind), None)
-            if rank is not None and (stem not in found or rank < found[stem][0]):
-                found[stem] = (rank, folder + name)
-    return {stem: path for stem, (_, path) in found.items()}
+def _mark_tail(rows: list[dict[str, object]], folder: Path, heads: dict[str, list[str]]) -> None:
+    for head, classes in heads.items():
+        listed = _optional_list(folder / TAIL[head], head, f"tail {head}s")
+        tail = None if listed is None else {int(k) for k in listed if k.isdecimal() and int(k) < len(classes)}
+        if listed is not None and tail is not None and len(tail) < len(listed):
+            raise DataError(f"{folder / TAIL[head]}: column {head!r}: not all are classes 0..{len(classes) - 1}")
+        for row in rows:
+            label = row.get(f"label.{head}")
+            row[f"tail_{head}"] = None if tail is None or label is None else _yes(label in tail)
+
+
+def _optional_list(file: Path, column: str, title: str) -> Collection[str] | None:
+    """One column of a list that older downloads of the annotations lack; None where it is not there.
+
+    Not a warning: it matters to evaluation alone, which tells again what it leaves out.
+    """
+    if not file.is_file():
+        logger.info(
+            "EPIC-Kitchens: no %s: metrics on %s will be left out; it is distributed at %s", file, title, SOURCE
+        )
+        return None
+    return {str(value) for value in read_table(file, [column])[column]}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -25,15 +25,15 @@ _RUN_UP = 1.0
 # Decoded beyond both ends of the span, so that the resampling filter sees real neighbours.
 _MARGIN = 0.05
 # Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
-_JITTER = 0.03
+JITTER = 0.03
 _DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 # PyAV counts one plane too many from 8 planar channels on (7.1), and reading that one is a segmentation fault.
 _MAX_PLANES = 8
 # A codec fills its last block; the header knows where the sound ends within it.
-_PADDING = 0.15
+PADDING = 0.15
 # What may be missing inside the stream's own extent: the larger of these (codec delay and tails; header rounding).
-_MISSING_SECONDS = 0.1
-_MISSING_SHARE = 0.1
+MISSING_SECONDS = 0.1
+MISSING_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def read_audio(
         raise ValueError(f"need start >= 0, duration > 0, sample_rate > 0; got {start}, {duration}, {sample_rate}")
     with open_media(path) as container:
         stream = find_audio(container, path)
-        declared = _extent(container, stream)
+        declared = declared_extent(container, stream)
         end = math.inf if duration is None else start + duration
         track = _decode(container, stream, start, end, sample_rate)
         if track.broken_seek:
@@ -79,14 +79,14 @@ def read_audio(
             with open_media(path) as again:
                 track = _decode(again, find_audio(again, path), start, end, sample_rate, seek=False)
     if duration is None:
-        padded = declared[1] < track.end < declared[1] + _PADDING
+        padded = declared[1] < track.end < declared[1] + PADDING
         end = max(declared[1] if padded else max(track.end, declared[1]), start + 1 / sample_rate)
     span = end - start
     covered = track.covered(start, end)
     expected = max(0.0, min(end, max(declared[1], track.end)) - max(start, declared[0]))
     if covered <= 0:
         raise MediaError(path, "no audio in span", f"{start:.2f} to {end:.2f} s")
-    if expected - covered > max(_MISSING_SECONDS, _MISSING_SHARE * span):
+    if expected - covered > max(MISSING_SECONDS, MISSING_SHARE * span):
         raise MediaError(path, "audio shorter than expected", f"{covered:.2f} of {expected:.2f} s from {start:.2f} s")
     waveform = track.resampled(start, round((span if duration is None else duration) * sample_rate), sample_rate)
     if not np.isfinite(waveform).all():
@@ -117,7 +117,7 @@ class _Track:
         position = self.cursor
         if time is not None:
             stamped = round((time - self.origin) * self.rate)
-            if not self.begun or abs(stamped - self.cursor) > _JITTER * self.rate:
+            if not self.begun or abs(stamped - self.cursor) > JITTER * self.rate:
                 position = stamped
         if position < self.cursor and self.begun:  # overlap: what came first stays
             samples = samples[self.cursor - position :]
@@ -153,7 +153,7 @@ class _Track:
         return wanted
 
 
-def _extent(container: InputContainer, stream: AudioStream) -> tuple[float, float]:
+def declared_extent(container: InputContainer, stream: AudioStream) -> tuple[float, float]:
     """Seconds between which the header promises sound; (x, x) where it promises nothing."""
     begin = seconds(stream, stream.start_time)
     begin = 0.0 if begin is None else begin - start_of(container)
@@ -191,7 +191,7 @@ def _decode(
         if sought and not track.begun and (time is None or time > track.origin):
             track.broken_seek = True
             return track
-        samples = _mono(frame)
+        samples = mono_samples(frame)
         if not track.begun and time is None:
             time = 0.0
         track.add(time, samples, frame.sample_rate)
@@ -200,7 +200,7 @@ def _decode(
     return track
 
 
-def _mono(frame: AudioFrame) -> np.ndarray:
+def mono_samples(frame: AudioFrame) -> np.ndarray:
     """(S,) float32: integers scaled to [-1, 1), channels averaged."""
     channels = frame.layout.nb_channels
     if frame.format.is_planar and channels >= _MAX_PLANES:

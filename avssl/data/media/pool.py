@@ -1,9 +1,10 @@
-"""Probing many files in processes of their own, so that a decoder that crashes or hangs costs one file."""
+"""Reading many files in processes of their own, so that a decoder that crashes or hangs costs one file."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 from avssl.data.media.probe import MediaInfo, probe
 
 logger = logging.getLogger(__name__)
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 _CHUNK = 32
 
@@ -36,34 +41,70 @@ def probe_all(
 
     A file that kills its process is reported as "decoder crashed".
     """
+
+    def failed(path: str, reason: str) -> MediaInfo:
+        return MediaInfo(path, error=reason, audio_error=reason, video_error=reason)
+
+    for _, info in run_all(function, paths, failed, workers=workers, timeout=timeout):
+        yield info
+
+
+def run_all(
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    failed: Callable[[Job, str], Result],
+    *,
+    workers: int,
+    timeout: float = 60.0,
+    chunk: int = _CHUNK,
+) -> Iterator[tuple[Job, Result]]:
+    """Pairs of a job and ``function(job)``, in the order of completion.
+
+    Args:
+        function: what to do; picklable.
+        jobs: any picklable values.
+        failed: gives the result of a job that killed its process ("decoder crashed") or was given up ("decoder hung").
+        workers: processes; 0 works in this process, where a crash is fatal.
+        timeout: seconds after which a job is given up.
+        chunk: jobs that are handed to a process at a time; fewer the longer a job takes.
+    """
     if workers == 0:
-        for path in paths:
-            yield function(path)
+        for job in jobs:
+            yield job, function(job)
         return
-    todo = deque(paths)
-    pool = [_Worker(function) for _ in range(min(workers, -(-len(todo) // _CHUNK)))]
+    todo = deque(jobs)
+    pool = [_Worker(function) for _ in range(min(workers, -(-len(todo) // chunk)))]
     try:
         while todo or any(worker.pending for worker in pool):
             for worker in pool:
-                if not worker.pending and todo:
-                    worker.give([todo.popleft() for _ in range(min(_CHUNK, len(todo)))])
+                if todo and len(worker.pending) <= chunk // 2:  # before it runs out, so that it never waits
+                    worker.give([todo.popleft() for _ in range(min(chunk, len(todo)))])
             ready = wait([worker.connection for worker in pool if worker.pending], timeout=1.0)
             for worker in pool:
                 if worker.connection in ready:
-                    yield worker.take()
+                    done = worker.take()
                 elif worker.pending and time.monotonic() - worker.since > timeout:
-                    yield worker.give_up("decoder hung")
+                    done = worker.give_up("decoder hung")
+                else:
+                    continue
+                job, reason, result = done
+                yield job, failed(job, reason) if reason else result
     finally:
         for worker in pool:
             worker.stop()
 
 
+def available_cores() -> int:
+    """Cores that this process may use: the default number of workers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass
 class _Worker:
-    """One process, the paths it still owes (the first is the one in hand), and since when it has had that one."""
+    """One process, the jobs it still owes (the first is the one in hand), and since when it has had that one."""
 
-    function: Callable[[str], MediaInfo]
-    pending: deque[str] = field(default_factory=deque)
+    function: Callable[[Any], Any]
+    pending: deque[Any] = field(default_factory=deque)
     since: float = 0.0
     process: BaseProcess | None = None
 
@@ -89,41 +130,42 @@ class _Worker:
             self.process.kill()
             self.process.join()
 
-    def give(self, paths: list[str]) -> None:
-        self.pending.extend(paths)
-        self.since = time.monotonic()
+    def give(self, jobs: list[Any]) -> None:
+        if not self.pending:
+            self.since = time.monotonic()
+        self.pending.extend(jobs)
         with suppress(OSError):  # it died between two chunks: reading will notice
-            self.connection.send(paths)
+            self.connection.send(jobs)
 
-    def take(self) -> MediaInfo:
+    def take(self) -> tuple[Any, str, Any]:
+        """A job, why it failed ("" where it did not), and its result."""
         try:
-            info: MediaInfo = self.connection.recv()
+            result = self.connection.recv()
         except (EOFError, OSError):
             return self.give_up("decoder crashed")
-        self.pending.popleft()
         self.since = time.monotonic()
-        return info
+        return self.pending.popleft(), "", result
 
-    def give_up(self, reason: str) -> MediaInfo:
-        """Blame the file in hand, and go on with the rest in a new process."""
-        path = self.pending.popleft()
-        logger.warning("%s: %s", path, reason)
+    def give_up(self, reason: str) -> tuple[Any, str, None]:
+        """Blame the job in hand, and go on with the rest in a new process."""
+        job = self.pending.popleft()
+        logger.warning("%s: %s", job if isinstance(job, str) else getattr(job, "path", job), reason)
         self.stop()
         self.start()
         rest = list(self.pending)
         self.pending.clear()
         if rest:
             self.give(rest)
-        return MediaInfo(path, error=reason, audio_error=reason, video_error=reason)
+        return job, reason, None
 
 
-def _serve(connection: Connection, function: Callable[[str], MediaInfo]) -> None:
-    """Probe lists of paths until the other side hangs up."""
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Work on lists of jobs until the other side hangs up."""
     connection.send("ready")
     while True:
         try:
-            paths = connection.recv()
+            jobs = connection.recv()
         except (EOFError, OSError):
             return
-        for path in paths:
-            connection.send(function(path))
+        for job in jobs:
+            connection.send(function(job))

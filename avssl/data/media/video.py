@@ -62,7 +62,7 @@ def read_frames(path: str | Path, times: Sequence[float] | np.ndarray, size: int
         offset = 0.0 if start is None else start - start_of(container)
     try:
         return _read_with_decord(path, wanted - offset, shape)
-    except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError) as error:
         logger.debug("%s: decord failed (%s); reading with PyAV", path, str(error).split("\n")[0])
     return _read_with_pyav(path, wanted, shape)
 

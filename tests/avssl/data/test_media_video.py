@@ -1,8 +1,10 @@
 """Frames: the one on screen at the instant, at the size asked for, from decord and from PyAV alike."""
 
 import logging
+from pathlib import Path
 
 import av
+import decord
 import numpy as np
 import pytest
 from media_factory import frame_number, write_media
@@ -148,3 +150,13 @@ def test_bad_arguments():
             read_frames("a.mp4", times)
     with pytest.raises(ValueError, match="at least 1 pixel"):
         read_frames("a.mp4", [0.0], size=0)
+
+
+@pytest.mark.realdata
+def test_a_video_that_decord_gives_up_on_is_read_by_pyav(real_data: Path) -> None:
+    path = real_data / "odd_media" / "av__mov_stream_shorter_than_movie.mp4"
+    times = [0.0, 0.3, 0.6, 0.9, 1.1]
+    with pytest.raises(decord.DECORDLimitReachedError):  # neither a DECORDError nor a RuntimeError
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), fault_tol=0.1)
+        reader.get_batch(list(range(len(reader)))).asnumpy()
+    assert read_frames(path, times, 40).shape[:2] == (5, 40)

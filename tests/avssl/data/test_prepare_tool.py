@@ -40,7 +40,7 @@ def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) ->
     assert report["usable"] == {"audio": 3, "video": 0, "both": 0} and report["digest"] == manifest.digest
     assert report["splits"] == {"test": 1, "train": 3} and report["classes"] == {"label": 2}
     assert report["errors"] == {"not a media file": {"clips": 1, "examples": ["train/cat/broken.wav"]}}
-    for told in ("splits: test 1, train 3", "classes: label 2", "1 clips: not a media file: train/cat/broken.wav"):
+    for told in ("splits: train 3, test 1", "classes: label 2", "1 clips: not a media file: train/cat/broken.wav"):
         assert told in done.stdout
     assert f"wrote {tmp_path / 'out.parquet'}" in done.stdout
 

@@ -13,16 +13,23 @@ from matplotlib.colors import to_hex
 import avssl  # noqa: F401
 from avssl.evaluation.pictures import (
     RetrievalExample,
+    class_maps,
+    condition_bars,
     confusion_matrix,
     head_to_head,
     loss_curves,
     retrieval_examples,
+    share_curves,
     tsne_before_after,
 )
+from avssl.evaluation.pictures import conditions as conditions_module
 from avssl.evaluation.pictures import confusion as confusion_module
 from avssl.evaluation.pictures import curves as curves_module
+from avssl.evaluation.pictures import lines as lines_module
+from avssl.evaluation.pictures import maps as maps_module
 from avssl.evaluation.pictures import matches as matches_module
 from avssl.evaluation.pictures.curves import collect, smooth
+from avssl.evaluation.pictures.maps import umap_map
 from avssl.evaluation.pictures.style import RIGHT, WRONG, class_style, save
 from avssl.evaluation.pictures.tsne import tsne_map
 
@@ -31,7 +38,7 @@ from avssl.evaluation.pictures.tsne import tsne_map
 def figures(monkeypatch):
     """The figures that the pictures are saved from, for a look inside."""
     made = []
-    for module in (confusion_module, curves_module, matches_module):
+    for module in (conditions_module, confusion_module, curves_module, lines_module, maps_module, matches_module):
         monkeypatch.setattr(module, "save", lambda figure, path: (made.append(figure), save(figure, path)))
     return made
 
@@ -172,3 +179,70 @@ def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path):
     assert dict(mpl.rcParams) == before
     code = "import sys, avssl.evaluation.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_maps_name_every_class_that_is_there(figures, tmp_path):
+    labels = np.array([0, 0, 2, 2, -1])
+    place = np.arange(10.0).reshape(5, 2)
+    class_maps([("left", place), ("right", -place)], labels, ["a", "b", "c"], tmp_path / "m.png", title="Maps")
+    left, right = figures[0].axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("left", "right")
+    shown = [scatter.get_offsets().tolist() for scatter in left.collections]
+    assert shown == [place[:2].tolist(), place[2:4].tolist()]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["a", "c"]
+    with pytest.raises(ValueError, match=r"'right': coordinates \(2, 2\) for 5 labels"):
+        class_maps([("left", place), ("right", place[:2])], labels, ["a", "b", "c"], tmp_path / "m.png", title="")
+    with pytest.raises(ValueError, match="unlabelled"):
+        class_maps([("left", place)], np.full(5, -1), ["a"], tmp_path / "m.png", title="")
+
+
+def test_umap_separates_what_is_separate_and_is_the_same_again():
+    pytest.importorskip("umap")
+    labels = np.arange(60) % 2
+    features = np.random.default_rng(0).normal(size=(60, 8)) + 20 * labels[:, None] * np.eye(8)[0]
+    place = umap_map(features, seed=3)
+    np.testing.assert_array_equal(place, umap_map(features, seed=3))
+    gap = np.linalg.norm(place[labels == 0].mean(axis=0) - place[labels == 1].mean(axis=0))
+    assert gap > place[labels == 0].std()
+    assert umap_map(features[:3]).shape == (3, 2)
+
+
+def test_without_umap_the_error_says_what_to_install():
+    code = "import sys; sys.modules['umap'] = None; from avssl.evaluation.pictures.maps import umap_map, has_umap; "
+    code += "import numpy as np; print(has_umap()); umap_map(np.eye(9))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False" and "pip install 'avssl[umap]'" in done.stderr.splitlines()[-1]
+
+
+def test_share_curves_draw_means_and_deviations(figures, tmp_path):
+    curves = {
+        "random": [(0.01, 0.1, np.nan), (1.0, 0.2, np.nan)],
+        "pretrained": [(0.01, 0.3, 0.05), (1.0, 0.6, np.nan)],
+    }
+    share_curves(curves, tmp_path / "s.png", title="t", ylabel="top-1", chance=0.1)
+    (axes,) = figures[0].axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["random"] == [0.1, 0.2] and lines["pretrained"] == [0.3, 0.6] and "chance 10.0%" in lines
+    shaded = [band.get_paths()[0].vertices[:, 1] for band in axes.collections]
+    assert (shaded[1].min(), shaded[1].max()) == pytest.approx((0.25, 0.6))
+    assert axes.get_ylim()[0] == 0 and [text.get_text() for text in axes.get_xticklabels()] == ["1 %", "100 %"]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        share_curves({"a": []}, tmp_path / "s.png", title="", ylabel="")
+
+
+def test_condition_bars_draw_values_intervals_and_the_reference(figures, tmp_path):
+    values = {"noise": (0.4, 0.3, 0.5), "gap": (0.6, np.nan, np.nan)}
+    groups = {"noise": "a", "gap": "b"}
+    condition_bars(values, groups, tmp_path / "c.png", title="t", xlabel="top-1", reference=0.7)
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [0.4, 0.6]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2
+    assert [segment.tolist() for whisker in axes.collections for segment in whisker.get_segments()] == [
+        [[0.3, 0], [0.5, 0]]
+    ]
+    assert axes.lines[0].get_xdata() == [0.7, 0.7]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["noise", "gap"]
+    with pytest.raises(ValueError, match="none for gap"):
+        condition_bars(values, {"noise": "a"}, tmp_path / "c.png", title="", xlabel="", reference=0)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        condition_bars({}, {}, tmp_path / "c.png", title="", xlabel="", reference=0)

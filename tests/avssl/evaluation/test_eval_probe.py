@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import avssl  # noqa: F401
 from avssl.evaluation.embeddings import Embeddings
-from avssl.evaluation.probe import ABSENT_BIAS, knn_scores, linear_probe
+from avssl.evaluation.probe import ABSENT_BIAS, linear_probe
 
 
 def blobs(rows: int, classes: int, seed: int, spread: float = 1.0, dim: int = 16) -> Embeddings:
@@ -113,18 +113,43 @@ def test_broken_input_is_refused():
         linear_probe(train, test, "class", 3)
 
 
-def test_knn_with_equal_votes_equals_sklearn():
-    train, test = blobs(90, 3, 0, spread=3.0), blobs(50, 3, 1, spread=3.0)
-    scores = knn_scores(train, test, "class", 3, k=7, temperature=1e6, chunk=13)
-    reference = KNeighborsClassifier(7, metric="cosine").fit(train.features.astype(float), train.labels["class"])
-    np.testing.assert_allclose(scores, reference.predict_proba(test.features.astype(float)), atol=1e-5)
+def several(rows: int, classes: int, seed: int) -> Embeddings:
+    """Rows with any number of labels, each of which pushes the features its own way; the last row is unlabelled."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((rows, classes)) < 0.3).astype(np.float32)
+    directions = np.random.default_rng(99).normal(size=(classes, 12))
+    features = (labels @ directions + 0.7 * rng.normal(size=(rows, 12))).astype(np.float32)
+    labels[-1] = -1
+    return Embeddings(features, [str(i) for i in range(rows)], {"tags": labels}, np.arange(rows))
 
 
-def test_knn_weights_nearer_rows_more_and_takes_any_k():
-    train = Embeddings(
-        np.array([[1, 0], [0.6, 0.8], [0.5, 0.9]], np.float32), list("abc"), {"x": np.array([0, 1, 1])}, np.arange(3)
-    )
-    test = Embeddings(np.array([[1, 0]], np.float32), ["t"], {"x": np.array([0])}, np.arange(1))
-    scores = knn_scores(train, test, "x", 2, k=20, temperature=0.07)
-    assert scores[0, 0] > 0.9
-    assert scores.sum() == pytest.approx(1.0)
+def test_multilabel_probe_equals_one_logistic_regression_for_each_class():
+    train, test = several(120, 4, 0), several(50, 4, 1)
+    result = linear_probe(train, test, "tags", 4, cs=(0.3,))
+    scaler = StandardScaler().fit(train.features[:-1].astype(np.float64))
+    standard, asked = (scaler.transform(part.astype(np.float64)) for part in (train.features[:-1], test.features))
+    for label in range(4):
+        one = LogisticRegression(C=0.3, max_iter=2000, tol=1e-8).fit(standard, train.labels["tags"][:-1, label])
+        np.testing.assert_allclose(result.scores[:, label], one.decision_function(asked), atol=2e-2)
+
+
+def test_multilabel_probe_ranks_well_chooses_c_and_leaves_absent_classes_alone():
+    train, test = several(200, 4, 0), several(80, 4, 1)
+    train.labels["tags"] = np.c_[train.labels["tags"], np.where(np.arange(200) < 199, 0, -1)].astype(np.float32)
+    result = linear_probe(train, test, "tags", 5)
+    assert (result.scores[:, 4] == ABSENT_BIAS).all()
+    known = test.labels["tags"][:-1]
+    assert average_precision_score(known, result.scores[:-1, :4], average="macro") > 0.9
+    assert result.cv_accuracy[result.c] == max(result.cv_accuracy.values()) > 0.8
+
+
+def test_multilabel_probe_refuses_what_it_cannot_fit():
+    train, test = several(20, 3, 0), several(5, 3, 1)
+    with pytest.raises(ValueError, match=r"shape \(20, 3\), expected \(20, 4\)"):
+        linear_probe(train, test, "tags", 4)
+    train.labels["tags"][:] = 0
+    with pytest.raises(ValueError, match="not one row has a label"):
+        linear_probe(train, test, "tags", 3)
+    train.labels["tags"][:] = -1
+    with pytest.raises(ValueError, match="every row is unlabelled"):
+        linear_probe(train, test, "tags", 3)

@@ -1,15 +1,17 @@
 """The report page: whole, self-contained, and safe against what names may hold."""
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 import avssl  # noqa: F401
 from avssl.evaluation.pictures import confusion_matrix
-from avssl.evaluation.report import Table, show, write_report
+from avssl.evaluation.report import Section, Sound, Table, is_number, show, write_report
 
 
 class Page(HTMLParser):
@@ -56,7 +58,7 @@ def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
     origin = ("seed: 0\nmodel: mast_pico", "abc1234", "versions.torch", "2.13.0")
     for text in numbers + names + origin:
         assert text in page.text, text
-    (source,) = page.sources
+    (source,) = [source for source in page.sources if not source.startswith("#")]
     kind, data = source.split(",", 1)
     assert kind == "data:image/png;base64"
     assert base64.b64decode(data) == (tmp_path / "c.png").read_bytes()
@@ -101,3 +103,37 @@ def test_ragged_table_is_refused():
 )  # fmt: skip
 def test_values_as_text(value, text):
     assert show(value) == text
+
+
+def test_sections_are_listed_linked_and_play(tmp_path):
+    wave = np.array([0.0, 0.5, -1.5, 1.0], np.float32)
+    page = written(
+        tmp_path,
+        sections=[
+            Section("Worst classes", "Listen.", [Table("Of bells", ["class"], [["bell"]])],
+                    sounds=[Sound(wave, 8000, "bell: clip <7>", "taken for bow")]),
+            Section("Clusters & more"),
+        ],
+    )  # fmt: skip
+    anchors = [source for source in page.sources if source.startswith("#")]
+    assert anchors == ["#1-worst-classes", "#2-clusters-more"]
+    assert all(f'id="{anchor[1:]}"' in (tmp_path / "run" / "report.html").read_text() for anchor in anchors)
+    for text in ("Listen.", "Of bells", "bell: clip <7>", "taken for bow"):
+        assert text in page.text
+    (source,) = [source for source in page.sources if source.startswith("data:audio/wav;base64,")]
+    rate, samples = wavfile.read(io.BytesIO(base64.b64decode(source.split(",")[1])))
+    assert rate == 8000 and samples.tolist() == [0, 16384, -32767, 32767]
+
+
+def test_a_headline_may_have_a_line_under_it(tmp_path):
+    page = written(tmp_path, summary={"top-1": ("52.8%", "44.4% to 61.1%"), "clips": 144})
+    assert "52.8%" in page.text and "44.4% to 61.1%" in page.text and "144" in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [("12.5 %", True), ("12.5%", True), ("-3", True), ("18.8% ± 2.1", True), ("0.32 (0.25 to 0.39)", True),
+     ("44.4% to 61.1%", True), (3, True), (True, False), ("5 clips", False), ("1.2.3", False), ("", False)],
+)  # fmt: skip
+def test_what_is_set_right(value, right):
+    assert is_number(value) is right

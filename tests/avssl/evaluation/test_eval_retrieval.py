@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.evaluation.retrieval import nearest, retrieval_metrics
+from avssl.evaluation.retrieval import nearest, retrieval_intervals, retrieval_metrics
 
 
 def brute_force(queries, gallery, k):
@@ -72,3 +72,18 @@ def test_nearest_orders_by_cosine():
     rows, similarity = nearest(np.array([[1.0, 0]]), gallery, k=5, chunk=1)
     assert rows.tolist() == [[2, 1, 0]]
     np.testing.assert_allclose(similarity[0], [1, 10 / 101**0.5, 0], atol=1e-12)
+
+
+def test_intervals_are_the_bootstrap_of_the_queries_and_hold_the_number():
+    rng = np.random.default_rng(0)
+    audio = rng.normal(size=(120, 8))
+    video = audio + 1.2 * rng.normal(size=(120, 8))
+    metrics, bounds = retrieval_metrics(audio, video), retrieval_intervals(audio, video, ks=(1, 5))
+    assert bounds == retrieval_intervals(audio, video, ks=(1, 5))
+    cosine = (audio / np.linalg.norm(audio, axis=1)[:, None]) @ (video / np.linalg.norm(video, axis=1)[:, None]).T
+    hits = cosine.argmax(axis=1) == np.arange(120)
+    means = rng.choice(hits, (4000, 120)).mean(axis=1)
+    low, high = (bounds[f"audio_to_video/R@1_{side}"] for side in ("low", "high"))
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.02)
+    for name in ("audio_to_video/R@5", "video_to_audio/R@1", "video_to_audio/median_rank"):
+        assert bounds[f"{name}_low"] <= metrics[name] <= bounds[f"{name}_high"]

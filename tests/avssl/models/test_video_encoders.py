@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models import video as zoo
 
-from avssl.models import create_video_encoder, list_video_encoders
+from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
 from avssl.models.video import KINETICS_MEAN, KINETICS_STD
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
@@ -66,3 +66,34 @@ def test_errors_name_the_fix() -> None:
         create_video_encoder("mvit_v2_s", num_frames=8)
     with pytest.raises(ValueError, match="no Kinetics weights"):
         create_video_encoder("tiny", pretrained=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"tiny", "tiny_motion"}))
+def test_the_map_is_what_the_features_are_pooled_from(name: str) -> None:
+    torch.manual_seed(0)
+    frames, size = SIZES[name]
+    encoder = create_video_encoder(name, num_frames=frames, frame_size=size).eval()
+    clip = torch.rand(1, 3, frames, size, size)
+    with torch.inference_mode():
+        features, grid = encoder.forward_map(clip)
+        torch.testing.assert_close(features, encoder(clip))
+    assert grid.ndim == 5 and grid.shape[-1] == encoder.feature_map.width
+    if name == "mvit_v2_s":  # it has a class token instead
+        assert grid.shape == (1, 8, 7, 7, 768)
+    else:
+        torch.testing.assert_close(grid.mean(dim=(1, 2, 3)), features)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_motion"])
+def test_the_map_of_the_tiny_ones_is_in_front_of_their_last_layer(name: str) -> None:
+    encoder = create_video_encoder(name, num_frames=8, frame_size=56).eval()
+    with torch.inference_mode():
+        features, grid = encoder.forward_map(torch.rand(2, 3, 8, 56, 56))
+        assert grid.shape == (2, 8, 2, 2, encoder.feature_map.width)
+        torch.testing.assert_close(encoder.backbone[-1](grid.movedim(-1, 1).flatten(1)), features)
+    assert not encoder.backbone[7]._forward_hooks
+
+
+def test_an_encoder_without_a_map_says_so() -> None:
+    with pytest.raises(ValueError, match="'linear' has no map"):
+        VideoEncoder("linear", torch.nn.Flatten(), 12).forward_map(torch.rand(1, 3, 1, 2, 2))

@@ -6,10 +6,10 @@ from objective_steps import SHAPES, FixedStep, exact_batch, exact_task
 from torch import Tensor, nn
 
 import avssl.tasks.step
+from avssl.models.places import place_code
 from avssl.objectives import create_objective
 from avssl.objectives.base import Shapes
 from avssl.objectives.masked import Masked
-from avssl.objectives.masked_video import place_code
 
 SMALL = Shapes(joint=2, audio=3, video=4, clips=2, audio_stride=(2, 4))
 HIDDEN = 99.0  # a value of masked input that tells it from data

@@ -127,7 +127,7 @@ def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path
     metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
     before = json.loads((pretrained / "result.json").read_text())["metrics"]
     assert metrics["video_to_audio/R@5"] == pytest.approx(before["video_to_audio/R@5"])
-    assert "event/top1" in metrics and "event/NMI" in metrics
+    assert "probe/event/top1" in metrics and "event/NMI" in metrics
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -93,3 +93,20 @@ def test_probe_finds_what_the_features_tell(told: bool, monkeypatch, tmp_path) -
     assert pair.training and metrics.keys() == {"event/probe_top1"}
     assert metrics["event/probe_top1"] == 1.0 if told else 0.2 < metrics["event/probe_top1"] < 0.8
     assert np.isfinite(metrics["event/probe_top1"])
+
+
+def test_several_labels_a_clip_are_probed_by_average_precision(monkeypatch, tmp_path) -> None:
+    rows = [
+        {"clip_id": f"{i}", "path": f"{i}.wav", "split": "pretrain" if i > 79 else "train", "has_audio": True,
+         "label.event": None if i % 10 == 0 else [c for c in (0, 1) if i >> c & 1]}
+        for i in range(82)
+    ]  # fmt: skip
+    data = Manifest.from_rows(rows, tmp_path, HEADS)
+    probe = open_probe(monkeypatch, data, None)
+    labels = torch.tensor(probe.rows.labels("event"))
+    assert len(labels) == 72 and list(probe.labels) == ["event"]
+    features = torch.randn(72, 3, generator=torch.Generator().manual_seed(0))
+    features[:, 1:] += 20 * labels
+    batch = Batch(features, None, {"event": labels}, torch.arange(72), ids(probe), torch.zeros(72), torch.ones(72))
+    probe.loaders = SimpleNamespace(evaluate=lambda rows: [batch])
+    assert probe(FixedPair(), torch.device("cpu")) == {"event/probe_mAP": pytest.approx(1.0)}

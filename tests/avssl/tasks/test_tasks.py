@@ -204,7 +204,7 @@ def test_finetuning_adds_supervised_contrast_to_the_cross_entropy() -> None:
     assert losses["imc"].item() == pytest.approx(0.5 * report["imc/audio_loss"].item())
     losses["imc"].backward()
     reached = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
-    assert any(name.startswith("projection.") for name in reached)
+    assert any(name.startswith("projections.audio.") for name in reached)
     assert any(name.startswith("classifier.encoder.stages.") for name in reached)
 
 

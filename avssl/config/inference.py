@@ -1,0 +1,64 @@
+"""The config of the tool that embeds media with a trained checkpoint."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from avssl.config.parts import RuntimeConfig
+
+
+@dataclass
+class EmbedDataConfig:
+    """What to embed, and how it is decoded.
+
+    Args:
+        name: A folder of media, a name in configs/data, a data YAML, a manifest (.parquet), or a .csv.
+        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        options: Options of the dataset, for example {fold: 1}.
+        split: Split to embed; default: all rows.
+        clip_seconds: Length of a window in seconds; default: that of the checkpoint's training.
+        num_frames: Video frames per window; default: those of the checkpoint's training.
+        frame_size: Side of the square frames that are decoded, in pixels; default: that of the checkpoint's training.
+        num_workers: Decoding processes; 0 decodes in the main process.
+    """
+
+    name: str = "demo"
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    clip_seconds: float | None = None
+    num_frames: int | None = None
+    frame_size: int | None = None
+    num_workers: int = 1
+
+
+@dataclass
+class EmbedConfig:
+    """Embeddings of any media by a trained checkpoint, one for each window, as a Parquet or .npz file.
+
+    Args:
+        checkpoint: A run folder, an exported encoder or a .ckpt file. A pretrained pair gives audio_embedding and
+            video_embedding (the joint space; compare by cosine), audio_features and video_features (of the encoders);
+            any other gives audio_features.
+        output: The file to write, .parquet or .npz; a summary in JSON is written beside it.
+        data: What to embed.
+        modalities: What a pair embeds; auto is both. A clip without one of them is left out and listed.
+        windows: center takes one window from the middle of each clip, uniform takes num_windows evenly spread ones, all
+            takes one every hop seconds.
+        num_windows: Windows of a clip with uniform.
+        hop: Seconds from window to window with all; default: one after the other.
+        batch_size: Windows per batch.
+        part_size: Windows after which the work so far is kept on disk; a stopped run continues from there.
+        runtime: Devices and precision.
+    """
+
+    checkpoint: str
+    output: Path
+    data: EmbedDataConfig = field(default_factory=EmbedDataConfig)
+    modalities: Literal["auto", "audio", "video", "both"] = "auto"
+    windows: Literal["center", "uniform", "all"] = "center"
+    num_windows: int = 4
+    hop: float | None = None
+    batch_size: int = 32
+    part_size: int = 4096
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

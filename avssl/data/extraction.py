@@ -1,0 +1,155 @@
+"""Extracting the sound of a whole data set: many files at a time, continued where it stopped, failures counted."""
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.media.extract import CODECS, Extraction, extract_audio
+from avssl.data.media.pool import available_cores, run_all
+from avssl.evaluation.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "extract_audio.json"
+# Seconds for one file, beyond which its decoder is taken to hang: hours of video from a slow disk take less.
+TIMEOUT = 3600.0
+
+
+@dataclass
+class Summary:
+    """What became of the files of a data set.
+
+    Attributes:
+        settings: Format and sample rate (null: each source's own), which all files in a folder share.
+        files: Distinct source files.
+        extracted: Of this run.
+        there: Found complete from an earlier run, or sources that are such sound files themselves.
+        hours: Of sound extracted in this run.
+        failures: Source -> reason.
+    """
+
+    settings: dict[str, Any]
+    files: int
+    extracted: int = 0
+    there: int = 0
+    hours: float = 0.0
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Failures by reason, without what is particular to a file."""
+        return Counter(reason.split(" (")[0] for reason in self.failures.values())
+
+
+def extract_all(
+    manifest: Manifest,
+    output: Path,
+    *,
+    format: str = "flac",
+    sample_rate: int | None = None,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> Summary:
+    """Extracts the sound of every file of a manifest into ``output``, each at its path below the manifest's root.
+
+    ``P01/videos/P01_01.MP4`` becomes ``P01/videos/P01_01.flac``, so that a data set whose root is ``output`` finds it
+    as it finds the video; EPIC-Kitchens looks in the folder ``audio`` of its root, too. A file that is there is
+    complete and is kept: the same command continues a stopped run. ``extract_audio.json`` holds the summary.
+
+    Args:
+        manifest: Need not be scanned.
+        output: May be the manifest's root: the sound then lies beside the videos.
+        format: "flac" or "wav".
+        sample_rate: Hz; None keeps each source's own.
+        workers: Processes; None is one for each available core, 0 works in this process.
+        progress: Show the rate and the time left; None where stderr is a terminal.
+
+    Raises:
+        DataError: A path outside of the root, or ``output`` holds an extraction with other settings.
+        ValueError: An unknown format or a sample rate below 1.
+    """
+    if format not in CODECS:
+        raise ValueError(f"format: must be {' or '.join(CODECS)}, got {format!r}")
+    if sample_rate is not None and sample_rate < 1:
+        raise ValueError(f"sample-rate: must be at least 1 Hz, got {sample_rate}")
+    sources = sorted(set(manifest.column("path")))
+    summary = Summary({"format": format, "sample_rate": sample_rate}, len(sources))
+    _check_settings(output / SUMMARY, summary.settings)
+    jobs = _plan(manifest.root, sources, output, summary)
+    _write(output / SUMMARY, summary)
+    sizes = {job.path: _size(job.path) for job in jobs}
+    shown = sys.stderr.isatty() if progress is None else progress
+    workers = available_cores() if workers is None else workers
+    results = run_all(extract_audio, jobs, _failed, workers=workers, timeout=TIMEOUT, chunk=1)
+    # In bytes, not files: a video of an hour and one of a minute would mislead the time left.
+    with tqdm(total=sum(sizes.values()), desc="extract", unit="B", unit_scale=True, disable=not shown) as bar:
+        for job, done in results:
+            bar.update(sizes[job.path])
+            if done.error:
+                summary.failures[job.path] = done.error + (f" ({done.detail})" if done.detail else "")
+                bar.set_postfix(failed=len(summary.failures))
+            else:
+                summary.extracted += 1
+                summary.hours += done.seconds / 3600
+    _write(output / SUMMARY, summary)
+    return summary
+
+
+def _plan(root: Path, sources: list[str], output: Path, summary: Summary) -> list[Extraction]:
+    """What remains to be done; what cannot be is counted in the summary."""
+    jobs: list[Extraction] = []
+    owners: dict[Path, str] = {}
+    for source in sources:
+        if os.path.isabs(source):
+            if not Path(source).is_relative_to(root):
+                raise DataError(f"{source} is not under {root}: extract the sound of each data set on its own")
+            source = str(Path(source).relative_to(root))
+        path, target = root / source, (output / source).with_suffix(f".{summary.settings['format']}")
+        if target.is_file() and path.is_file() and os.path.samefile(path, target):
+            summary.there += 1
+        elif target in owners:
+            summary.failures[str(path)] = f"same name as another file ({owners[target]})"
+        else:
+            owners[target] = source
+            if target.is_file():
+                summary.there += 1
+            else:
+                jobs.append(Extraction(str(path), str(target), summary.settings["sample_rate"]))
+    return jobs
+
+
+def _check_settings(file: Path, settings: dict[str, Any]) -> None:
+    if not file.is_file():
+        return
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not the summary of an extraction; move it away or choose another --output") from error
+    if earlier != settings:
+        raise DataError(f"{file}: was extracted with {earlier}, not with {settings}; choose another --output")
+
+
+def _write(file: Path, summary: Summary) -> None:
+    values = vars(summary) | {"reasons": dict(summary.reasons.most_common())}
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # the reader will say what is wrong
+
+
+def _failed(job: Extraction, reason: str) -> Extraction:
+    return Extraction(job.path, job.target, job.sample_rate, error=reason)

@@ -1,0 +1,109 @@
+"""The sound of a media file as a file of its own: mono FLAC or WAV of 16 bits on the clock of its source."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
+from avssl.data.media.errors import MediaError
+from avssl.data.media.probe import MediaInfo, probe
+from avssl.data.media.stream import stream_audio
+from avssl.evaluation.files import atomic_path
+
+CODECS = {"flac": "flac", "wav": "pcm_s16le"}
+# A temporary file that nobody has written to for so many seconds was left by a run that was killed.
+_ABANDONED = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """A file to extract the sound of, or, once done, what became of it.
+
+    Attributes:
+        path: the source.
+        target: the sound file; its suffix is one of `CODECS`.
+        sample_rate: Hz of the sound file, None for the source's.
+        seconds: length of the sound file.
+        error: short and countable, "" where all is well.
+        detail: what is particular to this failure.
+    """
+
+    path: str
+    target: str
+    sample_rate: int | None = None
+    seconds: float = 0.0
+    error: str = ""
+    detail: str = ""
+
+
+def extract_audio(job: Extraction) -> Extraction:
+    """Writes the target, whole or not at all; never raises for what the source holds or for a full disk.
+
+    The sound is what `read_audio` gives: channels averaged, silence where the source has a late start or a gap, so that
+    annotated times hold in the target, too. 16 bits keep a 16-bit mono source bit by bit; louder than full scale is
+    clipped.
+    """
+    target = Path(job.target)
+    try:
+        _remove_abandoned(target)
+        info = probe(job.path, deep=False)
+        if info.sample_rate is None:
+            raise MediaError(job.path, info.error or info.audio_error)
+        rate = job.sample_rate or info.sample_rate
+        with atomic_path(target) as temporary:
+            samples = write_audio(temporary, stream_audio(job.path, rate), rate)
+            if not samples:
+                raise MediaError(job.path, "no audio")
+            _refuse_cut_off(info, samples / rate)
+    except MediaError as error:
+        return Extraction(job.path, job.target, job.sample_rate, error=error.reason, detail=error.detail)
+    except (OSError, av.FFmpegError) as error:
+        return Extraction(job.path, job.target, job.sample_rate, error="cannot be written", detail=str(error))
+    return Extraction(job.path, job.target, job.sample_rate, seconds=samples / rate)
+
+
+def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> int:
+    """Writes blocks (S,) float32 in [-1, 1] as mono sound of 16 bits, and gives the number of samples.
+
+    The suffix of ``path``, one of `CODECS`, chooses the format.
+    """
+    samples = 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(CODECS[path.suffix.removeprefix(".")], rate=sample_rate, layout="mono")
+        assert isinstance(stream, AudioStream)
+        stream.format = "s16"
+        stream.codec_context.thread_count = 1
+        for block in blocks:
+            integers = np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(integers[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = sample_rate, samples
+            container.mux(stream.encode(frame))
+            samples += len(integers)
+        container.mux(stream.encode())
+    return samples
+
+
+def _refuse_cut_off(info: MediaInfo, seconds: float) -> None:
+    """Sound may well end before the pictures do; that both end long before the header says is a file cut off.
+
+    Containers such as Matroska promise a duration for the whole file only, so that the reader cannot tell.
+    """
+    promised = info.duration or 0.0
+    if promised - seconds > max(MISSING_SECONDS, MISSING_SHARE * promised):
+        there = probe(info.path, deep=True).duration or 0.0
+        if promised - there > max(MISSING_SECONDS, MISSING_SHARE * promised):
+            raise MediaError(info.path, "file cut off", f"{there:.2f} of {promised:.2f} s")
+
+
+def _remove_abandoned(target: Path) -> None:
+    for leftover in target.parent.glob(f".{target.stem}.*.tmp{target.suffix}"):
+        if time.time() - os.stat(leftover).st_mtime > _ABANDONED:
+            leftover.unlink(missing_ok=True)

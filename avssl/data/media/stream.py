@@ -1,0 +1,184 @@
+"""The sound of a file or a pipe from beginning to end, block by block, in memory that does not grow with its length."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import soxr
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from avssl.data.media.audio import JITTER, MISSING_SECONDS, MISSING_SHARE, PADDING, declared_extent, mono_samples
+from avssl.data.media.errors import MediaError
+from avssl.data.media.probe import decode_frames, find_audio, open_media, seconds, start_of
+
+logger = logging.getLogger(__name__)
+
+# Raw samples by the names that FFmpeg gives them; arecord's S16_LE is s16le here.
+RAW_FORMATS = {
+    "u8": "u1",
+    "s16le": "<i2",
+    "s16be": ">i2",
+    "s32le": "<i4",
+    "s32be": ">i4",
+    "f32le": "<f4",
+    "f32be": ">f4",
+}
+# Bytes taken from a raw stream at a time, at most; whatever has arrived is taken without waiting for more.
+_READ = 1 << 16
+# Zeros that fill a gap are made in pieces of this many samples.
+_ZEROS = 1 << 16
+# A timestamp that jumps ahead by more seconds than this is a broken one, not a pause.
+_LONGEST_GAP = 600.0
+
+
+def stream_audio(source: str | Path | BinaryIO, sample_rate: int, name: str = "") -> Iterator[np.ndarray]:
+    """The sound as blocks (S,) float32, mono at ``sample_rate``; put together they are what `read_audio` gives.
+
+    Second 0 is the start of the file's earliest stream; where there is no sound yet, or a gap, there are zeros.
+
+    Args:
+        source: a media file, or an open one that is read from its beginning to its end and need not seek.
+        sample_rate: Hz of the blocks.
+        name: what an open file is called in errors.
+
+    Raises:
+        MediaError: no media, no usable audio stream, nothing decodes, "non-finite audio", "broken timestamps", or, at
+            the end, "audio shorter than expected": the blocks until then are good.
+    """
+    name = name or str(source)
+    with ExitStack() as stack:
+        if isinstance(source, str | Path):
+            container = stack.enter_context(open_media(source))
+        else:
+            container = stack.enter_context(_open_pipe(source, name))
+        stream = find_audio(container, name)
+        rate = stream.codec_context.sample_rate
+        yield from _resampled(_laid_out(container, stream, name), rate, sample_rate, name)
+
+
+def stream_raw(
+    file: BinaryIO, rate: int, sample_rate: int, *, sample_format: str = "s16le", channels: int = 1, name: str = "stdin"
+) -> Iterator[np.ndarray]:
+    """Raw samples, such as a sound card gives, as blocks (S,) float32, mono at ``sample_rate``, as soon as they come.
+
+    Args:
+        file: bytes without any header, cut anywhere.
+        rate: Hz of the samples.
+        sample_rate: Hz of the blocks.
+        sample_format: one of `RAW_FORMATS`.
+        channels: interleaved; they are averaged.
+
+    Raises:
+        ValueError: an unknown format, or a rate or number of channels below 1.
+        MediaError: "non-finite audio"; "no audio" where the stream holds not one sample.
+    """
+    if sample_format not in RAW_FORMATS:
+        raise ValueError(f"sample-format: must be one of {', '.join(RAW_FORMATS)}, got {sample_format!r}")
+    if rate < 1 or channels < 1:
+        raise ValueError(f"need a rate and a number of channels of at least 1, got {rate} and {channels}")
+    dtype = np.dtype(RAW_FORMATS[sample_format])
+    yield from _resampled(_raw_samples(file, dtype, channels, name), rate, sample_rate, name)
+
+
+def _open_pipe(file: BinaryIO, name: str) -> InputContainer:
+    try:
+        # A playlist in a pipe must not reach for files or the network.
+        return av.open(file, "r", options={"protocol_whitelist": "data"}, metadata_errors="ignore")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        detail = "an mp4 can be read from a pipe only if it was written with -movflags faststart"
+        raise MediaError(name, "not a media file", detail) from error
+
+
+def _laid_out(container: InputContainer, stream: AudioStream, name: str) -> Iterator[np.ndarray]:
+    """The stream's samples at its first rate from second 0 on, without a gap, up to where the header says it ends."""
+    origin = start_of(container)
+    first, last = declared_extent(container, stream)
+    rate = clock = given = 0  # `clock`: where the next piece goes if its timestamp agrees; `given`: samples yielded
+    covered = 0  # samples that the file gave, not counting gaps
+    held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
+    begun = False
+    for frame in decode_frames(container, stream):
+        samples = mono_samples(frame)
+        rate = rate or frame.sample_rate
+        if frame.sample_rate != rate:
+            samples = soxr.resample(samples, frame.sample_rate, rate)
+        time = seconds(frame, frame.pts)
+        stamped = clock if time is None else round((time - origin) * rate)
+        position = stamped if not begun or abs(stamped - clock) > JITTER * rate else clock
+        if begun and position < clock:  # overlap: what came first stays
+            samples, position = samples[clock - position :], clock
+        begun, clock = True, position + len(samples)
+        samples = samples[max(0, -position) :]
+        if not len(samples):
+            continue
+        covered += len(samples)
+        gap = max(0, position) - given - sum(map(len, held))
+        if gap > _LONGEST_GAP * rate:
+            raise MediaError(name, "broken timestamps", f"a gap of {gap / rate:.0f} s")
+        pieces = [np.zeros(min(_ZEROS, gap - k), dtype=np.float32) for k in range(0, gap, _ZEROS)]
+        for piece in [*pieces, samples]:
+            held.append(piece)
+            if last <= 0 or not last * rate < given + sum(map(len, held)) < (last + PADDING) * rate:
+                yield from held
+                given += sum(map(len, held))
+                held = []
+    if not begun:
+        raise MediaError(name, "audio does not decode")
+    keep = round(last * rate) - given
+    if held and keep > 0:
+        yield np.concatenate(held)[:keep]
+    expected = max(last, clock / rate) - max(0.0, first)
+    if expected - covered / rate > max(MISSING_SECONDS, MISSING_SHARE * expected):
+        raise MediaError(name, "audio shorter than expected", f"{covered / rate:.2f} of {expected:.2f} s")
+
+
+def _raw_samples(file: BinaryIO, dtype: np.dtype, channels: int, name: str) -> Iterator[np.ndarray]:
+    read: Callable[[int], bytes] = getattr(file, "read1", file.read)
+    size, rest, empty = dtype.itemsize * channels, b"", True
+    while data := read(_READ):
+        data = rest + data
+        whole = len(data) // size * size
+        rest = data[whole:]
+        if whole:
+            empty = False
+            yield _to_mono(np.frombuffer(data[:whole], dtype).reshape(-1, channels))
+    if rest:
+        logger.warning("%s: ends within a sample (%d of %d bytes): is its format right?", name, len(rest), size)
+    if empty:
+        raise MediaError(name, "no audio", "the stream is empty")
+
+
+def _to_mono(samples: np.ndarray) -> np.ndarray:
+    """(S, channels) of any format -> (S,) float32 in [-1, 1)."""
+    mono = samples.astype(np.float32).mean(axis=1)
+    if samples.dtype.kind == "f":
+        return mono
+    if samples.dtype.kind == "u":
+        mono -= 128
+    return mono / np.float32(1 << (8 * samples.dtype.itemsize - 1))
+
+
+def _resampled(pieces: Iterable[np.ndarray], rate: int, sample_rate: int, name: str) -> Iterator[np.ndarray]:
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
+    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+    total = given = 0
+    for piece in pieces:
+        if not np.isfinite(piece).all():
+            raise MediaError(name, "non-finite audio", f"near {total / rate:.2f} s")
+        total += len(piece)
+        block = piece if rate == sample_rate else resampler.resample_chunk(piece)
+        given += len(block)
+        if len(block):
+            yield block
+    if rate != sample_rate:
+        block = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        yield block[: max(0, math.ceil(total * sample_rate / rate) - given)]

@@ -1,0 +1,85 @@
+"""Metrics over repeated runs: mean, deviation, and intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from avssl.evaluation.classification import bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over runs.
+
+    Attributes:
+        mean: Mean over runs.
+        std: Standard deviation of the runs (n - 1); NaN of a single one.
+        low, high: 95 % interval of the mean by Student's t over the runs. Folds share training rows, so it is rather
+            too narrow (Bengio & Grandvalet 2004); NaN of a single run.
+        runs: Number of runs with a finite value.
+        repeat_std: Standard deviation (n - 1) of the means of the repetitions; NaN of fewer than two.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    runs: int
+    repeat_std: float
+
+
+def spread(values: Sequence[float], repeats: Sequence[int]) -> Spread:
+    """The spread of a metric.
+
+    Args:
+        values: (R,) one value a run; those that are not finite do not count.
+        repeats: (R,) the repetition (the seed) of each run.
+    """
+    kept = [(value, repeat) for value, repeat in zip(values, repeats, strict=True) if math.isfinite(value)]
+    if not kept:
+        return Spread(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
+    array = np.array([value for value, _ in kept], dtype=np.float64)
+    mean, std, low, high = float(array.mean()), math.nan, math.nan, math.nan
+    if len(array) > 1:
+        std = float(array.std(ddof=1))
+        reach = float(stats.t.ppf(0.975, len(array) - 1)) * std / math.sqrt(len(array))
+        low, high = mean - reach, mean + reach
+    means = [np.mean([v for v, r in kept if r == repeat]) for repeat in dict.fromkeys(r for _, r in kept)]
+    repeat_std = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    return Spread(mean, std, low, high, len(array), repeat_std)
+
+
+def pooled_rate(
+    rates: Sequence[float], counts: Sequence[float], repeats: Sequence[int], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """The share of right rows over all test rows together, and its 95 % bootstrap interval.
+
+    Repetitions test the same rows again and tell nothing new of other rows: the interval is that of one repetition's
+    number of rows.
+
+    Args:
+        rates: (R,) share of right rows of each run.
+        counts: (R,) its test rows.
+        repeats: (R,) its repetition.
+        seed: Seed of the bootstrap.
+    """
+    rows, total = np.array(counts, dtype=np.float64), float(np.sum(counts))
+    if not total:
+        return math.nan, math.nan, math.nan
+    rate = float(np.dot(rates, rows) / total)
+    once = round(total / len(set(repeats)))
+    hits = np.arange(once) < round(rate * once)
+    return rate, *bootstrap_interval(hits, seed=seed)
+
+
+def spreads(metrics: Sequence[Mapping[str, float]], repeats: Sequence[int]) -> dict[str, Spread]:
+    """The spread of every metric that some run has; intervals and counts of single runs are left out."""
+    names = dict.fromkeys(name for run in metrics for name in run)
+    return {
+        name: spread([run.get(name, math.nan) for run in metrics], repeats)
+        for name in names
+        if not name.endswith(("_low", "_high", "/count"))
+    }

@@ -1,0 +1,140 @@
+"""Cross-validation: fine-tuning once per fold and seed, and what the folds say together."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+from tqdm import tqdm
+
+from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
+from avssl.pipelines.crossval_report import report_crossval
+from avssl.pipelines.finetune import finetune, resolve_checkpoint
+from avssl.pipelines.folds import make_folds
+from avssl.pipelines.run import check_same
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a cross-validation: a fold, a seed, and the config of its fine-tuning."""
+
+    fold: str
+    seed: int
+    config: FinetuneConfig
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        assert self.config.output is not None
+        return self.config.output
+
+
+def crossval(config: CrossvalConfig) -> dict[str, Any]:
+    """Fine-tunes on every fold and aggregates; what is finished already is kept.
+
+    A fold that fails is reported, and the others go on; of several processes, which would wait for each other, the
+    first failure ends the run, and the same command continues it.
+
+    Returns:
+        What ``result.json`` holds, with ``finished`` and ``failed`` (fold, seed and error of each failed run);
+        ``finished`` is False when a signal ended a fold early.
+
+    Raises:
+        ValueError: contradictory settings, or a folder with runs of other settings; every fold failed.
+    """
+    if config.resume not in ("auto", "none"):
+        raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
+    checkpoint = resolve_checkpoint(config)
+    start = "pretrained" if checkpoint else "random"
+    folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
+    cells = list(make_cells(replace(config, checkpoint=str(checkpoint or "none")), folder))
+    results = {k: result for k, cell in enumerate(cells) if (result := finished_result(cell)) is not None}
+    if results:
+        logger.info("%d of %d runs are finished already and kept", len(results), len(cells))
+    failed: list[dict[str, Any]] = []
+    with tqdm(total=len(cells), initial=len(results), desc="cross-validation", unit="run") as bar:
+        for k, cell in enumerate(cells):
+            if k in results:
+                continue
+            bar.set_postfix_str(f"{cell.fold}, seed {cell.seed}")
+            try:
+                result = finetune(cell.config)
+            except Exception as error:
+                if _world_size() > 1:
+                    raise
+                logger.exception("%s, seed %d failed", cell.fold, cell.seed)
+                failed.append({"fold": cell.fold, "seed": cell.seed, "error": f"{type(error).__name__}: {error}"})
+            else:
+                if not result["finished"]:
+                    return {"finished": False}
+                results[k] = result
+            bar.update()
+    if not results:
+        raise ValueError(f"all {len(cells)} folds failed, the first with {failed[0]['error']}")
+    if _world_size() > 1 and distributed.get_rank() != 0:
+        return {"finished": True, "failed": failed}
+    runs = [
+        {"fold": cells[k].fold, "seed": cells[k].seed, "folder": cells[k].folder.name, "result": results[k]}
+        for k in sorted(results)
+    ]
+    return {"finished": True, **report_crossval(config, folder, runs, failed)}
+
+
+def make_cells(config: CrossvalConfig, folder: Path) -> Iterator[Cell]:
+    """Every fold of every seed with its own config.
+
+    Raises:
+        ValueError: a seed stands twice; or what :func:`make_folds` raises.
+    """
+    seeds = [config.seed] if config.seeds is None else config.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: give each once, and at least one, got {seeds}")
+    values = {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
+    for seed in seeds:
+        for fold in make_folds(config.data, config.folds, config.group_by, seed, folder / "folds"):
+            output = folder / f"{fold.slug}-seed-{seed}"
+            wandb = replace(config.wandb, name=f"{config.wandb.name or folder.name}/{output.name}")
+            yield Cell(
+                fold.name,
+                seed,
+                FinetuneConfig(**values | {"data": fold.data, "seed": seed, "output": output, "wandb": wandb}),
+            )
+
+
+def finished_result(cell: Cell) -> dict[str, Any] | None:
+    """The result of an earlier run of ``cell``; None where there is none, or it shall not be kept.
+
+    Raises:
+        ValueError: the folder holds a run of other settings.
+    """
+    if cell.config.resume == "none" or not (cell.folder / "config.yaml").is_file():
+        return None
+    check_same(cell.folder, cell.config)
+    path = cell.folder / "result.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    before, now = _step_clips(result["config"]), _step_clips(to_dict(cell.config))
+    if cell.config.head == "full" and None not in (before, now) and before != now:
+        raise ValueError(
+            f"{cell.folder} was trained with {before} clips a step, not {now}: choose another --output, or give "
+            "--resume none to start over (the old folder is kept)"
+        )
+    return result
+
+
+def _step_clips(config: dict[str, Any]) -> int | None:
+    """Clips of a step over all processes, their number being as configured; None where that is "auto"."""
+    optim, runtime = config["optim"], config["runtime"]
+    if not str(runtime["devices"]).isdecimal():
+        return None
+    return int(optim["batch_size"] * int(runtime["devices"]) * runtime["num_nodes"])
+
+
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

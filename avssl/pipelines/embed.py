@@ -1,0 +1,231 @@
+"""Embeddings of any media with a trained checkpoint, from the config to a Parquet or .npz file and its summary."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from avssl.config import to_dict
+from avssl.config.inference import EmbedConfig
+from avssl.data.batch import Batch
+from avssl.data.catalog import find_entry, open_data
+from avssl.data.clips import ClipDataset, Modality
+from avssl.data.failures import DataError
+from avssl.data.loader import make_eval_loader
+from avssl.data.manifest import SPLITS, Manifest
+from avssl.data.windows import cut_into_windows
+from avssl.evaluation.feature_parts import FeatureParts, feature_column
+from avssl.evaluation.result import provenance, write_result
+from avssl.models.pair import AudioVisualPair, center_crop
+from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
+from avssl.pipelines.launch import launch
+from avssl.pipelines.trained import trained_with
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[Batch], dict[str, Tensor]]
+
+
+@dataclass
+class _Source:
+    """How to decode for a model, and what it makes of a batch."""
+
+    encode: Encode
+    modalities: tuple[Modality, ...]
+    sample_rate: int
+    seconds: float
+    num_frames: int
+    frame_size: int
+
+
+def embed_media(config: EmbedConfig) -> dict[str, Any]:
+    """Embeds all windows that can be read, and writes ``config.output`` and a summary beside it (.json).
+
+    Returns:
+        The summary: counts, what was left out and why, the columns and their widths, the settings.
+
+    Raises:
+        DataError: no such data or split, or not one window can be embedded.
+        ValueError: options that do not fit the checkpoint.
+        FileNotFoundError: no such checkpoint.
+    """
+    for name in ("batch_size", "part_size", "num_windows"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
+    checkpoint = Path(config.checkpoint)
+    fabric = launch(config.runtime, 0)
+    source = _open_source(config, checkpoint, fabric.device)
+    clips, left_out = _select(config, source)
+    windows, rows = cut_into_windows(clips, source.seconds, config.windows, count=config.num_windows, hop=config.hop)
+    settings = {
+        "checkpoint": [str(checkpoint.resolve()), _stamp(checkpoint)],
+        "windows": windows.digest,
+        "root": str(windows.root),
+        "decode": [source.modalities, source.sample_rate, source.seconds, source.num_frames, source.frame_size],
+    }
+    parts = FeatureParts(config.output, settings)
+    ids = np.asarray(clips.column("clip_id"), dtype=object)[rows]
+    _embed_windows(config, source, windows, ids, parts, torch.device(fabric.device))
+    failures = left_out + parts.failures
+    reasons = dict(Counter(failure["reason"] for failure in failures).most_common())
+    if parts.done == len(parts.failures):
+        parts.remove()
+        raise DataError(f"{config.data.name}: not one window could be embedded: {reasons}")
+    total = parts.done
+    embedded = parts.finish()
+    summary = {
+        "clips": len(clips) + len(left_out),
+        "windows": total,
+        "embedded": embedded,
+        "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
+        "clip_seconds": source.seconds,
+        "manifest": clips.digest,
+        "config": to_dict(config),
+        "provenance": provenance(),
+    }
+    write_result(config.output.with_suffix(".json"), summary)
+    logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
+    if failures:
+        told = ", ".join(f"{reason} x{count}" for reason, count in reasons.items())
+        logger.warning("left out: %s; listed in %s", told, config.output.with_suffix(".json"))
+    return summary
+
+
+def _open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> _Source:
+    pair = is_pair(checkpoint)
+    known = trained_with(checkpoint)
+    wanted = config.modalities if config.modalities != "auto" else "both" if pair else "audio"
+    modalities: tuple[Modality, ...] = ("audio", "video") if wanted == "both" else (wanted,)
+    if not pair and wanted != "audio":
+        raise ValueError(f"modalities: {checkpoint} has an audio encoder only; video needs a pretraining run")
+    seconds = config.data.clip_seconds or known.clip_seconds or find_entry(config.data.name).clip_seconds
+    if pair:
+        model = load_pair(checkpoint).to(device).eval()
+        num_frames, size = int(model.settings["num_frames"]), known.frame_size or int(model.settings["crop_size"])
+        encode, sample_rate = _pair_encoder(model, device), model.frontend.sample_rate
+    else:
+        single = load_audio_encoder(checkpoint)
+        num_frames, size = 1, 1
+        encode, sample_rate = _audio_encoder(single, device), single.frontend.sample_rate
+    num_frames, size = config.data.num_frames or num_frames, config.data.frame_size or size
+    return _Source(encode, modalities, sample_rate, seconds, num_frames, size)
+
+
+def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
+    crop = int(pair.settings["crop_size"])
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if batch.audio is not None:
+            bins, features = pair.encode_audio(pair.frontend(batch.audio.to(device)))
+            out |= {"audio_embedding": pair.audio_projection(bins), "audio_features": features}
+        if batch.video is not None:
+            features = pair.video(center_crop(batch.video.to(device), crop))
+            out |= {"video_embedding": pair.video_projection(features), "video_features": features}
+        return out
+
+    return encode
+
+
+def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
+    encoder, frontend = source.encoder.to(device).eval(), source.frontend.to(device)
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        assert batch.audio is not None
+        tokens = encoder.forward_features(frontend(batch.audio.to(device)))
+        return {"audio_features": encoder.forward_head(tokens, pre_logits=True)}
+
+    return encode
+
+
+def _select(config: EmbedConfig, source: _Source) -> tuple[Manifest, list[dict[str, Any]]]:
+    """The clips to embed, and those that cannot be."""
+    manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
+    if config.data.split is not None:
+        if config.data.split not in SPLITS:
+            raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
+        manifest = manifest.select(config.data.split)
+    reasons = manifest.reasons("audio" in source.modalities, "video" in source.modalities)
+    durations = zip(manifest.column("end"), manifest.column("duration"), strict=True)
+    reasons = [
+        reason or ("unknown duration" if end is None and duration is None else "")
+        for reason, (end, duration) in zip(reasons, durations, strict=True)
+    ]
+    names = zip(manifest.column("clip_id"), manifest.column("path"), reasons, strict=True)
+    left_out = [{"clip_id": name, "path": path, "reason": reason} for name, path, reason in names if reason]
+    usable = manifest.select(mask=[not reason for reason in reasons])
+    if not len(usable):
+        counts = dict(Counter(item["reason"] for item in left_out))
+        raise DataError(f"{config.data.name}: no clip to embed in split {config.data.split or 'any'}: {counts}")
+    return usable, left_out
+
+
+def _embed_windows(
+    config: EmbedConfig,
+    source: _Source,
+    windows: Manifest,
+    ids: np.ndarray,
+    parts: FeatureParts,
+    device: torch.device,
+) -> None:
+    """Embeds the windows that ``parts`` does not have yet; ``ids`` (N,): the clip of each."""
+    first = parts.done
+    dataset = ClipDataset(
+        windows.take(np.arange(first, len(windows))),
+        modalities=source.modalities,
+        clip_seconds=source.seconds,
+        sample_rate=source.sample_rate,
+        num_frames=source.num_frames,
+        frame_size=source.frame_size,
+        mode="center",
+    )
+    paths, starts = windows.column("path"), windows.column("start")
+    tables: list[pa.Table] = []
+    failures: list[dict[str, Any]] = []
+    done = first
+    with tqdm(desc="embed", total=len(windows), initial=first, unit="window", delay=2.0, disable=None) as bar:
+        for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
+            done = min(done + config.batch_size, len(windows))
+            for failure in batch.failures:
+                row = first + failure.index
+                where = {"clip_id": ids[row], "path": paths[row], "start": starts[row]}
+                failures.append(where | {"reason": failure.reason})
+            if batch.size:
+                found = first + batch.index.numpy()
+                tables.append(_table(source, batch, windows.take(found), ids[found]))
+            if done - parts.done >= config.part_size or done == len(windows):
+                parts.add(pa.concat_tables(tables) if tables else pa.table({}), done, failures)
+                tables, failures = [], []
+            bar.update(done - bar.n)
+
+
+def _table(source: _Source, batch: Batch, windows: Manifest, ids: np.ndarray) -> pa.Table:
+    """The rows of a batch; ``windows``: its rows, ``ids`` (B,): the clips that they are of.
+
+    Raises:
+        ValueError: a feature is NaN or infinite; the clip is named.
+    """
+    columns: dict[str, Any] = {"clip_id": pa.array(ids.tolist(), pa.string())}
+    columns |= {name: windows.table[name] for name in ("path", "start", "end")}
+    with torch.inference_mode():
+        features = {name: values.float().cpu().numpy() for name, values in source.encode(batch).items()}
+    for name, values in features.items():
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{name}: NaN or infinite features for clip {ids[int(finite.argmin())]!r}")
+    return pa.table(columns | {name: feature_column(values) for name, values in features.items()})
+
+
+def _stamp(checkpoint: Path) -> list[int]:
+    """Time and size of the weights, which tell one state of a run from another."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
+    files += sorted(checkpoint.glob("checkpoints/last.ckpt"))
+    return [number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_size)]

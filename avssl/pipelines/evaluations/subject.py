@@ -1,0 +1,109 @@
+"""What is evaluated: a pretrained pair, an audio encoder, or a classifier of sound, of video or of both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import mast
+from avssl.data.batch import Batch
+from avssl.data.clips import Modality
+from avssl.evaluation.cache import model_digest
+from avssl.models.classifier import AudioClassifier, Classifier
+from avssl.models.pair import AudioVisualPair
+from avssl.pipelines.classifiers import has_classifier, load_classifier
+from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded checkpoint, on its device and in ``eval()``.
+
+    Attributes:
+        name: name of the checkpoint.
+        features: batch on the device -> (B, D), what a linear head sees.
+        sample_rate: of the waveforms that it takes, in Hz.
+        modalities: what ``features`` takes.
+        audio: the audio encoder with its frontend; None of a classifier that sees.
+        pair: both encoders with their projections; None otherwise.
+        classifier: None of a pair or an encoder.
+    """
+
+    name: str
+    features: Callable[[Batch], Tensor]
+    sample_rate: int
+    modalities: tuple[Modality, ...]
+    audio: AudioEncoder | None = None
+    pair: AudioVisualPair | None = None
+    classifier: Classifier | None = None
+
+    @property
+    def kind(self) -> str:
+        """pair, encoder or classifier."""
+        return "pair" if self.pair is not None else "classifier" if self.classifier is not None else "encoder"
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Classes of the classifier's heads; empty for none."""
+        return self.classifier.labels if self.classifier is not None else {}
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the weights and of all settings that change what comes out."""
+        settings: dict[str, object] = {"kind": self.kind, "labels": self.labels, "modalities": self.modalities}
+        modules: list[nn.Module] = [module for module in (self.pair, self.classifier) if module is not None]
+        if self.audio is not None:
+            encoder = self.audio.encoder
+            settings |= {"model": encoder.name, "options": encoder.config, "frontend": self.audio.frontend.config}
+            modules.append(encoder)
+        return model_digest(*modules, settings=settings)
+
+    def random_twin(self, seed: int) -> "Subject | None":
+        """The same audio encoder with random weights of its own; None of a classifier that sees."""
+        if self.audio is None:
+            return None
+        encoder = self.audio.encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin = mast.create_model(encoder.name, **encoder.config | {"num_classes": 0})
+        return _of_encoder(
+            AudioEncoder(twin, self.audio.frontend, {}), f"{self.name}, random", next(encoder.parameters()).device
+        )
+
+
+def open_subject(checkpoint: Path, device: torch.device) -> Subject:
+    """Loads what ``--checkpoint`` names.
+
+    Raises:
+        FileNotFoundError: when there is nothing there.
+        ValueError: when it is of no kind that can be evaluated.
+    """
+    name = checkpoint.name
+    if has_classifier(checkpoint):
+        seeing = load_classifier(checkpoint).to(device).eval()
+        rate = seeing.frontend.config["sample_rate"] if seeing.frontend is not None else 16000
+        return Subject(name, seeing.features, rate, seeing.modalities, classifier=seeing)
+    if is_pair(checkpoint):
+        pair = load_pair(checkpoint).to(device).eval()
+        subject = _of_encoder(AudioEncoder(pair.audio, pair.frontend, {}), name, device)
+        return Subject(name, subject.features, subject.sample_rate, ("audio",), subject.audio, pair=pair)
+    source = load_audio_encoder(checkpoint)
+    if not source.labels:
+        return _of_encoder(source, name, device)
+    classifier = AudioClassifier(source.encoder, source.frontend, source.labels).to(device).eval()
+    return Subject(
+        name, classifier.features, source.frontend.config["sample_rate"], ("audio",), source, classifier=classifier
+    )
+
+
+def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> Subject:
+    encoder, frontend = source.encoder.to(device).eval(), source.frontend.to(device)
+
+    def features(batch: Batch) -> Tensor:
+        assert batch.audio is not None
+        return encoder.forward_head(encoder.forward_features(frontend(batch.audio)), pre_logits=True)
+
+    return Subject(name, features, frontend.config["sample_rate"], ("audio",), source)

@@ -1,0 +1,204 @@
+"""Classes over time of recordings of any length, from files, pipes and sound cards."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from avssl.data.media import MediaError
+from avssl.data.media.stream import stream_audio, stream_raw
+from avssl.data.windows import Window, sliding_windows
+from avssl.models.classifier import AudioClassifier
+from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
+from avssl.pipelines.trained import load_classifier, trained_with
+
+logger = logging.getLogger(__name__)
+
+# The name by which standard input is given, and the one by which it is told of.
+STDIN, STDIN_NAME = "-", "stdin"
+
+
+class Predictor:
+    """A fine-tuned classifier that judges windows of sound.
+
+    Args:
+        checkpoint: A fine-tuning run, or an exported classifier.
+        window: Seconds of a window; default: the clip length that the model was trained with.
+        hop: Seconds from window to window; default: one after the other.
+        device: "auto" takes a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: there is no classifier at ``checkpoint``.
+        ValueError: it has no classes; no window is known; a window too short for a spectrogram; no such device.
+    """
+
+    def __init__(
+        self, checkpoint: Path, *, window: float | None = None, hop: float | None = None, device: str = "auto"
+    ) -> None:
+        loaded = load_classifier(checkpoint)
+        assert loaded.frontend is not None
+        self.labels, self.multilabel = loaded.labels, frozenset(loaded.extra.get("multilabel", ()))
+        self.sample_rate = loaded.frontend.sample_rate
+        seconds = trained_with(checkpoint).clip_seconds if window is None else window
+        if seconds is None:
+            raise ValueError(f"window: {checkpoint} does not say how long its clips were; give --window SECONDS")
+        self.seconds, self.hop = seconds, seconds if hop is None else hop
+        if not self.seconds > 0 or not self.hop > 0:
+            raise ValueError(f"window and hop must be positive, got {self.seconds:g} s and {self.hop:g} s")
+        if not loaded.frontend.num_frames(round(self.seconds * self.sample_rate)):
+            raise ValueError(f"window: {self.seconds:g} s are shorter than one frame of the spectrogram")
+        try:
+            self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+            self.classifier = AudioClassifier(loaded.model, loaded.frontend, loaded.labels).to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from error
+
+    def windows(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
+        """The windows of sound that comes in blocks (S,) at ``sample_rate``."""
+        return sliding_windows(blocks, self.sample_rate, self.seconds, self.hop)
+
+    @torch.inference_mode()
+    def classify(self, windows: Sequence[Window]) -> list[Prediction]:
+        """Scores of every class of every head: softmax, or, of a head with several labels at once, sigmoid."""
+        waveform = torch.from_numpy(np.stack([window.waveform for window in windows])).to(self.device)
+        scores = {
+            head: (logits.float().sigmoid() if head in self.multilabel else logits.float().softmax(-1)).cpu().numpy()
+            for head, logits in self.classifier.classify(waveform).items()
+        }
+        return [
+            Prediction(window.start, window.end, {head: values[i] for head, values in scores.items()})
+            for i, window in enumerate(windows)
+        ]
+
+    def predict(self, blocks: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[Prediction]:
+        """Predictions of all windows of some sound, in order; one is given as soon as its batch is complete.
+
+        Raises:
+            MediaError: that of the blocks, after the predictions of all windows that were complete before it.
+        """
+        batch: list[Window] = []
+        failure: MediaError | None = None
+        try:
+            for window in self.windows(blocks):
+                batch.append(window)
+                if len(batch) == batch_size:
+                    yield from self.classify(batch)
+                    batch = []
+        except MediaError as error:  # what came before the damage is still worth its predictions
+            failure = error
+        if batch:
+            yield from self.classify(batch)
+        if failure is not None:
+            raise failure
+
+
+def predict_files(
+    files: Sequence[str],
+    predictor: Predictor,
+    writer: PredictionWriter,
+    *,
+    batch_size: int = 16,
+    stdin: BinaryIO | None = None,
+    progress: bool = False,
+) -> Counter[str]:
+    """Writes the predictions of every file; one that fails is told, counted and left.
+
+    A file that breaks off in its middle keeps the predictions until there, and counts as failed.
+
+    Args:
+        files: Paths; "-" is a media file on ``stdin``.
+        progress: Show files and the time reached in the one at hand on stderr.
+
+    Returns:
+        Reasons of failure and how many files have each.
+    """
+    failures: Counter[str] = Counter()
+    with tqdm(files, "predict", unit="file", delay=2.0, disable=not progress) as bar:
+        for file in bar:
+            name = STDIN_NAME if file == STDIN else file
+            source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
+            try:
+                with writer.file(name):
+                    blocks = stream_audio(source, predictor.sample_rate, name)
+                    for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size):
+                        writer.write(prediction)
+                        bar.set_postfix_str(f"{prediction.end:.0f} s of {Path(name).name}", refresh=False)
+            except MediaError as error:
+                logger.error("%s", error)
+                failures[error.reason] += 1
+    return failures
+
+
+def predict_stream(
+    stdin: BinaryIO,
+    predictor: Predictor,
+    writer: PredictionWriter,
+    *,
+    rate: int,
+    sample_format: str = "s16le",
+    channels: int = 1,
+) -> Counter[str]:
+    """Writes the predictions of raw samples as each window completes, until the stream ends; returns as above."""
+    blocks = stream_raw(
+        stdin, rate, predictor.sample_rate, sample_format=sample_format, channels=channels, name=STDIN_NAME
+    )
+    try:
+        with writer.file(STDIN_NAME):
+            for prediction in predictor.predict(blocks):
+                writer.write(prediction)
+    except MediaError as error:
+        logger.error("%s", error)
+        return Counter([error.reason])
+    return Counter()
+
+
+def run_predict(
+    files: Sequence[str],
+    checkpoint: Path,
+    *,
+    window: float | None,
+    hop: float | None,
+    top: int,
+    format: str,
+    batch_size: int,
+    device: str,
+    merge: bool,
+    stream: bool,
+    rate: int,
+    sample_format: str,
+    channels: int,
+    output: TextIO | None = None,
+) -> int:
+    """What ``tools/predict.py`` does; returns the number of files that failed.
+
+    Raises:
+        ValueError: options that make no sense.
+        FileNotFoundError: no checkpoint.
+    """
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top and batch-size must be at least 1, got {top} and {batch_size}")
+    if stream and list(files) != [STDIN]:
+        raise ValueError("stream: raw samples come from standard input: give - as the only file")
+    if files.count(STDIN) > 1:
+        raise ValueError("files: standard input can be read only once")
+    predictor = Predictor(checkpoint, window=window, hop=hop, device=device)
+    target = output or sys.stdout
+    writer = create_writer(format, target, predictor.labels, top, merge=merge and not stream)
+    if stream:
+        failures = predict_stream(
+            sys.stdin.buffer, predictor, writer, rate=rate, sample_format=sample_format, channels=channels
+        )
+    else:
+        show = sys.stderr.isatty() and not target.isatty()  # on a terminal the predictions themselves are the progress
+        failures = predict_files(files, predictor, writer, batch_size=batch_size, progress=show)
+    failed = sum(failures.values())
+    if failed:
+        reasons = ", ".join(f"{reason} x{count}" for reason, count in failures.most_common())
+        logger.error("%d of %d files failed: %s", failed, len(files), reasons)
+    return failed

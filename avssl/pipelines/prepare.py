@@ -1,0 +1,162 @@
+"""Lists any data, scans it, and writes its manifest and its health report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.data.catalog import find_entry, list_data
+from avssl.data.failures import DataError
+from avssl.data.health import apply_looks, health_report
+from avssl.data.health_look import look_all
+from avssl.data.journal import Journal
+from avssl.data.manifest import Manifest
+from avssl.data.scan import fill, scan_files
+from avssl.data.scan_report import report_lines
+from avssl.data.stats import MelStats, logmel_stats
+from avssl.evaluation.health_page import write_health_page
+from avssl.evaluation.result import provenance, write_result
+
+# Raised when a journal of an older version would not tell what this one does.
+_JOURNAL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to prepare.
+
+    Args:
+        data: See :func:`avssl.data.catalog.find_entry`.
+        root: Folder of the media; None: the data YAML's, else ``$AVSSL_DATA/NAME``.
+        options: Options of the data set.
+        output: The manifest (.parquet); its summary and page are written beside it (.json, .html).
+        workers: Processes that read files; None: one per core.
+        deep: Decode every clip, which finds silence, stills, duplicates and streams that break off.
+        stats: Take the statistics of the log-mel spectrogram over the training split.
+        clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
+            None: the data YAML's, half of which also is what is called a short clip.
+        progress: Show progress; None: where stderr is a terminal.
+    """
+
+    data: str
+    output: Path
+    root: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    workers: int | None = None
+    deep: bool = False
+    stats: bool = False
+    clips: int = 10_000
+    seed: int = 0
+    sample_rate: int = 16000
+    num_mels: int = 64
+    clip_seconds: float | None = None
+    progress: bool | None = None
+
+
+def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Lists, scans, looks, saves and reports; a killed run, called again, goes on where it was.
+
+    Args:
+        options: What to prepare.
+        tell: Is given every line for the user.
+
+    Returns:
+        The report, as it is written to the JSON file.
+
+    Raises:
+        DataError: wrong options, or nothing that can be used (manifest and reports are written all the same).
+    """
+    output = options.output
+    if output.suffix != ".parquet":
+        raise DataError(f"--output {output}: a manifest's name ends in .parquet")
+    if not isinstance(options.options, dict):
+        raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
+    listed, _ = list_data(options.data, options.root, options.options)
+    clip_seconds = options.clip_seconds or find_entry(options.data).clip_seconds
+    journal = output.with_name(f".{output.name}.scan")
+    with Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept:
+        manifest, report = _examined(listed, options, clip_seconds, kept)
+        stats = _stats(manifest, options, clip_seconds) if options.stats and report["usable"]["audio"] else None
+        manifest.save(output)
+        report = {
+            "data": options.data,
+            "root": str(manifest.root),
+            "options": options.options,
+            "digest": manifest.digest,
+            "classes": {head: len(classes) for head, classes in manifest.heads.items()},
+            **report,
+            **({} if stats is None else {"stats": stats.to_json()}),
+            "provenance": provenance(),
+        }
+        write_result(output.with_suffix(".json"), report)
+        page = write_health_page(output.with_suffix(".html"), f"Health of {options.data}", _for_page(report))
+        kept.remove()
+    for key in ("splits", "classes"):
+        tell(f"{key}: " + (", ".join(f"{name or '(none)'} {count}" for name, count in report[key].items()) or "none"))
+    for line in (*report_lines(report), *health_lines(report)):
+        tell(line)
+    if stats is not None:
+        tell(f"log-mel over {stats.clips} training clips ({stats.failed} failed): {stats.options}")
+    if not any(report["usable"].values()):
+        raise DataError(f"{options.data}: none of {len(manifest)} clips can be used; see {page} for the reasons")
+    tell(f"wrote {output}, digest {manifest.digest}, and {page}")
+    return report
+
+
+def health_lines(report: dict[str, Any]) -> list[str]:
+    """The findings of a health report as lines for a log; what was not looked at is said."""
+    lines, unknown = [], []
+    for name, ill in report["ills"].items():
+        if ill["clips"] is None:
+            unknown.append(ill["title"])
+        elif ill["clips"] and not ill["expected"] and name not in ("missing", "outside"):  # told as errors
+            which = [f"{reason} x {count}" for reason, count in ill.get("reasons", {}).items()] or ill["examples"]
+            lines.append(f"{ill['clips']} clips {ill['title']} ({ill['meaning']}): {', '.join(which)}")
+    if not report["looked"]:
+        unknown += [] if report["ills"]["duplicate"]["clips"] is None else ["same bytes or sound in two splits"]
+        lines.append(f"not looked at without --deep: {', '.join(unknown)}")
+    return lines
+
+
+def _examined(
+    listed: Manifest, options: PrepareOptions, clip_seconds: float, journal: Journal
+) -> tuple[Manifest, dict[str, Any]]:
+    facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, journal)
+    manifest, looks = fill(listed, facts), None
+    if options.deep:
+        looks = look_all(manifest, options.workers, options.progress, journal)
+        manifest = apply_looks(manifest, looks)
+    return health_report(manifest, facts, looks, short_seconds=clip_seconds / 2, progress=options.progress)
+
+
+def _stats(manifest: Manifest, options: PrepareOptions, clip_seconds: float) -> MelStats:
+    """Over the split that is trained on: "train" and "pretrain", or all rows of a set without splits."""
+    splits = np.asarray(manifest.column("split"), dtype=object)
+    chosen = np.isin(splits, ["train", "pretrain"])
+    if not chosen.any():
+        chosen = splits == ""
+    if not chosen.any():
+        raise DataError(f"{options.data}: no training split to take statistics of; it has {sorted(set(splits))}")
+    return logmel_stats(
+        manifest.select(mask=chosen),
+        clip_seconds,
+        sample_rate=options.sample_rate,
+        num_mels=options.num_mels,
+        clips=options.clips,
+        seed=options.seed,
+        workers=options.workers,
+        progress=options.progress,
+    )
+
+
+def _for_page(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with its origin as name and value."""
+    origin = {key: str(report[key]) for key in ("data", "root", "options", "digest")}
+    made = report["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    kept = {key: made[key] for key in ("date", "revision", "python", "platform")}
+    return report | {"provenance": origin | kept | {"versions": versions}}

@@ -1,0 +1,98 @@
+"""One fine-tuning batch as objectives see it: labels, the modalities that are fine-tuned, and no teacher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from avssl.data.batch import Batch
+from avssl.objectives import Embedding, Step
+
+
+@dataclass
+class Side:
+    """One modality of the batch.
+
+    Attributes:
+        draw: Makes an augmented input of the batch: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1].
+        encoder: What is fine-tuned.
+        encode: Such an input -> features (B, A) or (B, V).
+        projection: Features -> joint embedding (B, D).
+        inputs: Inputs by view, as far as they were drawn.
+        known: Embeddings by view, as far as they were asked for.
+    """
+
+    draw: Callable[[], Tensor]
+    encoder: nn.Module
+    encode: Callable[[Tensor], Tensor]
+    projection: nn.Module
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, Embedding] = field(default_factory=dict)
+
+    def first(self, drawn: Tensor, features: Tensor) -> None:
+        """Takes over view 0, which the classifier has seen already, with its features."""
+        self.inputs[0], self.known[0] = drawn, Embedding(self.projection(features), features)
+
+    def input(self, view: int) -> Tensor:
+        """The input of ``view``."""
+        if view not in self.inputs:
+            self.inputs[view] = self.draw()
+        return self.inputs[view]
+
+    def embedding(self, view: int) -> Embedding:
+        """Features of ``view`` and their projection."""
+        if view not in self.known:
+            features = self.encode(self.input(view))
+            self.known[view] = Embedding(self.projection(features), features)
+        return self.known[view]
+
+
+class FinetuneStep(Step):
+    """A labelled batch under fine-tuning.
+
+    Args:
+        batch: The batch.
+        seconds: Length of a clip.
+        sides: The modalities that are fine-tuned, by name.
+    """
+
+    def __init__(self, batch: Batch, seconds: float, sides: dict[str, Side]) -> None:
+        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
+        self._sides = sides
+
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+        """See :meth:`Step.audio`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side("audio", teacher or bool(patch_drop)).embedding(view)
+
+    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+        """See :meth:`Step.video`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side("video", teacher).embedding(view)
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_audio`."""
+        side = self._side("audio")
+        return function(side.encoder, side.input(view))
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_video`."""
+        side = self._side("video")
+        return function(side.encoder, side.input(view))
+
+    def _side(self, name: str, teacher: bool = False) -> Side:
+        if teacher:
+            raise ValueError("objectives: one with a momentum teacher is for pretraining, not for fine-tuning")
+        if name not in self._sides:
+            (other,) = self._sides
+            raise ValueError(
+                f"objectives: fine-tuning sees {other} only; set modality to both, or choose an objective of {other}, "
+                f"for example by {{modality: {other}}}"
+            )
+        return self._sides[name]

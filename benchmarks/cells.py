@@ -1,0 +1,118 @@
+"""Cells of a benchmark: runs of the tools that are started side by side, kept once finished, and written at once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+# One thread a run, and none that decodes: what is measured side by side must not depend on its neighbours' number.
+ALONE = [
+    "--runtime.threads",
+    "1",
+    "--data.num_workers",
+    "0",
+    "--runtime.accelerator",
+    "cpu",
+    "--wandb.mode",
+    "disabled",
+]
+
+
+def tool(name: str, arguments: Sequence[str], log: Path) -> float:
+    """Runs a tool to its end; its peak memory in MB."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed, see {log}: {log.read_text()[-500:]}")
+    return usage.ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning: its name, for example esc10:mast:fold1, the options of tools/finetune.py, and what it is."""
+
+    name: str
+    arguments: tuple[str, ...]
+    about: dict[str, Any]
+
+    def folder(self, runs: Path) -> Path:
+        """Folder of the run."""
+        return runs / self.name.replace(":", "-")
+
+
+def measured(cell: Cell, runs: Path) -> dict[str, Any] | None:
+    """The row of a finished cell; None of another.
+
+    Raises:
+        RuntimeError: it was run with other options.
+    """
+    done = cell.folder(runs) / "measured.json"
+    if not done.is_file():
+        return None
+    row: dict[str, Any] = json.loads(done.read_text())
+    if row["arguments"] != list(cell.arguments):
+        raise RuntimeError(f"{done} is of other options, {row['arguments']}: choose another --runs")
+    return row
+
+
+def measure(cell: Cell, runs: Path) -> dict[str, Any]:
+    """Runs ``cell``, or reads the row of an earlier call."""
+    if (row := measured(cell, runs)) is not None:
+        return row
+    folder = cell.folder(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / "run"
+    memory = tool("finetune", [*cell.arguments, *ALONE, "--output", str(output)], folder / "finetune.log")
+    result = json.loads((output / "result.json").read_text())
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    row = {
+        "cell": cell.name,
+        **cell.about,
+        "metrics": result["metrics"],
+        "clustering": result.get("clustering", {}),
+        "validation": next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), None),
+        "start": result["start"],
+        "peak_memory_mb": memory,
+        "arguments": list(cell.arguments),
+    }
+    (folder / "measured.json").write_text(json.dumps(row))
+    return row
+
+
+def measure_all(
+    cells: Sequence[Cell], runs: Path, parallel: int, keep: Callable[[dict[str, Any]], None], what: str
+) -> int:
+    """Runs the cells, ``parallel`` at a time; ``keep`` gets every row as it comes, one at a time.
+
+    Returns:
+        The number of cells that failed; each is reported, and does not stop the others.
+    """
+    failed = 0
+    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(cells), desc=what, unit="cell") as bar:
+        futures = {pool.submit(measure, cell, runs): cell for cell in cells}
+        for future in as_completed(futures):
+            cell = futures[future]
+            try:
+                row = future.result()
+            except (RuntimeError, OSError, ValueError, KeyError) as error:
+                failed += 1
+                bar.write(f"{cell.name}: {error}")
+            else:
+                keep(row)
+                top1 = next(value for key, value in row["metrics"].items() if key.endswith("/top1"))
+                bar.write(f"{cell.name}: top-1 {top1:.1%}")
+            bar.update()
+    return failed

@@ -1,0 +1,125 @@
+"""How many passes over the data benchmarks/evidence.py can afford: steps and decoding timed, and divided."""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import compare, interleave
+from evidence_setup import MELS, MODELS, SETS, audio_options
+
+import mast
+from avssl.config import DataConfig
+from avssl.pipelines.data import Loaders, open_splits
+
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+# Passes of a run that chooses the learning rate, of those that a test run has.
+TUNING_SHARE = 0.5
+# Splits on which the untrained models are looked at.
+RANDOM_SPLITS = 3
+# Seconds of a run beside its clips: start-up, clusters, pictures, report.
+OVERHEAD = 8.0
+
+
+@dataclass
+class Plan:
+    """What was timed, by set (and model), and what follows.
+
+    Attributes:
+        steps: Median seconds of a training step on one thread, the models in turn.
+        speedup: How many times faster MAST's step is, with its range over the rounds.
+        decode: Seconds to decode a clip.
+        clips: Training and test clips of the first split.
+        epochs: Passes over the training clips.
+        minutes: Expected processor time.
+    """
+
+    steps: dict[str, dict[str, float]]
+    speedup: dict[str, dict[str, Any]]
+    decode: dict[str, float]
+    clips: dict[str, tuple[int, int]]
+    epochs: dict[str, int]
+    minutes: dict[str, float]
+
+
+def make_plan(roots: dict[str, Path], minutes: float, file: Path) -> Plan:
+    """The plan for the sets in ``roots``; what ``file`` holds already of them stays, so that all runs have one plan."""
+    plan = Plan({}, {}, {}, {}, {}, {})
+    if file.is_file():
+        values = json.loads(file.read_text())
+        plan = Plan(**values | {"clips": {name: tuple(clips) for name, clips in values["clips"].items()}})
+    for name, root in roots.items():
+        if name not in plan.epochs:
+            _measure(plan, name, root)
+            _divide(plan, name, 60 * minutes / len(roots))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(plan), indent=2) + "\n")
+    return plan
+
+
+def _measure(plan: Plan, name: str, root: Path) -> None:
+    torch.set_num_threads(1)
+    data = SETS[name]
+    calls = {model: _step(model, name) for model in MODELS}
+    times = interleave(calls, rounds=5)
+    plan.steps[name] = {model: statistics.median(values) for model, values in times.items()}
+    plan.speedup[name] = compare(times, "mast", "ast")
+    config = DataConfig(name, root, data.splits[data.first], data.seconds, num_workers=0, heads=[data.head])
+    for key, value in data.data.items():
+        setattr(config, key, value)
+    splits = open_splits(config, modalities=("audio",), labelled=True)
+    assert splits.test is not None
+    plan.clips[name] = len(splits.train), len(splits.test)
+    some = splits.train.take(range(min(32, len(splits.train))))
+    loader = Loaders(config, splits.protocol, ("audio",), 16000, data.batch, 0).evaluate(some)
+    passes = interleave({"decode": lambda: list(loader)}, rounds=2)
+    plan.decode[name] = statistics.median(passes["decode"]) / (len(some) * splits.protocol.eval_clips)
+
+
+def _step(model: str, name: str) -> Callable[[], None]:
+    """A training step of ``model`` on a batch of noise of the set's size."""
+    data = SETS[name]
+    module = mast.create_model(MODELS[model][0], num_classes=10, **audio_options(model, data))
+    optimizer = torch.optim.AdamW(module.parameters())
+    x, target = torch.randn(data.batch, 1, MELS, data.frames), torch.zeros(data.batch, dtype=torch.long)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), target).backward()
+        optimizer.step()
+
+    return step
+
+
+def _divide(plan: Plan, name: str, budget: float) -> None:
+    """Passes over ``name`` within ``budget`` seconds: what does not depend on them is taken off first."""
+    data, (train, test) = SETS[name], plan.clips[name]
+    scored = test * int(data.data.get("eval_clips", 1))
+    splits, rates = len(data.splits), len(LEARNING_RATES)
+    fixed = each = 0.0
+    for seconds in plan.steps[name].values():
+        clip = seconds / data.batch
+        look = plan.decode[name] + clip / 3  # a forward pass is about a third of a step
+        fixed += (splits + rates) * (2 * scored * look + OVERHEAD)
+        fixed += min(splits, RANDOM_SPLITS) * ((train + 2 * scored) * look + OVERHEAD)
+        each += (splits + 0.8 * rates * TUNING_SHARE) * train * (plan.decode[name] + clip)
+    plan.epochs[name] = max(2, int((budget - fixed) / each))
+    plan.minutes[name] = (fixed + plan.epochs[name] * each) / 60
+
+
+def plan_lines(plan: Plan, names: Sequence[str]) -> list[str]:
+    """The plan in words, a line a set."""
+    lines = []
+    for name in names:
+        data, (train, test) = SETS[name], plan.clips[name]
+        steps = ", ".join(f"{model} {seconds:.3f}" for model, seconds in plan.steps[name].items())
+        low, high = plan.speedup[name]["speedup_range"]
+        lines.append(
+            f"{name}: {len(data.splits)} splits of {train} training and {test} test clips, {plan.epochs[name]} passes in "
+            f"steps of {data.batch}; seconds a step: {steps} ({plan.speedup[name]['speedup']:.2f}x, {low:.2f} to "
+            f"{high:.2f}), to decode a clip: {plan.decode[name]:.3f}; {plan.minutes[name]:.0f} processor-minutes"
+        )
+    return lines

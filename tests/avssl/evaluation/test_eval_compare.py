@@ -1,0 +1,116 @@
+"""Tests between runs against scipy, scikit-learn and published examples; predictions there and back."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import binomtest, norm
+from sklearn.metrics import average_precision_score
+
+from avssl.evaluation.compare import holm, mcnemar, paired_map, unpaired
+from avssl.evaluation.predictions import read_predictions, write_predictions
+
+
+def answers(both: int, first: int, second: int, none: int) -> tuple[np.ndarray, np.ndarray]:
+    one = np.repeat([1, 1, 0, 0], [both, first, second, none])
+    two = np.repeat([1, 0, 1, 0], [both, first, second, none])
+    return one, two
+
+
+@pytest.mark.parametrize("counts", [(50, 12, 3, 20), (0, 1, 0, 0), (10, 8, 8, 10), (5, 0, 30, 2)])
+def test_mcnemar_is_a_binomial_test_of_the_discordant(counts) -> None:
+    found = mcnemar(*answers(*counts))
+    _, better, worse, _ = counts
+    assert found.p == pytest.approx(binomtest(better, better + worse, 0.5).pvalue)
+    assert found.value == pytest.approx((better - worse) / sum(counts))
+    assert found.low <= found.value <= found.high and f"{better} right here only, {worse}" in found.test
+
+
+def test_mcnemar_interval_against_agresti_and_equal_runs() -> None:
+    # Agresti, Categorical Data Analysis, table 11.1: approval 944 and 880 of 1600, discordant 150 and 86.
+    found = mcnemar(*answers(794, 150, 86, 570))
+    assert (found.low, found.high) == pytest.approx((0.022, 0.059), abs=0.001)
+    same = mcnemar([1, 0, 1], [1, 0, 1])
+    assert (same.value, same.p) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="same questions"):
+        mcnemar([1, 0], [1, 0, 1])
+
+
+def macro(scores: np.ndarray, positive: np.ndarray) -> float:
+    present = positive.any(axis=0)
+    return average_precision_score(positive[:, present], scores[:, present], average="macro")
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_paired_map_against_scikit_learn(multilabel: bool) -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 4, 60)
+    positive = rng.random((60, 4)) < 0.3 if multilabel else truth[:, None] == np.arange(4)
+    positive[:, 3] = False  # a class that no row has
+    one = np.round(positive + rng.normal(0, 0.6, (60, 4)), 1)  # rounded: many ties
+    two = np.round(positive + rng.normal(0, 1.5, (60, 4)), 1)
+    if not multilabel:
+        keep = truth < 3
+        one, two, positive, truth = one[keep], two[keep], positive[keep], truth[keep]
+    raw = one, two
+    if not multilabel:
+        one, two = log_softmax(one, axis=1), log_softmax(two, axis=1)
+    found = paired_map(*raw, positive.astype(np.float32) if multilabel else truth)
+    assert found.value == pytest.approx(macro(one, positive) - macro(two, positive))
+    draws = [rng.integers(0, len(one), len(one)) for _ in range(200)]
+    differences = [macro(one[rows], positive[rows]) - macro(two[rows], positive[rows]) for rows in draws]
+    spread = norm.ppf(0.975) * np.std(differences)
+    assert (found.low, found.high) == pytest.approx((found.value - spread, found.value + spread), abs=0.03)
+    assert found.p < 0.05 and paired_map(one, one, positive.astype(np.float32)).p == 1.0
+
+
+def wilson(hits: int, count: int) -> tuple[float, float, float]:
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return hits / count, interval.low, interval.high
+
+
+def test_unpaired_intervals_against_newcombe() -> None:
+    # Newcombe 1998, table II: 56/70 - 48/80 by method 10 is 0.0524 to 0.3339; 9/10 - 3/10 is 0.1705 to 0.8090.
+    found = unpaired(wilson(56, 70), wilson(48, 80))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert found.p < 0.05
+    found = unpaired(wilson(9, 10), wilson(3, 10))
+    assert (found.low, found.high) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    even = unpaired((0.5, 0.4, 0.6), (0.5, 0.4, 0.6))
+    assert even.p == 1.0 and even.low == pytest.approx(-np.hypot(0.1, 0.1))
+    known = unpaired((1.0, 1 - norm.ppf(0.975), 1 + norm.ppf(0.975)), (0.0, 0.0, 0.0))
+    assert known.p == pytest.approx(2 * norm.sf(1.0))
+
+
+def test_holm_against_a_worked_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_predictions_there_and_back(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    scores = {"one": rng.normal(0, 3, (5, 4)).astype("f4"), "many": rng.normal(0, 3, (5, 3)).astype("f4")}
+    many = np.float32([[1, 0, 1], [0, 0, 0], [-1, -1, -1], [0, 1, 0], [1, 1, 1]])
+    truth = {"one": np.array([0, -1, 3, 1, 2]), "many": many}
+    names = {"one": list("abcd"), "many": list("xyz")}
+    write_predictions(tmp_path / "p.parquet", list("vwxyz"), scores, truth, names)
+    back = read_predictions(tmp_path / "p.parquet")
+    assert back.clip_ids == list("vwxyz") and back.classes == names
+    for head, values in scores.items():
+        np.testing.assert_allclose(back.scores[head], values, rtol=1e-3)
+        np.testing.assert_array_equal(back.predicted[head], values.argmax(axis=1))
+        np.testing.assert_array_equal(back.truth[head], truth[head])
+    write_predictions(tmp_path / "q.parquet", list("vwxyz"), scores)
+    assert read_predictions(tmp_path / "q.parquet").truth == {}
+
+
+def test_predictions_that_cannot_be(tmp_path) -> None:
+    with pytest.raises(ValueError, match="3 scores"):
+        write_predictions(tmp_path / "p.parquet", ["a", "b"], {"x": np.zeros((3, 2))})
+    with pytest.raises(ValueError, match="NaN"):
+        write_predictions(tmp_path / "p.parquet", ["a"], {"x": np.full((1, 2), np.nan)})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "p.parquet").write_text("no table")
+    with pytest.raises(ValueError, match="not a Parquet file"):
+        read_predictions(tmp_path / "p.parquet")
+    with pytest.raises(FileNotFoundError):
+        read_predictions(tmp_path / "none.parquet")

@@ -1,0 +1,129 @@
+"""Cross-validation, end to end: every clip tested once, finished folds kept, a failing one reported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+from avssl.cli import parse
+from avssl.config import AudioConfig, CrossvalConfig, DataConfig, FinetuneConfig, WandbConfig, crossval_arguments
+from avssl.pipelines.crossval import crossval
+
+SPEAKERS = ["ann", "bob", "cleo"]
+SMALL = AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]})
+
+
+def recording(root: Path, digit: int, speaker: str, take: int) -> Path:
+    return root / "recordings" / f"{digit}_{speaker}_{take}.wav"
+
+
+def write(path: Path, digit: int, take: int) -> None:
+    """A tone for each digit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(2400) / 8000
+    noise = np.random.default_rng(take).standard_normal(len(time))
+    wavfile.write(path, 8000, (3000 * (np.sin(2000 * (digit + 1) * time) + 0.1 * noise)).astype(np.int16))
+
+
+@pytest.fixture
+def media(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    for digit in range(3):
+        for speaker in SPEAKERS:
+            for take in range(4):
+                write(recording(tmp_path / "fsdd", digit, speaker, take), digit, take)
+    return tmp_path / "fsdd"
+
+
+def config(media: Path, output: Path, **changes) -> CrossvalConfig:
+    data = DataConfig("fsdd", media, clip_seconds=0.3, num_workers=0)
+    base = CrossvalConfig(data, checkpoint="none", audio=SMALL, wandb=WandbConfig("disabled"), output=output)
+    return replace(base, group_by="speaker", **changes)
+
+
+def test_a_failing_fold_is_reported_and_a_second_call_runs_only_that(media: Path, tmp_path) -> None:
+    for digit in range(3):
+        for take in range(4):
+            recording(media, digit, "bob", take).write_bytes(b"broken")
+    output = tmp_path / "run"
+    first = crossval(config(media, output))
+    assert first["finished"] and [run["fold"] for run in first["runs"]] == ["speaker ann", "speaker cleo"]
+    (failed,) = first["failed"]
+    assert failed["fold"] == "speaker bob" and "no test split" in failed["error"]
+    assert "1 more failed" in (output / "report.html").read_text()
+    times = {path: path.stat().st_mtime_ns for path in output.glob("speaker-*-seed-0/result.json")}
+    assert len(times) == 2
+
+    for digit in range(3):
+        for take in range(4):
+            write(recording(media, digit, "bob", take), digit, take)
+    second = crossval(config(media, output))
+    assert not second["failed"] and [run["fold"] for run in second["runs"]] == [f"speaker {name}" for name in SPEAKERS]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+    result = json.loads((output / "result.json").read_text())
+    scores = [run["metrics"]["digit/top1"] for run in result["runs"]]
+    assert result["metrics"]["digit/top1"] == pytest.approx(np.mean(scores))
+    assert result["spread"]["digit/top1"]["std"] == pytest.approx(np.std(scores, ddof=1))
+    assert result["pooled"]["digit/top1"]["rate"] == pytest.approx(np.mean(scores))  # folds of equal size
+    assert sum(run["metrics"]["digit/count"] for run in result["runs"]) == 36
+    assert "NMI" in {name.split("/")[1] for name in result["clustering"]}
+
+
+def test_seeds_repeat_all_folds_and_other_settings_are_refused(media: Path, tmp_path) -> None:
+    settings = {"folds": 2, "seeds": [0, 3], "head": "linear"}
+    result = crossval(config(media, tmp_path / "run", **settings))
+    names = {f"part-{part}-of-2-seed-{seed}" for part in (1, 2) for seed in (0, 3)}
+    assert {run["folder"] for run in result["runs"]} == names
+    assert {path.parent.name for path in (tmp_path / "run").glob("*/result.json")} == names
+    assert result["spread"]["digit/top1"]["repeat_std"] is not None
+    with pytest.raises(ValueError, match=r"holds a run with label_smoothing = 0\.1, not 0\.3: choose another --output"):
+        crossval(config(media, tmp_path / "run", label_smoothing=0.3, **settings))
+
+
+def test_when_every_fold_fails_the_first_cause_is_told(media: Path, tmp_path) -> None:
+    wrong = config(media, tmp_path / "run", head="full", objectives=[{"name": "infonec"}])
+    with pytest.raises(ValueError, match=r"all 3 folds failed, the first with .*did you mean 'infonce'"):
+        crossval(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"resume": "some.ckpt"}, "takes auto or none"),
+        ({"seeds": [1, 1]}, "give each once"),
+        ({"seeds": []}, "at least one"),
+    ],
+)
+def test_contradictory_settings(media: Path, tmp_path, changes, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        crossval(config(media, tmp_path / "run", **changes))
+
+
+def test_the_command_line_takes_every_option_of_finetuning(tmp_path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {name: esc10}\noptim: {lr: 0.5, batch_size: 3}\n")
+    argv = [
+        "--data",
+        "esc50",
+        "--seeds",
+        "0",
+        "1",
+        "2",
+        "--config",
+        str(file),
+        "--folds",
+        "fold=1..5",
+        "--optim.lr",
+        "1",
+    ]
+    parsed = parse(CrossvalConfig, crossval_arguments(argv))
+    assert parsed.data.name == "esc50"  # though the file comes later
+    assert (parsed.seeds, parsed.folds, parsed.optim.lr, parsed.optim.batch_size) == ([0, 1, 2], "fold=1..5", 1.0, 3)
+    assert parse(CrossvalConfig, crossval_arguments(["--folds", "5", "--group-by", "speaker"])) == CrossvalConfig(
+        folds=5, group_by="speaker"
+    )
+    assert {*vars(FinetuneConfig())} < {*vars(CrossvalConfig())}

@@ -1,0 +1,206 @@
+"""Evaluation in one call: what it embeds, what it does by default, what it writes, and what it refuses."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+
+import mast
+from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.scan import scan
+from avssl.pipelines.evaluate import evaluate
+
+CLASSES = ["high", "low", "middle"]
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory) -> Path:
+    """Tones of 1 s in noise, three pitches: 6 of each to train on, 4 to test on, two test clips without a label."""
+    root = tmp_path_factory.mktemp("tones")
+    rng, lines = np.random.default_rng(0), ["path,split,label"]
+    time = np.arange(RATE) / RATE
+    for split, count in (("train", 6), ("test", 4)):
+        for number in range(count):
+            for name, pitch in zip(CLASSES, (2000, 200, 600), strict=True):
+                wave = np.sin(2 * np.pi * pitch * rng.uniform(0.95, 1.05) * time) + rng.normal(size=RATE)
+                wavfile.write(root / f"{split}-{name}-{number}.wav", RATE, (4000 * wave).astype(np.int16))
+                label = "" if split == "test" and number == 3 and name != "low" else name
+                lines.append(f"{split}-{name}-{number}.wav,{split},{label}")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def export(folder: Path, classes: list[str] | None, seed: int = 0) -> Path:
+    """An encoder of random weights, or a classifier."""
+    torch.manual_seed(seed)
+    model = mast.create_model("mast_pico", num_classes=len(classes or []), embed_dim=16, depths=[1, 1, 1, 1])
+    labels = {"label": classes} if classes else None
+    mast.save_pretrained(model, folder, frontend=mast.LogMel(sample_rate=RATE, num_mels=32), labels=labels)
+    return folder
+
+
+@pytest.fixture
+def config(tones, tmp_path, monkeypatch) -> EvaluateConfig:
+    """Of an encoder without classes, with a cache of its own."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    data = DataConfig(name=str(tones / "index.csv"), clip_seconds=0.5, num_workers=0)
+    checkpoint = str(export(tmp_path / "encoder", None))
+    return EvaluateConfig(checkpoint, data, runtime=RuntimeConfig(accelerator="cpu"), output=tmp_path / "out")
+
+
+def cached(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "cache" / "embeddings").glob("*")}
+
+
+def test_the_second_evaluation_reads_no_media(config, tones, tmp_path):
+    config.evaluations = ["probe", "knn", "clustering"]
+    first = evaluate(config)
+    files = cached(tmp_path)
+    assert len(files) == 2
+    originals = {path: (path.read_bytes(), path.stat()) for path in tones.glob("*.wav")}
+    try:
+        for path, (data, stat) in originals.items():  # nothing that could be decoded, of the same size and time
+            path.write_bytes(b"\xff" * len(data))
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        second = evaluate(config)
+        with pytest.raises(ValueError, match="not one clip was embedded"):
+            evaluate(replace(config, cache=False))
+    finally:
+        for path, (data, stat) in originals.items():
+            path.write_bytes(data)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert second["metrics"] == first["metrics"] and second["coverage"] == first["coverage"]
+    assert cached(tmp_path) == files
+
+
+def test_other_weights_clips_or_protocols_miss_the_cache_and_copies_of_the_weights_hit_it(config, tones, tmp_path):
+    config.evaluations = ["clustering"]
+    evaluate(config)
+    first = cached(tmp_path)
+    again = replace(config, checkpoint=str(export(tmp_path / "copy", None)))
+    evaluate(again)
+    assert cached(tmp_path) == first
+    other = replace(config, checkpoint=str(export(tmp_path / "other", None, seed=1)))
+    several = replace(config, data=replace(config.data, eval_clips=2))
+    lines = (tones / "index.csv").read_text().splitlines()
+    (tones / "fewer.csv").write_text("\n".join(lines[:-1]) + "\n")
+    fewer = replace(config, data=replace(config.data, name=str(tones / "fewer.csv")))
+    for count, changed in enumerate((other, several, fewer), 2):
+        evaluate(changed)
+        assert len(cached(tmp_path)) == count
+
+
+def test_accuracy_is_that_of_the_exported_model_on_the_same_samples(config, tones, tmp_path):
+    config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
+    config.data.eval_clips = 2
+    result = evaluate(config)
+    assert result["evaluations"] == ["accuracy", "clustering", "pictures", "worst"]
+    loaded = mast.from_pretrained(tmp_path / "classifier")
+    right = []
+    for path in sorted(tones.glob("test-*.wav")):
+        name = path.stem.split("-")[1]
+        if path.stem.endswith("-3") and name != "low":
+            continue
+        wave = torch.from_numpy(wavfile.read(path)[1].astype(np.float32) / 32768)
+        with torch.inference_mode():
+            scores = loaded.model.eval()(loaded.frontend(torch.stack([wave[: RATE // 2], wave[RATE // 2 :]]))).mean(0)
+        right.append(CLASSES[int(scores.argmax())] == name)
+    assert result["metrics"]["label/count"] == len(right) == 10
+    assert result["metrics"]["label/top1"] == pytest.approx(np.mean(right))
+    assert result["headlines"][0].name == "label top-1, mean of 2 clips of 0.5 s"
+
+
+def test_every_evaluation_of_a_classifier_is_told_in_result_and_report(config, tmp_path):
+    config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
+    config.evaluations = ["robustness", "worst", "probe", "few_label", "accuracy", "knn", "pictures", "clustering"]
+    config.few_label_draws, config.worst_classes = 2, 2
+    evaluate(config)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["evaluations"][0] == "accuracy" and set(result["evaluations"]) == set(config.evaluations)
+    for key in ("split", "clip_protocol", "coverage", "manifest", "seed", "config", "provenance", "checkpoint_digest"):
+        assert result[key] is not None, key
+    assert result["coverage"]["evaluated"] == {"expected": 12, "evaluated": 12, "share": 1.0, "reasons": {}}
+    metrics = result["metrics"]
+    for name in ("label/top1", "probe/label/top1", "knn/label/top1", "robustness/noise, SNR -5 dB/label/top1"):
+        assert 0 <= metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] <= 1
+    assert metrics["label/NMI_low"] <= metrics["label/NMI"] <= metrics["label/NMI_high"]
+    assert metrics["few_label/label/100%/top1"] == pytest.approx(metrics["probe/label/top1"])
+    assert {"few_label/label/1%/top1_std", "few_label/label/50%/random_top1"} <= metrics.keys()
+    assert result["details"]["knn"]["k"]["label"] in (1, 5, 10)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for title in ("Classification", "Linear probe", "Nearest neighbours", "Few labels", "Clusters", "Robustness"):
+        assert f"<h2>{title}</h2>" in page
+    wrong = sum(1 for _ in page.split("data:audio/wav;base64,")) - 1
+    assert 1 <= wrong <= 6
+    names = {path.name for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert names >= {"confusion-label.png", "map-label.png", "few-label-label.png", "robustness-label.png"}
+
+
+def test_an_encoder_learns_to_tell_the_tones_and_damage_is_the_same_again(config):
+    config.evaluations = ["probe", "robustness"]
+    first = evaluate(config)["metrics"]
+    assert first["probe/label/top1"] > 0.8
+    config.cache = False
+    assert evaluate(config)["metrics"] == first
+
+
+def test_data_without_a_training_split_is_evaluated_by_what_needs_none(config, tones, tmp_path):
+    lines = (tones / "index.csv").read_text().splitlines()
+    (tones / "tests.csv").write_text("\n".join([lines[0], *(line for line in lines if ",test," in line)]) + "\n")
+    config.data.name = str(tones / "tests.csv")
+    assert evaluate(config)["evaluations"] == ["clustering", "pictures"]
+    config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
+    assert evaluate(config)["evaluations"] == ["accuracy", "clustering", "pictures", "worst"]
+    with pytest.raises(ValueError, match="no labelled split 'train'"):
+        evaluate(replace(config, evaluations=["knn"]))
+
+
+def test_several_labels_of_a_clip(config, tones, tmp_path):
+    """The tone's class, and for every third clip another label at random; one test clip is unlabelled."""
+    rng, rows = np.random.default_rng(0), []
+    for path in sorted(tones.glob("*.wav")):
+        split, name, number = path.stem.split("-")
+        tags = sorted({name, str(rng.choice(CLASSES))}) if int(number) % 3 == 0 else [name]
+        tags = None if path.stem == "test-low-3" else tags
+        rows.append({"clip_id": path.stem, "path": path.name, "split": split, "label.tags": tags})
+    scan(Manifest.from_rows(rows, tones, {"tags": CLASSES}), progress=False).save(tmp_path / "tags.parquet")
+    config.data.name = str(tmp_path / "tags.parquet")
+    assert evaluate(config)["evaluations"] == ["probe", "knn"]
+    config.evaluations, config.few_label_draws = ["probe", "knn", "few_label", "worst", "robustness"], 2
+    metrics = evaluate(config)["metrics"]
+    assert metrics["probe/tags/mAP"] > 0.7 and metrics["knn/tags/mAP"] > 0.7
+    assert metrics["probe/tags/count"] == 11
+    assert metrics["few_label/tags/100%/mAP"] == pytest.approx(metrics["probe/tags/mAP"])
+    assert metrics["robustness/gain -20 dB/tags/mAP"] <= 1
+    assert "taken most often for" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"evaluations": ["kmm"]}, "no 'kmm'.*knn"),
+        ({"evaluations": ["retrieval"]}, "retrieval is not possible here: the checkpoint is no pair"),
+        ({"evaluations": ["accuracy"]}, "no classifier"),
+        ({"evaluations": ["knn"], "split": "train"}, "judged by itself"),
+        ({"evaluations": ["knn"], "knn_k": 0}, "knn_k"),
+        ({"evaluations": ["few_label"], "few_label_draws": 0}, "few_label_draws"),
+        ({"evaluations": ["worst"], "worst_classes": 0}, "worst_classes"),
+        ({"evaluations": []}, "evaluations: the list is empty"),
+    ],
+)
+def test_what_is_not_possible_is_refused(change, told, config):
+    with pytest.raises(ValueError, match=told):
+        evaluate(replace(config, **change))
+
+
+def test_a_split_that_is_not_there_is_named(config):
+    with pytest.raises(DataError, match="no usable split 'val'"):
+        evaluate(replace(config, split="val"))

@@ -1,0 +1,163 @@
+"""Fine-tuning on video and on both modalities, from the config to the evaluated checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.config import (
+    AudioConfig,
+    BottleneckConfig,
+    DataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    LogConfig,
+    OptimConfig,
+    PretrainConfig,
+    RuntimeConfig,
+    VideoConfig,
+    WandbConfig,
+)
+from avssl.evaluation.embeddings import Embeddings
+from avssl.evaluation.probe import linear_probe
+from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
+from avssl.pipelines.classifiers import has_classifier, load_classifier
+from avssl.pipelines.data import Loaders, open_splits
+from avssl.pipelines.encoders import load_pair
+from avssl.pipelines.evaluate import evaluate
+from avssl.pipelines.finetune import classify_split, embed_features, finetune
+from avssl.pipelines.pretrain import pretrain
+
+DATA = DataConfig(
+    options={"pretrain": 8, "train_per_class": 2, "test_per_class": 1},
+    clip_seconds=0.5,
+    eval_clips=1,
+    num_frames=4,
+    num_workers=0,
+)
+AUDIO = AudioConfig(options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32)
+SHARED = {
+    "runtime": RuntimeConfig(accelerator="cpu"),
+    "wandb": WandbConfig(mode="disabled"),
+    "optim": OptimConfig(batch_size=8, max_steps=2),
+    "log": LogConfig(every=1),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of its own, in which the small demo set is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    pretrain(PretrainConfig(data=DATA, audio=AUDIO, output=folder, **SHARED))
+    return folder
+
+
+def config(output: Path, checkpoint: Path | str, **options) -> FinetuneConfig:
+    return FinetuneConfig(data=DATA, checkpoint=str(checkpoint), output=output, **SHARED | options)
+
+
+def loaders_of(modalities) -> tuple[Loaders, object]:
+    splits = open_splits(DATA, modalities=modalities, labelled=True)
+    return Loaders(DATA, splits.protocol, modalities, 16000, 8, 0), splits
+
+
+def test_bottleneck_from_a_pretrained_pair_beside_contrast(pretrained: Path, tmp_path: Path) -> None:
+    """Both encoders are the pair's; what was trained is saved, evaluated and loaded as one and the same."""
+    small = BottleneckConfig(width=16, heads=2, depth=2)
+    options = {"modality": "both", "fusion": "bottleneck", "bottleneck": small, "head": "full"}
+    run = tmp_path / "run"
+    result = finetune(config(run, pretrained, objectives=[{"name": "avc", "weight": 0.5}], **options))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss/event", "train/loss/avc", "train/avc/positives"} <= rows[0].keys()
+    assert has_classifier(run) and not (run / "audio_encoder").exists() and not has_classifier(pretrained)
+    model = load_classifier(run)
+    assert isinstance(model, AudioVisualClassifier) and model.settings["bottleneck"]["width"] == 16
+    assert model.settings["audio_options"]["embed_dim"] == 8
+    trained = load_classifier(run / "checkpoints" / "last.ckpt").state_dict()
+    assert trained.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+    # Two steps of a small learning rate leave the encoders near the pair's, and far from any other's.
+    before = load_pair(pretrained).audio.state_dict()
+    for name, value in model.audio.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0.01)
+    loaders, splits = loaders_of(("audio", "video"))
+    features, scores = classify_split(model, loaders, splits.test, CPU, progress=False)
+    top1 = float(np.mean(scores["event"].argmax(1) == features.labels["event"]))
+    assert top1 == pytest.approx(result["metrics"]["event/top1"])
+    output = tmp_path / "evaluated"
+    again = evaluate(
+        EvaluateConfig(str(run), data=DATA, runtime=SHARED["runtime"], output=output, evaluations=["accuracy"])
+    )
+    assert again["metrics"]["event/top1"] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize("modality", ["video", "both"])
+def test_a_linear_head_is_a_regression_on_the_features_side_by_side(modality: str, pretrained, tmp_path) -> None:
+    finetune(config(tmp_path / "run", pretrained, modality=modality))
+    model, pair = load_classifier(tmp_path / "run"), load_pair(pretrained).eval()
+    assert isinstance(model, AudioVisualClassifier if modality == "both" else VideoClassifier)
+    loaders, splits = loaders_of(("audio", "video"))
+
+    def features_of(manifest) -> Embeddings:
+        """Features of the frozen pair, put side by side here."""
+        both = []
+        for batch in loaders.evaluate(manifest):
+            with torch.inference_mode():
+                heard = pair.audio(pair.frontend(batch.audio))
+                seen = pair.video(batch.video[..., 4:52, 4:52].float() / 255)
+            both.append(torch.cat([heard, seen], dim=1) if modality == "both" else seen)
+        found = embed_features(model, loaders, manifest, CPU)
+        np.testing.assert_allclose(found.features, torch.cat(both).numpy(), rtol=1e-4, atol=1e-5)
+        return found
+
+    train, test = features_of(splits.train), features_of(splits.test)
+    expected = linear_probe(train, test, "event", len(splits.labels["event"])).scores
+    _, scores = classify_split(model, loaders, splits.test, CPU, progress=False)
+    np.testing.assert_allclose(scores["event"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_late_fusion_from_random_weights_resumes(tmp_path: Path) -> None:
+    options = {"modality": "both", "head": "full", "audio": AUDIO}
+    finetune(config(tmp_path / "run", "none", **options))
+    (tmp_path / "run" / "result.json").unlink()
+    result = finetune(config(tmp_path / "run", "none", **options))  # at its last step: evaluated only
+    assert result["finished"] and (tmp_path / "run" / "result.json").is_file()
+    assert result["kind"] == "finetune-full" and result["start"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"fusion": "bottleneck"}, "fusion: bottleneck needs modality both, not audio"),
+        ({"modality": "both", "fusion": "bottleneck"}, "bottleneck has layers to train; use head full"),
+        ({"modality": "video", "video": VideoConfig(model="tiny_motion")}, "the encoder is the checkpoint's"),
+        ({"modality": "both", "audio": AUDIO}, "audio: the encoder and its frontend are the checkpoint's"),
+        ({"modality": "video", "data": DataConfig(num_frames=8, options=DATA.options)}, "takes 4 frames a clip, not 8"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(options, told, pretrained, tmp_path) -> None:
+    with pytest.raises(ValueError, match=told):
+        finetune(
+            FinetuneConfig(**{"data": DATA, "checkpoint": str(pretrained), "output": tmp_path, **SHARED, **options})
+        )
+
+
+def test_checkpoints_without_video_are_refused(pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"audio_encoder has no video encoder, which modality both needs"):
+        finetune(config(tmp_path, pretrained / "audio_encoder", modality="both"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        finetune(config(tmp_path / "run", tmp_path / "nowhere", modality="video"))
+    with pytest.raises(ValueError, match="holds a pair, not a visual classifier"):
+        load_classifier(pretrained / "checkpoints" / "last.ckpt")
+    with pytest.raises(FileNotFoundError, match="is the run finished"):
+        load_classifier(tmp_path)

@@ -1,0 +1,78 @@
+"""Every recipe in configs/ is read by the typed config that it is for, and says nothing that is not used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.io import wavfile
+
+import mast
+from avssl.cli import parse
+from avssl.config import FinetuneConfig, PretrainConfig, to_dict
+from avssl.data.catalog import find_entry
+from avssl.pipelines.finetune import finetune
+from avssl.pipelines.training import spectrogram_augment, wave_augment
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+KINDS = {"finetune": FinetuneConfig, "pretrain": PretrainConfig}
+RECIPES = [(folder, path) for folder in KINDS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+def leaves(values: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key not in ("options",)
+        out |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
+
+
+@pytest.mark.parametrize(("folder", "path"), RECIPES, ids=[path.stem for _, path in RECIPES])
+def test_a_recipe_is_read_whole_and_what_it_names_exists(folder: str, path: Path) -> None:
+    config = parse(KINDS[folder], ["--config", str(path)])
+    told, read = leaves(yaml.safe_load(path.read_text())), leaves(to_dict(config))
+    for key, value in told.items():
+        assert read[key] == value or (value is not None and read[key] == pytest.approx(value)), key
+    find_entry(config.data.name)
+    with torch.device("meta"):
+        assert mast.create_model(config.audio.model, num_classes=3, **config.audio.options).num_classes == 3
+    wave_augment(config.augment), spectrogram_augment(config.augment)  # refuse what lies out of range
+
+
+@pytest.mark.parametrize("name", ["audioset", "vggsound", "kinetics-sounds", "epic-kitchens", "esc10"])
+def test_the_baseline_is_a_second_config_that_changes_the_model_alone(name: str) -> None:
+    ours = parse(FinetuneConfig, ["--config", str(CONFIGS / "finetune" / f"{name}.yaml")])
+    files = ["--config", str(CONFIGS / "finetune" / f"{name}.yaml"), "--config", str(CONFIGS / "finetune" / "ast.yaml")]
+    theirs = parse(FinetuneConfig, files)
+    assert (theirs.audio.model, theirs.audio.options, theirs.audio.num_mels) == ("ast_base", {}, 128)
+    before, after = to_dict(ours), to_dict(theirs)
+    del before["audio"], after["audio"]
+    assert before == after
+
+
+def test_the_later_file_wins_and_an_option_wins_over_both(tmp_path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("optim: {lr: 0.1, epochs: 2}\nlabel_smoothing: 0.2\n")
+    second.write_text("optim: {lr: 0.3, batch_size: 5}\n")
+    config = parse(FinetuneConfig, ["--optim.batch_size", "7", "--config", str(first), "--config", str(second)])
+    assert (config.optim.lr, config.optim.epochs, config.optim.batch_size, config.label_smoothing) == (0.3, 2, 7, 0.2)
+
+
+@pytest.mark.parametrize("name", ["audioset", "epic-kitchens"])
+def test_what_a_recipe_combines_trains_together(name: str, tmp_path, monkeypatch) -> None:
+    """Balanced sampling, mixup, masks, averaged weights, lower precision: two steps of a small model on other data."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    for digit in range(2):
+        for take in range(12):
+            path = tmp_path / "media" / f"{digit}_ann_{take}.wav"
+            path.parent.mkdir(exist_ok=True)
+            sound = np.random.default_rng(take).standard_normal(4000) * 3000
+            wavfile.write(path, 8000, sound.astype(np.int16))
+    argv = ["--config", str(CONFIGS / "finetune" / f"{name}.yaml"), "--data", "fsdd", "--data.heads", "[digit]"]
+    argv += ["--data.root", str(tmp_path / "media"), "--data.clip_seconds", "0.4", "--data.num_workers", "0"]
+    argv += ["--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1]}", "--audio.model", "mast_pico"]
+    argv += ["--optim.batch_size", "4", "--optim.max_steps", "2", "--runtime.accelerator", "cpu"]
+    argv += ["--wandb.mode", "disabled", "--output", str(tmp_path / "run")]
+    result = finetune(parse(FinetuneConfig, argv))
+    assert result["finished"] and 0 <= result["metrics"]["digit/top1"] <= 1
