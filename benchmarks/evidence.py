@@ -4,12 +4,12 @@
     python benchmarks/evidence.py --esc10 PATH --fsdd PATH --grid PATH --parallel 2 --output benchmarks/results
     python benchmarks/evidence.py --output benchmarks/results --table
 
-ESC-10 by its five official folds, FSDD with each speaker held out in turn, GRID's digits by three draws of the test clips.
-``--minutes`` of processor time are divided evenly among the data sets; steps and decoding are timed first, the two models
-in turn, and the passes over the data that fit are the plan, which is kept in the folder of the runs. Each model has its own
-learning rate for each set: the best of LEARNING_RATES in runs of half the length on a validation part of the first split's
-training clips; test clips have no part in it. "random" is the same model without training, and a linear probe on its
-features. Finished runs are kept: the command continues where it was stopped.
+ESC-10 by its five official folds, FSDD with each speaker held out in turn, GRID's digits by three draws of the test
+clips. ``--minutes`` of processor time are divided evenly among the data sets; steps and decoding are timed first, the
+two models in turn, and the passes over the data that fit are the plan, which is kept in the folder of the runs. Each
+model has its own learning rate for each set: the best of LEARNING_RATES in runs of half the length on a validation part
+of the first split's training clips; test clips have no part in it. "random" is the same model without training, and a
+linear probe on its features. Finished runs are kept: the command continues where it was stopped.
 """
 
 import argparse

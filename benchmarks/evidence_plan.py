@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ class Plan:
     """What was timed, by set (and model), and what follows.
 
     Attributes:
-        steps: Median seconds of a training step on one thread, the models in turn.
+        steps: Median processor-seconds of a training step on one thread, the models in turn.
         speedup: How many times faster MAST's step is, with its range over the rounds.
-        decode: Seconds to decode a clip.
+        decode: Processor-seconds to decode a clip.
         clips: Training and test clips of the first split.
         epochs: Passes over the training clips.
         minutes: Expected processor time.
@@ -64,7 +65,7 @@ def _measure(plan: Plan, name: str, root: Path) -> None:
     torch.set_num_threads(1)
     data = SETS[name]
     calls = {model: _step(model, name) for model in MODELS}
-    times = interleave(calls, rounds=5)
+    times = interleave(calls, rounds=5, clock=time.process_time)
     plan.steps[name] = {model: statistics.median(values) for model, values in times.items()}
     plan.speedup[name] = compare(times, "mast", "ast")
     config = DataConfig(name, root, data.splits[data.first], data.seconds, num_workers=0, heads=[data.head])
@@ -75,7 +76,7 @@ def _measure(plan: Plan, name: str, root: Path) -> None:
     plan.clips[name] = len(splits.train), len(splits.test)
     some = splits.train.take(range(min(32, len(splits.train))))
     loader = Loaders(config, splits.protocol, ("audio",), 16000, data.batch, 0).evaluate(some)
-    passes = interleave({"decode": lambda: list(loader)}, rounds=2)
+    passes = interleave({"decode": lambda: list(loader)}, rounds=2, clock=time.process_time)
     plan.decode[name] = statistics.median(passes["decode"]) / (len(some) * splits.protocol.eval_clips)
 
 
@@ -118,8 +119,8 @@ def plan_lines(plan: Plan, names: Sequence[str]) -> list[str]:
         steps = ", ".join(f"{model} {seconds:.3f}" for model, seconds in plan.steps[name].items())
         low, high = plan.speedup[name]["speedup_range"]
         lines.append(
-            f"{name}: {len(data.splits)} splits of {train} training and {test} test clips, {plan.epochs[name]} passes in "
-            f"steps of {data.batch}; seconds a step: {steps} ({plan.speedup[name]['speedup']:.2f}x, {low:.2f} to "
-            f"{high:.2f}), to decode a clip: {plan.decode[name]:.3f}; {plan.minutes[name]:.0f} processor-minutes"
+            f"{name}: {len(data.splits)} splits of {train} training and {test} test clips, {plan.epochs[name]} passes "
+            f"in steps of {data.batch}; processor-seconds a step: {steps} ({plan.speedup[name]['speedup']:.2f}x, "
+            f"{low:.2f} to {high:.2f}), to decode a clip: {plan.decode[name]:.3f}; {plan.minutes[name]:.0f} minutes"
         )
     return lines

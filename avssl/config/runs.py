@@ -91,7 +91,8 @@ class FinetuneConfig:
         runtime: Devices and precision.
         log: Logging and checkpoints.
         wandb: Weights & Biases.
-        output: Folder of the run; default: runs/finetune-NAME-HEAD-START; the modality follows HEAD where it is not audio.
+        output: Folder of the run; default: runs/finetune-NAME-HEAD-START, with the modality after HEAD where it is not
+            audio.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
             under another name; a path continues that checkpoint.
         seed: Seed of everything random.

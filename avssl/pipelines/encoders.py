@@ -1,7 +1,6 @@
 """Audio encoders and pairs from what ``--checkpoint`` names: a run folder, an export, a .ckpt file, or none."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from avssl.models.pair import AudioVisualPair
 logger = logging.getLogger(__name__)
 
 EXPORT = "audio_encoder"
+# Options of a model that its weights do not depend on.
+REGULARIZATION = ("drop_path",)
 
 
 @dataclass
@@ -46,12 +47,11 @@ def random_encoder(config: AudioConfig) -> AudioEncoder:
     return AudioEncoder(mast.create_model(config.model, num_classes=0, **config.options), frontend, {})
 
 
-def load_audio_encoder(path: Path, options: Mapping[str, Any] | None = None) -> AudioEncoder:
+def load_audio_encoder(path: Path) -> AudioEncoder:
     """The audio encoder of ``path``.
 
     Args:
         path: A run folder, an exported encoder, or a .ckpt file of a pretraining run.
-        options: Regularization to change on the loaded model, for example {drop_path: 0.1}.
 
     Raises:
         FileNotFoundError: when there is nothing at ``path``, or its run is not finished.
@@ -73,6 +73,32 @@ def load_audio_encoder(path: Path, options: Mapping[str, Any] | None = None) -> 
     if loaded.frontend is None:
         raise ValueError(f"checkpoint: {folder} was exported without its frontend; its spectrograms cannot be remade")
     return AudioEncoder(loaded.model, loaded.frontend, loaded.labels or {})
+
+
+def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
+    """A checkpoint's encoder under the audio settings that are given beside it, as a recipe gives them.
+
+    Regularization is changed to what they say; everything else they say must be true of the encoder already.
+
+    Raises:
+        ValueError: it is not; the message names the first such setting.
+    """
+    if config == AudioConfig():  # nothing was given
+        return source
+    encoder, frontend = source.encoder, source.frontend.config
+    pairs: dict[str, tuple[Any, Any]] = {"model": (encoder.name, config.model)}
+    pairs |= {key: (frontend[key], value) for key, value in frontend_options(config).items()}
+    pairs |= {f"options.{key}": (encoder.config.get(key), value) for key, value in config.options.items()}
+    for key, (own, given) in pairs.items():
+        if own != given and key.removeprefix("options.") not in REGULARIZATION:
+            raise ValueError(
+                f"audio.{key}: the checkpoint's encoder has {own!r}, not {given!r}; beside a checkpoint leave audio "
+                "settings out, or give its own"
+            )
+    changed = {key: value for key, value in config.options.items() if key in REGULARIZATION}
+    twin = mast.create_model(encoder.name, **encoder.config | changed)
+    twin.load_state_dict(encoder.state_dict())
+    return AudioEncoder(twin, source.frontend, source.labels)
 
 
 def load_pair(path: Path) -> AudioVisualPair:

@@ -13,7 +13,15 @@ from avssl.models.visual_classifier import (
     VisualClassifier,
     build_visual_classifier,
 )
-from avssl.pipelines.encoders import frontend_options, is_pair, load_audio_encoder, load_pair, random_encoder
+from avssl.pipelines.encoders import (
+    AudioEncoder,
+    frontend_options,
+    is_pair,
+    load_audio_encoder,
+    load_pair,
+    random_encoder,
+    with_settings,
+)
 
 MODALITIES: dict[str, tuple[Modality, ...]] = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
 
@@ -30,8 +38,8 @@ def check_start(config: FinetuneConfig, checkpoint: Path | None) -> None:
         raise ValueError("fusion: bottleneck has layers to train; use head full, or fusion late")
     if checkpoint is None:
         return
-    if config.audio != AudioConfig():
-        raise ValueError("audio: the encoder and its frontend are the checkpoint's; give no audio settings beside it")
+    if config.modality == "video" and config.audio != AudioConfig():
+        raise ValueError("audio: modality video has no audio encoder; give no audio settings beside the checkpoint")
     if config.modality != "audio":
         if config.video != VideoConfig():
             raise ValueError("video: the encoder is the checkpoint's; give no video settings beside it")
@@ -50,7 +58,10 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
         ValueError: when its encoders do not fit the data.
     """
     if config.modality == "audio":
-        source = load_audio_encoder(checkpoint) if checkpoint else random_encoder(config.audio)
+        if checkpoint:
+            source = with_settings(load_audio_encoder(checkpoint), config.audio)
+        else:
+            source = random_encoder(config.audio)
         return AudioClassifier(source.encoder, source.frontend, labels)
     both = config.modality == "both"
     bottleneck = asdict(config.bottleneck) if config.fusion == "bottleneck" else None
@@ -76,8 +87,9 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
         )
     if not both:
         return VideoClassifier(pair.video, labels, **sizes)
+    audio = with_settings(AudioEncoder(pair.audio, pair.frontend, {}), config.audio).encoder
     return AudioVisualClassifier(
-        pair.audio, pair.frontend, pair.video, labels, **sizes, fusion=config.fusion, bottleneck=bottleneck
+        audio, pair.frontend, pair.video, labels, **sizes, fusion=config.fusion, bottleneck=bottleneck
     )
 
 
