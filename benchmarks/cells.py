@@ -53,6 +53,11 @@ class Cell:
         return runs / self.name.replace(":", "-")
 
 
+def published(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a result holds it: without the options, which name folders of this machine."""
+    return {key: value for key, value in row.items() if key != "arguments"}
+
+
 def measured(cell: Cell, runs: Path) -> dict[str, Any] | None:
     """The row of a finished cell; None of another.
 

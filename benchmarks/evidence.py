@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, measure_all, measured
+from cells import Cell, measure_all, measured, published
 from common import describe_machine, write_result
 from evidence_plan import LEARNING_RATES, RANDOM_SPLITS, TUNING_SHARE, Plan, make_plan, plan_lines
 from evidence_setup import COMMON, MELS, MODELS, SETS, arguments, sizes
@@ -166,7 +166,7 @@ def main() -> int:
 
     def keep(row: dict[str, Any]) -> None:
         others = [each for each in result["rows"] if each["cell"] != row["cell"]]
-        result["rows"] = sorted([*others, row], key=lambda each: each["cell"])
+        result["rows"] = sorted([*others, published(row)], key=lambda each: each["cell"])
         if args.output:
             keep_picture(row, args.runs, args.output)
             write_result(args.output, "evidence", result)

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, measure_all, measured
+from cells import Cell, measure_all, measured, published
 from common import describe_machine, settings_of, write_result
 
 import mast
@@ -118,11 +118,11 @@ def main() -> int:
     if not cells:
         parser.error("give --demo-checkpoint or --grid-checkpoint")
     rows: dict[str, dict[str, Any]] = {}
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings_of(args).items()}
+    settings = {key: value for key, value in settings_of(args).items() if not isinstance(value, Path)}
     head = {"benchmark": "few_labels", "machine": describe_machine(), "settings": settings}
 
     def keep(row: dict[str, Any]) -> None:
-        rows[row["cell"]] = row
+        rows[row["cell"]] = published(row)
         if args.output:
             write_result(args.output, "few_labels", {**head, "rows": [rows[name] for name in sorted(rows)]})
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,7 +58,8 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     if results:
         logger.info("%d of %d runs are finished already and kept", len(results), len(cells))
     failed: list[dict[str, Any]] = []
-    with tqdm(total=len(cells), initial=len(results), desc="cross-validation", unit="run") as bar:
+    quiet = os.environ.get("RANK", "0") != "0"  # one bar for all processes of torchrun
+    with tqdm(total=len(cells), initial=len(results), desc="cross-validation", unit="run", disable=quiet) as bar:
         for k, cell in enumerate(cells):
             if k in results:
                 continue

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from avssl.config import EvaluateConfig, to_dict, to_yaml
+from avssl.config import EvaluateConfig, RuntimeConfig, to_dict, to_yaml
 from avssl.data.catalog import cache_folder
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
@@ -26,8 +26,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         DataError: when the split has no usable clip.
-        ValueError: when the checkpoint's classes are not the data's, or an evaluation asked for is not possible.
+        ValueError: when the checkpoint's classes are not the data's, an evaluation asked for is not possible, or a
+            setting of the runtime is of training only.
     """
+    _check_runtime(config.runtime)
     fabric = launch(config.runtime, config.seed)
     checkpoint = Path(config.checkpoint)
     subject = open_subject(checkpoint, fabric.device)
@@ -55,6 +57,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not names:
         raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
     return _write(bench, splits, run_all(names, bench))
+
+
+def _check_runtime(runtime: RuntimeConfig) -> None:
+    usual = RuntimeConfig()
+    for name in ("devices", "num_nodes", "strategy", "compile", "checkpoint_activations"):
+        if getattr(runtime, name) != getattr(usual, name):
+            raise ValueError(f"runtime.{name}: is for training; evaluation is one process on one device: leave it out")
 
 
 def _named(splits: Splits, config: EvaluateConfig) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from avssl.config import FinetuneConfig, PretrainConfig
 from avssl.data.batch import Batch
@@ -128,15 +129,25 @@ def _what(config: FinetuneConfig) -> str:
 
 
 def embed_features(
-    source: AudioEncoder | Classifier, loaders: Loaders, manifest: Manifest, device: torch.device
+    source: AudioEncoder | Classifier,
+    loaders: Loaders,
+    manifest: Manifest,
+    device: torch.device,
+    through: nn.Module | None = None,
 ) -> Embeddings:
-    """Features (N, D), before any head, of every readable clip; ``source`` is on ``device``."""
+    """Features (N, D), before any head, of every readable clip; ``source`` is on ``device``.
+
+    ``through``, where it is given, is a part of the head that they pass first.
+    """
     model = source.encoder if isinstance(source, AudioEncoder) else source
     training = model.training
     model.eval()
-    features = embed(
-        lambda batch: source.features(batch.to(device)), loaders.evaluate(manifest), description="features"
-    )
+
+    def encode(batch: Batch) -> torch.Tensor:
+        found = source.features(batch.to(device))
+        return found if through is None else through(found)
+
+    features = embed(encode, loaders.evaluate(manifest), description="features")
     model.train(training)
     return features
 
@@ -168,12 +179,17 @@ def _fit_linear(
 ) -> None:
     """A linear probe: logistic regression on frozen features, folded into the head of the classifier."""
     if fabric.is_global_zero and test is not None:
-        train = embed_features(classifier, loaders, splits.train, fabric.device)
+        whole = classifier.head_layer
+        # AST's head has a norm before its linear layer.
+        layer, front = (whole[-1], whole[:-1]) if isinstance(whole, nn.Sequential) else (whole, None)
+        if front is not None:
+            assert splits.labelled_test is not None
+            test = embed_features(classifier, loaders, splits.labelled_test, fabric.device, front)
+        train = embed_features(classifier, loaders, splits.train, fabric.device, front)
         probes = [
             linear_probe(train, test, head, len(names), seed=config.seed) for head, names in splits.labels.items()
         ]
         with torch.no_grad():
-            layer = classifier.head_layer
             layer.get_parameter("weight").copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
             layer.get_parameter("bias").copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
 

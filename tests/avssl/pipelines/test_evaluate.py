@@ -204,3 +204,9 @@ def test_what_is_not_possible_is_refused(change, told, config):
 def test_a_split_that_is_not_there_is_named(config):
     with pytest.raises(DataError, match="no usable split 'val'"):
         evaluate(replace(config, split="val"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("compile", True), ("devices", 2), ("strategy", "fsdp")])
+def test_settings_of_training_are_refused(config, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"runtime.{name}: is for training"):
+        evaluate(replace(config, runtime=RuntimeConfig(accelerator="cpu", **{name: value})))

@@ -141,7 +141,8 @@ def test_late_fusion_from_random_weights_resumes(tmp_path: Path) -> None:
         ({"fusion": "bottleneck"}, "fusion: bottleneck needs modality both, not audio"),
         ({"modality": "both", "fusion": "bottleneck"}, "bottleneck has layers to train; use head full"),
         ({"modality": "video", "video": VideoConfig(model="tiny_motion")}, "the encoder is the checkpoint's"),
-        ({"modality": "both", "audio": AUDIO}, "audio: the encoder and its frontend are the checkpoint's"),
+        ({"modality": "both", "audio": AudioConfig(num_mels=96)}, r"audio\.num_mels: the checkpoint's encoder has"),
+        ({"modality": "video", "audio": AUDIO}, "audio: modality video has no audio encoder"),
         ({"modality": "video", "data": DataConfig(num_frames=8, options=DATA.options)}, "takes 4 frames a clip, not 8"),
     ],
 )
