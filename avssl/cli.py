@@ -60,6 +60,20 @@ class _ListObjectives(Action):
         sys.exit(0)
 
 
+def join_list(argv: Sequence[str], option: str) -> list[str]:
+    """``argv`` with ``option a b`` and ``option a,b`` written as the parser takes a list: ``option [a,b]``."""
+    out: list[str] = []
+    rest = list(argv)
+    while rest:
+        out.append(rest.pop(0))
+        if out[-1] == option and rest and not rest[0].startswith(("-", "[")):
+            words = []
+            while rest and not rest[0].startswith("-"):
+                words += [word for word in rest.pop(0).split(",") if word]
+            out.append(f"[{','.join(words)}]")
+    return out
+
+
 def _configs_first(argv: Sequence[str]) -> list[str]:
     """Config files before the options, in their order: an option wins over them wherever it stands."""
     files: list[str] = []

@@ -196,6 +196,12 @@ class Tracker:
             self.run = None
 
 
+def end_failed_run() -> None:
+    """Ends the W&B run that a run which failed left open: a further run of this process would be logged into it."""
+    if wandb.run is not None:
+        wandb.run.finish(exit_code=1)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file; a last line that a crash cut short is left out."""
     rows = []

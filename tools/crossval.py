@@ -19,7 +19,7 @@ def main() -> int:
     if not result["finished"]:
         return 130
     for table in result.get("tables", []):
-        print(f"\n{text_table(table)}\n{table.note}")
+        print(f"\n{text_table(table)}\n{table.note}".rstrip())
     return 1 if result["failed"] else 0
 
 

@@ -1,4 +1,4 @@
-"""Trains a linear or a full head for audio classification; with no arguments on the demo set."""
+"""Trains a linear or a full head to classify audio, video or both; with no arguments on the demo set."""
 
 import sys
 

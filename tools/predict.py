@@ -37,7 +37,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="audio or video files; - is standard input")
-    add("--checkpoint", type=Path, required=True, help="a fine-tuning run, or an exported classifier")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a fine-tuning run on audio, its exported classifier, or a .ckpt file",
+    )
     add("--window", type=float, help="seconds of a window; default: the clip length that the model was trained with")
     add("--hop", type=float, help="seconds from window to window; default: one after the other")
     add("--top", type=int, default=3, help="classes named for each head, best first")

@@ -38,18 +38,20 @@ class EmbedConfig:
 
     Args:
         checkpoint: A run folder, an exported encoder or a .ckpt file. A pretrained pair gives audio_embedding and
-            video_embedding (the joint space; compare by cosine), audio_features and video_features (of the encoders);
-            any other gives audio_features.
+            video_embedding (the joint space; compare by cosine), audio_features and video_features (of the encoders).
+            An audio encoder gives audio_features; a classifier the features of the encoders that it has, and, of
+            both together, fused_features: what its head sees.
         output: The file to write, .parquet or .npz; a summary in JSON is written beside it.
         data: What to embed.
-        modalities: What a pair embeds; auto is both. A clip without one of them is left out and listed.
+        modalities: What is embedded; auto is all that the checkpoint takes, and only a pair leaves a choice. A clip
+            without one of them is left out and listed.
         windows: center takes one window from the middle of each clip, uniform takes num_windows evenly spread ones, all
             takes one every hop seconds.
         num_windows: Windows of a clip with uniform.
         hop: Seconds from window to window with all; default: one after the other.
         batch_size: Windows per batch.
         part_size: Windows after which the work so far is kept on disk; a stopped run continues from there.
-        runtime: Devices and precision.
+        runtime: Device and precision.
     """
 
     checkpoint: str

@@ -1,9 +1,11 @@
 """Data by name: a YAML in configs/data, a folder, a CSV or a saved manifest -> a scanned manifest, scanned once."""
 
+import glob
 import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +17,8 @@ import yaml
 
 from avssl.data.datasets import available, build_manifest, get_dataset, nearest
 from avssl.data.failures import DataError
-from avssl.data.manifest import Manifest
+from avssl.data.file_stats import file_stats
+from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.scan import scan
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
 # Part of every cache key: raise it when a scan finds out more than it used to.
 SCAN_VERSION = 1
+# A start with more clips than this that takes longer than so many seconds says why; with fewer, it made the demo set.
+_MANY_CLIPS, _LONG_START = 50_000, 20.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ def names() -> list[str]:
 def find_entry(name: str) -> Entry:
     """The entry of a name in configs/data, a path to a YAML, a .csv, a .parquet or a folder.
 
+    A manifest has the clips and the head that the data had of which ``tools/prepare.py`` made it.
+
     Raises:
         DataError: none of these; or the YAML is not valid, naming file, key and the nearest valid key.
     """
@@ -67,7 +74,8 @@ def find_entry(name: str) -> Entry:
     if path.is_dir():
         return Entry(path.resolve().name, "folder", path.resolve())
     if path.is_file():
-        return Entry(path.stem, "csv", path.resolve().parent, {"file": str(path.resolve())})
+        entry = Entry(path.stem, "csv", path.resolve().parent, {"file": str(path.resolve())})
+        return replace(entry, **(_metadata(name) or {}).get("entry", {}))
     if name in available():
         return Entry(name, name)
     raise DataError(
@@ -130,19 +138,42 @@ def open_data(
     Raises:
         DataError: no such data or root, a wrong option, files that are not as expected, or no usable clip at all.
     """
+    began = time.monotonic()
     built, key = list_data(name, root, options)
-    if None not in built.column("has_audio"):  # a saved manifest that was scanned
+    if not built.table["has_audio"].null_count:  # a saved manifest that was scanned
         return check_usable(built, name)
-    folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
-    cached = folder / f"{key}-{_hash([SCAN_VERSION, built.digest, _stats(built)])}.parquet"
+    cached = scan_cache(built, key, cache_dir, progress)
+    if (took := time.monotonic() - began) > _LONG_START and len(built) > _MANY_CLIPS:
+        logger.info(
+            "%s: listing %d clips and comparing their files took %.0f s; a manifest that tools/prepare.py wrote "
+            "(--data %s.parquet) opens without", name, len(built), took, Path(name).stem,
+        )  # fmt: skip
     if cached.is_file():
         return check_usable(Manifest.load(cached, built.root), name)
-    logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, folder)
-    scanned = scan(built, workers=workers, progress=progress, journal=cached.with_suffix(".scan"))
-    for stale in folder.glob(f"{key}-*.parquet"):
+    logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, cached.parent)
+    # By the data's name alone: what a killed scan knows of a file stays true when other files have changed since.
+    scanned = scan(built, workers=workers, progress=progress, journal=cached.parent / f"{key}-{SCAN_VERSION}.scan")
+    keep_scan(scanned, key, cached)
+    return check_usable(scanned, name)
+
+
+def scan_cache(built: Manifest, key: str, cache_dir: str | Path | None = None, progress: bool | None = None) -> Path:
+    """Where the scan of a listed manifest is kept, there or not; its name changes with the rows and the files.
+
+    Args:
+        built, key: As :func:`list_data` gives them.
+        cache_dir, progress: As for :func:`open_data`.
+    """
+    stats = file_stats(built.root, sorted(set(built.column("path"))), progress)
+    folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
+    return folder / f"{key}-{_hash([SCAN_VERSION, built.digest, stats])}.parquet"
+
+
+def keep_scan(scanned: Manifest, key: str, cached: Path) -> None:
+    """Saves a scan at its :func:`scan_cache`, and removes those of the same data that are out of date."""
+    for stale in cached.parent.glob(f"{glob.escape(key)}-*.parquet"):
         stale.unlink(missing_ok=True)
     scanned.save(cached)
-    return check_usable(scanned, name)
 
 
 def list_data(
@@ -199,26 +230,19 @@ def _root(entry: Entry, given: str | Path | None) -> Path | None:
 
 def is_manifest(name: str) -> bool:
     """Whether ``name`` is a file that :meth:`Manifest.save` wrote."""
+    return _metadata(name) is not None
+
+
+def _metadata(name: str) -> dict[str, Any] | None:
+    """What :meth:`Manifest.save` wrote beside the rows; None of any other file."""
     path = Path(name).expanduser()
     if path.suffix != ".parquet" or not path.is_file():
-        return False
+        return None
     try:
         metadata = pyarrow.parquet.read_schema(path).metadata or {}
     except pa.ArrowInvalid as error:
         raise DataError(f"{name}: not a Parquet file: {error}") from error
-    return b"avssl.manifest" in metadata
-
-
-def _stats(manifest: Manifest) -> list[Any]:
-    """Size and time of every file: what tells, without opening them, that a scan is out of date."""
-    stats: list[Any] = []
-    for path in sorted(set(manifest.column("path"))):
-        try:
-            found = os.stat(manifest.root / path)
-            stats.append((found.st_size, found.st_mtime_ns))
-        except OSError:
-            stats.append(None)
-    return stats
+    return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
 
 
 def _hash(value: Any) -> str:

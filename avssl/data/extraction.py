@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.media.extract import CODECS, Extraction, extract_audio
+from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_abandoned
 from avssl.data.media.pool import available_cores, run_all
 from avssl.evaluation.files import atomic_path
 
@@ -86,6 +86,8 @@ def extract_all(
     _check_settings(output / SUMMARY, summary.settings)
     jobs = _plan(manifest.root, sources, output, summary)
     _write(output / SUMMARY, summary)
+    for folder in {Path(job.target).parent for job in jobs}:
+        remove_abandoned(folder, f".{format}")
     sizes = {job.path: _size(job.path) for job in jobs}
     shown = sys.stderr.isatty() if progress is None else progress
     workers = available_cores() if workers is None else workers

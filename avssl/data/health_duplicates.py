@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from avssl.data.file_stats import file_stats
 from avssl.data.health_fingerprint import same_sounds
 from avssl.data.manifest import Manifest
 from avssl.data.scan_report import EXAMPLES
@@ -94,7 +94,12 @@ def _across(keys: Iterable[Hashable | None], splits: np.ndarray) -> np.ndarray:
 def _same_bytes(manifest: Manifest, splits: np.ndarray, progress: bool | None) -> np.ndarray:
     """Groups of rows with the same span of the same bytes; only files of equal size in different splits are read."""
     paths = manifest.column("path")
-    sizes: dict[str, int | None] = {path: _size(manifest, path) for path in dict.fromkeys(paths)}
+    files = list(dict.fromkeys(paths))
+    # None for what is not there, and for an empty file, which is like every other one.
+    sizes = {
+        path: None if stat is None else stat[0] or None
+        for path, stat in zip(files, file_stats(manifest.root, files, progress), strict=True)
+    }
     suspects = _across([sizes[path] for path in paths], splits) >= 0
     todo = dict.fromkeys(path for path, suspect in zip(paths, suspects, strict=True) if suspect)
     show = sys.stderr.isatty() if progress is None else progress
@@ -106,14 +111,6 @@ def _same_bytes(manifest: Manifest, splits: np.ndarray, progress: bool | None) -
         digest = digests.get(path)
         keys.append(None if digest is None else (digest, start, end))
     return _across(keys, splits)
-
-
-def _size(manifest: Manifest, path: str) -> int | None:
-    """None for what is not there, and for an empty file, which is like every other one."""
-    try:
-        return os.stat(manifest.root / path).st_size or None
-    except OSError:
-        return None
 
 
 def _digest(manifest: Manifest, path: str) -> bytes | None:

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.manifest_checks import (
-    COLUMNS,
     LABEL_PREFIX,
     SPLITS,
     ManifestError,
@@ -35,7 +34,8 @@ from avssl.data.manifest_checks import (
     to_array,
 )
 
-_METADATA_KEY = b"avssl.manifest"
+METADATA_KEY = b"avssl.manifest"
+_ROW_COLUMNS = ("clip_id", "start", "end", "duration", "has_audio", "has_video", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Manifest:
         ``label.<head>`` may be a class index or a class name, or a list of them: then the head is multi-label. An empty
         list is a clip in which no class is present, None one that is unlabelled.
         """
-        names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+        names = dict.fromkeys(["clip_id", "path", *(key for row in rows for key in row)])
         columns: dict[str, pa.Array] = {}
         for name in names:
             values = [row.get(name) for row in rows]
@@ -119,18 +119,23 @@ class Manifest:
             table = pq.read_table(path, memory_map=True)
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{path}: not a Parquet file ({error}); build the manifest again") from error
-        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+        metadata = (table.schema.metadata or {}).get(METADATA_KEY)
         if metadata is None:
             raise ManifestError(f"{path}: not a manifest (no 'avssl.manifest' metadata); write it with Manifest.save")
         stored = json.loads(metadata)
         return cls(table, root or stored["root"], stored["heads"], allow_absolute=stored["allow_absolute"])
 
-    def save(self, path: str | Path) -> None:
-        """Write Parquet (zstd) atomically: a reader sees the old file or the new one, never half of one."""
+    def save(self, path: str | Path, entry: Mapping[str, Any] | None = None) -> None:
+        """Write Parquet (zstd) atomically: a reader sees the old file or the new one, never half of one.
+
+        ``entry`` holds the keys of a data YAML, such as ``clip_seconds``, that go with the file; `load` ignores them.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"root": str(self.root), "heads": self.heads, "allow_absolute": self.allow_absolute}
-        table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+        metadata: dict[str, Any] = {"root": str(self.root), "heads": self.heads, "allow_absolute": self.allow_absolute}
+        if entry:
+            metadata["entry"] = dict(entry)
+        table = self.table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -161,11 +166,12 @@ class Manifest:
         return ClipRow(
             path=self.root / table["path"][index].as_py(),
             labels={head: table[LABEL_PREFIX + head][index].as_py() for head in self.heads},
-            **{
-                name: table[name][index].as_py()
-                for name in ("clip_id", "start", "end", "duration", "has_audio", "has_video", "split")
-            },
+            **{name: table[name][index].as_py() for name in _ROW_COLUMNS},
         )
+
+    def lean(self) -> Manifest:
+        """The clips with what `row` tells of them and nothing else: less for every worker to hold."""
+        return self._with(self.table.select(["path", *_ROW_COLUMNS, *(LABEL_PREFIX + head for head in self.heads)]))
 
     def column(self, name: str) -> list[Any]:
         """All values of one column, None for null."""

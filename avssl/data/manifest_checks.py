@@ -32,6 +32,7 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 CLASS = pa.int64()
 CLASSES = pa.list_(pa.int64())
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class ManifestError(ValueError):
@@ -101,7 +102,7 @@ def list_rows(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset | np.ndarray)
+    return isinstance(value, _LISTS)
 
 
 def _is_missing(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -90,7 +91,8 @@ def scan_files(
     """The facts of every file of the manifest; arguments as for :func:`scan`."""
     paths = manifest.table["path"].combine_chunks().dictionary_encode()
     names = paths.dictionary.to_pylist()
-    files = {str(manifest.root / name): index for index, name in enumerate(names)}  # in order, each once
+    # In order, each once: not as Path, to which a.wav and ./a.wav are one file while they are two names here.
+    files = {os.path.join(manifest.root, name): index for index, name in enumerate(names)}
     facts = FileFacts(
         np.asarray(paths.indices, dtype=np.int64),
         {name: np.full(len(names), np.nan) for name in _NUMBERS},
@@ -115,14 +117,15 @@ def scan_files(
             reason[index] = codes[text]
 
     todo = []
-    for path in files:
+    shown = sys.stderr.isatty() if progress is None else progress
+    for path in tqdm(files, "continue", unit="file", delay=2.0, disable=not shown or not len(journal)):
         known = journal.take(file_key("probe", path)) if len(journal) else None
         if known is None:
             todo.append(path)
         else:
             keep(MediaInfo(path, **known[0]))
     bar = tqdm(total=len(files), initial=len(files) - len(todo), desc="scan", unit="file", delay=2.0,
-               disable=not (sys.stderr.isatty() if progress is None else progress))  # fmt: skip
+               disable=not shown)  # fmt: skip
     with bar:
         workers = available_cores() if workers is None else workers
         for info in probe_all(todo, workers=workers, function=partial(probe, deep=deep)):

@@ -109,11 +109,20 @@ _NUMBER = r"[+\-\u2212]?\d+(\.\d+)?(e[+-]?\d+)?\s?%?"
 _NUMERIC = re.compile(rf"{_NUMBER}( (to|\u00b1) {_NUMBER}| \({_NUMBER} to {_NUMBER}\))?")
 
 
+# How the names of metrics begin that are shares.
+_SHARES = ("top", "mAP", "mAUC", "R@", "mean_class_accuracy")
+
+
 def is_number(value: Any) -> bool:
     """Whether a cell is set right: numbers, and strings that are one, with or without a percent sign and its doubt."""
     if isinstance(value, str):
         return _NUMERIC.fullmatch(value) is not None
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric, by its full name ``head/top1``, is a share, 0 to 1, which is written in per cent."""
+    return metric.rpartition("/")[2].startswith(_SHARES)
 
 
 def data_uri(path: str | os.PathLike[str]) -> str:

@@ -80,7 +80,11 @@ class Classifier(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} has no video encoder")
 
     def features(self, batch: Batch) -> Tensor:
-        """Features (B, D) of a batch as it is, on this model's device: whole clips, centre crops of the frames.
+        """Features (B, D), what the head sees, of a batch; see :meth:`encode_batch`."""
+        return self.encode_batch(batch).features
+
+    def encode_batch(self, batch: Batch) -> Encoded:
+        """A batch as it is, on this model's device: whole clips, centre crops of the frames.
 
         Raises:
             ValueError: when the batch lacks a modality, or its frames are too few, too many or too small.
@@ -99,7 +103,7 @@ class Classifier(nn.Module, ABC):
                     f"not {batch.video.shape[2]}"
                 )
             frames = center_crop(batch.video, self.crop_size)
-        return self.encode(spectrogram, frames).features
+        return self.encode(spectrogram, frames)
 
     def outputs(self, features: Tensor) -> Tensor:
         """Logits (B, all classes) of ``features`` (B, D)."""

@@ -1,16 +1,19 @@
 """Classifiers on disk.
 
 One that sees is a file of settings and weights in a folder of its run. One of audio alone is exported as a ``mast``
-folder (see ``encoders``), which needs no avssl.
+folder (see ``encoders``), which needs no avssl. Either can also be read from the checkpoints of its training.
 """
 
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import mast
 from avssl.checkpoint import read_checkpoint
 from avssl.evaluation.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
@@ -21,21 +24,35 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "classifier"
 FILE = "model.ckpt"
-KIND = "visual classifier"
+# Kinds of settings: of a classifier that sees, and of one of audio alone.
+VISUAL, AUDIO = "visual classifier", "classifier"
 
 
-def checkpoint_settings(classifier: Classifier) -> dict[str, Any]:
-    """What a checkpoint of the training of ``classifier`` needs beside the weights."""
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A trained classifier, in eval mode on the CPU, and the plain values that were kept beside it.
+
+    ``extra["multilabel"]`` names the heads whose scores are sigmoids, ``extra["clip_seconds"]`` is the length of the
+    clips that it was trained with.
+    """
+
+    model: Classifier
+    extra: dict[str, Any]
+
+
+def checkpoint_settings(classifier: Classifier, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint of the training of ``classifier`` needs beside the weights, with ``extra`` plain values."""
     if isinstance(classifier, VisualClassifier):
-        return {"kind": KIND, "classifier": classifier.settings}
+        return {"kind": VISUAL, "classifier": classifier.settings, "extra": extra or {}}
     assert isinstance(classifier, AudioClassifier)
     encoder = classifier.encoder
     return {
-        "kind": "classifier",
+        "kind": AUDIO,
         "model": encoder.name,
         "options": encoder.config,
         "frontend": classifier.frontend.config,
         "labels": classifier.labels,
+        "extra": extra or {},
     }
 
 
@@ -68,41 +85,80 @@ def save_classifier(folder: Path, classifier: VisualClassifier, extra: dict[str,
     """
     weights = {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
     with atomic_path(folder / FILE) as temporary:
-        torch.save({"settings": checkpoint_settings(classifier), "weights": weights, "extra": extra or {}}, temporary)
+        torch.save({"settings": checkpoint_settings(classifier, extra), "weights": weights}, temporary)
     logger.info("saved the classifier to %s", folder)
 
 
 def has_classifier(path: Path) -> bool:
-    """Whether ``path`` is a finished run of a classifier that sees, its classifier's folder, or a .ckpt file of one."""
-    file = _file(path)
-    return file.is_file() and read_checkpoint(file)["settings"].get("kind") == KIND
+    """Whether :func:`read_classifier` finds a classifier at ``path``; an encoder without classes is none."""
+    if file := _checkpoint(path):
+        return read_checkpoint(file)["settings"].get("kind") in (VISUAL, AUDIO)
+    config = _export(path) / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("labels"))
 
 
-def load_classifier(path: Path) -> VisualClassifier:
-    """The classifier of a run, of its classifier's folder, or of a .ckpt file of its training.
+def load_classifier(path: Path) -> Classifier:
+    """The classifier that :func:`read_classifier` reads, alone."""
+    return read_classifier(path).model
+
+
+def read_classifier(path: Path) -> SavedClassifier:
+    """A trained classifier of any modality.
+
+    Args:
+        path: A finished fine-tuning run, the folder in it that holds its classifier or audio encoder, or a .ckpt file
+            of its training.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it holds another kind of model, or weights that do not fit its settings.
+        FileNotFoundError: when there is nothing of the kind.
+        ValueError: when it holds another kind of model, one without classes, or weights that do not fit its settings.
     """
-    file = _file(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint: there is no {file}; is the run finished?")
+    file = _checkpoint(path)
+    return _read_export(path) if file is None else _read_checkpoint(file)
+
+
+def _read_checkpoint(file: Path) -> SavedClassifier:
     state = read_checkpoint(file)
-    if state["settings"].get("kind") != KIND:
-        raise ValueError(f"checkpoint: {file} holds a {state['settings'].get('kind')}, not a {KIND}")
-    classifier = build_visual_classifier(**state["settings"]["classifier"])
+    settings = state["settings"]
+    classifier: Classifier
+    if settings.get("kind") == VISUAL:
+        classifier = build_visual_classifier(**settings["classifier"])
+    elif settings.get("kind") == AUDIO:
+        encoder = mast.create_model(settings["model"], **settings["options"])
+        classifier = AudioClassifier(encoder, mast.LogMel(**settings["frontend"]), settings["labels"])
+    else:
+        raise ValueError(f"checkpoint: {file} holds a {settings.get('kind')}, not a classifier")
     try:
         classifier.load_state_dict(_weights(state), strict=True)
     except RuntimeError as error:
         raise ValueError(f"checkpoint: the weights of {file} do not fit its settings: {error}") from error
-    return classifier.eval()
+    return SavedClassifier(classifier.eval(), settings.get("extra") or {})
 
 
-def _file(path: Path) -> Path:
-    if path.suffix == ".ckpt":
-        return path
-    return path / FILE if (path / FILE).is_file() else path / FOLDER / FILE
+def _read_export(path: Path) -> SavedClassifier:
+    folder = _export(path)
+    if not (folder / "config.json").is_file():
+        what = "there is no finished fine-tuning run and no exported classifier in"
+        raise FileNotFoundError(f"checkpoint: {what} {path}; is the run finished?")
+    loaded = mast.from_pretrained(folder)
+    if not loaded.labels or not loaded.model.num_classes:
+        raise ValueError(f"checkpoint: {path} has no classes; fine-tune it first (tools/finetune.py)")
+    if loaded.frontend is None:
+        raise ValueError(f"checkpoint: {folder} was exported without its frontend; its spectrograms cannot be remade")
+    outputs = sum(len(names) for names in loaded.labels.values())
+    if outputs != loaded.model.num_classes:
+        raise ValueError(f"checkpoint: {folder} names {outputs} classes, its model has {loaded.model.num_classes}")
+    return SavedClassifier(AudioClassifier(loaded.model, loaded.frontend, loaded.labels).eval(), loaded.extra)
+
+
+def _checkpoint(path: Path) -> Path | None:
+    """The file of settings and weights that ``path`` means; None where it means an export, or nothing."""
+    candidates = [path] if path.suffix == ".ckpt" else [path / FILE, path / FOLDER / FILE]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _export(path: Path) -> Path:
+    return path / EXPORT if (path / EXPORT).is_dir() else path
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Tensor]:

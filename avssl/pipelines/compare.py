@@ -14,7 +14,7 @@ import numpy as np
 from avssl.evaluation.compare import Difference, holm, is_significant, labelled_rows, mcnemar, paired_map, unpaired
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.predictions import FILE, Predictions, read_predictions
-from avssl.evaluation.report import show
+from avssl.evaluation.report import is_share, show
 from avssl.pipelines.comparison_tables import Cell, CellTable, render
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,19 @@ logger = logging.getLogger(__name__)
 # What must be the same for numbers to mean the same.
 CONDITIONS = {"manifest": "data", "split": "split", "clip_protocol": "clip protocol"}
 # Options that say where and how fast, not what.
-_UNIMPORTANT = ("output", "resume", "wandb", "log", "data.num_workers", "data.root", "runtime.threads")
+_UNIMPORTANT = (
+    "output",
+    "resume",
+    "wandb",
+    "log",
+    "cache",
+    "batch_size",
+    "evaluations",
+    "data.num_workers",
+    "data.root",
+    "runtime.threads",
+)
 _LOWER_IS_BETTER = ("median_rank", "davies_bouldin", "loss")
-_SHARES = ("top", "mAP", "mAUC", "R@", "mean_class_accuracy")
 _COUNTS = ("count", "classes")
 
 
@@ -119,7 +129,7 @@ def check_conditions(runs: Sequence[RunResult], force: bool) -> list[str]:
 
 
 def shared_metrics(runs: Sequence[RunResult], wanted: Sequence[str] | None) -> list[str]:
-    """Names of metrics that all runs have, in the order of the first; bounds, counts and chance are left out."""
+    """Names of metrics that all runs have, in the order of the first, without bounds, deviations, counts and chance."""
     shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     shown = [name for name in shared if _is_metric(name, shared)]
     if wanted:
@@ -134,8 +144,8 @@ def shared_metrics(runs: Sequence[RunResult], wanted: Sequence[str] | None) -> l
 
 
 def _is_metric(name: str, known: Sequence[str]) -> bool:
-    bound = name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in known
-    return not bound and not name.startswith("chance/") and name.split("/")[-1] not in _COUNTS
+    side = name.endswith(("_low", "_high", "_std")) and name.rsplit("_", 1)[0] in known
+    return not side and not name.startswith("chance/") and name.split("/")[-1] not in _COUNTS
 
 
 def differing_options(runs: Sequence[RunResult]) -> dict[str, list[str]]:
@@ -167,19 +177,15 @@ def _metric_table(runs: Sequence[RunResult], names: Sequence[str]) -> CellTable:
         best = (min if _last(name) in _LOWER_IS_BETTER else max)(finite, default=None)
         for row, run, value in zip(rows, runs, values, strict=True):
             row.append(Cell(_with_interval(run, name), bold=value == best))
-    return CellTable("Metrics", ["run", *options, *names], rows)
+    return CellTable("Metrics", ["run", *options, *names], rows, turns=True)
 
 
 def _last(name: str) -> str:
     return name.split("/")[-1]
 
 
-def _is_share(name: str) -> bool:
-    return _last(name).startswith(_SHARES)
-
-
 def _value(name: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if _is_share(name) and math.isfinite(value) else show(value)
+    return f"{100 * value:.1f} %" if is_share(name) and math.isfinite(value) else show(value)
 
 
 def _with_interval(run: RunResult, name: str) -> str:
@@ -223,7 +229,7 @@ def _difference_table(runs: Sequence[RunResult], names: Sequence[str], notes: li
 
 
 def _signed(name: str, value: float) -> str:
-    return f"{100 * value:+.1f} points" if _is_share(name) else f"{value:+.4g}"
+    return f"{100 * value:+.1f} points" if is_share(name) else f"{value:+.4g}"
 
 
 def _common(one: RunResult, two: RunResult, notes: list[str]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -16,6 +16,7 @@ from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
 from avssl.pipelines.run import check_same
+from avssl.tracking import end_failed_run
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
                 if _world_size() > 1:
                     raise
                 logger.exception("%s, seed %d failed", cell.fold, cell.seed)
+                end_failed_run()
                 failed.append({"fold": cell.fold, "seed": cell.seed, "error": f"{type(error).__name__}: {error}"})
             else:
                 if not result["finished"]:

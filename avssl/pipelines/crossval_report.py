@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from avssl.config import CrossvalConfig, to_dict, to_yaml
+from avssl.evaluation.classification import HEADLINES
 from avssl.evaluation.pictures import head_to_head
-from avssl.evaluation.report import Table, write_report
+from avssl.evaluation.report import Table, is_share, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.spread import Spread, pooled_rate, spreads
 
@@ -51,6 +52,8 @@ def report_crossval(
         "pooled": {name: dict(zip(("rate", "low", "high"), values, strict=True)) for name, values in pooled.items()},
         "clustering": {name: asdict(value) for name, value in over_clusters.items()},
         "runs": [_summary(run) for run in runs],
+        "manifest": _together(runs, "manifest"),
+        "clip_protocol": _together(runs, "clip_protocol"),
         "failed": list(failed),
         "config": to_dict(config),
         "provenance": provenance(),
@@ -65,17 +68,18 @@ def report_crossval(
         tables.append(_metrics_table("Clusters of the test features", over_clusters, {}, ""))
     picture = folder / "pictures" / "folds.png"
     head_to_head(_by_fold(runs, metrics, headlines), picture, title="By fold, mean over seeds", ylabel="score")
+    summary: dict[str, Any] = {_spoken(name): _plus_minus(over[name]) for name in headlines}
     write_report(
         folder,
         title=f"Cross-validation of {config.head} fine-tuning on {Path(config.data.name).stem}",
-        summary={name: _plus_minus(over[name]) for name in headlines} | ({"failed": len(failed)} if failed else {}),
+        summary=summary | ({"failed": len(failed)} if failed else {}),
         tables=tables,
         pictures=[(picture, "Headline metrics by fold")],
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
     )
     for name in headlines:
-        logger.info("%s: %s over %d runs", name, _plus_minus(over[name]), over[name].runs)
+        logger.info("%s: %s over %d runs", _spoken(name), _plus_minus(over[name]), over[name].runs)
     logger.info("report: %s", folder / "report.html")
     return result | {"tables": tables}
 
@@ -121,23 +125,25 @@ def _by_fold(
     for fold in dict.fromkeys(run["fold"] for run in runs):
         mine = [values for run, values in zip(runs, metrics, strict=True) if run["fold"] == fold]
         over = spreads(mine, list(range(len(mine))))
-        bars[fold] = {name: over[name].mean for name in headlines if name in over}
+        bars[fold] = {_spoken(name): over[name].mean for name in headlines if name in over}
     return bars
 
 
 def _metrics_table(
     title: str, over: Mapping[str, Spread], pooled: Mapping[str, tuple[float, float, float]], note: str
 ) -> Table:
-    columns = ["metric", "mean", "deviation", "95 % interval of the mean", "pooled, 95 % interval", "runs"]
-    rows = []
+    columns = ["metric", "mean", "deviation", "95 % interval of the mean", "pooled (95 % interval)", "runs"]
+    rows: list[list[Any]] = []
     for name, value in over.items():
-        all_rows = ""
-        if name in pooled:
-            rate, low, high = pooled[name]
-            all_rows = f"{rate:.1%}, {low:.1%} to {high:.1%}"
-        interval = f"{value.low:.4f} to {value.high:.4f}" if math.isfinite(value.low) else ""
-        rows.append([name, f"{value.mean:.4f}", f"{value.std:.4f}" if math.isfinite(value.std) else "", interval,
-                     all_rows, value.runs])  # fmt: skip
+        form, low, high = ".4f", value.low, value.high
+        if is_share(name):  # Student's t knows no bounds
+            form, low, high = ".1%", max(low, 0.0), min(high, 1.0)
+        deviation = f"{value.std:{form}}" if math.isfinite(value.std) else None
+        interval = f"{low:{form}} to {high:{form}}" if math.isfinite(value.low) else None
+        together = "{:.1%} ({:.1%} to {:.1%})".format(*pooled[name]) if name in pooled else None
+        rows.append([name, f"{value.mean:{form}}", deviation, interval, together, value.runs])
+    if not pooled:
+        columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
     return Table(title, columns, rows, note)
 
 
@@ -153,7 +159,18 @@ def _runs_table(
         rows.append([run["fold"], run["seed"], *scores, run["folder"]])
     for run in failed:
         rows.append([run["fold"], run["seed"], *([""] * len(headlines)), f"failed: {run['error']}"])
-    return Table("Runs", ["fold", "seed", *headlines, "folder"], rows)
+    return Table("Runs", ["fold", "seed", *map(_spoken, headlines), "folder"], rows)
+
+
+def _spoken(name: str) -> str:
+    """ "sound top-1" for "sound/top1"."""
+    head, _, metric = name.rpartition("/")
+    return f"{head} {HEADLINES[metric]}"
+
+
+def _together(runs: Sequence[dict[str, Any]], key: str) -> str:
+    """What the results of the runs say under ``key``, each once: what another cross-validation is compared by."""
+    return ", ".join(sorted({str(run["result"].get(key)) for run in runs}))
 
 
 def _plus_minus(value: Spread) -> str:

@@ -131,7 +131,7 @@ def _summarize(
 
 def text_table(table: Table) -> str:
     """``table`` as aligned plain text."""
-    rows = [list(map(str, table.columns)), *[list(map(str, row)) for row in table.rows]]
+    rows = [list(map(str, table.columns)), *[["" if cell is None else str(cell) for cell in row] for row in table.rows]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,9 +25,11 @@ from avssl.data.manifest import SPLITS, Manifest
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
 from avssl.evaluation.result import provenance, write_result
+from avssl.models.classifier import Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
+from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
-from avssl.pipelines.launch import launch
+from avssl.pipelines.launch import launch_single
 from avssl.pipelines.trained import trained_with
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
     checkpoint = Path(config.checkpoint)
-    fabric = launch(config.runtime, 0)
+    fabric = launch_single(config.runtime, 0)
     source = _open_source(config, checkpoint, fabric.device)
     clips, left_out = _select(config, source)
     windows, rows = cut_into_windows(clips, source.seconds, config.windows, count=config.num_windows, hop=config.hop)
@@ -70,10 +73,11 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "windows": windows.digest,
         "root": str(windows.root),
         "decode": [source.modalities, source.sample_rate, source.seconds, source.num_frames, source.frame_size],
+        "precision": config.runtime.precision,
     }
     parts = FeatureParts(config.output, settings)
     ids = np.asarray(clips.column("clip_id"), dtype=object)[rows]
-    _embed_windows(config, source, windows, ids, parts, torch.device(fabric.device))
+    _embed_windows(config, source, windows, ids, parts, fabric)
     failures = left_out + parts.failures
     reasons = dict(Counter(failure["reason"] for failure in failures).most_common())
     if parts.done == len(parts.failures):
@@ -100,23 +104,35 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
 
 
 def _open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> _Source:
-    pair = is_pair(checkpoint)
-    known = trained_with(checkpoint)
-    wanted = config.modalities if config.modalities != "auto" else "both" if pair else "audio"
-    modalities: tuple[Modality, ...] = ("audio", "video") if wanted == "both" else (wanted,)
-    if not pair and wanted != "audio":
-        raise ValueError(f"modalities: {checkpoint} has an audio encoder only; video needs a pretraining run")
-    seconds = config.data.clip_seconds or known.clip_seconds or find_entry(config.data.name).clip_seconds
-    if pair:
-        model = load_pair(checkpoint).to(device).eval()
-        num_frames, size = int(model.settings["num_frames"]), known.frame_size or int(model.settings["crop_size"])
-        encode, sample_rate = _pair_encoder(model, device), model.frontend.sample_rate
+    known, data = trained_with(checkpoint), config.data
+    num_frames, size = 1, 1
+    own: tuple[Modality, ...] = ("audio",)
+    if is_pair(checkpoint):
+        own = ("audio", "video")
+        pair = load_pair(checkpoint).to(device).eval()
+        num_frames, size = int(pair.settings["num_frames"]), int(pair.settings["crop_size"])
+        encode, sample_rate = _pair_encoder(pair, device), pair.frontend.sample_rate
+        choices = ["both", "audio", "video"]
+    elif has_classifier(checkpoint):
+        model = load_classifier(checkpoint).to(device).eval()
+        own = model.modalities
+        num_frames, size = model.num_frames or 1, model.crop_size or 1
+        encode, sample_rate = _classifier_encoder(model, device), 16000
+        if model.frontend is not None:
+            sample_rate = model.frontend.sample_rate
+        choices = ["both" if len(own) == 2 else own[0]]
     else:
         single = load_audio_encoder(checkpoint)
-        num_frames, size = 1, 1
         encode, sample_rate = _audio_encoder(single, device), single.frontend.sample_rate
-    num_frames, size = config.data.num_frames or num_frames, config.data.frame_size or size
-    return _Source(encode, modalities, sample_rate, seconds, num_frames, size)
+        choices = ["audio"]
+    wanted = choices[0] if config.modalities == "auto" else config.modalities
+    if wanted not in choices:
+        raise ValueError(f"modalities: {checkpoint} takes {' or '.join(choices)}, not {wanted}; give it or auto")
+    modalities = own if wanted == "both" else tuple(name for name in own if name == wanted)
+    seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).clip_seconds
+    if "video" in modalities:
+        size = max(size, known.frame_size or 0)
+    return _Source(encode, modalities, sample_rate, seconds, data.num_frames or num_frames, data.frame_size or size)
 
 
 def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
@@ -131,6 +147,17 @@ def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
             features = pair.video(center_crop(batch.video.to(device), crop))
             out |= {"video_embedding": pair.video_projection(features), "video_features": features}
         return out
+
+    return encode
+
+
+def _classifier_encoder(model: Classifier, device: torch.device) -> Encode:
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        encoded = model.encode_batch(batch.to(device))
+        found = {"audio_features": encoded.audio, "video_features": encoded.video}
+        if len(model.modalities) > 1:
+            found["fused_features"] = encoded.features
+        return {name: values for name, values in found.items() if values is not None}
 
     return encode
 
@@ -174,7 +201,7 @@ def _embed_windows(
     windows: Manifest,
     ids: np.ndarray,
     parts: FeatureParts,
-    device: torch.device,
+    fabric: Fabric,
 ) -> None:
     """Embeds the windows that ``parts`` does not have yet; ``ids`` (N,): the clip of each."""
     first = parts.done
@@ -200,32 +227,35 @@ def _embed_windows(
                 failures.append(where | {"reason": failure.reason})
             if batch.size:
                 found = first + batch.index.numpy()
-                tables.append(_table(source, batch, windows.take(found), ids[found]))
+                with torch.inference_mode(), fabric.autocast():
+                    features = source.encode(batch)
+                tables.append(_table(features, windows.take(found), ids[found]))
             if done - parts.done >= config.part_size or done == len(windows):
                 parts.add(pa.concat_tables(tables) if tables else pa.table({}), done, failures)
                 tables, failures = [], []
             bar.update(done - bar.n)
 
 
-def _table(source: _Source, batch: Batch, windows: Manifest, ids: np.ndarray) -> pa.Table:
-    """The rows of a batch; ``windows``: its rows, ``ids`` (B,): the clips that they are of.
+def _table(features: Mapping[str, Tensor], windows: Manifest, ids: np.ndarray) -> pa.Table:
+    """The rows of a batch; ``features``: by column (B, D), ``windows``: its rows, ``ids`` (B,): the clips they are of.
 
     Raises:
         ValueError: a feature is NaN or infinite; the clip is named.
     """
     columns: dict[str, Any] = {"clip_id": pa.array(ids.tolist(), pa.string())}
     columns |= {name: windows.table[name] for name in ("path", "start", "end")}
-    with torch.inference_mode():
-        features = {name: values.float().cpu().numpy() for name, values in source.encode(batch).items()}
-    for name, values in features.items():
+    arrays = {name: values.float().cpu().numpy() for name, values in features.items()}
+    for name, values in arrays.items():
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             raise ValueError(f"{name}: NaN or infinite features for clip {ids[int(finite.argmin())]!r}")
-    return pa.table(columns | {name: feature_column(values) for name, values in features.items()})
+    return pa.table(columns | {name: feature_column(values) for name, values in arrays.items()})
 
 
 def _stamp(checkpoint: Path) -> list[int]:
     """Time and size of the weights, which tell one state of a run from another."""
     files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
-    files += sorted(checkpoint.glob("checkpoints/last.ckpt"))
+    files += [
+        file for name in ("checkpoints/last", "classifier/model", "model") for file in checkpoint.glob(f"{name}.ckpt")
+    ]
     return [number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_size)]

@@ -1,11 +1,14 @@
 """Evaluation of a checkpoint on any data: what is done is named in ``evaluations``, and told in one result and page."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avssl.config import EvaluateConfig, RuntimeConfig, to_dict, to_yaml
-from avssl.data.catalog import cache_folder
+import numpy as np
+
+from avssl.config import DataConfig, EvaluateConfig, to_dict, to_yaml
+from avssl.data.catalog import cache_folder, find_entry
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -16,7 +19,8 @@ from avssl.evaluation.report import write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
-from avssl.pipelines.launch import launch
+from avssl.pipelines.launch import launch_single
+from avssl.pipelines.trained import Trained, trained_with
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: when the checkpoint's classes are not the data's, an evaluation asked for is not possible, or a
             setting of the runtime is of training only.
     """
-    _check_runtime(config.runtime)
-    fabric = launch(config.runtime, config.seed)
+    fabric = launch_single(config.runtime, config.seed)
     checkpoint = Path(config.checkpoint)
     subject = open_subject(checkpoint, fabric.device)
+    config = replace(config, data=data_as_trained(config.data, trained_with(checkpoint), subject))
     modalities: tuple[Modality, ...] = ("audio", "video") if subject.pair is not None else subject.modalities
-    labelled = subject.pair is None and config.split != "pretrain"
+    # Pretraining holds out its "val" from the split "pretrain".
+    labelled = config.split == "train" or (subject.pair is None and config.split != "pretrain")
     splits = open_splits(config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False)
     split = _named(splits, config)
     _check_classes(subject, split)
@@ -43,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config=config,
         subject=subject,
         split=split,
-        training=_training(config, subject),
+        training=_training(config, subject, split),
         labels=subject.labels or splits.labels,
         protocol=splits.protocol,
         loaders=Loaders(
@@ -59,30 +64,60 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return _write(bench, splits, run_all(names, bench))
 
 
-def _check_runtime(runtime: RuntimeConfig) -> None:
-    usual = RuntimeConfig()
-    for name in ("devices", "num_nodes", "strategy", "compile", "checkpoint_activations"):
-        if getattr(runtime, name) != getattr(usual, name):
-            raise ValueError(f"runtime.{name}: is for training; evaluation is one process on one device: leave it out")
+def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataConfig:
+    """``data`` with what is not given in it taken from the run that the checkpoint is of.
+
+    Its number and size of frames; and of a classifier, on the data that it was fine-tuned on, the length and number of
+    clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
+    """
+    usual = DataConfig()
+    taken: dict[str, Any] = {}
+    if subject.pair is not None or "video" in subject.modalities:
+        for name, value in (("num_frames", known.num_frames), ("frame_size", known.frame_size)):
+            if value is not None and getattr(data, name) == getattr(usual, name) != value:
+                taken[name] = value
+    if subject.classifier is not None and data.name == known.data:
+        entry = find_entry(data.name)
+        for name in ("clip_seconds", "eval_clips"):
+            if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):
+                taken[name] = getattr(known, name)
+        if known.options and not data.options:
+            taken["options"] = known.options
+        elif data.options != known.options:
+            logger.warning(
+                "data.options: the checkpoint was fine-tuned with %s, this is %s: it may be judged on clips that "
+                "it was trained on",
+                known.options or "none",
+                data.options,
+            )
+    if taken:
+        logger.info("as the checkpoint was trained: %s", ", ".join(f"data.{k} {v}" for k, v in taken.items()))
+    return replace(data, **taken)
 
 
 def _named(splits: Splits, config: EvaluateConfig) -> Manifest:
     splits_by_name = {"train": splits.train, "pretrain": splits.train, "val": splits.val, "test": splits.test}
     split = splits_by_name.get(config.split)
-    if split is None or not len(split):
+    there = config.split != "pretrain" or "pretrain" in splits.coverage  # without it, "train" is pretrained on
+    if split is None or not len(split) or not there:
         raise DataError(f"split: {config.data.name} has no usable split {config.split!r}")
     return split
 
 
-def _training(config: EvaluateConfig, subject: Subject) -> Manifest | None:
-    """The rows that probes are fitted on; None where the data has no labelled ones."""
+def _training(config: EvaluateConfig, subject: Subject, split: Manifest) -> Manifest | None:
+    """The rows that probes are fitted on, without those that are evaluated; None where no labelled one is left."""
     try:
         splits = open_splits(config.data, modalities=subject.modalities, labelled=True, seed=config.seed)
     except DataError as error:
         logger.info("no labelled training clips: %s", error)
         return None
-    known = any((splits.train.labels(head) >= 0).any() for head in splits.labels)
-    return splits.train if known else None
+    evaluated = set(split.column("clip_id"))
+    others = np.array([clip_id not in evaluated for clip_id in splits.train.column("clip_id")])
+    rows = splits.train if others.all() else splits.train.select(mask=others)
+    if 0 < len(rows) < len(others):
+        logger.info("probes: fitted on the %d of %d training clips that are not evaluated", len(rows), len(others))
+    known = any(rows.labelled(head).any() for head in splits.labels)
+    return rows if known else None
 
 
 def _check_classes(subject: Subject, split: Manifest) -> None:

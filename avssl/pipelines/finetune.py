@@ -78,12 +78,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if finished and fabric.is_global_zero:
         assert before is not None
         after, scores = classify_split(classifier, loaders, test, fabric.device)
-        extra = {
-            "finetuned_on": config.data.name,
-            "start": str(config.checkpoint),
-            "clip_seconds": splits.protocol.seconds,
-            "multilabel": splits.multilabel,  # whose scores are sigmoids; the others' are softmaxes
-        }
+        extra = _extra(config, splits)
         export = export_classifier(run.folder, classifier, extra)
         if config.head == "linear" and not checkpoint:
             before = after  # nothing was trained that a picture could show
@@ -210,7 +205,7 @@ def _fit_full(
         config.head_weights,
     )
     prepare_encoders(config.runtime, *classifier.trained_in_blocks)
-    settings = checkpoint_settings(classifier)
+    settings = checkpoint_settings(classifier, _extra(config, splits))
     clips, val = len(splits.train), splits.val
     engine = build_engine(config, fabric, run, task, clips, monitor=_monitor(splits), settings=settings)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, engine.schedule.max_steps, optim.batch_size)
@@ -227,6 +222,16 @@ def _fit_full(
     loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
     finished = engine.fit(loader, validate if val is not None else None)
     return cast(Classifier, engine.model()), finished
+
+
+def _extra(config: FinetuneConfig, splits: Splits) -> dict[str, Any]:
+    """What is kept beside a classifier, for those who use it."""
+    return {
+        "finetuned_on": config.data.name,
+        "start": str(config.checkpoint),
+        "clip_seconds": splits.protocol.seconds,
+        "multilabel": splits.multilabel,  # whose scores are sigmoids; the others' are softmaxes
+    }
 
 
 def _monitor(splits: Splits) -> str:

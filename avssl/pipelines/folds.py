@@ -15,7 +15,8 @@ from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, list_data, open_data
 from avssl.data.datasets import get_dataset
 from avssl.data.failures import DataError
-from avssl.data.manifest import COLUMNS, LABEL_PREFIX, Manifest
+from avssl.data.manifest import LABEL_PREFIX, Manifest
+from avssl.data.manifest_checks import COLUMNS
 from avssl.data.strata import strata
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _divide(
     most = len(manifest) if groups is None else len(set(groups))
     if not 2 <= count <= most:
         raise ValueError(f"folds must lie in 2..{most}: {name} has {most} {'clips' if groups is None else group_by}")
-    kinds = strata(manifest.labels(head))
+    kinds = strata(len(manifest), manifest.label_pairs(head))
     sizes = np.bincount(kinds - kinds.min())
     if 0 < (rarest := sizes[sizes > 0].min()) < count:
         logger.warning("%s: a class of %r has %d clips: not every fold has one of it", name, head, rarest)

@@ -37,6 +37,19 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
     return fabric
 
 
+def launch_single(runtime: RuntimeConfig, seed: int) -> Fabric:
+    """The same for work that is no training: one process on one device.
+
+    Raises:
+        ValueError: also when ``runtime`` has a setting of training.
+    """
+    usual = RuntimeConfig()
+    for name in ("devices", "num_nodes", "strategy", "compile", "checkpoint_activations"):
+        if getattr(runtime, name) != getattr(usual, name):
+            raise ValueError(f"runtime.{name}: is for training; this is one process on one device: leave it out")
+    return launch(runtime, seed)
+
+
 def _strategy(runtime: RuntimeConfig) -> Strategy | str:
     several = runtime.devices not in (1, "1") or runtime.num_nodes > 1
     if runtime.strategy == "fsdp":

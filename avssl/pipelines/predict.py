@@ -15,8 +15,9 @@ from avssl.data.media import MediaError
 from avssl.data.media.stream import stream_audio, stream_raw
 from avssl.data.windows import Window, sliding_windows
 from avssl.models.classifier import AudioClassifier
+from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
-from avssl.pipelines.trained import load_classifier, trained_with
+from avssl.pipelines.trained import trained_with
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +29,39 @@ class Predictor:
     """A fine-tuned classifier that judges windows of sound.
 
     Args:
-        checkpoint: A fine-tuning run, or an exported classifier.
+        checkpoint: A fine-tuning run, an exported classifier, or a .ckpt file of its training.
         window: Seconds of a window; default: the clip length that the model was trained with.
         hop: Seconds from window to window; default: one after the other.
         device: "auto" takes a GPU where there is one.
 
     Raises:
         FileNotFoundError: there is no classifier at ``checkpoint``.
-        ValueError: it has no classes; no window is known; a window too short for a spectrogram; no such device.
+        ValueError: it has no classes, or sees; no window is known, or one too short for a spectrogram; no such device.
     """
 
     def __init__(
         self, checkpoint: Path, *, window: float | None = None, hop: float | None = None, device: str = "auto"
     ) -> None:
-        loaded = load_classifier(checkpoint)
-        assert loaded.frontend is not None
-        self.labels, self.multilabel = loaded.labels, frozenset(loaded.extra.get("multilabel", ()))
-        self.sample_rate = loaded.frontend.sample_rate
+        saved = read_classifier(checkpoint)
+        model = saved.model
+        if not isinstance(model, AudioClassifier):
+            raise ValueError(
+                f"checkpoint: {checkpoint} classifies {' and '.join(model.modalities)}; predictions over time are of "
+                "sound alone: fine-tune with --modality audio, or judge this one with tools/evaluate.py"
+            )
+        self.labels, self.multilabel = model.labels, frozenset(saved.extra.get("multilabel", ()))
+        self.sample_rate = model.frontend.sample_rate
         seconds = trained_with(checkpoint).clip_seconds if window is None else window
         if seconds is None:
             raise ValueError(f"window: {checkpoint} does not say how long its clips were; give --window SECONDS")
         self.seconds, self.hop = seconds, seconds if hop is None else hop
         if not self.seconds > 0 or not self.hop > 0:
             raise ValueError(f"window and hop must be positive, got {self.seconds:g} s and {self.hop:g} s")
-        if not loaded.frontend.num_frames(round(self.seconds * self.sample_rate)):
+        if not model.frontend.num_frames(round(self.seconds * self.sample_rate)):
             raise ValueError(f"window: {self.seconds:g} s are shorter than one frame of the spectrogram")
         try:
             self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-            self.classifier = AudioClassifier(loaded.model, loaded.frontend, loaded.labels).to(self.device).eval()
+            self.classifier = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from error
 

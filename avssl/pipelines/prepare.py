@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from avssl.data.catalog import find_entry, list_data
+from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
 from avssl.data.failures import DataError
 from avssl.data.health import apply_looks, health_report
 from avssl.data.health_look import look_all
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
-from avssl.data.scan import fill, scan_files
+from avssl.data.scan import FileFacts, fill, scan_files
 from avssl.data.scan_report import report_lines
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.evaluation.health_page import write_health_page
@@ -75,13 +75,22 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         raise DataError(f"--output {output}: a manifest's name ends in .parquet")
     if not isinstance(options.options, dict):
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
-    listed, _ = list_data(options.data, options.root, options.options)
-    clip_seconds = options.clip_seconds or find_entry(options.data).clip_seconds
+    listed, key = list_data(options.data, options.root, options.options)
+    entry = find_entry(options.data)
+    clip_seconds = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
+    if not clip_seconds > 0:
+        raise DataError(f"--clip-seconds: must be positive, got {clip_seconds}")
+    cached = None if options.deep or is_manifest(options.data) else scan_cache(listed, key, None, options.progress)
     journal = output.with_name(f".{output.name}.scan")
     with Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept:
-        manifest, report = _examined(listed, options, clip_seconds, kept)
+        facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, kept)
+        scanned = fill(listed, facts)
+        if cached is not None:  # what a run that names the data itself would find out once more
+            keep_scan(scanned, key, cached)
+        manifest, report = _examined(scanned, facts, options, clip_seconds, kept)
         stats = _stats(manifest, options, clip_seconds) if options.stats and report["usable"]["audio"] else None
-        manifest.save(output)
+        settings = {"clip_seconds": clip_seconds, "eval_clips": entry.eval_clips, "head": entry.head}
+        manifest.save(output, settings)
         report = {
             "data": options.data,
             "root": str(manifest.root),
@@ -108,8 +117,11 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
 
 
 def health_lines(report: dict[str, Any]) -> list[str]:
-    """The findings of a health report as lines for a log; what was not looked at is said."""
+    """Lengths and findings of a health report as lines for a log; what was not looked at is said."""
     lines, unknown = [], []
+    seconds = report["seconds"]
+    if seconds["median"] is not None:
+        lines.append("seconds a clip: median {median:.2f}, {shortest:.2f} to {longest:.2f}".format(**seconds))
     for name, ill in report["ills"].items():
         if ill["clips"] is None:
             unknown.append(ill["title"])
@@ -123,10 +135,9 @@ def health_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _examined(
-    listed: Manifest, options: PrepareOptions, clip_seconds: float, journal: Journal
+    manifest: Manifest, facts: FileFacts, options: PrepareOptions, clip_seconds: float, journal: Journal
 ) -> tuple[Manifest, dict[str, Any]]:
-    facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, journal)
-    manifest, looks = fill(listed, facts), None
+    looks = None
     if options.deep:
         looks = look_all(manifest, options.workers, options.progress, journal)
         manifest = apply_looks(manifest, looks)

@@ -1,16 +1,16 @@
-"""What a checkpoint was trained with, for the tools that apply it: clip length, frames, classes."""
+"""What a checkpoint was trained with, for the tools that apply it: clip length, frames, data."""
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import mast
 from avssl.data.catalog import find_entry
 from avssl.data.failures import DataError
+from avssl.pipelines.classifiers import FOLDER
 from avssl.pipelines.encoders import EXPORT
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,17 @@ class Trained:
         clip_seconds: Length of its clips.
         num_frames: Video frames of a clip.
         frame_size: Side of its decoded frames in pixels.
+        eval_clips: Clips of an item that it was evaluated on, where that was set.
+        data: Name of its data.
+        options: Options of its data.
     """
 
     clip_seconds: float | None = None
     num_frames: int | None = None
     frame_size: int | None = None
+    eval_clips: int | None = None
+    data: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_with(checkpoint: Path) -> Trained:
@@ -43,30 +49,14 @@ def trained_with(checkpoint: Path) -> Trained:
             seconds = find_entry(data["name"]).clip_seconds
         except DataError as error:
             logger.debug("%s: clip length unknown: %s", checkpoint, error)
-    return Trained(None if seconds is None else float(seconds), data.get("num_frames"), data.get("frame_size"))
-
-
-def load_classifier(checkpoint: Path) -> mast.Pretrained:
-    """The exported classifier of a fine-tuning run, or of an export's folder.
-
-    Raises:
-        FileNotFoundError: there is no export at ``checkpoint``.
-        ValueError: it has no classes or no frontend.
-    """
-    folder = _export_folder(checkpoint)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"checkpoint: {checkpoint} is neither a finished fine-tuning run nor an exported audio classifier"
-        )
-    loaded = mast.from_pretrained(folder)
-    if not loaded.labels or not loaded.model.num_classes:
-        raise ValueError(f"checkpoint: {checkpoint} has no classes; fine-tune it first (tools/finetune.py)")
-    if loaded.frontend is None:
-        raise ValueError(f"checkpoint: {folder} was exported without its frontend; its spectrograms cannot be remade")
-    outputs = sum(len(names) for names in loaded.labels.values())
-    if outputs != loaded.model.num_classes:
-        raise ValueError(f"checkpoint: {folder} names {outputs} classes, its model has {loaded.model.num_classes}")
-    return loaded
+    return Trained(
+        None if seconds is None else float(seconds),
+        data.get("num_frames"),
+        data.get("frame_size"),
+        data.get("eval_clips"),
+        data.get("name"),
+        data.get("options") or {},
+    )
 
 
 def _export_folder(checkpoint: Path) -> Path:
@@ -78,7 +68,7 @@ def _run_config(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.suffix == ".ckpt":
         folder = checkpoint.parent.parent
     else:
-        folder = checkpoint.parent if checkpoint.name == EXPORT else checkpoint
+        folder = checkpoint.parent if checkpoint.name in (EXPORT, FOLDER) else checkpoint
     file = folder / "config.yaml"
     values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return values if isinstance(values, dict) else {}

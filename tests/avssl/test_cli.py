@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avssl.cli import parse, run
-from avssl.config import FinetuneConfig, PretrainConfig, to_dict, to_yaml
+from avssl.cli import join_list, parse, run
+from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, to_dict, to_yaml
 from avssl.objectives import Shapes, list_objectives
 from avssl.pipelines.training import create_objectives
 
@@ -143,3 +143,10 @@ def test_unknown_data_name_suggests_the_nearest(tmp_path) -> None:
     )
     assert done.returncode == 1
     assert "grid" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("given", [["probe", "knn"], ["probe,knn"], ["probe,", "knn"], ["[probe,knn]"]])
+def test_a_list_is_given_as_words_or_with_commas(given: list[str]) -> None:
+    argv = ["--checkpoint", "x", "--evaluations", *given, "--seed", "3"]
+    config = parse(EvaluateConfig, join_list(argv, "--evaluations"))
+    assert config.evaluations == ["probe", "knn"] and config.seed == 3

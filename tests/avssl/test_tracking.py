@@ -10,7 +10,7 @@ from offline_runs import history, read_offline_run
 from PIL import Image
 from scipy.io import wavfile
 
-from avssl.tracking import Tracker, default_mode, read_rows, sweep_folder
+from avssl.tracking import Tracker, default_mode, end_failed_run, read_rows, sweep_folder
 
 
 def test_offline_run_holds_what_was_logged(tmp_path) -> None:
@@ -140,3 +140,15 @@ def test_a_run_of_a_sweep_has_a_folder_of_its_own(monkeypatch) -> None:
     assert sweep_folder() is None
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     assert sweep_folder() == Path("runs/sweep-s1/r1")
+
+
+def test_after_a_failure_the_next_run_is_one_of_its_own(tmp_path) -> None:
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "next").mkdir()
+    failed = Tracker(tmp_path / "failed", {}, mode="offline")
+    end_failed_run()
+    after = Tracker(tmp_path / "next", {}, mode="offline")
+    after.finish()
+    end_failed_run()  # nothing is open
+    assert after.run_id != failed.run_id
+    assert {record.run.run_id for record in read_offline_run(tmp_path / "next")["run"]} == {after.run_id}

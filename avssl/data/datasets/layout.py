@@ -1,12 +1,14 @@
 """What the data sets share: finding media files under a folder, and reading tables of annotations."""
 
 import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from tqdm import tqdm
 
 from avssl.data.failures import DataError
 
@@ -18,9 +20,10 @@ MEDIA = VIDEO | AUDIO
 def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
     """Paths of the media files under ``folder``, relative to it, posix, sorted; hidden ones are left out.
 
-    Symbolic links are followed, a folder being visited once.
+    Symbolic links are followed, a folder being visited once. Where it takes more than 2 s, the number is shown.
     """
-    return sorted(_walk(folder, "", frozenset(extensions), set()))
+    found = _walk(folder, "", frozenset(extensions), set())
+    return sorted(tqdm(found, f"list {folder}", unit="file", delay=2.0, disable=not sys.stderr.isatty()))
 
 
 def _walk(folder: Path, prefix: str, extensions: frozenset[str], seen: set[str]) -> Iterator[str]:
@@ -42,7 +45,7 @@ def read_table(file: Path, columns: Sequence[str] = (), delimiter: str = ",") ->
     """A CSV (UTF-8, with header) or Parquet file as columns of strings; an empty or absent value is None.
 
     Raises:
-        DataError: no such file, not a table, or one of ``columns`` is missing.
+        DataError: no such file, not a table, one of ``columns`` is missing, or one holds lists.
     """
     try:
         table = pyarrow.parquet.read_table(file) if file.suffix.lower() == ".parquet" else _read_csv(file, delimiter)
@@ -50,6 +53,12 @@ def read_table(file: Path, columns: Sequence[str] = (), delimiter: str = ",") ->
         raise DataError(f"no file {file}") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file}: cannot be read as a table: {error}") from error
+    for field in table.schema:
+        if pa.types.is_nested(field.type):  # as text, ["dog", "cat"] would be a class of its own
+            raise DataError(
+                f"{file}: column {field.name!r} holds {field.type}: leave it out; for several labels a clip, write the "
+                "file with Manifest.from_rows and Manifest.save"
+            )
     for column in columns:
         if column not in table.column_names:
             raise DataError(f"{file}: no column {column!r}; there are {', '.join(table.column_names)}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from avssl.data.catalog import find_entry, is_manifest, list_data
+from avssl.data.catalog import find_entry, list_data
 from avssl.data.datasets import nearest, register_dataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import LABEL_PREFIX, Manifest
@@ -65,7 +65,7 @@ def _open(position: int, item: Any) -> tuple[str, Manifest, list[str]]:
             raise DataError(f"{where}: unknown key {key!r}{nearest(str(key), KEYS)}; the keys are {', '.join(KEYS)}")
     name = str(item["name"])
     manifest, _ = list_data(name, item.get("root"), item.get("options"))
-    by_default = None if is_manifest(name) else find_entry(name).head
+    by_default = find_entry(name).head
     heads = item.get("heads") or ([by_default] if by_default else list(manifest.heads))
     unknown = [head for head in heads if head not in manifest.heads]
     if unknown:

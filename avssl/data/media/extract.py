@@ -53,7 +53,6 @@ def extract_audio(job: Extraction) -> Extraction:
     """
     target = Path(job.target)
     try:
-        _remove_abandoned(target)
         info = probe(job.path, deep=False)
         if info.sample_rate is None:
             raise MediaError(job.path, info.error or info.audio_error)
@@ -103,7 +102,8 @@ def _refuse_cut_off(info: MediaInfo, seconds: float) -> None:
             raise MediaError(info.path, "file cut off", f"{there:.2f} of {promised:.2f} s")
 
 
-def _remove_abandoned(target: Path) -> None:
-    for leftover in target.parent.glob(f".{target.stem}.*.tmp{target.suffix}"):
+def remove_abandoned(folder: Path, suffix: str) -> None:
+    """Deletes what killed runs left in a folder of sound files; what another run is writing stays."""
+    for leftover in folder.glob(f".*.tmp{suffix}"):
         if time.time() - os.stat(leftover).st_mtime > _ABANDONED:
             leftover.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ class Bench:
         config: of the evaluation.
         subject: the loaded checkpoint.
         split: rows to evaluate.
-        training: labelled rows to fit probes on; None where the data has none.
+        training: labelled rows to fit probes on, none of them evaluated; None where the data has none.
         labels: class names of each head to evaluate.
         protocol: length and number of the clips of a row.
         loaders: of the subject's modalities.
@@ -82,11 +82,11 @@ class Bench:
         if need == "classes":
             single = any(self.split.labels(head).ndim == 1 for head in self.heads)
             return "" if single else f"split {self.config.split!r} has no head with one label for each clip"
-        if self.training is None:
-            return f"data {self.config.data.name} has no labelled split 'train'"
-        if self.training.digest == self.split.digest:
+        if self.training is not None:
+            return ""
+        if self.config.split == "train":
             return "the training split would be judged by itself; evaluate another --split"
-        return ""
+        return f"data {self.config.data.name} has no labelled split 'train'"
 
     @cached_property
     def heads(self) -> dict[str, list[str]]:

@@ -83,20 +83,18 @@ def open_subject(checkpoint: Path, device: torch.device) -> Subject:
     """
     name = checkpoint.name
     if has_classifier(checkpoint):
-        seeing = load_classifier(checkpoint).to(device).eval()
-        rate = seeing.frontend.config["sample_rate"] if seeing.frontend is not None else 16000
-        return Subject(name, seeing.features, rate, seeing.modalities, classifier=seeing)
+        classifier = load_classifier(checkpoint).to(device).eval()
+        frontend = classifier.frontend
+        rate = 16000 if frontend is None else frontend.config["sample_rate"]  # without sound it matters to nothing
+        source = None
+        if isinstance(classifier, AudioClassifier):
+            source = AudioEncoder(classifier.encoder, classifier.frontend, classifier.labels)
+        return Subject(name, classifier.features, rate, classifier.modalities, source, classifier=classifier)
     if is_pair(checkpoint):
         pair = load_pair(checkpoint).to(device).eval()
         subject = _of_encoder(AudioEncoder(pair.audio, pair.frontend, {}), name, device)
         return Subject(name, subject.features, subject.sample_rate, ("audio",), subject.audio, pair=pair)
-    source = load_audio_encoder(checkpoint)
-    if not source.labels:
-        return _of_encoder(source, name, device)
-    classifier = AudioClassifier(source.encoder, source.frontend, source.labels).to(device).eval()
-    return Subject(
-        name, classifier.features, source.frontend.config["sample_rate"], ("audio",), source, classifier=classifier
-    )
+    return _of_encoder(load_audio_encoder(checkpoint), name, device)
 
 
 def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> Subject:

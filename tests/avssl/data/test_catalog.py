@@ -8,7 +8,10 @@ from avssl.data import catalog
 from avssl.data.catalog import find_entry, names, open_data, read_entry
 from avssl.data.datasets import get_dataset
 from avssl.data.failures import DataError
+from avssl.data.file_stats import file_stats
+from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
+from avssl.data.scan import scan_files
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +151,37 @@ def test_data_are_scanned_once_until_they_change(media: Path, cache: Path, scans
     assert len(list((cache / "manifests").iterdir())) == 1, "scans that are out of date are removed"
     assert open_data(str(media), options={"split": "test"}) and open_data(str(media))
     assert scans == [3, 3, 4, 3, 3], "other options are another entry and leave this one alone"
+
+
+def test_a_killed_scan_goes_on_after_other_files_changed(
+    media: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = catalog.scan
+
+    def killed(manifest: Manifest, journal: Path, **options: object) -> Manifest:
+        with Journal(journal, "scan 1 deep=None") as kept:
+            scan_files(manifest.take([0, 1]), 0, False, None, kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "scan", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_data(str(media))
+    write_ramp_wav(media / "train" / "dog" / "4.wav", 0.5)  # a download that goes on, say
+    monkeypatch.setattr(catalog, "scan", real)
+    with caplog.at_level(logging.INFO):
+        assert len(open_data(str(media), workers=0)) == 4
+    assert "continuing after 2 results" in caplog.text
+    assert [file.suffix for file in (cache / "manifests").iterdir()] == [".parquet"]
+
+
+def test_stats_of_many_files_come_in_their_order(tmp_path: Path) -> None:
+    names = [f"{k}.bin" for k in range(1500)]
+    for k, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"x" * (k % 7))
+    stats = file_stats(tmp_path, [*names, "gone", str(tmp_path / "6.bin")])
+    assert [stat and stat[0] for stat in stats] == [*(k % 7 for k in range(1500)), None, 6]
+    assert stats[6] == stats[-1] == (6, (tmp_path / "6.bin").stat().st_mtime_ns)
+    assert file_stats(tmp_path, []) == []
 
 
 def test_unusable_clips_are_told_and_kept(media: Path, scans: list[int], caplog: pytest.LogCaptureFixture) -> None:

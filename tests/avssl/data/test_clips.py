@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         {"clip_id": "beyond", "start": 9.0, "end": 12.0, **facts},
     ]
     return Manifest.from_rows(rows, root)
+
+
+def test_a_worker_gets_the_same_rows_and_no_more_of_them(tmp_path: Path) -> None:
+    rows = [{"clip_id": str(k), "path": f"{k}.wav", "label.x": [k, 1], "note": "long", "width": 9} for k in range(3)]
+    manifest = Manifest.from_rows(rows, tmp_path, {"x": ["a", "b", "c"]})
+    dataset = ClipDataset(manifest, clip_seconds=1.0, seed=4)
+    there = pickle.loads(pickle.dumps(dataset))
+    assert [there.manifest.row(k) for k in range(3)] == [manifest.row(k) for k in range(3)]
+    assert there.manifest.multilabel == {"x"} and there.seed == 4
+    assert "note" not in there.manifest.table.column_names and dataset.manifest is manifest
 
 
 @pytest.mark.parametrize("row", range(4))

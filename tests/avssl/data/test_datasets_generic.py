@@ -156,6 +156,12 @@ def test_cells_stay_text_and_long_tables_too(tmp_path: Path) -> None:
     assert cells["path"][123] == "00123" and set(cells["label"]) == {"007", "seven"}
 
 
+def test_lists_in_a_cell_are_no_class(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table({"path": ["a.wav"], "label": [["dog", "cat"]]}), tmp_path / "index.parquet")
+    with pytest.raises(DataError, match=r"index\.parquet: column 'label' holds list<.*Manifest\.from_rows"):
+        build_manifest("csv", tmp_path, file="index.parquet")
+
+
 def test_class_names_are_ordered_by_number_or_alphabet() -> None:
     assert class_names(["10", "9", "9"]) == ["9", "10"]
     assert class_names(["b", "10", "a"]) == ["10", "a", "b"]

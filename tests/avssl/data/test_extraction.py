@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -128,6 +130,16 @@ def test_beside_the_videos_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "b.flac").read_bytes() == before
     again = extract_all(build_manifest("folder", tmp_path), tmp_path, workers=0)  # now lists a.flac, too
     assert (again.extracted, again.there, len(again.failures)) == (0, 3, 1)
+
+
+def test_what_a_killed_run_left_is_removed(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "P01" / "videos"
+    folder.mkdir(parents=True)
+    for name, age in ((".P01_07.99.tmp.flac", 7200), (".P01_08.99.tmp.flac", 60)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    extract_all(build_manifest("folder", videos), tmp_path / "out", workers=0)
+    assert sorted(file.name for file in folder.iterdir()) == [".P01_08.99.tmp.flac", "P01_01.flac"]
 
 
 def test_other_settings_want_another_folder(videos: Path, tmp_path: Path) -> None:

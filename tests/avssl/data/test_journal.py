@@ -22,6 +22,11 @@ TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
 FILES = 800
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records which paths a scan in this process opens."""

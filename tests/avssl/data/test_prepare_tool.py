@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from loading_samples import write_ramp_wav
 
+from avssl.data.catalog import find_entry, open_data
 from avssl.data.manifest import Manifest
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
@@ -20,6 +21,13 @@ def tool() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("AVSSL_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -40,9 +48,34 @@ def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) ->
     assert report["usable"] == {"audio": 3, "video": 0, "both": 0} and report["digest"] == manifest.digest
     assert report["splits"] == {"test": 1, "train": 3} and report["classes"] == {"label": 2}
     assert report["errors"] == {"not a media file": {"clips": 1, "examples": ["train/cat/broken.wav"]}}
-    for told in ("splits: train 3, test 1", "classes: label 2", "1 clips: not a media file: train/cat/broken.wav"):
+    for told in ("splits: train 3, test 1", "classes: label 2", "1 clips: not a media file: train/cat/broken.wav",
+                 "seconds a clip: median 0.50, 0.50 to 0.50"):  # fmt: skip
         assert told in done.stdout
     assert f"wrote {tmp_path / 'out.parquet'}" in done.stdout
+
+
+def test_the_manifest_keeps_what_the_yaml_says(tool: ModuleType, media: Path, tmp_path: Path) -> None:
+    file, output = tmp_path / "mine.yaml", tmp_path / "out.parquet"
+    file.write_text(f"dataset: folder\nroot: {media}\nclip_seconds: 0.4\neval_clips: 3\nhead: label\n")
+    assert tool.main(["--data", str(file), "--output", str(output), "--workers", "0"]) == 0
+    entry = find_entry(str(output))
+    assert (entry.name, entry.clip_seconds, entry.eval_clips, entry.head) == ("out", 0.4, 3, "label")
+    assert tool.main(["--data", str(file), "--output", str(output), "--workers", "0", "--clip-seconds", "0.2"]) == 0
+    assert find_entry(str(output)).clip_seconds == 0.2
+    assert tool.main(["--data", str(file), "--output", str(output), "--clip-seconds", "0"]) == 1
+
+
+def test_what_is_prepared_is_not_scanned_again(tool: ModuleType, media: Path, tmp_path: Path, cache: Path) -> None:
+    assert tool.main(["--data", str(media), "--output", str(tmp_path / "out.parquet"), "--workers", "0"]) == 0
+    kept = list((cache / "manifests").iterdir())
+    opened = open_data(str(media))
+    assert list((cache / "manifests").iterdir()) == kept and len(kept) == 1
+    assert opened.usable(audio=True)[1] == {"not a media file": 1}
+    # A deep look finds more out than a run that names the data would: it stays in the manifest alone.
+    assert (
+        tool.main(["--data", str(media), "--output", str(tmp_path / "deep.parquet"), "--deep", "--workers", "0"]) == 0
+    )
+    assert list((cache / "manifests").iterdir()) == kept
 
 
 def test_nothing_usable_is_an_error_with_the_reasons(

@@ -44,6 +44,13 @@ def manifest(root) -> Manifest:
     return Manifest.from_rows(rows, root, {"x": ["a", "b"]})
 
 
+def test_two_spellings_of_a_path_are_both_filled(root):
+    rows = [{"clip_id": name, "path": name} for name in ("sound.wav", "./sound.wav", "x/../sound.wav")]
+    (root / "x").mkdir()
+    result = scan(Manifest.from_rows(rows, root), workers=0, progress=False)
+    assert result.column("has_audio") == [True] * 3 and len(set(result.column("duration"))) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_columns_are_filled_in_order(manifest, workers):
     result = scan(manifest, workers=workers, progress=False)

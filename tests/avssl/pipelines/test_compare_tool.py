@@ -173,6 +173,15 @@ def test_options_of_which_one_run_has_none(runs) -> None:
     assert differing_options(found)["optim.ema"] == ["null", "\N{EN DASH}"]
 
 
+def test_a_table_too_wide_for_text_has_runs_as_columns_and_no_deviations(tmp_path) -> None:
+    metrics = {f"few_label/x/{k}%/top1{end}": 0.5 for k in range(1, 9) for end in ("", "_std")}
+    paths = [make_run(tmp_path / name, noise, metrics=metrics) for name, noise in (("one", 0.3), ("two", 0.4))]
+    lines = compare(paths).splitlines()
+    assert lines[1].split() == ["run", "one", "two"] and "_std" not in "".join(lines)
+    assert re.search(r"<th>run</th>\s*<th>one</th>\s*<th>two</th>", compare(paths, format="html"))
+    assert [line.split()[0] for line in lines[4:12]] == [f"few_label/x/{k}%/top1" for k in range(1, 9)]
+
+
 def test_text_and_html(runs, tmp_path, monkeypatch, capsys) -> None:
     plain, bold = compare(runs), compare(runs, bold=True)
     assert re.search(r"good .*100\.0 %.* \*", plain) and "\033[1m" in bold and "\033" not in plain

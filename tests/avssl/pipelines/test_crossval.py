@@ -71,6 +71,8 @@ def test_a_failing_fold_is_reported_and_a_second_call_runs_only_that(media: Path
     assert result["pooled"]["digit/top1"]["rate"] == pytest.approx(np.mean(scores))  # folds of equal size
     assert sum(run["metrics"]["digit/count"] for run in result["runs"]) == 36
     assert "NMI" in {name.split("/")[1] for name in result["clustering"]}
+    # Another cross-validation is compared by the data of all folds: the first call's, of other files, was another.
+    assert result["manifest"] != first["manifest"] and result["clip_protocol"] == "1 clip of 0.3 s"
 
 
 def test_seeds_repeat_all_folds_and_other_settings_are_refused(media: Path, tmp_path) -> None:

@@ -19,6 +19,8 @@ from avssl.data.sampling import ClipSpan, frame_times
 from avssl.evaluation import feature_parts
 from avssl.evaluation.feature_parts import read_features
 from avssl.models.pair import AudioVisualPair
+from avssl.models.visual_classifier import build_visual_classifier
+from avssl.pipelines.classifiers import save_classifier
 from avssl.pipelines.embed import embed_media
 
 MEDIA = Path(__file__).parents[1] / "data" / "media_factory.py"
@@ -77,16 +79,22 @@ def load(pair_run: Path) -> AudioVisualPair:
     return pair.eval()
 
 
-def directly(pair: AudioVisualPair, path: Path, start: float, end: float) -> dict[str, np.ndarray]:
-    """Embeddings of a window of one second, read and embedded by hand."""
+def window(path: Path, start: float, end: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sound (1, 16000) and frames (1, 3, 2, 32, 32) of a window of one second, read by hand."""
     wave = np.zeros(16000, dtype=np.float32)
     found = read_audio(path, start, end - start, 16000).waveform
     wave[: len(found)] = found
     frames = read_frames(path, frame_times(ClipSpan(start, 1.0, end - start), 2), 40)
     top, left = (frames.shape[1] - 40) // 2 + 4, (frames.shape[2] - 40) // 2 + 4
     frames = torch.from_numpy(frames[:, top : top + 32, left : left + 32]).permute(3, 0, 1, 2)[None] / 255
+    return torch.from_numpy(wave)[None], frames
+
+
+def directly(pair: AudioVisualPair, path: Path, start: float, end: float) -> dict[str, np.ndarray]:
+    """Embeddings of a window of one second, embedded by hand."""
+    wave, frames = window(path, start, end)
     with torch.no_grad():
-        mel = pair.frontend(torch.from_numpy(wave)[None])
+        mel = pair.frontend(wave)
         audio, video = pair.audio.forward_grid(mel).mean(dim=(1, 2)), pair.video(frames)
         joint = pair.audio_projection(audio), pair.video_projection(video)
     names = ("audio_features", "video_features", "audio_embedding", "video_embedding")
@@ -142,8 +150,36 @@ def test_an_export_gives_its_features(media: Path, tmp_path) -> None:
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(frontend(wave)), pre_logits=True)[0]
     np.testing.assert_allclose(rows["audio_features"][-1], expected, atol=1e-5)
-    with pytest.raises(ValueError, match="audio encoder only"):
+    with pytest.raises(ValueError, match="takes audio, not both"):
         embed_media(config(tmp_path / "export", media, tmp_path / "g.npz", "--modalities", "both"))
+
+
+@pytest.mark.parametrize("fusion", ["late", "bottleneck", None])
+def test_classifiers_that_see_give_what_their_parts_see(fusion: str | None, media: Path, tmp_path) -> None:
+    torch.manual_seed(0)
+    sound = {"audio": "mast_pico", "audio_options": AUDIO, "frontend": {"num_mels": 64}} if fusion else {}
+    small = {"width": 16, "heads": 2, "depth": 2} if fusion == "bottleneck" else None
+    model = build_visual_classifier(
+        labels={"x": ["a", "b"]}, video="tiny", num_frames=2, crop_size=32, fusion=fusion or "late", bottleneck=small,
+        **sound,
+    ).eval()  # fmt: skip
+    save_classifier(tmp_path / "run" / "classifier", model)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"clip_seconds": 1.0, "frame_size": 40}}))
+    embed_media(config(tmp_path / "run", media, tmp_path / "f.npz"))
+    rows = read_features(tmp_path / "f.npz")
+    names = {"audio_features", "video_features", "fused_features"} if fusion else {"video_features"}
+    assert {name for name in rows if name.endswith("features")} == names
+    assert ("silent.mp4" in rows["clip_id"]) == (fusion is None)
+    i = rows["clip_id"].tolist().index("0.mkv")
+    assert rows["end"][i] - rows["start"][i] == pytest.approx(1.0)
+    wave, frames = window(media / "0.mkv", rows["start"][i], rows["end"][i])
+    with torch.no_grad():
+        encoded = model.encode(model.frontend(wave) if model.frontend else None, frames)
+    for name, expected in {"audio": encoded.audio, "video": encoded.video, "fused": encoded.features}.items():
+        if f"{name}_features" in names:
+            np.testing.assert_allclose(rows[f"{name}_features"][i], expected[0], atol=2e-5)
+    with pytest.raises(ValueError, match=f"takes {'both' if fusion else 'video'}, not audio"):
+        embed_media(config(tmp_path / "run", media, tmp_path / "g.npz", "--modalities", "audio"))
 
 
 def test_a_stopped_run_continues_and_gives_the_same_file(pair_run: Path, media: Path, tmp_path, monkeypatch) -> None:
@@ -167,6 +203,15 @@ def test_a_stopped_run_continues_and_gives_the_same_file(pair_run: Path, media: 
         embed_media(config(pair_run, media, tmp_path / "f.parquet", *options))
     assert done[0] == 6
     assert pq.read_table(tmp_path / "f.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+
+
+def test_the_precision_that_was_asked_for_is_used(pair_run: Path, media: Path, tmp_path) -> None:
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        embed_media(config(pair_run, media, tmp_path / "f.npz", "--runtime.precision", precision))
+        found[precision] = read_features(tmp_path / "f.npz")["audio_embedding"]
+    assert not np.array_equal(*found.values())
+    np.testing.assert_allclose(*found.values(), atol=0.1)
 
 
 def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
@@ -202,6 +247,7 @@ def test_what_cannot_be_done_is_told(pair_run: Path, media: Path, tmp_path) -> N
         (["--data.split", "val"], DataError, "no clip to embed in split val"),
         (["--batch_size", "0"], ValueError, "batch_size"),
         (["--windows", "all", "--hop", "-1"], ValueError, "positive"),
+        (["--runtime.devices", "2"], ValueError, "runtime.devices: is for training"),
     ):
         with pytest.raises(error, match=told):
             embed_media(config(pair_run, media, tmp_path / "f.npz", *options))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.io import wavfile
 
 import mast
@@ -15,7 +16,9 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
-from avssl.pipelines.evaluate import evaluate
+from avssl.pipelines.evaluate import data_as_trained, evaluate
+from avssl.pipelines.evaluations import open_subject
+from avssl.pipelines.trained import trained_with
 
 CLASSES = ["high", "low", "middle"]
 RATE = 16000
@@ -204,6 +207,44 @@ def test_what_is_not_possible_is_refused(change, told, config):
 def test_a_split_that_is_not_there_is_named(config):
     with pytest.raises(DataError, match="no usable split 'val'"):
         evaluate(replace(config, split="val"))
+
+
+def test_a_split_is_what_it_is_called(config, tones, tmp_path) -> None:
+    """Where nothing is pretrained on, "pretrain" is not silently "train"; rows held out are never fitted on."""
+    with pytest.raises(DataError, match="no usable split 'pretrain'"):
+        evaluate(replace(config, split="pretrain"))
+    held_out = replace(config.data, val_fraction=0.3)
+    result = evaluate(replace(config, data=held_out, split="val", evaluations=["knn"], knn_k=1))
+    assert result["coverage"]["evaluated"]["evaluated"] == 5
+    lines = (tones / "index.csv").read_text().splitlines()
+    kinds = [line.replace(",train,", ",pretrain,") if "high" in line else line for line in lines]
+    (tones / "pretrain.csv").write_text("\n".join(kinds))
+    data = replace(config.data, name=str(tones / "pretrain.csv"))
+    for split, rows in (("pretrain", 6), ("train", 12)):
+        result = evaluate(
+            replace(config, data=data, split=split, evaluations=["clustering"] if split == "train" else None)
+        )
+        assert result["coverage"]["evaluated"]["evaluated"] == rows
+
+
+def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> None:
+    """The fold above all: with the data set's default one it would be judged on clips that it was trained on."""
+    name = str(tones / "index.csv")
+    run = tmp_path / "run"
+    export(run / "audio_encoder", CLASSES)
+    known = {"name": name, "clip_seconds": 0.5, "eval_clips": 3, "options": {"label": "label"}, "num_frames": 4}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": known}))
+    subject = open_subject(run, torch.device("cpu"))
+    assert subject.kind == "classifier"
+
+    def used(**data: object) -> DataConfig:
+        return data_as_trained(DataConfig(**{"name": name, **data}), trained_with(run), subject)
+
+    assert used() == DataConfig(name, clip_seconds=0.5, eval_clips=3, options={"label": "label"})
+    assert used(clip_seconds=1.0, eval_clips=1).clip_seconds == 1.0 and not caplog.records
+    assert used(options={"fold": 2}).options == {"fold": 2}
+    assert "judged on clips that it was trained on" in caplog.text
+    assert used(name="esc10") == DataConfig("esc10")
 
 
 @pytest.mark.parametrize(("name", "value"), [("compile", True), ("devices", 2), ("strategy", "fsdp")])

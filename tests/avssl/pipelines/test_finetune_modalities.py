@@ -1,6 +1,7 @@
 """Fine-tuning on video and on both modalities, from the config to the evaluated checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,27 @@ def test_checkpoints_without_video_are_refused(pretrained: Path, tmp_path: Path)
         finetune(config(tmp_path, pretrained / "audio_encoder", modality="both"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         finetune(config(tmp_path / "run", tmp_path / "nowhere", modality="video"))
-    with pytest.raises(ValueError, match="holds a pair, not a visual classifier"):
+    with pytest.raises(ValueError, match="holds a pair, not a classifier"):
         load_classifier(pretrained / "checkpoints" / "last.ckpt")
     with pytest.raises(FileNotFoundError, match="is the run finished"):
         load_classifier(tmp_path)
+
+
+def test_the_training_split_of_a_pair_is_not_what_it_was_pretrained_on(pretrained: Path, tmp_path: Path) -> None:
+    """The demo has both splits, of 24 and of 8 clips; of a training split nothing is left to fit probes on."""
+    base = EvaluateConfig(str(pretrained), data=DATA, runtime=SHARED["runtime"], output=tmp_path)
+    for split, clips in (("train", 24), ("pretrain", 8)):
+        result = evaluate(replace(base, split=split, evaluations=["retrieval"]))
+        assert result["coverage"]["evaluated"]["evaluated"] == clips
+    with pytest.raises(ValueError, match="judged by itself"):
+        evaluate(replace(base, split="train", evaluations=["knn"]))
+
+
+def test_frames_are_those_of_the_checkpoint_where_none_are_given(pretrained: Path, tmp_path: Path) -> None:
+    data = replace(DATA, num_frames=DataConfig().num_frames)
+    config = EvaluateConfig(str(pretrained), data, runtime=SHARED["runtime"], evaluations=["retrieval"])
+    results = [
+        evaluate(replace(config, data=data, output=tmp_path / name)) for name, data in (("usual", data), ("own", DATA))
+    ]
+    assert results[0]["config"]["data"]["num_frames"] == 4
+    assert results[0]["metrics"] == results[1]["metrics"]

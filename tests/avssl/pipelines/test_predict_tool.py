@@ -16,6 +16,8 @@ from scipy.io import wavfile
 
 import mast
 from avssl.data.media import read_audio
+from avssl.models.visual_classifier import build_visual_classifier
+from avssl.pipelines.classifiers import checkpoint_settings, read_classifier, save_classifier
 from avssl.pipelines.predict import Predictor, predict_files, predict_stream, run_predict
 from avssl.pipelines.prediction_writers import CSV_COLUMNS, Prediction, create_writer
 
@@ -275,6 +277,23 @@ def test_checkpoints_that_are_no_classifier(classifier: Path, tmp_path) -> None:
     mast.save_pretrained(model, tmp_path / "bare", labels={"x": list("abc")})
     with pytest.raises(ValueError, match="without its frontend"):
         Predictor(tmp_path / "bare")
+
+
+def test_a_classifier_that_sees_is_refused_and_a_checkpoint_of_training_is_as_good_as_the_export(
+    classifier: Path, tmp_path
+) -> None:
+    seeing = build_visual_classifier(labels={"x": ["a", "b"]}, video="tiny", num_frames=2, crop_size=16)
+    save_classifier(tmp_path / "seeing" / "classifier", seeing)
+    with pytest.raises(ValueError, match="classifies video; predictions over time are of sound alone"):
+        Predictor(tmp_path / "seeing")
+
+    saved = read_classifier(classifier)
+    weights = {f"classifier.{name}": value for name, value in saved.model.state_dict().items()}
+    state = {"settings": checkpoint_settings(saved.model, saved.extra), "average": None, "task": weights}
+    torch.save(state, tmp_path / "last.ckpt")
+    files = [write_wav(tmp_path / "a.wav", changing_noise(2.5))]
+    exported = predicted(Predictor(classifier), files)
+    assert exported and predicted(Predictor(tmp_path / "last.ckpt", window=1.0), files) == exported
 
 
 def test_the_window_is_the_length_of_training(classifier: Path, tmp_path) -> None:
