@@ -20,7 +20,7 @@ from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch_single
-from avssl.pipelines.trained import Trained, trained_with
+from avssl.pipelines.trained import Trained, run_folder, trained_with
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     splits = open_splits(config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False)
     split = _named(splits, config)
     _check_classes(subject, split)
-    run_folder = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
     bench = Bench(
         config=config,
         subject=subject,
@@ -54,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         loaders=Loaders(
             config.data, splits.protocol, subject.modalities, subject.sample_rate, config.batch_size, config.seed
         ),
-        folder=config.output or run_folder / f"evaluate-{Path(config.data.name).stem}",
+        folder=config.output or run_folder(checkpoint) / f"evaluate-{Path(config.data.name).stem}",
         fabric=fabric,
         cache=EmbeddingCache(cache_folder() / "embeddings" if config.cache else None),
     )

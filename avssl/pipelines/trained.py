@@ -63,13 +63,16 @@ def _export_folder(checkpoint: Path) -> Path:
     return checkpoint / EXPORT if (checkpoint / EXPORT).is_dir() else checkpoint
 
 
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that ``checkpoint`` lies in; where it lies in none, its own."""
+    folder = checkpoint.parent if checkpoint.suffix == ".ckpt" else checkpoint
+    inside = folder.name in ("checkpoints", EXPORT, FOLDER) and (folder.parent / "config.yaml").is_file()
+    return folder.parent if inside else folder
+
+
 def _run_config(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that ``checkpoint`` lies in; nothing where it lies in none."""
-    if checkpoint.suffix == ".ckpt":
-        folder = checkpoint.parent.parent
-    else:
-        folder = checkpoint.parent if checkpoint.name in (EXPORT, FOLDER) else checkpoint
-    file = folder / "config.yaml"
+    file = run_folder(checkpoint) / "config.yaml"
     values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return values if isinstance(values, dict) else {}
 

@@ -16,6 +16,7 @@ from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
+from avssl.pipelines.trained import run_folder
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Subject:
     """A loaded checkpoint, on its device and in ``eval()``.
 
     Attributes:
-        name: name of the checkpoint.
+        name: name of the checkpoint's run.
         features: batch on the device -> (B, D), what a linear head sees.
         sample_rate: of the waveforms that it takes, in Hz.
         modalities: what ``features`` takes.
@@ -81,7 +82,7 @@ def open_subject(checkpoint: Path, device: torch.device) -> Subject:
         FileNotFoundError: when there is nothing there.
         ValueError: when it is of no kind that can be evaluated.
     """
-    name = checkpoint.name
+    name = run_folder(checkpoint).resolve().name
     if has_classifier(checkpoint):
         classifier = load_classifier(checkpoint).to(device).eval()
         frontend = classifier.frontend

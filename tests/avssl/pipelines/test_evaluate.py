@@ -18,7 +18,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
 from avssl.pipelines.evaluate import data_as_trained, evaluate
 from avssl.pipelines.evaluations import open_subject
-from avssl.pipelines.trained import trained_with
+from avssl.pipelines.trained import run_folder, trained_with
 
 CLASSES = ["high", "low", "middle"]
 RATE = 16000
@@ -234,8 +234,11 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     export(run / "audio_encoder", CLASSES)
     known = {"name": name, "clip_seconds": 0.5, "eval_clips": 3, "options": {"label": "label"}, "num_frames": 4}
     (run / "config.yaml").write_text(yaml.safe_dump({"data": known}))
-    subject = open_subject(run, torch.device("cpu"))
-    assert subject.kind == "classifier"
+    subject = open_subject(run / "audio_encoder", torch.device("cpu"))
+    assert (subject.kind, subject.name) == ("classifier", "run")
+    lying = {run: run, run / "audio_encoder": run, run / "checkpoints" / "last.ckpt": run}
+    lying |= {tmp_path / "mean.ckpt": tmp_path, tmp_path / "audio_encoder": tmp_path / "audio_encoder"}
+    assert {path: run_folder(path) for path in lying} == lying
 
     def used(**data: object) -> DataConfig:
         return data_as_trained(DataConfig(**{"name": name, **data}), trained_with(run), subject)
