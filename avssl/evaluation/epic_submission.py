@@ -76,9 +76,9 @@ def write_submission(
     Raises:
         ValueError: Scores of other shapes or not finite, repeated ids, or a level out of range.
     """
-    levels = dict(zip(LEVELS, sls, strict=False))
     if len(sls) != len(LEVELS) or any(level not in range(6) for level in sls):
         raise ValueError(f"sls: must be three levels of 0 to 5 (pretraining, labels, data), got {list(sls)}")
+    levels = dict(zip(LEVELS, sls, strict=True))
     if len(set(clip_ids)) != len(clip_ids):
         raise ValueError("clip_ids: a narration id repeats; a segment is scored once")
     matrices = {head: as_matrix(scores[head], f"{head} scores") for head in CLASSES}
@@ -134,8 +134,9 @@ def validate_submission(submission: Mapping[str, Any], clip_ids: Collection[str]
             raise ValueError(f"submission: {clip_id}: action must have {ACTIONS} scores, has {count}")
         for pair in entry["action"]:
             classes = pair.split(",")
-            limits = zip(classes, CLASSES.values(), strict=False)
-            if len(classes) != 2 or not all(name.isdecimal() and int(name) < count for name, count in limits):
+            if len(classes) != len(CLASSES) or not all(
+                name.isdecimal() and int(name) < count for name, count in zip(classes, CLASSES.values(), strict=True)
+            ):
                 raise ValueError(f"submission: {clip_id}: action {pair!r} is not 'VERB,NOUN'")
         for task in (*CLASSES, "action"):
             for name, score in entry[task].items():

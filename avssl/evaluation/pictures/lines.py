@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain, cycle
 
 import numpy as np
 from matplotlib.ticker import NullLocator, PercentFormatter
@@ -29,7 +30,7 @@ def share_curves(
     """
     if not curves or not all(curves.values()):
         raise ValueError("curves: nothing to draw")
-    colours = [FAINT, *PALETTE] if len(curves) > 1 else PALETTE
+    colours = chain([FAINT] if len(curves) > 1 else [], cycle(PALETTE))  # no end: no curve is left out
     with styled():
         figure = new_figure(6.4, 4.0, title)
         axes = figure.add_subplot()
