@@ -3,9 +3,9 @@
 Arandjelovic & Zisserman (Look, Listen and Learn, ICCV 2017, appendix A.1) named 34 classes, before Kinetics-400 was
 released. The release renamed some of them, and has nothing like "patting". Published lists are therefore:
 
-- 32 classes (Sarkar & Etemad, CrissCross, AAAI 2023; repository pritamqu/CrissCross, issue 4), the default here;
-- 31 classes (Panda et al., AdaMML, ICCV 2021; repository IBM/AdaMML, issue 3): those without "strumming guitar";
-- 33 classes (Owens & Efros, ECCV 2018; repository andrewowens/multisensory, issue 14): the 32 and "using computer" for
+- 32 classes (Sarkar & Etemad, CrissCross, AAAI 2023; repository pritamqu/CrissCross), the default here;
+- 31 classes (Panda et al., AdaMML, ICCV 2021; repository IBM/AdaMML): those without "strumming guitar";
+- 33 classes (Owens & Efros, ECCV 2018; repository andrewowens/multisensory): the 32 and "using computer" for
   "typing". The 34 here are these and "patting", which has no clip in the released lists.
 """
 
