@@ -82,13 +82,9 @@ def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
         sets["demo"] = DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])
     if args.grid:
         root = ["--data.root", str(args.grid)]
-        settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--data.num_frames", "8"]
-        settings += [
-            "--data.clip_seconds",
-            "1.28",
-            "--time_bins",
-            "4",
-        ]  # half a video: cheaper, and sync has other times
+        settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--runtime.precision", "bf16-mixed"]
+        # Half a video: cheaper, and sync has other times.
+        settings += ["--data.num_frames", "8", "--data.clip_seconds", "1.28", "--time_bins", "4"]
         pretrain = [*settings, *root, "--optim.max_steps", str(args.grid_steps)]
         sets["grid"] = DataSet(
             pretrain, ["--data.name", "grid", *root, "--data.heads", "[digit, colour]"], ["digit", "colour"]
