@@ -1,0 +1,1 @@
+extern "C" int frontend_abi() { return 1; }
