@@ -2,7 +2,7 @@
 
     python benchmarks/mast_vs_ast.py --output benchmarks/results
 
-The correctness of MAST's attention is checked first. On a GPU both models run under bf16 autocast, on a CPU in float32,
+MAST is checked against its written-out formula first. On a GPU both models run under bf16 autocast, on a CPU in float32,
 unless ``--precision`` says otherwise. Peak memory is measured in a process of its own for each model.
 """
 
@@ -77,23 +77,24 @@ def inference(model: nn.Module, x: Tensor, dtype: str) -> Callable[[], None]:
     return step
 
 
-def check_attention(name: str, mels: int, frames: int) -> float:
-    """Largest difference of the two fast ways of attention from the written-out formula, relative to it; float64."""
+def check(name: str, mels: int, frames: int, device: str) -> float:
+    """Largest difference of the model as it is timed from the written-out formula in float64, relative to it.
+
+    In float32: what runs on a CPU without autocast has functions of its own.
+    """
     from mast import attention, relative
 
     torch.manual_seed(0)
-    model = mast.create_model(name, num_classes=CLASSES).double().eval()
+    model = mast.create_model(name, num_classes=CLASSES).eval()
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith(".table"):
             nn.init.normal_(parameter)  # freshly made tables are too small to show an error
-    x = torch.randn(1, 1, mels, frames, dtype=torch.float64)
+    x = torch.randn(1, 1, mels, frames)
     with torch.no_grad():
-        tiled = model(x)
-        with mock.patch.object(attention, "_tiles_pay", lambda x: False):
-            fused = model(x)
-            with mock.patch.object(attention, "attention", relative.reference_attention):
-                expected = model(x)
-    return max(float((fast - expected).abs().max() / expected.abs().max()) for fast in (tiled, fused))
+        fast = model.to(device)(x.to(device)).cpu().double()
+        with mock.patch.object(attention, "attention", relative.reference_attention):
+            expected = model.cpu().double()(x.double())
+    return float((fast - expected).abs().max() / expected.abs().max())
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
@@ -136,12 +137,12 @@ def main() -> None:
         return
 
     machine = describe_machine(args.device)
-    error = check_attention(args.model, args.mels, args.frames)
-    print(f"attention against its formula, float64: relative difference {error:.1e}")
-    if error > 1e-9:
-        raise SystemExit("the fast attention is wrong; not timing it")
+    error = check(args.model, args.mels, args.frames, args.device)
+    print(f"float32 against the written-out formula in float64: relative difference {error:.1e}")
+    if error > 1e-4:
+        raise SystemExit("the fast model is wrong; not timing it")
 
-    result = {"benchmark": "mast_vs_ast", "settings": settings_of(args), "machine": machine, "attention_error": error}
+    result = {"benchmark": "mast_vs_ast", "settings": settings_of(args), "machine": machine, "relative_error": error}
     x = torch.randn(args.batch, 1, args.mels, args.frames, device=args.device)
     names = (args.model, "hf_ast")
     for part, make in (("train", training_step), ("inference", inference)):

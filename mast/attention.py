@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mast import fused
 from mast.layers import AddBranch, Mlp
-from mast.recompute import PooledAttention, recomputed
+from mast.recompute import recomputed
 from mast.relative import Grid, RelativeTable, attention
 
 NORM_EPS = 1e-6
@@ -79,34 +80,39 @@ class PoolingAttention(nn.Module):
         queries, keys = q_grid[0] * q_grid[1], k_grid[0] * k_grid[1]
         return queries * (2 * keys + sum(k_grid)) * self.proj.in_features
 
-    def pool(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Projections (B, F, T, dim_out) -> the five arguments of ``mast.relative.attention``."""
-        q, k, v = self.pool_q(q, self.heads), self.pool_k(k, self.heads), self.pool_v(v, self.heads)
-        r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
-        r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
-        return q, k, v, r_freq, r_time
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
         # Three products rather than one: their results are contiguous, which the convolutions need.
-        projected = [
-            F.linear(x, weight, bias)
-            for weight, bias in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        ]
-        if _tiles_pay(projected[0]):
-            pools = (self.pool_q, self.pool_k, self.pool_v, self.relative_freq, self.relative_time)
-            parameters = [parameter for module in pools for parameter in module.parameters()]
-            out = PooledAttention.apply(self.pool, 3, *projected, *parameters)
-        else:
-            q, *others = self.pool(*projected)
-            out = q + attention(q, *others)  # in this order the sum has the layout of q
+        q, k, v = (
+            pool(F.linear(x, weight, bias), self.heads)
+            for pool, weight, bias in zip(
+                (self.pool_q, self.pool_k, self.pool_v), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True
+            )
+        )
+        r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
+        r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
+        out = q + attention(q, k, v, r_freq, r_time)  # in this order the sum has the layout of q
         return self.proj(out.flatten(3))
 
-
-def _tiles_pay(x: Tensor) -> bool:
-    """Whether to use PooledAttention: on a CPU, except in low precision and while compiled or exported."""
-    precise = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return precise and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """``forward(norm(x))`` in one function of ``mast.fused``."""
+        settings = fused.AttentionSettings(self.heads, self.pool_q.stride, self.pool_k.stride, NORM_EPS)
+        q_grid, k_grid = (
+            pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride)
+        )
+        pools = (self.pool_q, self.pool_k, self.pool_v)
+        weights = fused.AttentionWeights(
+            norm.weight,
+            norm.bias,
+            self.qkv.weight,
+            self.qkv.bias,
+            *(part for pool in pools for part in (pool.weight, pool.norm.weight, pool.norm.bias)),
+            self.relative_freq(q_grid[0], k_grid[0]),
+            self.relative_time(q_grid[1], k_grid[1]),
+            self.proj.weight,
+            self.proj.bias,
+        )
+        return fused.attention_branch(x, settings, weights)
 
 
 class Block(nn.Module):
@@ -153,11 +159,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out)."""
+        if self._fused(x):
+            normed = x if self.shortcut is None else self.norm1(x)
+            x = self.add1(self._residual(x, normed), self.attn.fused(x, self.norm1))
+            mlp = (self.norm2, self.mlp.fc1, self.mlp.fc2)
+            parameters = [parameter for layer in mlp for parameter in (layer.weight, layer.bias)]
+            return self.add2(x, fused.mlp_branch(x, NORM_EPS, x.shape[-1] > CHEAP_DIM, *parameters))
         normed = self.norm1(x)
         with recomputed(self.norm1, x, normed):
             branch, residual = self.attn(normed), self._residual(x, normed)
         x = self.add1(residual, branch)
         return self.add2(x, self._mlp_branch(x))
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether the branches can run fused: on tensors that fit, and layers that nobody has replaced."""
+        layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
+        return fused.usable(x) and all(type(layer) is nn.Linear for layer in layers)
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not torch.compiler.is_compiling():

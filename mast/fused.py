@@ -1,0 +1,270 @@
+"""The two branches of a block on a CPU, each one differentiable function that keeps little and copies nothing.
+
+``mast.attention.Block`` says what they compute. Between the matrix products, which are torch's, work the compiled
+functions of ``mast.native.encoder``; where there is no compiler, the blocks run operator by operator.
+
+A step of training is bound by memory here: what is cheap to compute again (norms, pooling, activations) is, so that a
+branch keeps its input, the widest products and nothing in between.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mast.native import encoder
+from mast.relative import Grid
+
+# Scores worked on at a time, so that they are still in the cores' cache when they are used next.
+_TILE_SCORES = 2**18
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the branches take ``x``: float32 on a CPU, neither compiled nor autocast, with kernels at hand."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and encoder.library() is not None
+    )
+
+
+class AttentionSettings(NamedTuple):
+    """Heads, pooling of queries and of keys and values, and the epsilon of every norm."""
+
+    heads: int
+    q_stride: Grid
+    kv_stride: Grid
+    eps: float
+
+
+class AttentionWeights(NamedTuple):
+    """Parameters of the attention branch.
+
+    Attributes:
+        norm, norm_bias: of the LayerNorm before it.
+        qkv, qkv_bias: (3 * dim_out, dim), (3 * dim_out,).
+        q_taps, k_taps, v_taps: (dim_head, 1, 3, 3); their norms are (dim_head,).
+        freq, time: relative positions (F_q, F_k, dim_head) and (T_q, T_k, dim_head).
+        proj, proj_bias: (dim_out, dim_out), (dim_out,).
+    """
+
+    norm: Tensor
+    norm_bias: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    q_taps: Tensor
+    q_norm: Tensor
+    q_norm_bias: Tensor
+    k_taps: Tensor
+    k_norm: Tensor
+    k_norm_bias: Tensor
+    v_taps: Tensor
+    v_norm: Tensor
+    v_norm_bias: Tensor
+    freq: Tensor
+    time: Tensor
+    proj: Tensor
+    proj_bias: Tensor
+
+    def poolings(self, settings: AttentionSettings) -> list[encoder.Pooling]:
+        """Of queries, keys and values."""
+        strides = (settings.q_stride, settings.kv_stride, settings.kv_stride)
+        parts = (self[4:7], self[7:10], self[10:13])
+        return [
+            encoder.Pooling(taps.flatten(1).t().contiguous(), scale, bias, stride, settings.eps)
+            for (taps, scale, bias), stride in zip(parts, strides, strict=True)
+        ]
+
+
+class Operands(NamedTuple):
+    """What attention works on.
+
+    Attributes:
+        q: (B, heads, F_q, T_q, dim).
+        k, v: (B, heads, F_k, T_k, dim).
+        by_freq: (B * heads, F_q, T_q, F_k) score of each query with each key frequency.
+        by_time: (B * heads, F_q, T_q, T_k) score of each query with each key time; T_q is the slowest in memory.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    by_freq: Tensor
+    by_time: Tensor
+
+    @property
+    def factor(self) -> float:
+        """1 / sqrt(dim)."""
+        return float(self.q.shape[-1] ** -0.5)
+
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Ranges of heads and queries with about ``_TILE_SCORES`` scores: small heads together, large ones in parts."""
+        heads, queries, keys = _flat(self.q).shape[0], _flat(self.q).shape[1], _flat(self.k).shape[1]
+        some_heads = max(1, _TILE_SCORES // (queries * keys))
+        some_rows = queries if some_heads > 1 else max(1, _TILE_SCORES // keys)
+        for head in range(0, heads, some_heads):
+            for row in range(0, queries, some_rows):
+                yield slice(head, min(head + some_heads, heads)), slice(row, min(row + some_rows, queries))
+
+    def buffer(self) -> Tensor:
+        """Room for the scores of the largest tile."""
+        heads, rows = next(self.tiles())
+        return self.q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * _flat(self.k).shape[1])
+
+    def weights(self, heads: slice, rows: slice, buffer: Tensor) -> Tensor:
+        """Attention weights of a tile (heads, rows, keys), in ``buffer``."""
+        q, k = _flat(self.q)[heads, rows], _flat(self.k)[heads]
+        scores = torch.bmm(q, k.transpose(1, 2), out=_room(buffer, q, k))
+        encoder.softmax_(scores, self.by_freq[heads], self.by_time[heads], rows.start, self.factor)
+        return scores
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, heads, F, T, dim) -> (B * heads, F * T, dim)."""
+    return x.flatten(2, 3).flatten(0, 1)
+
+
+def _room(buffer: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    return buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def _columns_first(x: Tensor) -> Tensor:
+    """(n, F, T, dim) -> a view (T, n * F, dim)."""
+    return x.flatten(0, 1).transpose(0, 1)
+
+
+def _columns_last(x: Tensor, rows: int) -> Tensor:
+    """The way back: (T, n * F, dim) -> a view (n, F, T, dim)."""
+    return x.transpose(0, 1).unflatten(0, (-1, rows))
+
+
+def _operands(projected: Tensor, poolings: list[encoder.Pooling], freq: Tensor, time: Tensor, heads: int) -> Operands:
+    """Pools (B, F, T, 3 * dim_out) and scores the positions; see ``mast.relative.position_scores``."""
+    q, k, v = (pool.forward(x, heads) for pool, x in zip(poolings, projected.chunk(3, dim=-1), strict=True))
+    grid = q.flatten(0, 1)
+    by_time = torch.bmm(_columns_first(grid), time.transpose(1, 2))
+    return Operands(q, k, v, grid @ freq.transpose(1, 2), _columns_last(by_time, grid.shape[1]))
+
+
+class _AttentionBranch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, settings: AttentionSettings, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights = AttentionWeights(*parameters)
+        x = x.contiguous()
+        normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
+        projected = _linear(normed, weights.qkv, weights.qkv_bias)
+        op = _operands(projected, weights.poolings(settings), weights.freq, weights.time, settings.heads)
+        out, buffer = torch.empty_like(_flat(op.q)), op.buffer()
+        for heads, rows in op.tiles():
+            torch.bmm(op.weights(heads, rows, buffer), _flat(op.v)[heads], out=out[heads, rows])
+        merged = torch.empty_like(op.q.permute(0, 2, 3, 1, 4), memory_format=torch.contiguous_format)
+        torch.add(op.q.permute(0, 2, 3, 1, 4), out.view_as(op.q).permute(0, 2, 3, 1, 4), out=merged)
+        ctx.settings = settings
+        ctx.save_for_backward(x, projected, merged, *parameters)
+        return _linear(merged.flatten(3), weights.proj, weights.proj_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, projected, merged, *parameters = ctx.saved_tensors
+        settings, weights = ctx.settings, AttentionWeights(*parameters)
+        poolings = weights.poolings(settings)
+        found: dict[str, Tensor] = {}
+        grad_merged, found["proj"], found["proj_bias"] = _linear_backward(grad, merged.flatten(3), weights.proj)
+        grad_merged = grad_merged.view_as(merged).permute(0, 3, 1, 2, 4)
+
+        op = _operands(projected, poolings, weights.freq, weights.time, settings.heads)
+        grads, found["freq"], found["time"] = _attention_backward(op, grad_merged.contiguous(), weights)
+        grad_projected = torch.empty_like(projected)
+        parts = zip("qkv", poolings, projected.chunk(3, -1), grad_projected.chunk(3, -1), strict=True)
+        for (name, pool, source, target), terms in zip(parts, ([*grads[0], grad_merged], *grads[1:]), strict=True):
+            taps, found[f"{name}_norm"], found[f"{name}_norm_bias"] = pool.backward(
+                source, settings.heads, terms, target
+            )
+            found[f"{name}_taps"] = taps.t().unflatten(1, (1, 3, 3))
+
+        normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
+        grad_x, found["qkv"], found["qkv_bias"] = _linear_backward(grad_projected, normed, weights.qkv)
+        grad_x, found["norm"], found["norm_bias"] = encoder.layer_norm_backward_(grad_x, x, weights.norm, settings.eps)
+        return None, grad_x, *(found[name] for name in AttentionWeights._fields)
+
+
+def _attention_backward(
+    op: Operands, grad_out: Tensor, weights: AttentionWeights
+) -> tuple[tuple[list[Tensor], list[Tensor], list[Tensor]], Tensor, Tensor]:
+    """From the gradient of the attention's result (B, heads, F_q, T_q, dim) to those of q, k and v, each as terms to be
+    summed, and of the relative positions."""
+    grad_q, grad_k, grad_v = torch.empty_like(op.q), torch.zeros_like(op.k), torch.zeros_like(op.v)
+    by_freq, by_time = torch.empty_like(op.by_freq), torch.empty_like(op.by_time)
+    buffer, second = op.buffer(), op.buffer()
+    for heads, rows in op.tiles():
+        q, k, v, grad = _flat(op.q)[heads, rows], _flat(op.k)[heads], _flat(op.v)[heads], _flat(grad_out)[heads, rows]
+        shares = op.weights(heads, rows, buffer)
+        _flat(grad_v)[heads].baddbmm_(shares.transpose(1, 2), grad)
+        grad_scores = torch.bmm(grad, v.transpose(1, 2), out=_room(second, q, k))
+        encoder.softmax_backward_(shares, grad_scores, by_freq[heads], by_time[heads], rows.start, op.factor)
+        torch.bmm(grad_scores, k, out=_flat(grad_q)[heads, rows])
+        _flat(grad_k)[heads].baddbmm_(grad_scores.transpose(1, 2), q)
+
+    grid, columns = op.q.flatten(0, 1), _columns_first(by_time)
+    from_freq = (by_freq @ weights.freq).view_as(op.q)
+    from_time = _columns_last(torch.bmm(columns, weights.time), grid.shape[1]).unflatten(0, op.q.shape[:2])
+    grad_freq = (by_freq.transpose(2, 3) @ grid).sum(dim=0)
+    grad_time = torch.bmm(columns.transpose(1, 2), _columns_first(grid))
+    return ([grad_q, from_freq, from_time], [grad_k], [grad_v]), grad_freq, grad_time
+
+
+class _MlpBranch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, eps: float, keep: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+        x = x.contiguous()
+        norm, norm_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
+        hidden = _linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1, fc1_bias)
+        ctx.eps = eps
+        ctx.save_for_backward(x, hidden if keep else None, norm, norm_bias, fc1, fc1_bias, fc2)
+        return _linear(encoder.gelu(hidden), fc2, fc2_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
+        normed = encoder.layer_norm(x, norm, norm_bias, ctx.eps)
+        hidden = _linear(normed, fc1, fc1_bias) if hidden is None else hidden
+        grad = grad.flatten(0, -2)
+        grad_hidden = grad @ fc2
+        activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2))
+        grad_fc2, grad_fc2_bias = grad.t() @ activated, grad.sum(dim=0)
+        grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2)
+        grad_x = (grad_hidden @ fc1).view_as(x)
+        grad_x, grad_norm, grad_norm_bias = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps)
+        return None, None, grad_x, grad_norm, grad_norm_bias, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, (..., dim), of the weight and of the bias."""
+    flat = grad.flatten(0, -2)
+    return (flat @ weight).view(*grad.shape[:-1], -1), flat.t() @ x.flatten(0, -2), flat.sum(dim=0)
+
+
+def attention_branch(x: Tensor, settings: AttentionSettings, weights: AttentionWeights) -> Tensor:
+    """Norm, pooling attention and projection: (B, F, T, dim) -> (B, F', T', dim_out)."""
+    return _AttentionBranch.apply(settings, x, *weights)  # type: ignore[no-any-return]
+
+
+def mlp_branch(x: Tensor, eps: float, keep: bool, *parameters: Tensor) -> Tensor:
+    """Norm and MLP: (..., dim) -> (..., dim).
+
+    Args:
+        keep: keep the hidden layer for the backward pass, rather than compute it again.
+        parameters: weight and bias of the norm, the first and the second layer.
+    """
+    return _MlpBranch.apply(eps, keep, x, *parameters)  # type: ignore[no-any-return]

@@ -1,0 +1,418 @@
+// What lies between the matrix products of MAST's blocks, forward and backward: LayerNorm, GELU, pooling and softmax.
+//
+// Tensors are float32 and contiguous unless strides are given; sizes and strides are in floats. Channels
+// come in whole vectors. Work is shared out in fixed parts, so results depend on the number of threads, but not on
+// their speed.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+// e^x for x <= 0, within 1 unit in the last place or so (Cephes' expf); 0 where that is no normal number.
+Floats exponential(Floats x) {
+    const Floats clipped = x < -87.0f ? Floats{} - 87.0f : x;
+    const Floats shifted = clipped * 1.44269504f + 12582912.0f;  // the nearest integer, in the low bits
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = (clipped - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    // The integer is added to the exponent of p, which lies around 1.
+    return (Floats)((Ints)p + (((Ints)shifted - 0x4b400000) << 23));
+}
+
+// The normal distribution: its density times sqrt(2 pi) is `bell`, its integral up to x is `below`. Abramowitz and
+// Stegun 7.1.26, within 1.5e-7.
+void normal(Floats x, Floats& bell, Floats& below) {
+    bell = exponential(-0.5f * x * x);
+    const Floats t = 1.0f / (1.0f + 0.3275911f * 0.70710678f * (x < 0.0f ? -x : x));
+    Floats p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Floats tail = 0.5f * p * t * bell;
+    below = x < 0.0f ? tail : 1.0f - tail;
+}
+
+constexpr float kDensity = 0.39894228f;  // 1 / sqrt(2 pi)
+
+struct Moments {
+    float mean, rstd;
+};
+
+Moments moments(const float* x, int64_t dim, float eps) {
+    Floats sum = {}, squares = {};
+    for (int64_t c = 0; c < dim; c += kLanes) sum += load(x + c);
+    const float mean = total(sum) / dim;
+    for (int64_t c = 0; c < dim; c += kLanes) squares += (load(x + c) - mean) * (load(x + c) - mean);
+    return {mean, 1.0f / std::sqrt(total(squares) / dim + eps)};
+}
+
+void normalise(const float* x, const float* weight, const float* bias, float* y, int64_t dim, float eps) {
+    const Moments m = moments(x, dim, eps);
+    for (int64_t c = 0; c < dim; c += kLanes)
+        store(y + c, (load(x + c) - m.mean) * m.rstd * load(weight + c) + load(bias + c));
+}
+
+// The gradient of x into grad_x, which may be grad itself; adds to those of the weight and the bias.
+void normalise_backward(const float* x, const float* weight, const float* grad, float* grad_x, float* grad_weight,
+                        float* grad_bias, int64_t dim, float eps) {
+    const Moments m = moments(x, dim, eps);
+    Floats sums = {}, dots = {};
+    for (int64_t c = 0; c < dim; c += kLanes) {
+        const Floats hat = (load(x + c) - m.mean) * m.rstd, g = load(grad + c), weighted = g * load(weight + c);
+        sums += weighted;
+        dots += weighted * hat;
+        store(grad_weight + c, load(grad_weight + c) + g * hat);
+        store(grad_bias + c, load(grad_bias + c) + g);
+    }
+    const float sum = total(sums) / dim, dot = total(dots) / dim;
+    for (int64_t c = 0; c < dim; c += kLanes) {
+        const Floats hat = (load(x + c) - m.mean) * m.rstd;
+        store(grad_x + c, (load(grad + c) * load(weight + c) - sum - hat * dot) * m.rstd);
+    }
+}
+
+// Replaces the values by what `of` gives for vectors of them; the last one is filled up with `pad`.
+template <typename Of>
+void each_vector(float* values, int64_t size, float pad, Of of) {
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(values + i, of(load(values + i)));
+    if (i == size) return;
+    float rest[kLanes];
+    std::fill_n(rest, kLanes, pad);
+    std::copy(values + i, values + size, rest);
+    store(rest, of(load(rest)));
+    std::copy_n(rest, size - i, values + i);
+}
+
+// Sums the threads' shares, (threads, size), in their order.
+void gather(const std::vector<float>& shares, int threads, int64_t size, float* total) {
+    std::memcpy(total, shares.data(), size * sizeof(float));
+    for (int thread = 1; thread < threads; ++thread)
+        for (int64_t i = 0; i < size; ++i) total[i] += shares[thread * size + i];
+}
+
+int64_t part(int64_t count, int index, int parts) { return count * index / parts; }
+
+// Calls visit(width, c) for all channels, from c on `width` vectors, which the compiler can keep in registers.
+template <typename Visit>
+void by_width(int64_t dim, Visit visit) {
+    int64_t c = 0;
+    for (; c + 6 * kLanes <= dim; c += 6 * kLanes) visit(std::integral_constant<int, 6>(), c);
+    for (; c + 2 * kLanes <= dim; c += 2 * kLanes) visit(std::integral_constant<int, 2>(), c);
+    if (c < dim) visit(std::integral_constant<int, 1>(), c);
+}
+
+// A 3x3 depthwise convolution with padding 1 of an image with `dim` channels at each position, `stride` apart.
+struct Pooling {
+    const float* image;
+    const float* weight;  // (9, dim)
+    int64_t stride, rows, columns, row_step, column_step, dim;
+
+    int64_t out_rows() const { return (rows + row_step - 1) / row_step; }
+    int64_t out_columns() const { return (columns + column_step - 1) / column_step; }
+    int64_t offset(int64_t row, int64_t column) const { return (row * columns + column) * stride; }
+
+    // Calls visit(tap, offset) for the taps of one output that lie within the image.
+    template <typename Visit>
+    void taps(int64_t out_row, int64_t out_column, Visit visit) const {
+        const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
+        for (int i = std::max<int64_t>(0, -row); i < std::min<int64_t>(3, rows - row); ++i)
+            for (int j = std::max<int64_t>(0, -column); j < std::min<int64_t>(3, columns - column); ++j)
+                visit(3 * i + j, offset(row + i, column + j));
+    }
+
+    // The other way: calls visit(tap, output) for the outputs that a position goes into, counted row by row.
+    template <typename Visit>
+    void outputs(int64_t row, int64_t column, Visit visit) const {
+        for (int i = 0; i < 3; ++i) {
+            const int64_t out_row = (row + 1 - i) / row_step;
+            if (row + 1 < i || out_row * row_step != row + 1 - i || out_row >= out_rows()) continue;
+            for (int j = 0; j < 3; ++j) {
+                const int64_t out_column = (column + 1 - j) / column_step;
+                if (column + 1 >= j && out_column * column_step == column + 1 - j && out_column < out_columns())
+                    visit(3 * i + j, out_row * out_columns() + out_column);
+            }
+        }
+    }
+
+    void convolve(int64_t out_row, int64_t out_column, float* out) const {
+        const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
+        if (row >= 0 && row + 3 <= rows && column >= 0 && column + 3 <= columns)
+            convolve_inside(image + offset(row, column), out);
+        else
+            by_width(dim, [&](auto width, int64_t c) {
+                Floats sum[width] = {};
+                taps(out_row, out_column, [&](int tap, int64_t offset) {
+                    const float *x = image + offset + c, *w = weight + tap * dim + c;
+                    for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
+                });
+                for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
+            });
+    }
+
+    // Where all nine taps lie within the image, from `corner` on.
+    void convolve_inside(const float* corner, float* out) const {
+        by_width(dim, [&](auto width, int64_t c) {
+            Floats sum[width] = {};
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; ++i) {
+#pragma GCC unroll 3
+                for (int j = 0; j < 3; ++j) {
+                    const float *x = corner + offset(i, j) + c, *w = weight + (3 * i + j) * dim + c;
+                    for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
+                }
+            }
+            for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
+        });
+    }
+
+    // From the gradients of all outputs, (out_rows * out_columns, dim), that of one position.
+    void gradient(int64_t row, int64_t column, const float* grads, float* out) const {
+        by_width(dim, [&](auto width, int64_t c) {
+            Floats sum[width] = {};
+            outputs(row, column, [&](int tap, int64_t output) {
+                const float *g = grads + output * dim + c, *w = weight + tap * dim + c;
+                for (int v = 0; v < width; ++v) sum[v] += load(g + v * kLanes) * load(w + v * kLanes);
+            });
+            for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
+        });
+    }
+
+    // Adds what one row of outputs contributes to the gradient of a tap; grads: of this row.
+    void weight_gradient(int tap, int64_t out_row, const float* grads, float* grad_tap) const {
+        const int64_t row = out_row * row_step + tap / 3 - 1;
+        if (row < 0 || row >= rows) return;
+        by_width(dim, [&](auto width, int64_t c) {
+            Floats sum[width];
+            for (int v = 0; v < width; ++v) sum[v] = load(grad_tap + c + v * kLanes);
+            for (int64_t output = 0; output < out_columns(); ++output) {
+                const int64_t column = output * column_step + tap % 3 - 1;
+                if (column < 0 || column >= columns) continue;
+                const float *x = image + offset(row, column) + c, *g = grads + output * dim + c;
+                for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(g + v * kLanes);
+            }
+            for (int v = 0; v < width; ++v) store(grad_tap + c + v * kLanes, sum[v]);
+        });
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Channels must be a multiple of this.
+int64_t mast_lanes() { return kLanes; }
+
+void mast_layer_norm(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t dim,
+                     float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) normalise(x + row * dim, weight, bias, y + row * dim, dim, eps);
+}
+
+// grad_affine: (2, dim), of the weight and of the bias. grad_x may be grad.
+void mast_layer_norm_backward(const float* x, const float* weight, const float* grad, float* grad_x,
+                              float* grad_affine, int64_t rows, int64_t dim, float eps, int threads) {
+    std::vector<float> shares(threads * 2 * dim);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; ++thread) {
+        float* share = shares.data() + thread * 2 * dim;
+        for (int64_t row = part(rows, thread, threads); row < part(rows, thread + 1, threads); ++row)
+            normalise_backward(x + row * dim, weight, grad + row * dim, grad_x + row * dim, share, share + dim, dim, eps);
+    }
+    gather(shares, threads, 2 * dim, grad_affine);
+}
+
+void mast_gelu(const float* x, float* y, int64_t rows, int64_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = row * dim; i < (row + 1) * dim; i += kLanes) {
+            Floats bell, below;
+            normal(load(x + i), bell, below);
+            store(y + i, load(x + i) * below);
+        }
+    }
+}
+
+// activated: GELU(x), both (rows, dim). grad: of the former, becomes that of x. grad_bias (dim): the sum of the latter.
+void mast_gelu_backward(const float* x, float* grad, float* activated, float* grad_bias, int64_t rows, int64_t dim,
+                        int threads) {
+    std::vector<float> shares(threads * dim);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; ++thread) {
+        float* share = shares.data() + thread * dim;
+        for (int64_t row = part(rows, thread, threads); row < part(rows, thread + 1, threads); ++row) {
+            const float* h = x + row * dim;
+            float *g = grad + row * dim, *y = activated + row * dim;
+            for (int64_t c = 0; c < dim; c += kLanes) {
+                const Floats value = load(h + c);
+                Floats bell, below;
+                normal(value, bell, below);
+                store(y + c, value * below);
+                const Floats gradient = load(g + c) * (below + value * kDensity * bell);
+                store(g + c, gradient);
+                store(share + c, load(share + c) + gradient);
+            }
+        }
+    }
+    gather(shares, threads, dim, grad_bias);
+}
+
+// Pools each head's channels: x, images of (rows, columns) positions `stride` apart that hold heads * dim channels ->
+// y (batch, heads, rows', columns', dim). weight: (9, dim).
+void mast_pool(const float* x, int64_t stride, const float* weight, const float* scale, const float* bias, float* y,
+               int64_t batch, int64_t heads, int64_t rows, int64_t columns, int64_t row_step, int64_t column_step,
+               int64_t dim, float eps, int threads) {
+    const int64_t out_rows = (rows + row_step - 1) / row_step, out_columns = (columns + column_step - 1) / column_step;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> sum(dim);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < batch * out_rows; ++item) {
+            const int64_t out_row = item % out_rows, sample = item / out_rows;
+            for (int64_t column = 0; column < out_columns; ++column) {
+                // Heads lie side by side in x, so that they are read together.
+                for (int64_t head = 0; head < heads; ++head) {
+                    const float* image = x + sample * rows * columns * stride + head * dim;
+                    const Pooling pooling{image, weight, stride, rows, columns, row_step, column_step, dim};
+                    float* to = y + (((sample * heads + head) * out_rows + out_row) * out_columns + column) * dim;
+                    pooling.convolve(out_row, column, sum.data());
+                    normalise(sum.data(), scale, bias, to, dim, eps);
+                }
+            }
+        }
+    }
+}
+
+// Gradients of mast_pool. That of y is the sum of `terms` tensors, each with strides of batch, head, row and column.
+// grad_x, with x's stride, is overwritten; grad_affine (11, dim): of the nine taps, of scale and of bias.
+void mast_pool_backward(const float* x, int64_t stride, const float* weight, const float* scale, int64_t terms,
+                        const float* const* grads, const int64_t* grad_strides, float* grad_x, float* grad_affine,
+                        int64_t batch, int64_t heads, int64_t rows, int64_t columns, int64_t row_step,
+                        int64_t column_step, int64_t dim, float eps, int threads) {
+    const int64_t images = batch * heads, size = 11 * dim;
+    const int64_t out_rows = (rows + row_step - 1) / row_step, out_columns = (columns + column_step - 1) / column_step;
+    std::vector<float> shares(threads * size), reversed(9 * dim);
+    for (int tap = 0; tap < 9; ++tap) std::copy_n(weight + tap * dim, dim, reversed.data() + (8 - tap) * dim);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; ++thread) {
+        float* share = shares.data() + thread * size;
+        std::vector<float> sum(dim), convolved(out_rows * out_columns * dim);
+        for (int64_t image = part(images, thread, threads); image < part(images, thread + 1, threads); ++image) {
+            const int64_t start = image / heads * rows * columns * stride + image % heads * dim;
+            const Pooling pooling{x + start, weight, stride, rows, columns, row_step, column_step, dim};
+            for (int64_t row = 0; row < out_rows; ++row) {
+                float *line = convolved.data() + row * out_columns * dim, *g = line;
+                for (int64_t column = 0; column < out_columns; ++column, g += dim) {
+                    std::fill_n(g, dim, 0.0f);
+                    for (int64_t term = 0; term < terms; ++term) {
+                        const int64_t* step = grad_strides + 4 * term;
+                        const float* from = grads[term] + image / heads * step[0] + image % heads * step[1] +
+                                            row * step[2] + column * step[3];
+                        for (int64_t c = 0; c < dim; c += kLanes) store(g + c, load(g + c) + load(from + c));
+                    }
+                    pooling.convolve(row, column, sum.data());
+                    normalise_backward(sum.data(), scale, g, g, share + 9 * dim, share + 10 * dim, dim, eps);
+                }
+                for (int tap = 0; tap < 9; ++tap) pooling.weight_gradient(tap, row, line, share + tap * dim);
+            }
+            // With steps of 1, the way back is the same convolution with its taps in reverse.
+            const Pooling reverse{convolved.data(), reversed.data(), dim, rows, columns, 1, 1, dim};
+            for (int64_t row = 0; row < rows; ++row) {
+                for (int64_t column = 0; column < columns; ++column) {
+                    float* to = grad_x + start + pooling.offset(row, column);
+                    if (row_step == 1 && column_step == 1)
+                        reverse.convolve(row, column, to);
+                    else
+                        pooling.gradient(row, column, convolved.data(), to);
+                }
+            }
+        }
+    }
+    gather(shares, threads, size, grad_affine);
+}
+
+// One row of scores for each query, (heads, queries, key_rows * key_columns), becomes weights:
+// softmax(factor * (score + by_row[key's row] + by_column[key's column])). The position scores have strides of head,
+// query row and query column; queries are counted from `first`, row by row.
+void mast_softmax(float* scores, const float* by_row, const int64_t* row_strides, const float* by_column,
+                  const int64_t* column_strides, int64_t heads, int64_t queries, int64_t first, int64_t query_columns,
+                  int64_t key_rows, int64_t key_columns, float factor, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < heads * queries; ++item) {
+        const int64_t head = item / queries, query = first + item % queries;
+        const int64_t row = query / query_columns, column = query % query_columns;
+        const float* r = by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
+        const float* t = by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
+        float* s = scores + item * key_rows * key_columns;
+        Floats highests = Floats{} - INFINITY;
+        float highest = -INFINITY;
+        for (int64_t i = 0; i < key_rows; ++i) {
+            float* line = s + i * key_columns;
+            int64_t j = 0;
+            for (; j + kLanes <= key_columns; j += kLanes) {
+                const Floats x = factor * (load(line + j) + (load(t + j) + r[i]));
+                store(line + j, x);
+                highests = x > highests ? x : highests;
+            }
+            for (; j < key_columns; ++j) {
+                line[j] = factor * (line[j] + (t[j] + r[i]));
+                highest = std::max(highest, line[j]);
+            }
+        }
+        for (int lane = 0; lane < kLanes; ++lane) highest = std::max(highest, highests[lane]);
+        const int64_t keys = key_rows * key_columns;
+        Floats sums = {};
+        each_vector(s, keys, -INFINITY, [&](Floats x) {
+            x = exponential(x - highest);
+            sums += x;
+            return x;
+        });
+        const float share = 1.0f / total(sums);
+        each_vector(s, keys, 0.0f, [&](Floats x) { return x * share; });
+    }
+}
+
+// grad (heads, queries, keys), of the weights, becomes that of the scores before the softmax's factor; its sums over
+// key columns and rows go to grad_by_row and grad_by_column, laid out like the position scores.
+void mast_softmax_backward(const float* weights, float* grad, float* grad_by_row, const int64_t* row_strides,
+                           float* grad_by_column, const int64_t* column_strides, int64_t heads, int64_t queries,
+                           int64_t first, int64_t query_columns, int64_t key_rows, int64_t key_columns, float factor,
+                           int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < heads * queries; ++item) {
+        const int64_t head = item / queries, query = first + item % queries, keys = key_rows * key_columns;
+        const int64_t row = query / query_columns, column = query % query_columns;
+        float* r = grad_by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
+        float* t = grad_by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
+        const float* w = weights + item * keys;
+        float *g = grad + item * keys, dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t k = 0; k < keys; ++k) dot += w[k] * g[k];
+        std::fill_n(t, key_columns, 0.0f);
+        for (int64_t i = 0; i < key_rows; ++i) {
+            const float* v = w + i * key_columns;
+            float *line = g + i * key_columns, sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t j = 0; j < key_columns; ++j) {
+                line[j] = factor * v[j] * (line[j] - dot);
+                sum += line[j];
+                t[j] += line[j];
+            }
+            r[i] = sum;
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,147 @@
+"""What lies between the matrix products of MAST's blocks on a CPU: the functions of ``encoder.cpp`` on tensors.
+
+All tensors are float32 on the CPU; "contiguous" ones must be.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mast.native.build import load
+
+_FLAGS = ("-ffp-contract=fast", "-fno-trapping-math", "-mprefer-vector-width=512")
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SOFTMAX = [_POINTER] * 4 + [_SIZE] * 6 + [_FLOAT, _INT]
+_SIGNATURES = {
+    "mast_layer_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT, _INT],
+    "mast_layer_norm_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_FLOAT, _INT],
+    "mast_gelu": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
+    "mast_gelu_backward": [_POINTER] * 4 + [_SIZE] * 2 + [_INT],
+    "mast_pool": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
+    "mast_pool_backward": [_POINTER, _SIZE] + [_POINTER] * 2 + [_SIZE] + [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
+    "mast_softmax": [_POINTER, *_SOFTMAX],
+    "mast_softmax_backward": [_POINTER] * 2 + _SOFTMAX,
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there are none."""
+    kernels = load("encoder", *_FLAGS)
+    if kernels is not None and kernels.mast_softmax_backward.argtypes is None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(kernels, name)
+            function.restype, function.argtypes = None, arguments
+    return kernels
+
+
+def _call(name: str, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
+    kernels = library()
+    assert kernels is not None, "callers ask library() first"
+    pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    getattr(kernels, name)(*pointers, torch.get_num_threads())
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension of ``x``, contiguous (..., dim)."""
+    y = torch.empty_like(x)
+    _call("mast_layer_norm", x, weight, bias, y, x.numel() // x.shape[-1], x.shape[-1], eps)
+    return y
+
+
+def layer_norm_backward_(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, which replace ``grad``, of the weight and of the bias."""
+    affine = x.new_empty(2, x.shape[-1])
+    _call("mast_layer_norm_backward", x, weight, grad, grad, affine, x.numel() // x.shape[-1], x.shape[-1], eps)
+    return grad, affine[0], affine[1]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a contiguous ``x``."""
+    y = torch.empty_like(x)
+    _call("mast_gelu", x, y, x.numel() // x.shape[-1], x.shape[-1])
+    return y
+
+
+def gelu_backward_(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``grad``, of GELU(x) with x (N, dim), becomes that of x.
+
+    Returns:
+        GELU(x), and the sum of the gradient of x over N (dim,).
+    """
+    activated, total = torch.empty_like(x), x.new_empty(x.shape[1])
+    _call("mast_gelu_backward", x, grad, activated, total, x.shape[0], x.shape[1])
+    return activated, total
+
+
+class Pooling:
+    """3x3 depthwise convolution and LayerNorm of each head's channels, as ``mast.attention.DepthwisePool``.
+
+    Args:
+        taps: (9, dim) contiguous, of the convolution.
+        scale, bias: (dim,), of the norm.
+        step: stride in rows and columns.
+        eps: of the norm.
+    """
+
+    def __init__(self, taps: Tensor, scale: Tensor, bias: Tensor, step: tuple[int, int], eps: float) -> None:
+        self.taps, self.scale, self.bias, self.step, self.eps = taps, scale, bias, step, eps
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """(B, rows, columns, heads * dim), positions contiguous -> (B, heads, rows', columns', dim)."""
+        batch, rows, columns, dim = x.shape[0], x.shape[1], x.shape[2], len(self.scale)
+        size = (-(-length // step) for length, step in zip((rows, columns), self.step, strict=True))
+        y = x.new_empty(batch, heads, *size, dim)
+        shape = (batch, heads, rows, columns, *self.step, dim)
+        _call("mast_pool", x, x.stride(2), self.taps, self.scale, self.bias, y, *shape, self.eps)
+        return y
+
+    def backward(self, x: Tensor, heads: int, grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Writes the gradient of ``x`` to ``grad_x``, of the same strides.
+
+        Args:
+            grads: their sum is the gradient of the result; (B, heads, rows', columns', dim), channels contiguous.
+
+        Returns:
+            Gradients of taps, scale and bias.
+        """
+        affine = x.new_empty(11, len(self.scale))
+        pointers = (_POINTER * len(grads))(*(grad.data_ptr() for grad in grads))
+        strides = (_SIZE * (4 * len(grads)))(*(step for grad in grads for step in grad.stride()[:4]))
+        shape = (x.shape[0], heads, x.shape[1], x.shape[2], *self.step, len(self.scale))
+        sources = (x, x.stride(2), self.taps, self.scale, len(grads), pointers, strides)
+        _call("mast_pool_backward", *sources, grad_x, affine, *shape, self.eps)
+        return affine[:9], affine[9], affine[10]
+
+
+def softmax_(scores: Tensor, by_row: Tensor, by_column: Tensor, first: int, factor: float) -> None:
+    """Products of queries and keys become attention weights, softmax(factor * (score + position scores)).
+
+    Args:
+        scores: (heads, queries, keys) contiguous; some queries of each head, counted from ``first``.
+        by_row: (heads, query rows, query columns, key rows), the last contiguous.
+        by_column: (heads, query rows, query columns, key columns), likewise.
+    """
+    positions = (by_row, _strides(by_row), by_column, _strides(by_column))
+    _call("mast_softmax", scores, *positions, *_softmax_shape(scores, by_row, by_column, first), factor)
+
+
+def softmax_backward_(
+    weights: Tensor, grad: Tensor, grad_by_row: Tensor, grad_by_column: Tensor, first: int, factor: float
+) -> None:
+    """``grad``, of the weights, becomes that of the products; those of the position scores are written.
+
+    The arguments are laid out as those of :func:`softmax_`.
+    """
+    positions = (grad_by_row, _strides(grad_by_row), grad_by_column, _strides(grad_by_column))
+    shape = _softmax_shape(weights, grad_by_row, grad_by_column, first)
+    _call("mast_softmax_backward", weights, grad, *positions, *shape, factor)
+
+
+def _strides(positions: Tensor) -> ctypes.Array:
+    return (_SIZE * 3)(*positions.stride()[:3])
+
+
+def _softmax_shape(scores: Tensor, by_row: Tensor, by_column: Tensor, first: int) -> tuple[int, ...]:
+    return scores.shape[0], scores.shape[1], first, by_row.shape[2], by_row.shape[3], by_column.shape[3]
