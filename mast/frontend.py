@@ -5,6 +5,7 @@ window_type="hanning", dither=0, use_energy=False``. The order matters: pre-emph
 after their rounding, so an algebraically equal order differs by more than 1e-3 in the lowest mel bins.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mast.native import frontend as native
 
 # Frames worked on at a time. On a CPU the intermediate arrays of a chunk should stay in the cache.
 _CHUNK_FRAMES = {"cpu": 1024}
@@ -113,6 +116,7 @@ class LogMel(nn.Module):
         self.register_buffer("shift_by", torch.tensor(0.0 if mean is None else -mean * self.scale_by), persistent=False)
         self.fft_size = 1 << (self.window - 1).bit_length()
         banks = mel_banks(num_mels, self.fft_size, sample_rate, low_hz, top)
+        self.filters = native.Filters.of(banks)
         # Each bin twice: filters then apply to squared real and imaginary parts as they lie in memory.
         banks = F.pad(banks, (0, 1)).repeat_interleave(2, dim=1).t().contiguous()
         self.bands = list(_bands(banks))
@@ -143,6 +147,9 @@ class LogMel(nn.Module):
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
             )
+        kernels = native.library() if self._can_be_native(waveform) else None
+        if kernels is not None:
+            return self._native(kernels, waveform)
         out = torch.empty(waveform.shape[0], self.num_mels, frames, device=waveform.device)
         chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
         # Frames are as long as the transform; beyond the window they are zero, from chunk to chunk.
@@ -153,6 +160,35 @@ class LogMel(nn.Module):
                 energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
                 # The transposition and the normalization in one pass.
                 torch.add(self.shift_by, energies.transpose(1, 2), alpha=self.scale_by, out=result)
+        return out[:, None]
+
+    def _can_be_native(self, waveform: Tensor) -> bool:
+        """Plain tensors in memory; all others, and whatever is traced, go by torch's operators."""
+        return (
+            not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and type(waveform) is Tensor
+            and waveform.layout == torch.strided
+            and waveform.device.type == self.hann.device.type == "cpu"
+            and self.hann.dtype == torch.float32
+            and self.fft_size >= 32
+        )
+
+    def _native(self, kernels: ctypes.CDLL, waveform: Tensor) -> Tensor:
+        waveform = waveform.float().resolve_neg()
+        if self.center_clips:
+            waveform = waveform - waveform.mean(dim=1, keepdim=True)
+        out = native.log_mel(
+            kernels,
+            waveform,
+            self.filters,
+            self.hann,
+            shift=self.shift,
+            fft_size=self.fft_size,
+            preemphasis=self.preemphasis,
+            offset=float(self.shift_by),
+            scale=self.scale_by,
+        )
         return out[:, None]
 
     def _mel_energies(self, waveform: Tensor, windowed: Tensor) -> Tensor:

@@ -1,1 +1,175 @@
-extern "C" int frontend_abi() { return 1; }
+// Both sides of the log-mel frontend's transform, each in one pass over memory.
+//
+// Frames are counted through the batch: frame n is frame n % per_clip of clip n / per_clip. Sizes and strides are in
+// floats.
+
+#include <cfloat>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+Floats load(const float* from) {
+    Floats x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+// The lanes of a and b that the indices name; b's are kLanes and up.
+template <int... index>
+Floats pick(Floats a, Floats b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, index...);
+#else
+    return __builtin_shuffle(a, b, Ints{index...});
+#endif
+}
+
+template <int... i>
+Floats even(Floats a, Floats b, std::integer_sequence<int, i...>) {
+    return pick<2 * i...>(a, b);
+}
+
+template <int... i>
+Floats odd(Floats a, Floats b, std::integer_sequence<int, i...>) {
+    return pick<2 * i + 1 ...>(a, b);
+}
+
+// a0 b0 a1 b1 ..., from lane `from` of both.
+template <int from, int... i>
+Floats interleave(Floats a, Floats b, std::integer_sequence<int, i...>) {
+    return pick<from + i / 2 + (i % 2) * kLanes...>(a, b);
+}
+
+constexpr auto kAll = std::make_integer_sequence<int, kLanes>();
+
+// Interleaving row i with row i + kLanes / 2 rotates the bits of (row, column) by one: log2(kLanes) times transposes.
+void transpose(Floats (&rows)[kLanes]) {
+    for (int done = 1; done < kLanes; done *= 2) {
+        Floats next[kLanes];
+        for (int i = 0; i < kLanes / 2; ++i) {
+            next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], kAll);
+            next[2 * i + 1] = interleave<kLanes / 2>(rows[i], rows[i + kLanes / 2], kAll);
+        }
+        std::memcpy(rows, next, sizeof next);
+    }
+}
+
+// Natural logarithm of normal positive numbers, within 2 units in the last place (Cephes' logf); infinity and NaN as
+// they are.
+Floats log(Floats x) {
+    const Ints bits = (Ints)x;
+    const Ints exponent = (bits - 0x3f3504f3) >> 23;  // so that the mantissa lies in [sqrt(1/2), sqrt(2))
+    const Floats m = (Floats)(bits - (exponent << 23)) - 1.0f;
+    const Floats e = __builtin_convertvector(exponent, Floats);
+    Floats p = 7.0376836292e-2f * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    const Floats square = m * m;
+    // ln 2 in two parts, the first of which gives exact products.
+    const Floats low = (p * m * square - 2.12194440e-4f * e) - 0.5f * square;
+    const Floats result = (m + low) + 0.693359375f * e;
+    return x <= FLT_MAX ? result : x;
+}
+
+// Squared magnitudes of kLanes frames, a frame a lane: power[bin][lane].
+void powers(const float* const (&frames)[kLanes], int64_t bins, float* power) {
+    for (int64_t bin = 0; bin < bins; bin += kLanes) {
+        Floats rows[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const Floats a = load(frames[lane] + 2 * bin), b = load(frames[lane] + 2 * bin + kLanes);
+            const Floats real = even(a, b, kAll), imaginary = odd(a, b, kAll);
+            rows[lane] = real * real + imaginary * imaginary;
+        }
+        transpose(rows);
+        std::memcpy(power + bin * kLanes, rows, sizeof rows);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out[i][j], 0 < j < window: frame first + i less its mean, pre-emphasised, times hann[j - 1]. The order of rounding is
+// Kaldi's. out[i][0] and what lies beyond the window is left as it is.
+void mast_windowed_frames(
+    const float* waveform, int64_t clip_stride, const float* means, int64_t per_clip, int64_t first, int64_t count,
+    int64_t shift, int64_t window, const float* hann, float preemphasis, float* out, int64_t out_stride, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t n = first + i;
+        const float* x = waveform + n / per_clip * clip_stride + n % per_clip * shift;
+        const float mean = means[n];
+        float* y = out + i * out_stride;
+        for (int64_t j = 1; j < window; ++j)
+            y[j] = ((x[j] - mean) - preemphasis * (x[j - 1] - mean)) * hann[j - 1];
+    }
+}
+
+// Complex spectra (count rows) -> out (clips, mels, per_clip): offset + scale * log(max(energy, floor)).
+// Filter m has widths[m] weights, from bin starts[m] on, one filter's after another's in `weights`. Only the first
+// `bins` bins are read, a multiple of mast_lanes(). `scratch` has room for threads * bins * mast_lanes() floats.
+void mast_log_mel(
+    const float* spectra, int64_t spectrum_stride, int64_t per_clip, int64_t first, int64_t count, int64_t bins,
+    int64_t mels, const int32_t* starts, const int32_t* widths, const float* weights, float floor, float offset,
+    float scale, float* out, float* scratch, int threads) {
+    const int64_t blocks = (count + kLanes - 1) / kLanes;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < blocks; ++block) {
+#ifdef _OPENMP
+        float* power = scratch + omp_get_thread_num() * bins * kLanes;
+#else
+        float* power = scratch;
+#endif
+        const int64_t begin = block * kLanes, end = begin + kLanes < count ? begin + kLanes : count;
+        const float* frames[kLanes];
+        float* to[kLanes];  // where a lane's first mel goes
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int64_t i = begin + lane < end ? begin + lane : end - 1;  // the last frame again, where there is none
+            const int64_t n = first + i;
+            frames[lane] = spectra + i * spectrum_stride;
+            to[lane] = out + n / per_clip * mels * per_clip + n % per_clip;
+        }
+        powers(frames, bins, power);
+        const bool together =
+            end - begin == kLanes && (first + begin) / per_clip == (first + end - 1) / per_clip;
+        const float* weight = weights;
+        for (int64_t mel = 0; mel < mels; ++mel) {
+            const float* bin = power + starts[mel] * int64_t{kLanes};
+            Floats energy = {};
+            for (int32_t k = 0; k < widths[mel]; ++k, bin += kLanes) energy += *weight++ * load(bin);
+            energy = energy < floor ? Floats{} + floor : energy;  // NaN stays
+            const Floats value = offset + scale * log(energy);
+            if (together)
+                store(to[0] + mel * per_clip, value);
+            else
+                for (int64_t lane = 0; lane < end - begin; ++lane) to[lane][mel * per_clip] = value[lane];
+        }
+    }
+}
+
+int mast_lanes() { return kLanes; }
+}

@@ -1,0 +1,111 @@
+"""Log-mel on a CPU in three passes over each chunk of frames: windowed frames, the transform, everything behind it.
+
+Only the transform is torch's, because its rounding shows: in bins of almost no energy another transform's results
+differ by more than 1e-3 in the logarithm. The passes around it are ``frontend.cpp``.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mast.native.build import load
+
+# Frames that a thread works on at a time: 1 MiB with their spectra at 512 samples, which stays in a core's cache.
+_FRAMES_PER_THREAD = 256
+
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Mel filters without their zeros: ``widths[m]`` weights from bin ``starts[m]`` on, one filter's after another's.
+
+    Attributes:
+        starts, widths: (num_mels,) int32.
+        weights: (sum of widths,) float32.
+    """
+
+    starts: Tensor
+    widths: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, banks: Tensor) -> "Filters":
+        """From a dense bank, float32 (num_mels, bins)."""
+        starts, widths, weights = [], [], []
+        for row in banks:
+            used = row.nonzero()
+            start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+            starts.append(start)
+            widths.append(stop - start)
+            weights.append(row[start:stop])
+        return cls(
+            torch.tensor(starts, dtype=torch.int32), torch.tensor(widths, dtype=torch.int32), torch.cat(weights).clone()
+        )
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled passes, or None where there are none."""
+    kernels = load("frontend")
+    if kernels is not None and kernels.mast_log_mel.argtypes is None:
+        kernels.mast_windowed_frames.restype = None
+        kernels.mast_windowed_frames.argtypes = (
+            [_POINTER, _SIZE, _POINTER] + [_SIZE] * 5 + [_POINTER, _FLOAT, _POINTER, _SIZE, _INT]
+        )
+        kernels.mast_log_mel.restype = None
+        kernels.mast_log_mel.argtypes = (
+            [_POINTER] + [_SIZE] * 6 + [_POINTER] * 3 + [_FLOAT] * 3 + [_POINTER, _POINTER, _INT]
+        )
+    return kernels
+
+
+def log_mel(
+    kernels: ctypes.CDLL,
+    waveform: Tensor,
+    filters: Filters,
+    hann: Tensor,
+    *,
+    shift: int,
+    fft_size: int,
+    preemphasis: float,
+    offset: float,
+    scale: float,
+) -> Tensor:
+    """Waveform (B, S) float32 on the CPU -> (B, num_mels, T): ``offset + scale * log-mel``.
+
+    Args:
+        kernels: what :func:`library` gave.
+        waveform: at least one window long.
+        filters: over bins below ``fft_size // 2``.
+        hann: (window - 1,) float32, contiguous: the window without its first value, which is zero.
+        shift: samples from frame to frame.
+        fft_size: a power of two, at least 32.
+        preemphasis: coefficient.
+        offset, scale: normalization.
+    """
+    waveform = waveform if waveform.stride(1) == 1 else waveform.contiguous()
+    window, bins = len(hann) + 1, fft_size // 2
+    # torch's own means: another order of summation would round differently, and that shows as the transform's does.
+    means = waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
+    clips, per_clip = means.shape
+    threads = max(1, min(torch.get_num_threads(), means.numel() // 64))
+    chunk = _FRAMES_PER_THREAD * threads
+    out = torch.empty(clips, len(filters.starts), per_clip)
+    # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
+    frames = torch.zeros(min(chunk, means.numel()), fft_size)
+    scratch = torch.empty(threads * bins * kernels.mast_lanes())
+    for first in range(0, means.numel(), chunk):
+        count = min(chunk, means.numel() - first)
+        kernels.mast_windowed_frames(
+            waveform.data_ptr(), waveform.stride(0), means.data_ptr(), per_clip, first, count,
+            shift, window, hann.data_ptr(), preemphasis, frames.data_ptr(), fft_size, threads,
+        )  # fmt: skip
+        spectra = torch.fft.rfft(frames[:count]).contiguous()
+        kernels.mast_log_mel(
+            spectra.data_ptr(), 2 * spectra.shape[1], per_clip, first, count, bins, len(filters.starts),
+            filters.starts.data_ptr(), filters.widths.data_ptr(), filters.weights.data_ptr(),
+            torch.finfo(torch.float32).eps, offset, scale, out.data_ptr(), scratch.data_ptr(), threads,
+        )  # fmt: skip
+    return out
