@@ -109,12 +109,46 @@ void powers(const float* const (&frames)[kLanes], int64_t bins, float* power) {
     }
 }
 
+// Frames that are worked on together: their results are neighbours in a row of the output, so that whole cache lines
+// are written at once. Rows are often 4 KiB apart, where many half-written lines would evict each other.
+constexpr int kGroup = 64;
+
+struct Filters {
+    int64_t count;
+    const int32_t *starts, *quads;
+    const float* weights;
+};
+
+// energies[mel][lane] of kLanes frames; rows are kGroup apart.
+void apply(const Filters& filters, const float* power, float* energies) {
+    const float* weight = filters.weights;
+    for (int64_t mel = 0; mel < filters.count; ++mel) {
+        const float* bin = power + filters.starts[mel] * int64_t{kLanes};
+        Floats energy = {};
+        for (int32_t quad = 0; quad < filters.quads[mel]; ++quad, bin += 4 * kLanes, weight += 4)
+            energy += (weight[0] * load(bin) + weight[1] * load(bin + kLanes)) +
+                      (weight[2] * load(bin + 2 * kLanes) + weight[3] * load(bin + 3 * kLanes));
+        store(energies + mel * kGroup, energy);
+    }
+}
+
+void windowed_frame(const float* x, float mean, float preemphasis, const float* hann, int64_t window, float* y) {
+    const auto sample = [&](int64_t j) {  // the order of rounding is Kaldi's
+        store(y + j, ((load(x + j) - mean) - preemphasis * (load(x + j - 1) - mean)) * load(hann + j - 1));
+    };
+    int64_t j = 1;
+    for (; j + kLanes <= window; j += kLanes) sample(j);
+    if (j == window) return;
+    if (window > kLanes) return sample(window - kLanes);  // some of them a second time
+    for (; j < window; ++j) y[j] = ((x[j] - mean) - preemphasis * (x[j - 1] - mean)) * hann[j - 1];
+}
+
 }  // namespace
 
 extern "C" {
 
-// out[i][j], 0 < j < window: frame first + i less its mean, pre-emphasised, times hann[j - 1]. The order of rounding is
-// Kaldi's. out[i][0] and what lies beyond the window is left as it is.
+// out[i][j], 0 < j < window: frame first + i less its mean, pre-emphasised, times hann[j - 1]. out[i][0] and what lies
+// beyond the window is left as it is.
 void mast_windowed_frames(
     const float* waveform, int64_t clip_stride, const float* means, int64_t per_clip, int64_t first, int64_t count,
     int64_t shift, int64_t window, const float* hann, float preemphasis, float* out, int64_t out_stride, int threads) {
@@ -122,54 +156,54 @@ void mast_windowed_frames(
     for (int64_t i = 0; i < count; ++i) {
         const int64_t n = first + i;
         const float* x = waveform + n / per_clip * clip_stride + n % per_clip * shift;
-        const float mean = means[n];
-        float* y = out + i * out_stride;
-        for (int64_t j = 1; j < window; ++j)
-            y[j] = ((x[j] - mean) - preemphasis * (x[j - 1] - mean)) * hann[j - 1];
+        windowed_frame(x, means[n], preemphasis, hann, window, out + i * out_stride);
     }
 }
 
+// Floats of scratch that a thread needs.
+int64_t mast_scratch(int64_t bins, int64_t mels) { return bins * kLanes + mels * kGroup; }
+
 // Complex spectra (count rows) -> out (clips, mels, per_clip): offset + scale * log(max(energy, floor)).
-// Filter m has widths[m] weights, from bin starts[m] on, one filter's after another's in `weights`. Only the first
-// `bins` bins are read, a multiple of mast_lanes(). `scratch` has room for threads * bins * mast_lanes() floats.
+// Filter m has 4 * quads[m] weights, from bin starts[m] on, one filter's after another's in `weights`. Only the first
+// `bins` bins are read, a multiple of 16. `scratch` has mast_scratch() floats for each thread.
 void mast_log_mel(
     const float* spectra, int64_t spectrum_stride, int64_t per_clip, int64_t first, int64_t count, int64_t bins,
-    int64_t mels, const int32_t* starts, const int32_t* widths, const float* weights, float floor, float offset,
+    int64_t mels, const int32_t* starts, const int32_t* quads, const float* weights, float floor, float offset,
     float scale, float* out, float* scratch, int threads) {
-    const int64_t blocks = (count + kLanes - 1) / kLanes;
+    const Filters filters = {mels, starts, quads, weights};
+    const int64_t groups = (count + kGroup - 1) / kGroup;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t group = 0; group < groups; ++group) {
 #ifdef _OPENMP
-        float* power = scratch + omp_get_thread_num() * bins * kLanes;
+        float* power = scratch + omp_get_thread_num() * mast_scratch(bins, mels);
 #else
         float* power = scratch;
 #endif
-        const int64_t begin = block * kLanes, end = begin + kLanes < count ? begin + kLanes : count;
-        const float* frames[kLanes];
-        float* to[kLanes];  // where a lane's first mel goes
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const int64_t i = begin + lane < end ? begin + lane : end - 1;  // the last frame again, where there is none
-            const int64_t n = first + i;
-            frames[lane] = spectra + i * spectrum_stride;
-            to[lane] = out + n / per_clip * mels * per_clip + n % per_clip;
+        float* energies = power + bins * kLanes;
+        const int64_t begin = group * kGroup, end = begin + kGroup < count ? begin + kGroup : count;
+        for (int64_t i = begin; i < end; i += kLanes) {
+            const float* frames[kLanes];
+            for (int lane = 0; lane < kLanes; ++lane)  // the last frame again, where there is none
+                frames[lane] = spectra + (i + lane < end ? i + lane : end - 1) * spectrum_stride;
+            powers(frames, bins, power);
+            apply(filters, power, energies + (i - begin));
         }
-        powers(frames, bins, power);
-        const bool together =
-            end - begin == kLanes && (first + begin) / per_clip == (first + end - 1) / per_clip;
-        const float* weight = weights;
+        const int64_t n = first + begin, size = end - begin;
+        const bool one_clip = n % per_clip + size <= per_clip;
+        float* to = out + n / per_clip * mels * per_clip + n % per_clip;
         for (int64_t mel = 0; mel < mels; ++mel) {
-            const float* bin = power + starts[mel] * int64_t{kLanes};
-            Floats energy = {};
-            for (int32_t k = 0; k < widths[mel]; ++k, bin += kLanes) energy += *weight++ * load(bin);
-            energy = energy < floor ? Floats{} + floor : energy;  // NaN stays
-            const Floats value = offset + scale * log(energy);
-            if (together)
-                store(to[0] + mel * per_clip, value);
-            else
-                for (int64_t lane = 0; lane < end - begin; ++lane) to[lane][mel * per_clip] = value[lane];
+            float* row = energies + mel * kGroup;
+            float* result = one_clip && size == kGroup ? to + mel * per_clip : row;
+            for (int64_t i = 0; i < size; i += kLanes) {
+                const Floats x = load(row + i);
+                store(result + i, offset + scale * log(x < floor ? Floats{} + floor : x));  // NaN stays
+            }
+            if (result != row) continue;
+            for (int64_t i = 0; i < size; ++i) {
+                const int64_t clip = (n + i) / per_clip, frame = (n + i) % per_clip;
+                out[(clip * mels + mel) * per_clip + frame] = row[i];
+            }
         }
     }
 }
-
-int mast_lanes() { return kLanes; }
 }

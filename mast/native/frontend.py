@@ -20,36 +20,38 @@ _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float,
 
 @dataclass(frozen=True)
 class Filters:
-    """Mel filters without their zeros: ``widths[m]`` weights from bin ``starts[m]`` on, one filter's after another's.
+    """Mel filters without most of their zeros: filter m has ``4 * quads[m]`` weights from bin ``starts[m]`` on.
 
     Attributes:
-        starts, widths: (num_mels,) int32.
-        weights: (sum of widths,) float32.
+        starts, quads: (num_mels,) int32.
+        weights: float32, one filter's after another's.
     """
 
     starts: Tensor
-    widths: Tensor
+    quads: Tensor
     weights: Tensor
 
     @classmethod
     def of(cls, banks: Tensor) -> "Filters":
-        """From a dense bank, float32 (num_mels, bins)."""
-        starts, widths, weights = [], [], []
+        """From a dense bank, float32 (num_mels, bins) with at least 4 bins."""
+        starts, quads, weights = [], [], []
         for row in banks:
             used = row.nonzero()
-            start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-            starts.append(start)
-            widths.append(stop - start)
-            weights.append(row[start:stop])
-        return cls(
-            torch.tensor(starts, dtype=torch.int32), torch.tensor(widths, dtype=torch.int32), torch.cat(weights).clone()
-        )
+            first, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+            width = -(-(stop - first) // 4) * 4
+            first = min(first, len(row) - width)
+            starts.append(first)
+            quads.append(width // 4)
+            weights.append(row[first : first + width])
+        return cls(torch.tensor(starts, dtype=torch.int32), torch.tensor(quads, dtype=torch.int32), torch.cat(weights))
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled passes, or None where there are none."""
     kernels = load("frontend")
     if kernels is not None and kernels.mast_log_mel.argtypes is None:
+        kernels.mast_scratch.restype = _SIZE
+        kernels.mast_scratch.argtypes = [_SIZE, _SIZE]
         kernels.mast_windowed_frames.restype = None
         kernels.mast_windowed_frames.argtypes = (
             [_POINTER, _SIZE, _POINTER] + [_SIZE] * 5 + [_POINTER, _FLOAT, _POINTER, _SIZE, _INT]
@@ -95,7 +97,7 @@ def log_mel(
     out = torch.empty(clips, len(filters.starts), per_clip)
     # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
     frames = torch.zeros(min(chunk, means.numel()), fft_size)
-    scratch = torch.empty(threads * bins * kernels.mast_lanes())
+    scratch = torch.empty(threads * kernels.mast_scratch(bins, len(filters.starts)))
     for first in range(0, means.numel(), chunk):
         count = min(chunk, means.numel() - first)
         kernels.mast_windowed_frames(
@@ -105,7 +107,7 @@ def log_mel(
         spectra = torch.fft.rfft(frames[:count]).contiguous()
         kernels.mast_log_mel(
             spectra.data_ptr(), 2 * spectra.shape[1], per_clip, first, count, bins, len(filters.starts),
-            filters.starts.data_ptr(), filters.widths.data_ptr(), filters.weights.data_ptr(),
+            filters.starts.data_ptr(), filters.quads.data_ptr(), filters.weights.data_ptr(),
             torch.finfo(torch.float32).eps, offset, scale, out.data_ptr(), scratch.data_ptr(), threads,
         )  # fmt: skip
     return out
