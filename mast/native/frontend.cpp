@@ -59,6 +59,12 @@ Floats interleave(Floats a, Floats b, std::integer_sequence<int, i...>) {
     return pick<from + i / 2 + (i % 2) * kLanes...>(a, b);
 }
 
+// Each lane's neighbour on the left: the last of a, then b without its last.
+template <int... i>
+Floats before(Floats a, Floats b, std::integer_sequence<int, i...>) {
+    return pick<i + kLanes - 1 ...>(a, b);
+}
+
 constexpr auto kAll = std::make_integer_sequence<int, kLanes>();
 
 // Interleaving row i with row i + kLanes / 2 rotates the bits of (row, column) by one: log2(kLanes) times transposes.
@@ -132,31 +138,40 @@ void apply(const Filters& filters, const float* power, float* energies) {
     }
 }
 
-void windowed_frame(const float* x, float mean, float preemphasis, const float* hann, int64_t window, float* y) {
-    const auto sample = [&](int64_t j) {  // the order of rounding is Kaldi's
-        store(y + j, ((load(x + j) - mean) - preemphasis * (load(x + j - 1) - mean)) * load(hann + j - 1));
-    };
-    int64_t j = 1;
-    for (; j + kLanes <= window; j += kLanes) sample(j);
-    if (j == window) return;
-    if (window > kLanes) return sample(window - kLanes);  // some of them a second time
-    for (; j < window; ++j) y[j] = ((x[j] - mean) - preemphasis * (x[j - 1] - mean)) * hann[j - 1];
+// y[j] = (c[j] - preemphasis * c[j - 1]) * taper[j] with c = x - mean; c[-1] is 0. The order of rounding is Kaldi's.
+void windowed_frame(const float* x, float mean, float preemphasis, const float* taper, int64_t window, float* y) {
+    Floats last = {};
+    for (int64_t j = 0; j < window; j += kLanes) {
+        const int64_t left = window - j;
+        Floats samples = {};
+        if (left >= kLanes)
+            samples = load(x + j);
+        else
+            std::memcpy(&samples, x + j, left * sizeof(float));
+        const Floats centred = samples - mean;
+        const Floats value = (centred - preemphasis * before(last, centred, kAll)) * load(taper + j);
+        last = centred;
+        if (left >= kLanes)
+            store(y + j, value);
+        else
+            std::memcpy(y + j, &value, left * sizeof(float));
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// out[i][j], 0 < j < window: frame first + i less its mean, pre-emphasised, times hann[j - 1]. out[i][0] and what lies
-// beyond the window is left as it is.
+// out[i][j], j < window: frame first + i less its mean, pre-emphasised, times the taper, which begins with a zero and is
+// long enough to be read 16 at a time. What lies beyond the window is left as it is.
 void mast_windowed_frames(
     const float* waveform, int64_t clip_stride, const float* means, int64_t per_clip, int64_t first, int64_t count,
-    int64_t shift, int64_t window, const float* hann, float preemphasis, float* out, int64_t out_stride, int threads) {
+    int64_t shift, int64_t window, const float* taper, float preemphasis, float* out, int64_t out_stride, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; ++i) {
         const int64_t n = first + i;
         const float* x = waveform + n / per_clip * clip_stride + n % per_clip * shift;
-        windowed_frame(x, means[n], preemphasis, hann, window, out + i * out_stride);
+        windowed_frame(x, means[n], preemphasis, taper, window, out + i * out_stride);
     }
 }
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mast.native.build import load
 
@@ -92,22 +93,21 @@ def log_mel(
     # torch's own means: another order of summation would round differently, and that shows as the transform's does.
     means = waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
     clips, per_clip = means.shape
-    threads = max(1, min(torch.get_num_threads(), means.numel() // 64))
+    total, mels = clips * per_clip, len(filters.starts)
+    threads = max(1, min(torch.get_num_threads(), total // 64))
     chunk = _FRAMES_PER_THREAD * threads
-    out = torch.empty(clips, len(filters.starts), per_clip)
+    out = torch.empty(clips, mels, per_clip)
     # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
-    frames = torch.zeros(min(chunk, means.numel()), fft_size)
-    scratch = torch.empty(threads * kernels.mast_scratch(bins, len(filters.starts)))
-    for first in range(0, means.numel(), chunk):
-        count = min(chunk, means.numel() - first)
-        kernels.mast_windowed_frames(
-            waveform.data_ptr(), waveform.stride(0), means.data_ptr(), per_clip, first, count,
-            shift, window, hann.data_ptr(), preemphasis, frames.data_ptr(), fft_size, threads,
-        )  # fmt: skip
-        spectra = torch.fft.rfft(frames[:count]).contiguous()
-        kernels.mast_log_mel(
-            spectra.data_ptr(), 2 * spectra.shape[1], per_clip, first, count, bins, len(filters.starts),
-            filters.starts.data_ptr(), filters.quads.data_ptr(), filters.weights.data_ptr(),
-            torch.finfo(torch.float32).eps, offset, scale, out.data_ptr(), scratch.data_ptr(), threads,
-        )  # fmt: skip
+    frames = torch.zeros(min(chunk, total), fft_size)
+    scratch = torch.empty(threads * kernels.mast_scratch(bins, mels))
+    taper = F.pad(hann, (1, -window % 16))
+    source = (waveform.data_ptr(), waveform.stride(0), means.data_ptr(), per_clip)
+    framing = (shift, window, taper.data_ptr(), preemphasis, frames.data_ptr(), fft_size, threads)
+    bank = (filters.starts.data_ptr(), filters.quads.data_ptr(), filters.weights.data_ptr())
+    sink = (torch.finfo(torch.float32).eps, offset, scale, out.data_ptr(), scratch.data_ptr(), threads)
+    for first in range(0, total, chunk):
+        count = min(chunk, total - first)
+        kernels.mast_windowed_frames(*source, first, count, *framing)
+        spectra = torch.fft.rfft(frames if count == len(frames) else frames[:count])
+        kernels.mast_log_mel(spectra.data_ptr(), 2 * (bins + 1), per_clip, first, count, bins, mels, *bank, *sink)
     return out
