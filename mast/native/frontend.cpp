@@ -1,4 +1,4 @@
-// Both sides of the log-mel frontend's transform, each in one pass over memory.
+// Log-mel filter banks: what lies before and behind the transform, and both around it while data is in the cache.
 //
 // Frames are counted through the batch: frame n is frame n % per_clip of clip n / per_clip. Sizes and strides are in
 // floats.
@@ -101,8 +101,62 @@ Floats log(Floats x) {
     return x <= FLT_MAX ? result : x;
 }
 
-// Squared magnitudes of kLanes frames, a frame a lane: power[bin][lane].
-void powers(const float* const (&frames)[kLanes], int64_t bins, float* power) {
+// Frames whose results are written together. They are neighbours in a row of the output, so that whole cache lines are
+// written at once: rows are often 4 KiB apart, where many half-written lines would evict each other.
+constexpr int kGroup = 64;
+// Frames that are transformed together: with their spectra 128 KiB at 512 samples, far from filling a core's cache.
+constexpr int kBatch = 32;
+
+// DftiComputeForward of kBatch frames, out of place.
+typedef long (*Transform)(void* descriptor, const float* frames, float* spectra);
+
+// mast/native/frontend.py declares the same fields.
+struct Job {
+    const float* waveform;  // (clips, samples)
+    int64_t clip_stride;
+    const float* means;  // of each frame
+    int64_t per_clip, shift, window;
+    const float* taper;  // the window, which begins with a zero, and zeros up to a multiple of 16
+    int64_t fft_size;    // a multiple of 32
+    int64_t mels;
+    const int32_t *starts, *quads;  // filter m has 4 * quads[m] weights, from bin starts[m] on
+    const float* weights;           // one filter's after another's
+    float* out;                     // (clips, mels, per_clip)
+    Transform transform;            // or null
+    void* descriptor;
+    float preemphasis, floor, offset, scale;
+    int32_t threads;
+
+    int64_t bins() const { return fft_size / 2; }  // without Nyquist's, which no filter covers
+    int64_t spectrum() const { return fft_size + 2; }
+};
+
+// y[j] = (c[j] - preemphasis * c[j - 1]) * taper[j] with c = x - mean; c[-1] is 0. The order of rounding is Kaldi's.
+void windowed_frame(const Job& job, int64_t n, float* y) {
+    const float* x = job.waveform + n / job.per_clip * job.clip_stride + n % job.per_clip * job.shift;
+    const float mean = job.means[n];
+    Floats last = {};
+    for (int64_t j = 0; j < job.window; j += kLanes) {
+        const int64_t left = job.window - j;
+        Floats samples = {};
+        if (left >= kLanes)
+            samples = load(x + j);
+        else
+            std::memcpy(&samples, x + j, left * sizeof(float));
+        const Floats centred = samples - mean;
+        const Floats value = (centred - job.preemphasis * before(last, centred, kAll)) * load(job.taper + j);
+        last = centred;
+        if (left >= kLanes)
+            store(y + j, value);
+        else
+            std::memcpy(y + j, &value, left * sizeof(float));
+    }
+}
+
+// Squared magnitudes of kLanes frames, a frame a lane: power[bin][lane]. Where fewer are left, the last is repeated.
+void powers(const float* spectra, int64_t stride, int64_t left, int64_t bins, float* power) {
+    const float* frames[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) frames[lane] = spectra + (lane < left ? lane : left - 1) * stride;
     for (int64_t bin = 0; bin < bins; bin += kLanes) {
         Floats rows[kLanes];
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -115,110 +169,95 @@ void powers(const float* const (&frames)[kLanes], int64_t bins, float* power) {
     }
 }
 
-// Frames that are worked on together: their results are neighbours in a row of the output, so that whole cache lines
-// are written at once. Rows are often 4 KiB apart, where many half-written lines would evict each other.
-constexpr int kGroup = 64;
-
-struct Filters {
-    int64_t count;
-    const int32_t *starts, *quads;
-    const float* weights;
-};
-
 // energies[mel][lane] of kLanes frames; rows are kGroup apart.
-void apply(const Filters& filters, const float* power, float* energies) {
-    const float* weight = filters.weights;
-    for (int64_t mel = 0; mel < filters.count; ++mel) {
-        const float* bin = power + filters.starts[mel] * int64_t{kLanes};
+void filter(const Job& job, const float* power, float* energies) {
+    const float* weight = job.weights;
+    for (int64_t mel = 0; mel < job.mels; ++mel) {
+        const float* bin = power + job.starts[mel] * int64_t{kLanes};
         Floats energy = {};
-        for (int32_t quad = 0; quad < filters.quads[mel]; ++quad, bin += 4 * kLanes, weight += 4)
+        for (int32_t quad = 0; quad < job.quads[mel]; ++quad, bin += 4 * kLanes, weight += 4)
             energy += (weight[0] * load(bin) + weight[1] * load(bin + kLanes)) +
                       (weight[2] * load(bin + 2 * kLanes) + weight[3] * load(bin + 3 * kLanes));
         store(energies + mel * kGroup, energy);
     }
 }
 
-// y[j] = (c[j] - preemphasis * c[j - 1]) * taper[j] with c = x - mean; c[-1] is 0. The order of rounding is Kaldi's.
-void windowed_frame(const float* x, float mean, float preemphasis, const float* taper, int64_t window, float* y) {
-    Floats last = {};
-    for (int64_t j = 0; j < window; j += kLanes) {
-        const int64_t left = window - j;
-        Floats samples = {};
-        if (left >= kLanes)
-            samples = load(x + j);
-        else
-            std::memcpy(&samples, x + j, left * sizeof(float));
-        const Floats centred = samples - mean;
-        const Floats value = (centred - preemphasis * before(last, centred, kAll)) * load(taper + j);
-        last = centred;
-        if (left >= kLanes)
-            store(y + j, value);
-        else
-            std::memcpy(y + j, &value, left * sizeof(float));
+// Energies of `size` frames from frame n on, rows kGroup apart -> job.out: offset + scale * log(max(energy, floor)).
+void write(const Job& job, int64_t n, int64_t size, float* energies) {
+    const bool direct = size == kGroup && n % job.per_clip + size <= job.per_clip;
+    float* to = job.out + n / job.per_clip * job.mels * job.per_clip + n % job.per_clip;
+    for (int64_t mel = 0; mel < job.mels; ++mel) {
+        float* row = energies + mel * kGroup;
+        float* result = direct ? to + mel * job.per_clip : row;
+        for (int64_t i = 0; i < size; i += kLanes) {
+            const Floats x = load(row + i);
+            store(result + i, job.offset + job.scale * log(x < job.floor ? Floats{} + job.floor : x));  // NaN stays
+        }
+        for (int64_t i = 0; i < size && !direct; ++i) {
+            const int64_t clip = (n + i) / job.per_clip, frame = (n + i) % job.per_clip;
+            job.out[(clip * job.mels + mel) * job.per_clip + frame] = row[i];
+        }
     }
+}
+
+// `size` frames, at most kGroup, from frame n on. Without `spectra` they are made here.
+long group(const Job& job, int64_t n, int64_t size, const float* spectra, float* scratch) {
+    float* energies = scratch;
+    float* power = energies + job.mels * kGroup;
+    float* frames = power + job.bins() * kLanes;
+    float* own = frames + kBatch * job.fft_size;
+    for (int64_t i = 0; i < size; i += kBatch) {
+        const int64_t stop = i + kBatch < size ? i + kBatch : size;
+        const float* from = spectra + i * job.spectrum();
+        if (!spectra) {
+            for (int64_t k = i; k < stop; ++k) windowed_frame(job, n + k, frames + (k - i) * job.fft_size);
+            if (const long status = job.transform(job.descriptor, frames, own)) return status;
+            from = own;
+        }
+        for (int64_t k = i; k < stop; k += kLanes) {
+            powers(from + (k - i) * job.spectrum(), job.spectrum(), stop - k, job.bins(), power);
+            filter(job, power, energies + k);
+        }
+    }
+    write(job, n, size, energies);
+    return 0;
 }
 
 }  // namespace
 
 extern "C" {
 
-// out[i][j], j < window: frame first + i less its mean, pre-emphasised, times the taper, which begins with a zero and is
-// long enough to be read 16 at a time. What lies beyond the window is left as it is.
-void mast_windowed_frames(
-    const float* waveform, int64_t clip_stride, const float* means, int64_t per_clip, int64_t first, int64_t count,
-    int64_t shift, int64_t window, const float* taper, float preemphasis, float* out, int64_t out_stride, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t n = first + i;
-        const float* x = waveform + n / per_clip * clip_stride + n % per_clip * shift;
-        windowed_frame(x, means[n], preemphasis, taper, window, out + i * out_stride);
-    }
+int64_t mast_batch() { return kBatch; }
+
+// Floats of scratch that a thread needs, zeros at first.
+int64_t mast_scratch(const Job* job) {
+    const int64_t own = kBatch * (job->fft_size + job->spectrum());
+    return (job->mels * kGroup + job->bins() * kLanes + own + 15) / 16 * 16;
 }
 
-// Floats of scratch that a thread needs.
-int64_t mast_scratch(int64_t bins, int64_t mels) { return bins * kLanes + mels * kGroup; }
+// frames[i][j], j < window, of frame first + i. What lies beyond the window is left as it is.
+void mast_windowed_frames(const Job* job, int64_t first, int64_t count, float* frames) {
+#pragma omp parallel for schedule(static) num_threads(job->threads)
+    for (int64_t i = 0; i < count; ++i) windowed_frame(*job, first + i, frames + i * job->fft_size);
+}
 
-// Complex spectra (count rows) -> out (clips, mels, per_clip): offset + scale * log(max(energy, floor)).
-// Filter m has 4 * quads[m] weights, from bin starts[m] on, one filter's after another's in `weights`. Only the first
-// `bins` bins are read, a multiple of 16. `scratch` has mast_scratch() floats for each thread.
-void mast_log_mel(
-    const float* spectra, int64_t spectrum_stride, int64_t per_clip, int64_t first, int64_t count, int64_t bins,
-    int64_t mels, const int32_t* starts, const int32_t* quads, const float* weights, float floor, float offset,
-    float scale, float* out, float* scratch, int threads) {
-    const Filters filters = {mels, starts, quads, weights};
+// Log-mel of `count` frames from frame `first` on. `spectra` (count rows) is null where the job has a transform.
+// Returns what the transform did that failed, otherwise 0.
+long mast_log_mel(const Job* job, int64_t first, int64_t count, const float* spectra, float* scratch) {
     const int64_t groups = (count + kGroup - 1) / kGroup;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t group = 0; group < groups; ++group) {
+    long failed = 0;
+#pragma omp parallel for schedule(static) num_threads(job->threads) reduction(max : failed)
+    for (int64_t index = 0; index < groups; ++index) {
 #ifdef _OPENMP
-        float* power = scratch + omp_get_thread_num() * mast_scratch(bins, mels);
+        float* mine = scratch + omp_get_thread_num() * mast_scratch(job);
 #else
-        float* power = scratch;
+        float* mine = scratch;
 #endif
-        float* energies = power + bins * kLanes;
-        const int64_t begin = group * kGroup, end = begin + kGroup < count ? begin + kGroup : count;
-        for (int64_t i = begin; i < end; i += kLanes) {
-            const float* frames[kLanes];
-            for (int lane = 0; lane < kLanes; ++lane)  // the last frame again, where there is none
-                frames[lane] = spectra + (i + lane < end ? i + lane : end - 1) * spectrum_stride;
-            powers(frames, bins, power);
-            apply(filters, power, energies + (i - begin));
-        }
-        const int64_t n = first + begin, size = end - begin;
-        const bool one_clip = n % per_clip + size <= per_clip;
-        float* to = out + n / per_clip * mels * per_clip + n % per_clip;
-        for (int64_t mel = 0; mel < mels; ++mel) {
-            float* row = energies + mel * kGroup;
-            float* result = one_clip && size == kGroup ? to + mel * per_clip : row;
-            for (int64_t i = 0; i < size; i += kLanes) {
-                const Floats x = load(row + i);
-                store(result + i, offset + scale * log(x < floor ? Floats{} + floor : x));  // NaN stays
-            }
-            if (result != row) continue;
-            for (int64_t i = 0; i < size; ++i) {
-                const int64_t clip = (n + i) / per_clip, frame = (n + i) % per_clip;
-                out[(clip * mels + mel) * per_clip + frame] = row[i];
-            }
-        }
+        const int64_t begin = index * kGroup, size = begin + kGroup < count ? kGroup : count - begin;
+        const float* from = spectra ? spectra + begin * job->spectrum() : nullptr;
+        const long status = group(*job, first + begin, size, from, mine);
+        failed = status > failed ? status : failed;
     }
+    return failed;
 }
 }

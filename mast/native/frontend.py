@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mast.native import mkl
 from mast.native.build import load
 
 # Frames that a thread works on at a time: 1 MiB with their spectra at 512 samples, which stays in a core's cache.
@@ -47,20 +48,29 @@ class Filters:
         return cls(torch.tensor(starts, dtype=torch.int32), torch.tensor(quads, dtype=torch.int32), torch.cat(weights))
 
 
+class _Job(ctypes.Structure):
+    """``struct Job`` of ``frontend.cpp``."""
+
+    _fields_ = (
+        ("waveform", _POINTER), ("clip_stride", _SIZE), ("means", _POINTER),
+        ("per_clip", _SIZE), ("shift", _SIZE), ("window", _SIZE), ("taper", _POINTER), ("fft_size", _SIZE),
+        ("mels", _SIZE), ("starts", _POINTER), ("quads", _POINTER), ("weights", _POINTER), ("out", _POINTER),
+        ("transform", _POINTER), ("descriptor", _POINTER),
+        ("preemphasis", _FLOAT), ("floor", _FLOAT), ("offset", _FLOAT), ("scale", _FLOAT), ("threads", _INT),
+    )  # fmt: skip
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled passes, or None where there are none."""
     kernels = load("frontend")
     if kernels is not None and kernels.mast_log_mel.argtypes is None:
-        kernels.mast_scratch.restype = _SIZE
-        kernels.mast_scratch.argtypes = [_SIZE, _SIZE]
+        job = ctypes.POINTER(_Job)
+        kernels.mast_batch.restype = kernels.mast_scratch.restype = _SIZE
+        kernels.mast_scratch.argtypes = [job]
         kernels.mast_windowed_frames.restype = None
-        kernels.mast_windowed_frames.argtypes = (
-            [_POINTER, _SIZE, _POINTER] + [_SIZE] * 5 + [_POINTER, _FLOAT, _POINTER, _SIZE, _INT]
-        )
-        kernels.mast_log_mel.restype = None
-        kernels.mast_log_mel.argtypes = (
-            [_POINTER] + [_SIZE] * 6 + [_POINTER] * 3 + [_FLOAT] * 3 + [_POINTER, _POINTER, _INT]
-        )
+        kernels.mast_windowed_frames.argtypes = [job, _SIZE, _SIZE, _POINTER]
+        kernels.mast_log_mel.restype = ctypes.c_long
+        kernels.mast_log_mel.argtypes = [job, _SIZE, _SIZE, _POINTER, _POINTER]
     return kernels
 
 
@@ -82,32 +92,58 @@ def log_mel(
         kernels: what :func:`library` gave.
         waveform: at least one window long.
         filters: over bins below ``fft_size // 2``.
-        hann: (window - 1,) float32, contiguous: the window without its first value, which is zero.
+        hann: (window - 1,) float32: the window without its first value, which is zero.
         shift: samples from frame to frame.
         fft_size: a power of two, at least 32.
         preemphasis: coefficient.
         offset, scale: normalization.
     """
     waveform = waveform if waveform.stride(1) == 1 else waveform.contiguous()
-    window, bins = len(hann) + 1, fft_size // 2
+    window, mels = len(hann) + 1, len(filters.starts)
     # torch's own means: another order of summation would round differently, and that shows as the transform's does.
     means = waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
     clips, per_clip = means.shape
-    total, mels = clips * per_clip, len(filters.starts)
-    threads = max(1, min(torch.get_num_threads(), total // 64))
-    chunk = _FRAMES_PER_THREAD * threads
     out = torch.empty(clips, mels, per_clip)
-    # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
-    frames = torch.zeros(min(chunk, total), fft_size)
-    scratch = torch.empty(threads * kernels.mast_scratch(bins, mels))
     taper = F.pad(hann, (1, -window % 16))
-    source = (waveform.data_ptr(), waveform.stride(0), means.data_ptr(), per_clip)
-    framing = (shift, window, taper.data_ptr(), preemphasis, frames.data_ptr(), fft_size, threads)
-    bank = (filters.starts.data_ptr(), filters.quads.data_ptr(), filters.weights.data_ptr())
-    sink = (torch.finfo(torch.float32).eps, offset, scale, out.data_ptr(), scratch.data_ptr(), threads)
+    job = _Job(
+        waveform=waveform.data_ptr(),
+        clip_stride=waveform.stride(0),
+        means=means.data_ptr(),
+        per_clip=per_clip,
+        shift=shift,
+        window=window,
+        taper=taper.data_ptr(),
+        fft_size=fft_size,
+        mels=mels,
+        starts=filters.starts.data_ptr(),
+        quads=filters.quads.data_ptr(),
+        weights=filters.weights.data_ptr(),
+        out=out.data_ptr(),
+        transform=mkl.transform(),
+        descriptor=mkl.descriptor(fft_size, kernels.mast_batch()),
+        preemphasis=preemphasis,
+        floor=torch.finfo(torch.float32).eps,
+        offset=offset,
+        scale=scale,
+        threads=max(1, min(torch.get_num_threads(), means.numel() // 64)),
+    )
+    scratch = torch.zeros(job.threads * kernels.mast_scratch(job))
+    if job.descriptor is None:
+        _in_turns(kernels, job, means.numel(), scratch)
+    else:
+        failed = kernels.mast_log_mel(job, 0, means.numel(), None, scratch.data_ptr())
+        if failed:
+            raise RuntimeError(f"LogMel: MKL's transform of {fft_size} samples failed with status {failed}")
+    return out
+
+
+def _in_turns(kernels: ctypes.CDLL, job: _Job, total: int, scratch: Tensor) -> None:
+    """Chunk by chunk: frames, torch's transform, everything behind it."""
+    chunk = _FRAMES_PER_THREAD * job.threads
+    # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
+    frames = torch.zeros(min(chunk, total), job.fft_size)
     for first in range(0, total, chunk):
         count = min(chunk, total - first)
-        kernels.mast_windowed_frames(*source, first, count, *framing)
-        spectra = torch.fft.rfft(frames if count == len(frames) else frames[:count])
-        kernels.mast_log_mel(spectra.data_ptr(), 2 * (bins + 1), per_clip, first, count, bins, mels, *bank, *sink)
-    return out
+        kernels.mast_windowed_frames(job, first, count, frames.data_ptr())
+        spectra = torch.fft.rfft(frames[:count])
+        kernels.mast_log_mel(job, first, count, spectra.data_ptr(), scratch.data_ptr())
