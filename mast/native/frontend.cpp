@@ -276,7 +276,7 @@ void mast_windowed_frames(const Job* job, int64_t first, int64_t count, float* f
 long mast_log_mel(const Job* job, int64_t first, int64_t count, const float* spectra, float* scratch) {
     const int64_t groups = (count + kGroup - 1) / kGroup;
     long failed = 0;
-#pragma omp parallel for schedule(static) num_threads(job->threads) reduction(max : failed)
+#pragma omp parallel for schedule(dynamic) num_threads(job->threads) reduction(max : failed)
     for (int64_t index = 0; index < groups; ++index) {
 #ifdef _OPENMP
         float* mine = scratch + omp_get_thread_num() * mast_scratch(job);
