@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchaudio.functional import mask_along_axis_iid
 
 from avssl.augment.draws import check, uniform
 from avssl.augment.patches import drop_patches
@@ -48,14 +47,21 @@ class SpectrogramAugment(nn.Module):
             return spectrogram
         if self.warp:
             spectrogram = self._stretch(spectrogram)
-        mels, frames = spectrogram.shape[-2:]
-        for _ in range(self.masks):
-            # The masked value is the data's mean, which normalization puts at 0.
-            if self.freq_mask:
-                spectrogram = mask_along_axis_iid(spectrogram, int(self.freq_mask * mels) + 1, 0.0, axis=2)
-            if self.time_mask:
-                spectrogram = mask_along_axis_iid(spectrogram, int(self.time_mask * frames) + 1, 0.0, axis=3)
+        if self.masks and (self.freq_mask or self.time_mask):
+            spectrogram = self._mask(spectrogram)
         return drop_patches(spectrogram, self.patch_drop, self.patch_size) if self.patch_drop else spectrogram
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """All masks in one pass over ``x``; drawn as by ``torchaudio.functional.mask_along_axis_iid``, one by one."""
+        mels, frames = x.shape[-2:]
+        masked = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=x.device)
+        for _ in range(self.masks):
+            if self.freq_mask:
+                masked = masked | _intervals(x, mels, int(self.freq_mask * mels) + 1)[..., :, None]
+            if self.time_mask:
+                masked = masked | _intervals(x, frames, int(self.time_mask * frames) + 1)[..., None, :]
+        # The masked value is the data's mean, which normalization puts at 0.
+        return torch.where(masked, 0.0, x)
 
     def _stretch(self, x: Tensor) -> Tensor:
         time = uniform(x, 1 - 0.4 * self.warp, 1 + 0.4 * self.warp)
@@ -69,3 +75,11 @@ class SpectrogramAugment(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             grid = F.affine_grid(theta, list(x.shape), align_corners=False)
             return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _intervals(like: Tensor, size: int, widest: int) -> Tensor:
+    """(B, 1, size) bool: for each clip an interval, true inside, whose width is drawn from [0, ``widest``)."""
+    width = torch.rand(like.shape[:2], device=like.device) * widest
+    start = (torch.rand(like.shape[:2], device=like.device) * (size - width)).long()[..., None]
+    index = torch.arange(size, device=like.device)
+    return (index >= start) & (index < start + width.long()[..., None])

@@ -41,7 +41,7 @@ class Filters:
         for row in banks:
             used = row.nonzero()
             first, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-            width = -(-(stop - first) // 4) * 4
+            width = max(4, -(-(stop - first) // 4) * 4)  # one without bins gets zeros, so that NaN reaches it, too
             first = min(first, len(row) - width)
             starts.append(first)
             quads.append(width // 4)
@@ -61,9 +61,9 @@ class _Job(ctypes.Structure):
     )  # fmt: skip
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled passes, or None where there are none."""
-    kernels = load("frontend")
+def library(*flags: str) -> ctypes.CDLL | None:
+    """The compiled passes, or None where there are none; ``flags`` as for :func:`mast.native.load`."""
+    kernels = load("frontend", *flags)
     if kernels is not None and kernels.mast_log_mel.argtypes is None:
         job = ctypes.POINTER(_Job)
         kernels.mast_batch.restype = kernels.mast_scratch.restype = _SIZE

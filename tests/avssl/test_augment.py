@@ -71,6 +71,21 @@ def test_spectrogram_masks_are_zero_and_bounded() -> None:
     assert set(out.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("masks", [1, 3])
+def test_spectrogram_masks_are_those_that_torchaudio_draws(masks: int) -> None:
+    from torchaudio.functional import mask_along_axis_iid
+
+    spectrogram = torch.randn(6, 1, 40, 50)
+    torch.manual_seed(3)
+    expected = spectrogram
+    for _ in range(masks):
+        expected = mask_along_axis_iid(expected, int(0.2 * 40) + 1, 0.0, axis=2)
+        expected = mask_along_axis_iid(expected, int(0.3 * 50) + 1, 0.0, axis=3)
+    torch.manual_seed(3)
+    out = SpectrogramAugment(time_mask=0.3, freq_mask=0.2, masks=masks).train()(spectrogram)
+    assert torch.equal(out, expected) and not torch.equal(out, spectrogram)
+
+
 def test_patch_drop_blanks_the_share_of_whole_patches() -> None:
     spectrogram = torch.rand(5, 1, 32, 64) + 1
     dropped = SpectrogramAugment(0, 0, 0, patch_drop=0.25, patch_size=(8, 16))(spectrogram)
