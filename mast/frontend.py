@@ -1,5 +1,7 @@
 """Waveform to log-mel spectrogram: Kaldi's filter banks as AST and CAV-MAE use them, for a whole batch on its device.
 
+On a CPU compiled kernels do the work (``mast/native``), where they can be built; elsewhere torch's operators do.
+
 The steps and their order of rounding are those of ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
 window_type="hanning", dither=0, use_energy=False``. The order matters: pre-emphasis attenuates low frequencies by 30 dB
 after their rounding, so an algebraically equal order differs by more than 1e-3 in the lowest mel bins.
@@ -147,40 +149,55 @@ class LogMel(nn.Module):
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
             )
-        kernels = native.library() if self._can_be_native(waveform) else None
-        if kernels is not None:
-            return self._native(kernels, waveform)
+        with torch.autocast(waveform.device.type, enabled=False):
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+                return self._traceable(waveform.float())[:, None]
+            kernels = native.library() if self._can_be_native(waveform) else None
+            if kernels is not None:
+                return self._by_kernels(kernels, waveform.float())[:, None]
+            return self._by_operators(waveform)[:, None]
+
+    def _by_operators(self, waveform: Tensor) -> Tensor:
+        """(B, S) -> (B, num_mels, T) by torch's operators, chunk by chunk."""
+        frames = self.num_frames(waveform.shape[1])
         out = torch.empty(waveform.shape[0], self.num_mels, frames, device=waveform.device)
         chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
         # Frames are as long as the transform; beyond the window they are zero, from chunk to chunk.
         windowed = torch.zeros(min(chunk, len(out)), frames, self.fft_size, device=waveform.device)
-        with torch.autocast(waveform.device.type, enabled=False):
-            for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
-                energies = self._mel_energies(clips.float(), windowed[: len(clips)])
-                energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
-                # The transposition and the normalization in one pass.
-                torch.add(self.shift_by, energies.transpose(1, 2), alpha=self.scale_by, out=result)
-        return out[:, None]
+        for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
+            energies = self._mel_energies(self._centred(clips.float()), windowed[: len(clips)])
+            energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
+            # The transposition and the normalization in one pass.
+            torch.add(self.shift_by, energies.transpose(1, 2), alpha=self.scale_by, out=result)
+        return out
+
+    def _centred(self, waveform: Tensor) -> Tensor:
+        return waveform - waveform.mean(dim=1, keepdim=True) if self.center_clips else waveform
+
+    def _traceable(self, waveform: Tensor) -> Tensor:
+        """The same without chunks and places to write to, which compilers cannot follow for every size."""
+        frames = self._centred(waveform).unfold(1, self.window, self.shift)
+        centred = frames - frames.mean(dim=-1, keepdim=True)
+        emphasised = (centred[..., 1:] - self.preemphasis * centred[..., :-1]) * self.hann
+        spectra = torch.fft.rfft(F.pad(emphasised, (1, self.fft_size - self.window)))
+        energies = torch.view_as_real(spectra).square().flatten(-2) @ self.banks
+        logarithms = energies.clamp_min(torch.finfo(torch.float32).eps).log()
+        return self.shift_by + self.scale_by * logarithms.transpose(1, 2)
 
     def _can_be_native(self, waveform: Tensor) -> bool:
-        """Plain tensors in memory; all others, and whatever is traced, go by torch's operators."""
+        """Plain tensors in memory, and settings that the kernels know."""
         return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and type(waveform) is Tensor
+            type(waveform) is Tensor
             and waveform.layout == torch.strided
             and waveform.device.type == self.hann.device.type == "cpu"
             and self.hann.dtype == torch.float32
             and self.fft_size >= 32
         )
 
-    def _native(self, kernels: ctypes.CDLL, waveform: Tensor) -> Tensor:
-        waveform = waveform.float().resolve_neg()
-        if self.center_clips:
-            waveform = waveform - waveform.mean(dim=1, keepdim=True)
-        out = native.log_mel(
+    def _by_kernels(self, kernels: ctypes.CDLL, waveform: Tensor) -> Tensor:
+        return native.log_mel(
             kernels,
-            waveform,
+            self._centred(waveform.resolve_neg()),
             self.filters,
             self.hann,
             shift=self.shift,
@@ -189,12 +206,9 @@ class LogMel(nn.Module):
             offset=float(self.shift_by),
             scale=self.scale_by,
         )
-        return out[:, None]
 
     def _mel_energies(self, waveform: Tensor, windowed: Tensor) -> Tensor:
         """(B, S) -> (B, T, num_mels); ``windowed`` (B, T, fft_size) is room for the frames, zero beyond the window."""
-        if self.center_clips:
-            waveform = waveform - waveform.mean(dim=1, keepdim=True)
         frames = waveform.unfold(1, self.window, self.shift)
         centred = frames - frames.mean(dim=-1, keepdim=True)
         # A frame's first sample has no predecessor and needs none, since the window is zero there. The factor 1 keeps

@@ -140,7 +140,7 @@ def test_works_in_a_worker_that_was_forked_after_use(set_threads: Callable[[int]
         lambda x: x.clone().requires_grad_(),
         lambda x: x[:0],
     ],
-    ids="transposed strided sliced expanded double bfloat16 short negated requires_grad empty".split(),
+    ids=["transposed", "strided", "sliced", "expanded", "double", "bfloat16", "short", "negated", "grad", "empty"],
 )
 def test_any_layout_and_type(view: Callable[[Tensor], Tensor], calls: list[int]) -> None:
     frontend, waveform = mast.LogMel(), view(0.1 * torch.randn(4, 9001))
@@ -194,14 +194,15 @@ def test_a_failing_transform_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         mast.LogMel()(torch.zeros(1, 400))
 
 
-def test_exported_and_compiled_by_torchs_operators(calls: list[int]) -> None:
-    frontend, waveform = mast.LogMel(), 0.1 * torch.randn(2, 4000)
-    expected = frontend(waveform)
-    exported = torch.export.export(frontend, (waveform,)).module()
+@pytest.mark.parametrize("settings", [{}, {"center_clips": True, "sample_rate": 8000}])
+def test_exported_and_compiled_by_torchs_operators(settings: dict, calls: list[int]) -> None:
+    frontend, waveform = mast.LogMel(**settings), 0.1 * torch.randn(2, 4000)
+    sizes = {"waveform": {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=600)}}
+    exported = torch.export.export(frontend, (waveform,), dynamic_shapes=sizes).module()
     compiled = torch.compile(frontend, backend="eager", fullgraph=True)
-    for traced in (exported, compiled):
-        torch.testing.assert_close(traced(waveform), expected, atol=4e-6, rtol=1e-6)
-    assert len(calls) == 1
+    for traced, clips in ((exported, waveform), (exported, torch.randn(3, 5000)), (compiled, waveform)):
+        torch.testing.assert_close(traced(clips), frontend(clips), atol=4e-6, rtol=1e-6)
+    assert len(calls) == 3
 
 
 def test_copies_and_pickles() -> None:
