@@ -2,6 +2,7 @@
 
     python benchmarks/frontend.py --output benchmarks/results
     python benchmarks/frontend.py --clips FOLDER      # also compares values on every recording in the folder
+    python benchmarks/frontend.py --masks 1           # both with SpecAugment's masks, one of each kind
 
 Equality is checked first. The loop always runs on the CPU, as in data loaders; with ``--device cuda`` the batched
 frontend runs on the GPU, on waveforms that are there. ``MAST_NATIVE=0`` times it without its compiled kernels.
@@ -18,15 +19,23 @@ from common import compare, describe_machine, interleave, settings_of, write_res
 from torch import Tensor
 
 import mast
+from avssl.augment import SpectrogramAugment
 from mast.native import frontend as native
 
 
-def torchaudio_loop(waveform: Tensor) -> Tensor:
+def torchaudio_loop(waveform: Tensor, masks: int = 0) -> Tensor:
     """As AST's and CAV-MAE's data loaders do it, clip by clip: (B, S) -> (B, frames, mels)."""
     from torchaudio.compliance.kaldi import fbank
+    from torchaudio.functional import mask_along_axis
 
     options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "dither": 0.0, "frame_shift": 10}
-    clips = [fbank(clip[None], sample_frequency=16000, num_mel_bins=128, **options) for clip in waveform]
+    clips = []
+    for clip in waveform:
+        spectrogram = fbank(clip[None], sample_frequency=16000, num_mel_bins=128, **options)[None]
+        for _ in range(masks):
+            for axis in (2, 1):
+                spectrogram = mask_along_axis(spectrogram, spectrogram.shape[axis] // 10 + 1, 0.0, axis)
+        clips.append(spectrogram[0])
     return torch.stack(clips)
 
 
@@ -65,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", help="folder of recordings on which values are compared, too")
+    parser.add_argument("--masks", type=int, default=0, help="SpecAugment's masks of each kind that both apply")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
     args = parser.parse_args()
 
@@ -79,7 +89,11 @@ def main() -> None:
     if error > 1e-3:
         raise SystemExit("the frontend differs from Kaldi's; not timing it")
     recordings = compare_values(frontend, args.clips, args.device) if args.clips else None
-    calls = {"mast": lambda: frontend(on_device), "torchaudio": lambda: torchaudio_loop(waveform)}
+    augment = SpectrogramAugment(time_mask=0.1, freq_mask=0.1, masks=args.masks).train()
+    calls = {
+        "mast": lambda: augment(frontend(on_device), inplace=True),
+        "torchaudio": lambda: torchaudio_loop(waveform, args.masks),
+    }
     row = compare(interleave(calls, rounds=args.rounds, warmup=2, device=args.device), "mast", "torchaudio")
     low, high = row["speedup_range"]
     print(

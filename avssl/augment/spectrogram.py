@@ -41,27 +41,25 @@ class SpectrogramAugment(nn.Module):
         self.patch_drop, self.patch_size = patch_drop, patch_size
         self.warp, self.time_mask, self.freq_mask, self.masks = warp, time_mask, freq_mask, masks
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        """``spectrogram`` (B, 1, F, T) normalized log-mel -> (B, 1, F, T)."""
+    def forward(self, spectrogram: Tensor, inplace: bool = False) -> Tensor:
+        """``spectrogram`` (B, 1, F, T) normalized log-mel -> (B, 1, F, T).
+
+        ``inplace=True`` allows to write into ``spectrogram``, where nothing else needs it: masks then cost next to
+        nothing, while a copy costs a good part of the log-mel.
+        """
         if not self.training:
             return spectrogram
         if self.warp:
-            spectrogram = self._stretch(spectrogram)
+            spectrogram, inplace = self._stretch(spectrogram), True
         if self.masks and (self.freq_mask or self.time_mask):
-            spectrogram = self._mask(spectrogram)
+            spectrogram = spectrogram if inplace else spectrogram.clone()
+            # Drawn as by torchaudio.functional.mask_along_axis_iid.
+            for _ in range(self.masks):
+                if self.freq_mask:
+                    _mask(spectrogram, 2, self.freq_mask)
+                if self.time_mask:
+                    _mask(spectrogram, 3, self.time_mask)
         return drop_patches(spectrogram, self.patch_drop, self.patch_size) if self.patch_drop else spectrogram
-
-    def _mask(self, x: Tensor) -> Tensor:
-        """All masks in one pass over ``x``; drawn as by ``torchaudio.functional.mask_along_axis_iid``, one by one."""
-        mels, frames = x.shape[-2:]
-        masked = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=x.device)
-        for _ in range(self.masks):
-            if self.freq_mask:
-                masked = masked | _intervals(x, mels, int(self.freq_mask * mels) + 1)[..., :, None]
-            if self.time_mask:
-                masked = masked | _intervals(x, frames, int(self.time_mask * frames) + 1)[..., None, :]
-        # The masked value is the data's mean, which normalization puts at 0.
-        return torch.where(masked, 0.0, x)
 
     def _stretch(self, x: Tensor) -> Tensor:
         time = uniform(x, 1 - 0.4 * self.warp, 1 + 0.4 * self.warp)
@@ -77,9 +75,16 @@ class SpectrogramAugment(nn.Module):
             return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _intervals(like: Tensor, size: int, widest: int) -> Tensor:
-    """(B, 1, size) bool: for each clip an interval, true inside, whose width is drawn from [0, ``widest``)."""
-    width = torch.rand(like.shape[:2], device=like.device) * widest
-    start = (torch.rand(like.shape[:2], device=like.device) * (size - width)).long()[..., None]
-    index = torch.arange(size, device=like.device)
-    return (index >= start) & (index < start + width.long()[..., None])
+def _mask(x: Tensor, axis: int, share: float) -> None:
+    """Zeros, the data's mean, into an interval of ``axis`` of every clip of ``x``, at most ``share`` of it wide."""
+    size = x.shape[axis]
+    width = torch.rand(len(x), device=x.device) * (int(share * size) + 1)
+    start = (torch.rand(len(x), device=x.device) * (size - width)).long()
+    stop = start + width.long()
+    if x.device.type == "cpu":  # touches no more than what it masks
+        for clip, first, end in zip(x, start.tolist(), stop.tolist(), strict=True):
+            clip.narrow(axis - 1, first, end - first).zero_()
+        return
+    index = torch.arange(size, device=x.device)
+    inside = (index >= start[:, None]) & (index < stop[:, None])
+    x.masked_fill_(inside[:, None, :, None] if axis == 2 else inside[:, None, None], 0.0)

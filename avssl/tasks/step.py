@@ -132,7 +132,7 @@ class PairStep(Step):
     def _spectrogram(self, rows: slice, view: int) -> Tensor:
         def make() -> Tensor:
             waveform = self._augmentation.wave(self._waveform[rows])
-            return self._augmentation.spectrogram(self._pair.frontend(waveform))
+            return self._augmentation.spectrogram(self._pair.frontend(waveform), inplace=True)
 
         return self._input("spectrogram", rows, view, salt=0, make=make)
 

@@ -81,9 +81,20 @@ def test_spectrogram_masks_are_those_that_torchaudio_draws(masks: int) -> None:
     for _ in range(masks):
         expected = mask_along_axis_iid(expected, int(0.2 * 40) + 1, 0.0, axis=2)
         expected = mask_along_axis_iid(expected, int(0.3 * 50) + 1, 0.0, axis=3)
+    augment = SpectrogramAugment(time_mask=0.3, freq_mask=0.2, masks=masks).train()
     torch.manual_seed(3)
-    out = SpectrogramAugment(time_mask=0.3, freq_mask=0.2, masks=masks).train()(spectrogram)
+    out = augment(spectrogram)
     assert torch.equal(out, expected) and not torch.equal(out, spectrogram)
+    torch.manual_seed(3)
+    assert augment(spectrogram, inplace=True) is spectrogram and torch.equal(spectrogram, expected)
+
+
+@pytest.mark.gpu
+def test_spectrogram_masks_on_a_gpu_are_whole_rows_and_columns() -> None:
+    out = SpectrogramAugment(time_mask=0.3, freq_mask=0.2).train()(torch.ones(16, 1, 40, 50, device="cuda"))
+    masked = out[:, 0] == 0
+    rows, columns = masked.all(dim=2), masked.all(dim=1)
+    assert torch.equal(masked, rows[:, :, None] | columns[:, None]) and rows.any() and columns.any()
 
 
 def test_patch_drop_blanks_the_share_of_whole_patches() -> None:
