@@ -2,8 +2,8 @@
 
     python benchmarks/mast_vs_ast.py --output benchmarks/results
 
-MAST is checked against its written-out formula first. On a GPU both models run under bf16 autocast, on a CPU in float32,
-unless ``--precision`` says otherwise. Peak memory is measured in a process of its own for each model.
+MAST is first checked against its written-out formula. On a GPU both models run under bf16 autocast, on a CPU in
+float32, unless ``--precision`` says otherwise. Peak memory is measured in a process of its own for each model.
 """
 
 import argparse

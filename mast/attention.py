@@ -100,18 +100,11 @@ class PoolingAttention(nn.Module):
         q_grid, k_grid = (
             pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride)
         )
-        pools = (self.pool_q, self.pool_k, self.pool_v)
-        weights = fused.AttentionWeights(
-            norm.weight,
-            norm.bias,
-            self.qkv.weight,
-            self.qkv.bias,
-            *(part for pool in pools for part in (pool.weight, pool.norm.weight, pool.norm.bias)),
-            self.relative_freq(q_grid[0], k_grid[0]),
-            self.relative_time(q_grid[1], k_grid[1]),
-            self.proj.weight,
-            self.proj.bias,
-        )
+        parameters = [norm.weight, norm.bias, self.qkv.weight, self.qkv.bias]
+        for pool in (self.pool_q, self.pool_k, self.pool_v):
+            parameters += [pool.weight, pool.norm.weight, pool.norm.bias]
+        freq, time = self.relative_freq(q_grid[0], k_grid[0]), self.relative_time(q_grid[1], k_grid[1])
+        weights = fused.AttentionWeights._make([*parameters, freq, time, self.proj.weight, self.proj.bias])
         return fused.attention_branch(x, settings, weights)
 
 
@@ -174,7 +167,8 @@ class Block(nn.Module):
     def _fused(self, x: Tensor) -> bool:
         """Whether the branches can run fused: on tensors that fit, and layers that nobody has replaced."""
         layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
-        return fused.usable(x) and all(type(layer) is nn.Linear for layer in layers)
+        head_dim = self.attn.proj.in_features // self.attn.heads
+        return fused.usable(x, head_dim) and all(type(layer) is nn.Linear for layer in layers)
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not torch.compiler.is_compiling():

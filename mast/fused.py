@@ -13,22 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from mast.native import encoder
 from mast.relative import Grid
 
 # Scores worked on at a time, so that they are still in the cores' cache when they are used next.
-_TILE_SCORES = 2**18
+_TILE_SCORES = 2**17
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the branches take ``x``: float32 on a CPU, neither compiled nor autocast, with kernels at hand."""
+def usable(x: Tensor, head_dim: int) -> bool:
+    """Whether the branches take ``x``: float32 on a CPU, not compiled, no autocast, with kernels that fit the heads."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and encoder.library() is not None
+        and head_dim % encoder.lanes() == 0
     )
 
 
@@ -157,7 +159,7 @@ class _AttentionBranch(torch.autograd.Function):
         weights = AttentionWeights(*parameters)
         x = x.contiguous()
         normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
-        projected = _linear(normed, weights.qkv, weights.qkv_bias)
+        projected = F.linear(normed, weights.qkv, weights.qkv_bias)
         op = _operands(projected, weights.poolings(settings), weights.freq, weights.time, settings.heads)
         out, buffer = torch.empty_like(_flat(op.q)), op.buffer()
         for heads, rows in op.tiles():
@@ -166,7 +168,7 @@ class _AttentionBranch(torch.autograd.Function):
         torch.add(op.q.permute(0, 2, 3, 1, 4), out.view_as(op.q).permute(0, 2, 3, 1, 4), out=merged)
         ctx.settings = settings
         ctx.save_for_backward(x, projected, merged, *parameters)
-        return _linear(merged.flatten(3), weights.proj, weights.proj_bias)
+        return F.linear(merged.flatten(3), weights.proj, weights.proj_bias)
 
     @staticmethod
     @once_differentiable
@@ -199,17 +201,18 @@ def _attention_backward(
 ) -> tuple[tuple[list[Tensor], list[Tensor], list[Tensor]], Tensor, Tensor]:
     """From the gradient of the attention's result (B, heads, F_q, T_q, dim) to those of q, k and v, each as terms to be
     summed, and of the relative positions."""
-    grad_q, grad_k, grad_v = torch.empty_like(op.q), torch.zeros_like(op.k), torch.zeros_like(op.v)
+    grad_q, grad_k, grad_v = torch.empty_like(op.q), torch.empty_like(op.k), torch.empty_like(op.v)
     by_freq, by_time = torch.empty_like(op.by_freq), torch.empty_like(op.by_time)
     buffer, second = op.buffer(), op.buffer()
     for heads, rows in op.tiles():
         q, k, v, grad = _flat(op.q)[heads, rows], _flat(op.k)[heads], _flat(op.v)[heads], _flat(grad_out)[heads, rows]
         shares = op.weights(heads, rows, buffer)
-        _flat(grad_v)[heads].baddbmm_(shares.transpose(1, 2), grad)
+        so_far = 1 if rows.start else 0
+        _flat(grad_v)[heads].baddbmm_(shares.transpose(1, 2), grad, beta=so_far)
         grad_scores = torch.bmm(grad, v.transpose(1, 2), out=_room(second, q, k))
         encoder.softmax_backward_(shares, grad_scores, by_freq[heads], by_time[heads], rows.start, op.factor)
         torch.bmm(grad_scores, k, out=_flat(grad_q)[heads, rows])
-        _flat(grad_k)[heads].baddbmm_(grad_scores.transpose(1, 2), q)
+        _flat(grad_k)[heads].baddbmm_(grad_scores.transpose(1, 2), q, beta=so_far)
 
     grid, columns = op.q.flatten(0, 1), _columns_first(by_time)
     from_freq = (by_freq @ weights.freq).view_as(op.q)
@@ -224,29 +227,25 @@ class _MlpBranch(torch.autograd.Function):
     def forward(ctx: Any, eps: float, keep: bool, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x.contiguous()
         norm, norm_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
-        hidden = _linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1, fc1_bias)
+        hidden = F.linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1)
         ctx.eps = eps
         ctx.save_for_backward(x, hidden if keep else None, norm, norm_bias, fc1, fc1_bias, fc2)
-        return _linear(encoder.gelu(hidden), fc2, fc2_bias)
+        return F.linear(encoder.gelu(hidden, fc1_bias), fc2, fc2_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
         normed = encoder.layer_norm(x, norm, norm_bias, ctx.eps)
-        hidden = _linear(normed, fc1, fc1_bias) if hidden is None else hidden
+        hidden = F.linear(normed, fc1) if hidden is None else hidden
         grad = grad.flatten(0, -2)
         grad_hidden = grad @ fc2
-        activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2))
+        activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2), fc1_bias)
         grad_fc2, grad_fc2_bias = grad.t() @ activated, grad.sum(dim=0)
         grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2)
         grad_x = (grad_hidden @ fc1).view_as(x)
         grad_x, grad_norm, grad_norm_bias = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps)
         return None, None, grad_x, grad_norm, grad_norm_bias, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias)
 
 
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,20 +133,6 @@ struct Pooling {
                 visit(3 * i + j, offset(row + i, column + j));
     }
 
-    // The other way: calls visit(tap, output) for the outputs that a position goes into, counted row by row.
-    template <typename Visit>
-    void outputs(int64_t row, int64_t column, Visit visit) const {
-        for (int i = 0; i < 3; ++i) {
-            const int64_t out_row = (row + 1 - i) / row_step;
-            if (row + 1 < i || out_row * row_step != row + 1 - i || out_row >= out_rows()) continue;
-            for (int j = 0; j < 3; ++j) {
-                const int64_t out_column = (column + 1 - j) / column_step;
-                if (column + 1 >= j && out_column * column_step == column + 1 - j && out_column < out_columns())
-                    visit(3 * i + j, out_row * out_columns() + out_column);
-            }
-        }
-    }
-
     void convolve(int64_t out_row, int64_t out_column, float* out) const {
         const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
         if (row >= 0 && row + 3 <= rows && column >= 0 && column + 3 <= columns)
@@ -178,15 +164,13 @@ struct Pooling {
         });
     }
 
-    // From the gradients of all outputs, (out_rows * out_columns, dim), that of one position.
-    void gradient(int64_t row, int64_t column, const float* grads, float* out) const {
-        by_width(dim, [&](auto width, int64_t c) {
-            Floats sum[width] = {};
-            outputs(row, column, [&](int tap, int64_t output) {
-                const float *g = grads + output * dim + c, *w = weight + tap * dim + c;
-                for (int v = 0; v < width; ++v) sum[v] += load(g + v * kLanes) * load(w + v * kLanes);
-            });
-            for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
+    // Adds to the gradient of the image, laid out like it, what comes from one output's.
+    void scatter(int64_t out_row, int64_t out_column, const float* grad, float* grad_image) const {
+        taps(out_row, out_column, [&](int tap, int64_t offset) {
+            const float* w = weight + tap * dim;
+            float* to = grad_image + offset;
+            for (int64_t c = 0; c < dim; c += kLanes)
+                store(to + c, load(to + c) + load(grad + c) * load(w + c));
         });
     }
 
@@ -234,19 +218,22 @@ void mast_layer_norm_backward(const float* x, const float* weight, const float* 
     gather(shares, threads, 2 * dim, grad_affine);
 }
 
-void mast_gelu(const float* x, float* y, int64_t rows, int64_t dim, int threads) {
+// y = GELU(x + bias), both (rows, dim).
+void mast_gelu(const float* x, const float* bias, float* y, int64_t rows, int64_t dim, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t i = row * dim; i < (row + 1) * dim; i += kLanes) {
+        for (int64_t c = 0; c < dim; c += kLanes) {
+            const Floats value = load(x + row * dim + c) + load(bias + c);
             Floats bell, below;
-            normal(load(x + i), bell, below);
-            store(y + i, load(x + i) * below);
+            normal(value, bell, below);
+            store(y + row * dim + c, value * below);
         }
     }
 }
 
-// activated: GELU(x), both (rows, dim). grad: of the former, becomes that of x. grad_bias (dim): the sum of the latter.
-void mast_gelu_backward(const float* x, float* grad, float* activated, float* grad_bias, int64_t rows, int64_t dim,
+// activated: GELU(x + bias), both (rows, dim). grad: of the former, becomes that of x. grad_bias (dim): the sum of the
+// latter.
+void mast_gelu_backward(const float* x, const float* bias, float* grad, float* activated, float* grad_bias, int64_t rows, int64_t dim,
                         int threads) {
     std::vector<float> shares(threads * dim);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -256,7 +243,7 @@ void mast_gelu_backward(const float* x, float* grad, float* activated, float* gr
             const float* h = x + row * dim;
             float *g = grad + row * dim, *y = activated + row * dim;
             for (int64_t c = 0; c < dim; c += kLanes) {
-                const Floats value = load(h + c);
+                const Floats value = load(h + c) + load(bias + c);
                 Floats bell, below;
                 normal(value, bell, below);
                 store(y + c, value * below);
@@ -327,17 +314,19 @@ void mast_pool_backward(const float* x, int64_t stride, const float* weight, con
                 }
                 for (int tap = 0; tap < 9; ++tap) pooling.weight_gradient(tap, row, line, share + tap * dim);
             }
-            // With steps of 1, the way back is the same convolution with its taps in reverse.
-            const Pooling reverse{convolved.data(), reversed.data(), dim, rows, columns, 1, 1, dim};
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t column = 0; column < columns; ++column) {
-                    float* to = grad_x + start + pooling.offset(row, column);
-                    if (row_step == 1 && column_step == 1)
-                        reverse.convolve(row, column, to);
-                    else
-                        pooling.gradient(row, column, convolved.data(), to);
-                }
+            float* to = grad_x + start;
+            if (row_step == 1 && column_step == 1) {  // the way back is the same convolution with its taps in reverse
+                const Pooling reverse{convolved.data(), reversed.data(), dim, rows, columns, 1, 1, dim};
+                for (int64_t row = 0; row < rows; ++row)
+                    for (int64_t column = 0; column < columns; ++column)
+                        reverse.convolve(row, column, to + pooling.offset(row, column));
+                continue;
             }
+            for (int64_t position = 0; position < rows * columns; ++position)
+                std::fill_n(to + position * stride, dim, 0.0f);
+            for (int64_t row = 0; row < out_rows; ++row)
+                for (int64_t column = 0; column < out_columns; ++column)
+                    pooling.scatter(row, column, convolved.data() + (row * out_columns + column) * dim, to);
         }
     }
     gather(shares, threads, size, grad_affine);

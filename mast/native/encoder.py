@@ -17,8 +17,8 @@ _SOFTMAX = [_POINTER] * 4 + [_SIZE] * 6 + [_FLOAT, _INT]
 _SIGNATURES = {
     "mast_layer_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT, _INT],
     "mast_layer_norm_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_FLOAT, _INT],
-    "mast_gelu": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
-    "mast_gelu_backward": [_POINTER] * 4 + [_SIZE] * 2 + [_INT],
+    "mast_gelu": [_POINTER] * 3 + [_SIZE] * 2 + [_INT],
+    "mast_gelu_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_INT],
     "mast_pool": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
     "mast_pool_backward": [_POINTER, _SIZE] + [_POINTER] * 2 + [_SIZE] + [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
     "mast_softmax": [_POINTER, *_SOFTMAX],
@@ -30,10 +30,18 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where there are none."""
     kernels = load("encoder", *_FLAGS)
     if kernels is not None and kernels.mast_softmax_backward.argtypes is None:
+        kernels.mast_lanes.restype = _SIZE
         for name, arguments in _SIGNATURES.items():
             function = getattr(kernels, name)
             function.restype, function.argtypes = None, arguments
     return kernels
+
+
+def lanes() -> int:
+    """Channels, of all tensors and of each head, must be a multiple of this; ``library()`` must be there."""
+    kernels = library()
+    assert kernels is not None, "callers ask library() first"
+    return int(kernels.mast_lanes())
 
 
 def _call(name: str, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
@@ -57,21 +65,21 @@ def layer_norm_backward_(grad: Tensor, x: Tensor, weight: Tensor, eps: float) ->
     return grad, affine[0], affine[1]
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU of a contiguous ``x``."""
+def gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias), ``x`` contiguous (..., dim)."""
     y = torch.empty_like(x)
-    _call("mast_gelu", x, y, x.numel() // x.shape[-1], x.shape[-1])
+    _call("mast_gelu", x, bias, y, x.numel() // x.shape[-1], x.shape[-1])
     return y
 
 
-def gelu_backward_(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``grad``, of GELU(x) with x (N, dim), becomes that of x.
+def gelu_backward_(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``grad``, of GELU(x + bias) with x (N, dim), becomes that of x.
 
     Returns:
-        GELU(x), and the sum of the gradient of x over N (dim,).
+        GELU(x + bias), and the gradient of the bias.
     """
-    activated, total = torch.empty_like(x), x.new_empty(x.shape[1])
-    _call("mast_gelu_backward", x, grad, activated, total, x.shape[0], x.shape[1])
+    activated, total = torch.empty_like(x), torch.empty_like(bias)
+    _call("mast_gelu_backward", x, bias, grad, activated, total, x.shape[0], x.shape[1])
     return activated, total
 
 

@@ -1,0 +1,124 @@
+"""The compiled functions between MAST's products equal torch's operators in float64, forward and backward."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mast.native import encoder
+
+EPS = 1e-6
+
+
+@pytest.fixture(autouse=True, params=[1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MAST_NATIVE", raising=False)
+    if encoder.library() is None:
+        pytest.skip("kernels cannot be built here")
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
+
+
+def doubled(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.double().requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize(("rows", "vectors"), [(1, 1), (7, 2), (130, 6), (5, 48)])
+def test_layer_norm(rows: int, vectors: int) -> None:
+    dim = vectors * encoder.lanes()
+    x, weight, bias, grad = 3 + random(rows, dim), random(dim), random(dim), random(rows, dim)
+    tensors = doubled(x, weight, bias)
+    expected = F.layer_norm(tensors[0], (dim,), *tensors[1:], EPS)
+    close(encoder.layer_norm(x, weight, bias, EPS), expected)
+    for found, wanted in zip(
+        encoder.layer_norm_backward_(grad.clone(), x, weight, EPS),
+        torch.autograd.grad(expected, tensors, grad.double()),
+        strict=True,
+    ):
+        close(found, wanted)
+
+
+def test_gelu() -> None:
+    dim = 2 * encoder.lanes()
+    x = torch.cat([torch.linspace(-120, 120, 40 * dim), 2 * random(10 * dim)]).view(-1, dim)
+    bias, grad = random(dim), random(*x.shape)
+    tensors = doubled(x, bias)
+    expected = F.gelu(tensors[0] + tensors[1])
+    torch.testing.assert_close(encoder.gelu(x, bias).double(), expected, atol=1e-6, rtol=1e-6)
+    replaced = grad.clone()
+    activated, grad_bias = encoder.gelu_backward_(replaced, x, bias)
+    wanted = torch.autograd.grad(expected, tensors, grad.double())
+    assert torch.equal(activated, encoder.gelu(x, bias))
+    torch.testing.assert_close(replaced.double(), wanted[0], atol=2e-6, rtol=1e-6)
+    close(grad_bias, wanted[1])
+
+
+@pytest.mark.parametrize("step", [(1, 1), (1, 2), (2, 2), (2, 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (5, 8), (6, 7)])
+def test_pooling(step: tuple[int, int], rows: int, columns: int) -> None:
+    batch, heads, dim = 2, 3, 3 * encoder.lanes()
+    wide = random(batch, rows, columns, 2 * heads * dim)  # what is pooled lies among other channels
+    x, scale, bias, weight = wide.chunk(2, dim=-1)[1], random(dim), random(dim + 1)[1:], random(dim, 1, 3, 3)
+    pooling = encoder.Pooling(weight.flatten(1).t().contiguous(), scale, bias.contiguous(), step, EPS)
+
+    tensors = doubled(x, weight, scale, bias)
+    image = tensors[0].permute(0, 3, 1, 2)
+    convolved = F.conv2d(image, tensors[1].repeat(heads, 1, 1, 1), stride=step, padding=1, groups=heads * dim)
+    by_head = convolved.permute(0, 2, 3, 1).unflatten(3, (heads, dim)).permute(0, 3, 1, 2, 4)
+    expected = F.layer_norm(by_head, (dim,), tensors[2], tensors[3], EPS)
+    close(pooling.forward(x, heads), expected)
+
+    first, second = random(*expected.shape), random(*expected.permute(0, 2, 3, 1, 4).shape).permute(0, 3, 1, 2, 4)
+    grad_wide = torch.full_like(wide, 5.0)
+    taps, *affine = pooling.backward(x, heads, [first, second], grad_wide.chunk(2, dim=-1)[1])
+    wanted = torch.autograd.grad(expected, tensors, (first + second).double())
+    found = (grad_wide.chunk(2, dim=-1)[1], taps.t().unflatten(1, (1, 3, 3)), *affine)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+    assert (grad_wide.chunk(2, dim=-1)[0] == 5).all(), "other channels are left alone"
+
+
+@pytest.mark.parametrize("keys", [(1, 1), (2, 5), (3, 16), (2, 37)])
+def test_softmax(keys: tuple[int, int]) -> None:
+    heads, grid, part = 3, (2, 5), slice(3, 9)  # queries from the middle of a row to the middle of another
+    products = 4 * random(heads, grid[0] * grid[1], keys[0] * keys[1])
+    by_row, by_column = random(heads, *grid, keys[0]), random(grid[1], heads, grid[0], keys[1]).permute(1, 2, 0, 3)
+    tensors = doubled(products, by_row, by_column)
+    positions = tensors[1].flatten(1, 2)[..., None] + tensors[2].flatten(1, 2)[:, :, None]
+    expected = (0.3 * (tensors[0] + positions.flatten(2))).softmax(dim=-1)[:, part]
+
+    weights = products[:, part].contiguous()
+    encoder.softmax_(weights, by_row, by_column, part.start, 0.3)
+    torch.testing.assert_close(weights.double(), expected, atol=1e-6, rtol=1e-5)
+
+    grad = random(*weights.shape)
+    wanted = torch.autograd.grad(expected, tensors, grad.double())
+    grad_row, grad_column = torch.zeros_like(by_row), torch.zeros_like(by_column)
+    encoder.softmax_backward_(weights, grad, grad_row, grad_column, part.start, 0.3)
+    for found, other in zip((grad, grad_row, grad_column), (wanted[0][:, part], *wanted[1:]), strict=True):
+        torch.testing.assert_close(found.double(), other, atol=1e-6, rtol=1e-4)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    dim = encoder.lanes()
+    bad = random(2, dim)
+    bad[1, 3] = torch.nan
+    gelu = encoder.gelu(bad, torch.zeros(dim))
+    norm = encoder.layer_norm(bad, torch.ones(dim), torch.zeros(dim), EPS)
+    assert gelu[1, 3].isnan() and norm[1].isnan().all() and gelu[0].isfinite().all() and norm[0].isfinite().all()
+    scores = random(1, 2, dim + 1)
+    scores[0, 1, dim] = torch.nan
+    encoder.softmax_(scores, torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, dim + 1), 0, 1.0)
+    assert scores[0, 1].isnan().all() and scores[0, 0].isfinite().all()

@@ -1,0 +1,135 @@
+"""Branches of MAST on a CPU: the compiled ones equal the plain ones, and step aside where they do not fit."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import mast
+from mast import fused
+
+WIDTH = 16  # channels of a head: whole vectors on any processor
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAST_NATIVE", raising=False)
+    if fused.encoder.library() is None:
+        pytest.skip("kernels cannot be built here")
+
+
+def small(**overrides) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"embed_dim": WIDTH, "depths": (1, 1, 2, 1), "num_classes": 3, "drop_path": 0.0}
+    model = mast.create_model("mast_pico", **{**options, **overrides})
+    for name, parameter in model.named_parameters():
+        if name.endswith(".table"):
+            nn.init.normal_(parameter)  # at initialisation they are too small to show an error
+    return model
+
+
+def nodes(tensor: Tensor) -> set[str]:
+    """Names of the steps that led to ``tensor``."""
+    seen, todo = set(), [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
+    return {node.name() for node in seen}
+
+
+def is_fused(logits: Tensor) -> bool:
+    return bool({"_AttentionBranchBackward", "_MlpBranchBackward"} & nodes(logits))
+
+
+def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    logits.square().sum().backward(retain_graph=True)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("tile", [2**17, 300, 1])  # heads together; parts of a head with a rest; one query
+@pytest.mark.parametrize("frames", [64, 75, 300])
+def test_fused_equals_plain_in_float64(frames: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tile == 1 and frames == 300:
+        pytest.skip("thousands of tiles")
+    monkeypatch.setattr(fused, "_TILE_SCORES", tile)
+    model, x = small(), torch.randn(3, 1, 128, frames)
+    exact = copy.deepcopy(model).double()
+    logits, expected = model(x), exact(x.double())
+    assert is_fused(logits) and not is_fused(expected)
+    torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
+    found, wanted = gradients(model, logits), gradients(exact, expected)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found[name].double(), gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
+    again = gradients(model, logits)
+    assert all(torch.equal(found[name], again[name]) for name in found), "a second pass over the same graph"
+
+
+def test_input_gets_its_gradient_through_frozen_weights() -> None:
+    model = small().requires_grad_(False)
+    exact = copy.deepcopy(model).double()
+    x = torch.randn(2, 1, 128, 40)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    model(ours).sum().backward()
+    exact(theirs).sum().backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_inference_and_a_turned_batch_give_the_same() -> None:
+    model, x = small().eval(), torch.randn(2, 1, 40, 128).transpose(2, 3)  # not contiguous
+    with torch.inference_mode():
+        found = model(x)
+    torch.testing.assert_close(found, model(x.contiguous()), atol=1e-6, rtol=1e-6)
+
+
+def test_an_outer_checkpoint_recomputes_the_branches() -> None:
+    model, x = small().train(), torch.randn(2, 1, 64, 60)
+    expected = torch.autograd.grad(model.forward_features(x).square().sum(), list(model.stages.parameters()))
+    held = checkpoint(model.forward_features, x, use_reentrant=False)
+    found = torch.autograd.grad(held.square().sum(), list(model.stages.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("way", ["environment", "width", "layer", "dtype", "autocast"])
+def test_plain_operators_where_the_compiled_ones_do_not_fit(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small(embed_dim=8) if way == "width" else small(), torch.randn(1, 1, 128, 40)
+    if way == "environment":
+        monkeypatch.setenv("MAST_NATIVE", "0")
+    if way == "dtype":
+        model, x = model.double(), x.double()
+    if way == "layer":  # as adapters and quantization do it
+
+        class Adapted(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        for stage in model.stages:
+            for block in stage:
+                block.mlp.fc1.__class__ = Adapted
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
+        logits = model(x)
+    assert not is_fused(logits)
+
+
+def test_branches_keep_little() -> None:
+    block = small().train().stages[2][0]
+    tokens = torch.randn(2, 8, 32, 2 * WIDTH, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.data_ptr() not in {p.data_ptr() for p in block.parameters()}:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = block.attn.fused(tokens, block.norm1)
+    positions = sum(table.numel() for table in (block.attn.relative_freq(8, 8), block.attn.relative_time(16, 32)))
+    # The input, the three projections at twice its width, and the result of the attention before its own projection.
+    assert sum(kept.values()) <= tokens.numel() * (1 + 3 * 2) + out.numel() + positions
