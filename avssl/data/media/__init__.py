@@ -6,12 +6,12 @@ returns short audio from corrupt files without a word, so it is not used.
 
 import av
 
-from avssl.data.media.audio import AudioClip, read_audio
+from avssl.data.media.audio import AudioClip
 from avssl.data.media.errors import MediaError
 from avssl.data.media.probe import MediaInfo, probe
-from avssl.data.media.video import read_frames
+from avssl.data.media.file import MediaFile, read_audio, read_frames
 
-__all__ = ["AudioClip", "MediaError", "MediaInfo", "probe", "read_audio", "read_frames"]
+__all__ = ["AudioClip", "MediaError", "MediaFile", "MediaInfo", "probe", "read_audio", "read_frames"]
 
 # FFmpeg reports every odd packet; what matters comes back as a MediaError.
 av.logging.set_level(av.logging.PANIC)

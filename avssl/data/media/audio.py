@@ -24,6 +24,9 @@ from avssl.data.media.probe import decode_frames, find_audio, open_media, second
 _RUN_UP = 1.0
 # Decoded beyond both ends of the span, so that the resampling filter sees real neighbours.
 _MARGIN = 0.05
+# A span that starts before this many seconds is decoded from the beginning, without a seek: the codec's run-up there is
+# not found again by one.
+BEGINNING = _RUN_UP + 2 * _MARGIN
 # Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
 JITTER = 0.03
 _DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
@@ -44,57 +47,78 @@ class AudioClip:
     valid: float
 
 
-def read_audio(
-    path: str | Path, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000
-) -> AudioClip:
-    """Read ``[start, start + duration)`` seconds as mono at ``sample_rate``.
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a file gives of a span, before it is judged.
 
-    Channels are averaged (without the low-frequency one), so that a mono sound keeps its level in any layout; rates
-    are converted by soxr. Second 0 is the start of the file's earliest stream, for sound and pictures alike.
+    Attributes:
+        waveform: (S,) float32, zeros where there is nothing.
+        start, end: Seconds in the file between which it was read.
+        intervals: (start, end) of the seconds that have samples, ascending.
+        extent: Seconds between which the file promises sound or has it.
+    """
+
+    waveform: np.ndarray
+    start: float
+    end: float
+    intervals: list[tuple[float, float]]
+    extent: tuple[float, float]
+
+
+def sound_of(
+    container: InputContainer,
+    stream: AudioStream,
+    path: str | Path,
+    start: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = 16000,
+) -> Sound:
+    """``[start, start + duration)`` seconds of sound, however much of it is there; see `MediaFile.audio`.
 
     Args:
-        path: media file.
-        start: seconds from the file's start.
-        duration: seconds; None reads to the end of the sound.
-        sample_rate: of the result, Hz.
-
-    Returns:
-        AudioClip of exactly ``round(duration * sample_rate)`` samples. Where the stream has not begun or has ended
-        there are zeros, and ``valid`` < 1 says so.
+        container: The open file, of which nothing has been read yet where ``start`` is less than `BEGINNING`; it is
+            left anywhere.
+        stream: Its sound, from `find_audio`.
+        path: The file.
+        start, duration, sample_rate: As for `MediaFile.audio`.
 
     Raises:
-        MediaError: no usable audio stream; "no audio in span"; "audio shorter than expected" when more than
-            max(0.1 s, 10 % of the span) is missing inside the stream's own extent (corrupt or cut-off file);
-            "non-finite audio".
+        MediaError: "non-finite audio".
     """
-    if start < 0 or (duration is not None and duration <= 0) or sample_rate <= 0:
-        raise ValueError(f"need start >= 0, duration > 0, sample_rate > 0; got {start}, {duration}, {sample_rate}")
-    with open_media(path) as container:
-        stream = find_audio(container, path)
-        declared = declared_extent(container, stream)
-        end = math.inf if duration is None else start + duration
-        track = _decode(container, stream, start, end, sample_rate)
-        if track.broken_seek:
-            # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
-            with open_media(path) as again:
-                track = _decode(again, find_audio(again, path), start, end, sample_rate, seek=False)
+    declared = declared_extent(container, stream)
+    end = math.inf if duration is None else start + duration
+    track = _decode(container, stream, start, end, sample_rate)
+    if track.broken_seek:
+        # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
+        with open_media(path) as again:
+            track = _decode(again, find_audio(again, path), start, end, sample_rate, seek=False)
     if duration is None:
         padded = declared[1] < track.end < declared[1] + PADDING
         end = max(declared[1] if padded else max(track.end, declared[1]), start + 1 / sample_rate)
-    span = end - start
-    covered = track.covered(start, end)
-    expected = max(0.0, min(end, max(declared[1], track.end)) - max(start, declared[0]))
+    count = round((end - start if duration is None else duration) * sample_rate)
+    waveform = track.resampled(start, count, sample_rate)
+    if not np.isfinite(waveform).all():
+        raise MediaError(path, "non-finite audio", f"{start:.2f} to {end:.2f} s")
+    return Sound(waveform, start, end, track.intervals(start, end), (declared[0], max(declared[1], track.end)))
+
+
+def checked(sound: Sound, path: str | Path) -> AudioClip:
+    """The sound as a clip, if enough of it is there.
+
+    Raises:
+        MediaError: "no audio in span"; "audio shorter than expected".
+    """
+    start, end, span = sound.start, sound.end, sound.end - sound.start
+    covered = sum(last - first for first, last in sound.intervals)
+    expected = max(0.0, min(end, sound.extent[1]) - max(start, sound.extent[0]))
     if covered <= 0:
         raise MediaError(path, "no audio in span", f"{start:.2f} to {end:.2f} s")
     if expected - covered > max(MISSING_SECONDS, MISSING_SHARE * span):
         raise MediaError(path, "audio shorter than expected", f"{covered:.2f} of {expected:.2f} s from {start:.2f} s")
-    waveform = track.resampled(start, round((span if duration is None else duration) * sample_rate), sample_rate)
-    if not np.isfinite(waveform).all():
-        raise MediaError(path, "non-finite audio", f"{start:.2f} to {end:.2f} s")
-    return AudioClip(waveform, min(1.0, covered / span))
+    return AudioClip(sound.waveform, min(1.0, covered / span))
 
 
-class _Track:
+class Track:
     """Mono samples at one rate on the file's clock, from ``origin`` seconds on, and which of them are real."""
 
     def __init__(self, origin: float) -> None:
@@ -127,16 +151,26 @@ class _Track:
         if len(samples) and self.cursor > 0:  # what lies before the origin only warmed up the decoder
             self.pieces.append((position, samples))
 
-    def covered(self, start: float, end: float) -> float:
-        """Seconds of ``[start, end)`` that have samples."""
+    def intervals(self, start: float, end: float) -> list[tuple[float, float]]:
+        """(start, end) in seconds of the stretches of ``[start, end)`` that have samples, ascending."""
         if not self.rate:
-            return 0.0
+            return []
         first, last = ((bound - self.origin) * self.rate for bound in (start, end))
-        inside = (min(p + len(s), last) - max(p, first) for p, s in self.pieces)
-        return sum(overlap for overlap in inside if overlap > 0) / self.rate
+        merged: list[tuple[float, float]] = []  # in samples after the origin
+        for position, samples in self.pieces:
+            low, high = max(position, first), min(position + len(samples), last)
+            if high <= low:
+                continue
+            if merged and low <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+            else:
+                merged.append((low, high))
+        return [(start + (low - first) / self.rate, start + (high - first) / self.rate) for low, high in merged]
 
     def resampled(self, start: float, count: int, sample_rate: int) -> np.ndarray:
         """``count`` samples at ``sample_rate`` from ``start`` on, (count,) float32."""
+        if not self.rate:
+            return np.zeros(count, dtype=np.float32)
         end = min(start + count / sample_rate, self.end)
         length = max(0, round((end - self.origin + _MARGIN) * self.rate))
         buffer = np.zeros(length, dtype=np.float32)
@@ -168,12 +202,12 @@ def _decode(
     end: float,
     sample_rate: int,
     seek: bool = True,
-) -> _Track:
+) -> Track:
     rate = stream.codec_context.sample_rate
     # Begin on an instant that is a whole number of samples at both rates, so that any span of a file is cut from
     # the same resampling grid.
     grid = math.gcd(rate, sample_rate)
-    track = _Track(math.floor(max(0.0, start - _MARGIN) * grid) / grid)
+    track = Track(math.floor(max(0.0, start - _MARGIN) * grid) / grid)
     file_start = start_of(container)
     sought = seek and track.origin > _RUN_UP
     if sought:

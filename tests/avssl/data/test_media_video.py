@@ -1,4 +1,4 @@
-"""Frames: the one on screen at the instant, at the size asked for, from decord and from PyAV alike."""
+"""Frames: the one on screen at the instant, at the size asked for, from every reader alike."""
 
 import logging
 from pathlib import Path
@@ -11,16 +11,24 @@ from media_factory import frame_number, write_media
 
 from avssl.data.media import MediaError, read_frames, video
 
-READERS = ["decord", "pyav"]
+READERS = ["packets", "decord", "pyav"]
+
+
+def off(*_):
+    raise RuntimeError("off")
 
 
 @pytest.fixture(params=READERS)
 def reader(request, monkeypatch):
-    """Both ways of reading must agree; the second is normally a fallback."""
+    """All ways of reading must agree; the second and the third are normally fallbacks."""
+    if request.param != "packets":
+        monkeypatch.setattr(video, "TIMED", set())
     if request.param == "pyav":
-        monkeypatch.setattr(video, "_read_with_decord", lambda *_: (_ for _ in ()).throw(RuntimeError("off")))
+        monkeypatch.setattr(video, "_read_with_decord", off)
     else:
-        monkeypatch.setattr(video, "_read_with_pyav", lambda *_: pytest.fail("decord should have read this"))
+        monkeypatch.setattr(video, "_read_with_pyav", lambda *_: pytest.fail("an earlier one should have read this"))
+        if request.param == "packets":
+            monkeypatch.setattr(video, "_read_with_decord", lambda *_: pytest.fail("the packets should have told"))
     return request.param
 
 
@@ -83,11 +91,13 @@ def test_short_side_is_scaled_and_the_aspect_kept(tmp_path, reader, size, wanted
     assert read_frames(path, [0.0], size=100).shape[1:3] == tuple(round(side * 100 / min(size)) for side in size[::-1])
 
 
-def test_both_readers_give_the_same_pixels(tmp_path, monkeypatch):
+def test_all_readers_give_the_same_pixels(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", audio_codec=None)
-    by_decord = read_frames(path, [0.0, 1.0], size=32).astype(int)
-    monkeypatch.setattr(video, "_read_with_decord", lambda *_: (_ for _ in ()).throw(RuntimeError("off")))
-    assert np.abs(by_decord - read_frames(path, [0.0, 1.0], size=32)).mean() < 3
+    by_packets = read_frames(path, [0.0, 1.0], size=32)
+    monkeypatch.setattr(video, "TIMED", set())
+    assert np.abs(by_packets.astype(int) - read_frames(path, [0.0, 1.0], size=32)).mean() < 3
+    monkeypatch.setattr(video, "_read_with_decord", off)
+    assert np.array_equal(by_packets, read_frames(path, [0.0, 1.0], size=32))
 
 
 def test_a_little_past_the_end_is_the_last_frame_and_more_is_an_error(tmp_path, reader):
@@ -110,6 +120,7 @@ def test_a_cut_off_file_gives_what_it_has(tmp_path):
 
 def test_decord_failing_is_only_a_debug_message(tmp_path, monkeypatch, caplog):
     path = write_media(tmp_path / "a.mp4", audio_codec=None)
+    monkeypatch.setattr(video, "TIMED", set())
     monkeypatch.setattr(video, "_read_with_decord", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with caplog.at_level(logging.DEBUG, logger="avssl"):
         read_frames(path, [0.0])

@@ -1,0 +1,140 @@
+"""Frames by their packets: a span is demuxed first, and decoded is only what its wanted frames depend on.
+
+The packets say when every frame begins before any is decoded. So decoding starts at the last keyframe before a wanted
+frame and leaves out what lies between two wanted ones where a keyframe does, and frames that neither are wanted nor
+serve others as a reference (most B-frames) are passed over by the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from avssl.data.media.probe import start_of
+from avssl.data.media.timing import frame_indices
+
+# A container may index keyframes only roughly: if a seek lands too late, the next one aims so many seconds earlier.
+_RUN_UP = 1.0
+# Frames are shown at most so many packets after the one that is shown before them (H.264's and HEVC's largest delay).
+_REORDER = 16
+
+
+class PacketError(Exception):
+    """The packets do not tell enough, or not every wanted frame came out: another reader has to try."""
+
+
+def read_by_packets(
+    container: InputContainer, stream: VideoStream, wanted: np.ndarray, shape: tuple[int, int], path: str | Path
+) -> np.ndarray:
+    """The frames on screen at ``wanted`` (T,) seconds after the file's start, (T, H, W, 3) uint8 RGB.
+
+    Args:
+        container: Open; it is left somewhere behind the span.
+        stream: One of it, with an open or unopened decoder.
+        wanted: In any order.
+        shape: (width, height) of the result.
+        path: The file's name, for errors.
+
+    Raises:
+        PacketError: see there.
+        MediaError: "frame outside video".
+    """
+    packets = _span(container, stream, float(wanted.min()), float(wanted.max()))
+    base, origin = stream.time_base, start_of(container)
+    assert base is not None
+    stamps = np.asarray([packet.pts for packet in packets if not packet.is_discard], dtype=np.int64)
+    stamps.sort()
+    starts = stamps * base.numerator / base.denominator - origin
+    if not len(starts):
+        raise PacketError("no packet in the span")
+    chosen = stamps[frame_indices(starts, wanted, path)]
+    images: dict[int, np.ndarray] = {}
+    reformat, missing = VideoReformatter(), set(chosen.tolist())
+    for run in _runs(packets, missing):
+        for frame in _decode(stream, run, missing):
+            if frame.pts in missing:
+                missing.discard(frame.pts)
+                scaled = reformat.reformat(frame, shape[0], shape[1], "rgb24", interpolation="BICUBIC")
+                images[frame.pts] = scaled.to_ndarray()
+    if missing:
+        raise PacketError(f"{len(missing)} frames did not come out of the decoder")
+    return np.stack([images[stamp] for stamp in chosen.tolist()])
+
+
+def _span(container: InputContainer, stream: VideoStream, first: float, last: float) -> list[Packet]:
+    """The packets from the last keyframe before ``first`` on, as far as frames may be on screen until ``last``."""
+    base, origin = stream.time_base, start_of(container)
+    assert base is not None
+    for target in dict.fromkeys((first, max(0.0, first - _RUN_UP), 0.0)):
+        try:
+            container.seek(int((target + origin) / base), stream=stream)
+            packets = _packets(container, stream, int((last + origin) / base) + 1)
+        except av.FFmpegError as error:
+            raise PacketError(str(error)) from error
+        # Not the earliest frame: those stored after the keyframe and shown before it may refer to what was not read.
+        if packets and packets[0].is_keyframe and (packets[0].pts * base - origin <= first or target == 0.0):
+            return packets
+    raise PacketError("no keyframe before the span")
+
+
+def _packets(container: InputContainer, stream: VideoStream, end: int) -> list[Packet]:
+    """Packets up to the first of which all later ones are shown after ``end``, in ticks of the stream."""
+    packets: list[Packet] = []
+    beyond = 0
+    for packet in container.demux(stream):
+        if not packet.size:
+            break
+        if packet.pts is None:
+            raise PacketError("a packet without a time")
+        packets.append(packet)
+        beyond += packet.pts > end
+        if beyond > _REORDER:
+            break
+    return packets
+
+
+def _runs(packets: list[Packet], wanted: set[int]) -> Iterator[list[Packet]]:
+    """Stretches of packets that have to be decoded for the ``wanted`` times, each from a keyframe on."""
+    groups: list[list[Packet]] = []
+    for packet in packets:
+        if packet.is_keyframe or not groups:
+            groups.append([])
+        groups[-1].append(packet)
+    run: list[Packet] = []
+    for index, group in enumerate(groups):
+        needed = [k for k, packet in enumerate(group) if packet.pts in wanted]
+        if not needed:
+            continue
+        if not run or run[-1] is not groups[index - 1][-1]:
+            if run:
+                yield run
+            # Frames that are stored after a keyframe and shown before it may refer to the group before.
+            leading = index > 0 and any(group[k].pts < group[0].pts for k in needed)
+            run = list(groups[index - 1]) if leading else []
+        run += group[: needed[-1] + 1]
+    if run:
+        yield run
+
+
+def _decode(stream: VideoStream, packets: list[Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:
+    context = stream.codec_context
+    context.flush_buffers()
+    skipping: bool | None = None
+    try:
+        for packet in [*packets, None]:
+            skip = packet is not None and packet.pts not in wanted
+            if skip != skipping:
+                context.skip_frame, skipping = "NONREF" if skip else "DEFAULT", skip
+            yield from context.decode(packet)
+    except av.FFmpegError as error:
+        raise PacketError(str(error)) from error
+    finally:
+        context.skip_frame = "DEFAULT"
+        context.flush_buffers()
