@@ -74,6 +74,16 @@ def join_list(argv: Sequence[str], option: str) -> list[str]:
     return out
 
 
+def switch_on(argv: Sequence[str], option: str) -> list[str]:
+    """``argv`` with a bare ``option`` written as the parser takes a truth: ``option true``."""
+    out: list[str] = []
+    for place, argument in enumerate(argv):
+        out.append(argument)
+        if argument == option and (place + 1 == len(argv) or argv[place + 1].startswith("-")):
+            out.append("true")
+    return out
+
+
 def _configs_first(argv: Sequence[str]) -> list[str]:
     """Config files before the options, in their order: an option wins over them wherever it stands."""
     files: list[str] = []

@@ -20,6 +20,7 @@ from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.scan import scan
+from avssl.data.shards.index import entry_of, is_cache
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ def names() -> list[str]:
 
 
 def find_entry(name: str) -> Entry:
-    """The entry of a name in configs/data, a path to a YAML, a .csv, a .parquet or a folder.
+    """The entry of a name in configs/data, a path to a YAML, a .csv, a .parquet or a folder, or of a cache.
 
-    A manifest has the clips and the head that the data had of which ``tools/prepare.py`` made it.
+    A manifest and a cache have the clips and the head that the data had of which a tool made them.
 
     Raises:
         DataError: none of these; or the YAML is not valid, naming file, key and the nearest valid key.
@@ -71,6 +72,8 @@ def find_entry(name: str) -> Entry:
         return read_entry(CONFIGS / f"{name}.yaml")
     if path.suffix in (".yaml", ".yml"):
         return read_entry(path)
+    if is_cache(name):
+        return Entry(path.name, "cache", options={"location": name}, **entry_of(name))
     if path.is_dir():
         return Entry(path.resolve().name, "folder", path.resolve())
     if path.is_file():
@@ -80,7 +83,7 @@ def find_entry(name: str) -> Entry:
         return Entry(name, name)
     raise DataError(
         f"no data {name!r}{nearest(name, names())}: give one of {', '.join(names())}, a data YAML, a folder of media, "
-        "a .csv file or a manifest (.parquet)"
+        "a .csv file, a manifest (.parquet) or a cache (a folder or a URL that tools/cache.py wrote)"
     )
 
 
@@ -111,6 +114,9 @@ def read_entry(file: Path) -> Entry:
     get_dataset(entry.dataset)
     if entry.root is not None:
         entry = replace(entry, root=file.parent / Path(os.path.expandvars(entry.root)).expanduser())
+    place = entry.options.get("location") or entry.root
+    if entry.dataset == "cache" and place:
+        entry = replace(entry, **{key: value for key, value in entry_of(str(place)).items() if values.get(key) is None})
     return entry
 
 

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
-from avssl.data.media import MediaError, read_audio, read_frames
+from avssl.data.media import MediaError, MediaFile
 from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans
+from avssl.data.shards.sample import CachedSample
+from avssl.data.source import open_source
 
 Mode = Literal["random", "center", "uniform"]
 Modality = Literal["audio", "video"]
@@ -166,23 +168,24 @@ class ClipDataset(Dataset[Item]):
             self.watch(index)
         decoded: dict[ClipSpan, Clip] = {}  # a short segment gives the same span several times
         spans = self.spans(row, rng)
-        for span in spans:
-            if span not in decoded:
-                decoded[span] = self._clip(row, index, span)
+        with open_source(row.path) as source:
+            for span in spans:
+                if span not in decoded:
+                    decoded[span] = self._clip(source, row, index, span)
         if self.watch:
             self.watch(-1)
         return [decoded[span] for span in spans]
 
-    def _clip(self, row: ClipRow, index: int, span: ClipSpan) -> Clip:
+    def _clip(self, source: MediaFile | CachedSample, row: ClipRow, index: int, span: ClipSpan) -> Clip:
         audio, fraction, video = None, 0.0, None
         if "audio" in self.modalities:
             audio = np.zeros(self.samples, dtype=np.float32)
-            clip = read_audio(row.path, span.start, span.available, self.sample_rate)
+            clip = source.audio(span.start, span.available, self.sample_rate)
             waveform = clip.waveform[: self.samples]
             audio[: len(waveform)] = waveform
             fraction = clip.valid * len(waveform) / self.samples
         if "video" in self.modalities:
-            frames = read_frames(row.path, frame_times(span, self.num_frames), self.frame_size)
+            frames = source.frames(frame_times(span, self.num_frames), self.frame_size)
             video = center_square(frames, self.frame_size)
         return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import mast
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.media.file import read_audio
+from avssl.data.source import read_audio
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import random_span

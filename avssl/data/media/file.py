@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from avssl.data.media.audio import BEGINNING, AudioClip, Sound, checked, sound_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.probe import find_audio, find_video, open_media
-from avssl.data.media.video import QUICK, frames_of
+from avssl.data.media.video import QUICK, frames_of, starts_of
 
 # Files that likely are of a container whose header tells all that reading needs.
 _QUICK = {".mp4", ".m4v", ".mov"}
@@ -100,6 +100,23 @@ class MediaFile:
         container, stream = self._video_stream()
         self._fresh = False
         return frames_of(container, stream, self.path, wanted, size)
+
+    def frame_size(self) -> tuple[int, int]:
+        """(width, height) of the pictures, in pixels."""
+        context = self._video_stream()[1].codec_context
+        return context.width, context.height
+
+    def frame_starts(self, start: float, end: float) -> np.ndarray:
+        """Start of each frame that is on screen at a time from ``start`` to before ``end``: (N,) ascending seconds.
+
+        The last one stays on screen after its end, and before the first one there is nothing.
+
+        Raises:
+            MediaError: no usable video stream; "video does not decode".
+        """
+        container, stream = self._video_stream()
+        self._fresh = False
+        return starts_of(container, stream, self.path, start, end)
 
     def _audio_stream(self) -> tuple[InputContainer, AudioStream]:
         container = self._opened()

@@ -47,13 +47,7 @@ def read_by_packets(
         MediaError: "frame outside video".
     """
     packets = _span(container, stream, float(wanted.min()), float(wanted.max()))
-    base, origin = stream.time_base, start_of(container)
-    assert base is not None
-    stamps = np.asarray([packet.pts for packet in packets if not packet.is_discard], dtype=np.int64)
-    stamps.sort()
-    starts = stamps * base.numerator / base.denominator - origin
-    if not len(starts):
-        raise PacketError("no packet in the span")
+    stamps, starts = _times(container, stream, packets)
     chosen = stamps[frame_indices(starts, wanted, path)]
     images: dict[int, np.ndarray] = {}
     reformat, missing = VideoReformatter(), set(chosen.tolist())
@@ -66,6 +60,26 @@ def read_by_packets(
     if missing:
         raise PacketError(f"{len(missing)} frames did not come out of the decoder")
     return np.stack([images[stamp] for stamp in chosen.tolist()])
+
+
+def packet_starts(container: InputContainer, stream: VideoStream, first: float, last: float) -> np.ndarray:
+    """Start of every frame from the last keyframe before ``first`` until after ``last``, (N,) ascending, in seconds.
+
+    Raises:
+        PacketError: the packets do not tell.
+    """
+    return _times(container, stream, _span(container, stream, first, last))[1]
+
+
+def _times(container: InputContainer, stream: VideoStream, packets: list[Packet]) -> tuple[np.ndarray, np.ndarray]:
+    """Start of every frame in the order of display: (N,) int64 ticks, and (N,) seconds after the file's start."""
+    base = stream.time_base
+    assert base is not None
+    stamps = np.asarray([packet.pts for packet in packets if not packet.is_discard], dtype=np.int64)
+    if not len(stamps):
+        raise PacketError("no packet in the span")
+    stamps.sort()
+    return stamps, stamps * base.numerator / base.denominator - start_of(container)
 
 
 def _span(container: InputContainer, stream: VideoStream, first: float, last: float) -> list[Packet]:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.packets import PacketError, read_by_packets
+from avssl.data.media.packets import PacketError, packet_starts, read_by_packets
 from avssl.data.media.probe import decode_frames, find_video, open_media, seconds, start_of
 from avssl.data.media.timing import ROUNDING, frame_indices
 
@@ -62,6 +62,26 @@ def frames_of(
     return _read_with_pyav(path, wanted, shape)
 
 
+def starts_of(
+    container: InputContainer, stream: VideoStream, path: str | Path, start: float, end: float
+) -> np.ndarray:
+    """Start of each frame on screen between ``start`` and ``end``; see `MediaFile.frame_starts`."""
+    starts: np.ndarray | None = None
+    if container.format.name in TIMED:
+        try:
+            starts = packet_starts(container, stream, start, end)
+        except PacketError as error:
+            logger.debug("%s: not by packets (%s)", path, error)
+    if starts is None:
+        with open_media(path) as again:
+            video = find_video(again, path)
+            starts = np.asarray(_decode_until(again, video, np.asarray([end]), start_of(again), None, False)[0])
+    if not len(starts):
+        raise MediaError(path, "video does not decode")
+    first = max(0, int(np.searchsorted(starts, start + ROUNDING, side="right")) - 1)
+    return starts[first : max(first + 1, np.searchsorted(starts, end - ROUNDING))]
+
+
 def scaled_shape(width: int, height: int, size: int | None) -> tuple[int, int]:
     """(width, height) with the short side at ``size``."""
     if size is None:
@@ -105,16 +125,18 @@ def _decode_until(
     stream: VideoStream,
     instants: np.ndarray,
     origin: float,
-    shape: tuple[int, int],
+    shape: tuple[int, int] | None,
     sought: bool,
 ) -> tuple[list[float], dict[int, np.ndarray]]:
-    """Start of every frame up to the last instant, and as RGB the ones that are on screen at an instant."""
+    """Start of every frame up to the last instant, and as RGB the ones on screen at an instant, if a shape is given."""
     starts: list[float] = []
     images: dict[int, np.ndarray] = {}
     interval = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     previous: av.VideoFrame | None = None
 
     def keep(frame: av.VideoFrame) -> None:
+        if shape is None:
+            return
         scaled = frame.reformat(width=shape[0], height=shape[1], format="rgb24", interpolation="BICUBIC")
         images[len(starts) - 1] = scaled.to_ndarray()
 

@@ -1,0 +1,112 @@
+"""What a cache says of itself, and its manifest: the rows of the original, their paths addresses of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from avssl.data.failures import DataError
+from avssl.data.manifest import METADATA_KEY, Manifest
+from avssl.data.shards.layout import is_address
+from avssl.data.shards.store import Store, is_url
+from avssl.evaluation.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+ABOUT = "cache.json"
+INDEX = "index.parquet"
+# Beside the copies of both that stand in for a cache at a URL.
+LOCATION = "location.json"
+FORMAT = 1
+
+
+def is_cache(name: str) -> bool:
+    """Whether ``name`` is a folder that holds a cache, finished or not, or a URL, where only a cache can be."""
+    return is_url(name) or (Path(name).expanduser() / ABOUT).is_file()
+
+
+def store_of(folder: Path) -> Store:
+    """The place of the shards whose index is in ``folder``."""
+    try:
+        text = (folder / LOCATION).read_text(encoding="utf-8")
+    except OSError:
+        return Store(str(folder))
+    return Store(json.loads(text)["location"])
+
+
+def about_of(store: Store) -> dict[str, Any]:
+    """What ``cache.json`` holds.
+
+    Raises:
+        DataError: there is none, or it is of another version or kind.
+    """
+    try:
+        about = json.loads(store.read(ABOUT))
+        known = about["format"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{store.location}: holds no cache (no {ABOUT}); make it with tools/cache.py") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{store.location}/{ABOUT}: not a cache's; make it again with tools/cache.py") from error
+    if known != FORMAT:
+        raise DataError(f"{store.location}: is a cache of format {known}, not {FORMAT}; make it again")
+    return dict(about)
+
+
+def local_index(location: str) -> Path:
+    """The folder of a cache's index: the cache itself, or where the index of one at a URL is copied to.
+
+    Raises:
+        DataError: there is no cache, or it is not finished.
+    """
+    store = Store(location)
+    about = about_of(store)
+    if not about["complete"]:
+        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+    if store.local is not None:
+        return store.local
+    digest = hashlib.sha256(location.encode()).hexdigest()[:12]
+    root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
+    folder = root / "shards" / digest
+    text = json.dumps(about, indent=2)
+    if not (folder / ABOUT).is_file() or (folder / ABOUT).read_text(encoding="utf-8") != text:
+        logger.info("copying the index of %s to %s", location, folder)
+        store.fetch(INDEX, folder / INDEX)
+        for name, content in ((LOCATION, json.dumps({"location": location})), (ABOUT, text)):
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    return folder
+
+
+def open_cache(location: str) -> Manifest:
+    """The manifest of a cache, scanned; rows that could not be cached have their reason in "error"."""
+    folder = local_index(location)
+    return Manifest.load(folder / INDEX, folder)
+
+
+def entry_of(location: str) -> dict[str, Any]:
+    """Length and number of clips and the head of the data that a cache was made of, as in a data YAML."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_schema(local_index(location) / INDEX).metadata or {}
+    return dict(json.loads(metadata[METADATA_KEY]).get("entry", {}))
+
+
+def check_frame_size(manifest: Manifest, frame_size: int) -> None:
+    """Refuses to blow up frames that the cache holds smaller than their originals are.
+
+    Raises:
+        DataError: naming the cache's size and both ways out.
+    """
+    paths = manifest.table["path"]
+    if not len(paths) or not any(is_address(paths[k].as_py()) for k in (0, len(paths) - 1)):
+        return
+    side = about_of(Store(str(manifest.root)))["settings"]["short_side"]
+    if frame_size > side:
+        raise DataError(
+            f"data.frame_size: {frame_size} is more than the {side} pixels of the cache {manifest.root}; give at most "
+            f"{side}, or make it again with --short_side {frame_size}"
+        )

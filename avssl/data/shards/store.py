@@ -1,0 +1,129 @@
+"""The place of a cache: a folder of this machine, or a URL that fsspec opens (s3://, gs://, memory:// ...)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from avssl.data.failures import DataError
+from avssl.evaluation.files import atomic_path
+
+_OPEN_FILES = 64
+
+
+def is_url(location: str) -> bool:
+    """Whether ``location`` is a URL rather than a path."""
+    return "://" in location
+
+
+class Store:
+    """Files directly under one place.
+
+    Args:
+        location: A folder or a URL.
+
+    Raises:
+        DataError: no such kind of URL, or its package is not installed.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location.removeprefix("file://") if location.startswith("file://") else location
+        self.local = None if is_url(self.location) else Path(self.location).expanduser().absolute()
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._fs: Any = None
+        self._root = ""
+        if self.local is None:
+            import fsspec
+
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(self.location)
+            except (ValueError, ImportError) as error:
+                raise DataError(f"{location}: {error}") from error
+
+    def read(self, name: str, start: int | None = None, size: int | None = None) -> bytes:
+        """The bytes of a file, or ``size`` of them from ``start`` on (fewer where it ends).
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self.local is None:
+            end = None if start is None or size is None else start + size
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
+            return data
+        if start is None or size is None:
+            return (self.local / name).read_bytes()
+        return os.pread(self._descriptor(name), size, start)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        try:
+            if self.local is None:
+                self._fs.invalidate_cache(self._root)
+                return int(self._fs.size(f"{self._root}/{name}"))
+            return (self.local / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, whole or not at all."""
+        if self.local is None:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+            return
+        with atomic_path(self.local / name) as temporary:
+            temporary.write_bytes(data)
+
+    def put(self, file: Path, name: str) -> None:
+        """Moves a local file to here; it appears whole or not at all."""
+        if self.local is None:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.put_file(str(file), f"{self._root}/{name}")
+            file.unlink()
+            return
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())  # a machine that loses power must not leave a full name with empty contents
+        os.replace(file, self.local / name)
+
+    def sha256(self, name: str) -> tuple[str, int]:
+        """SHA-256 and length of a file."""
+        digest, length = hashlib.sha256(), 0
+        opened = self._fs.open(f"{self._root}/{name}", "rb") if self.local is None else open(self.local / name, "rb")
+        with opened as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                length += len(block)
+        return digest.hexdigest(), length
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copies a file to a local one."""
+        with atomic_path(target) as temporary:
+            if self.local is None:
+                self._fs.get_file(f"{self._root}/{name}", str(temporary))
+            else:
+                shutil.copyfile(self.local / name, temporary)
+
+    def close(self) -> None:
+        """Closes the files that :meth:`read` keeps open."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _descriptor(self, name: str) -> int:
+        """An open file; the one that was not used for longest is closed when there are too many."""
+        assert self.local is not None
+        if name in self._files:
+            self._files.move_to_end(name)
+            return self._files[name]
+        descriptor = os.open(self.local / name, os.O_RDONLY)
+        self._files[name] = descriptor
+        if len(self._files) > _OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return descriptor

@@ -1,0 +1,369 @@
+"""Makes a cache: samples in many processes, shards in order, continued where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.media.pool import available_cores, run_all
+from avssl.data.shards.encode import Job, Made, Settings, make
+from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
+from avssl.data.shards.layout import END, Address
+from avssl.data.shards.store import Store
+
+logger = logging.getLogger(__name__)
+
+# Seconds for one sample, beyond which its decoder is taken to hang.
+_TIMEOUT = 1800.0
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a file, and the rows of the manifest that name it."""
+
+    path: str
+    start: float
+    end: float
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar to write: its name, and the spans of its samples by their keys."""
+
+    name: str
+    spans: dict[str, Span]
+
+    @property
+    def record(self) -> str:
+        """The file that tells what the finished tar holds; there is none before."""
+        return self.name.removesuffix(".tar") + ".json"
+
+
+@dataclass
+class Report:
+    """What became of the rows.
+
+    Attributes:
+        samples: In the shards.
+        rows: Of the manifest, usable or not.
+        kept: Shards that an earlier run had finished.
+        shards: All.
+        bytes: Of all shards.
+        failures: Path -> why it is not in the cache, or which of its streams is not.
+        unusable: Rows that the scan had found unusable, by reason.
+    """
+
+    samples: int = 0
+    rows: int = 0
+    kept: int = 0
+    shards: int = 0
+    bytes: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    unusable: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Failures by reason, without what is particular to a file."""
+        return Counter(reason.split(" (")[0] for reason in self.failures.values())
+
+
+def write_cache(
+    manifest: Manifest,
+    output: str,
+    settings: Settings,
+    *,
+    entry: Mapping[str, Any] | None = None,
+    name: str = "",
+    samples_per_shard: int = 128,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Caches every usable row of a scanned manifest in ``output``; a finished cache is left as it is.
+
+    A row is a sample of its own, unless another one of its split names the same span of the same file. Samples come in
+    an order that is shuffled once, within each split, so that any stretch of a shard is a mixture. The bytes of the
+    shards do not depend on workers or interruptions.
+
+    Args:
+        manifest: Scanned.
+        output: A folder, or a URL that fsspec can write to.
+        settings: How samples are made.
+        entry: ``clip_seconds``, ``eval_clips`` and ``head`` of the data, which `find_entry` will give of the cache.
+        name: Of the data, for ``cache.json``.
+        samples_per_shard: Samples of a tar.
+        workers: Processes; None is one for each core, 0 works in this one.
+        progress: Show the rate and the time left; None where stderr is a terminal.
+
+    Raises:
+        DataError: ``output`` holds a cache of other data or settings, or nothing could be cached.
+    """
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard: must be at least 1, got {samples_per_shard}")
+    store = Store(output)
+    about = {
+        "format": FORMAT,
+        "complete": False,
+        "data": name,
+        "manifest": manifest.digest,
+        "settings": json.loads(json.dumps(asdict(settings))) | {"samples_per_shard": samples_per_shard},
+    }
+    _begin(store, about)
+    shards = plan(manifest, samples_per_shard)
+    parts = _parts_folder(store)
+    report = Report(rows=len(manifest), shards=len(shards), unusable=Counter(filter(None, manifest.reasons())))
+    done: dict[str, dict[str, Any]] = {}
+    todo: list[Shard] = []
+    for shard in shards:
+        record = _finished(store, shard)
+        if record is None:
+            todo.append(shard)
+        else:
+            done[shard.name] = record
+    report.kept = len(done)
+    total = sum(len(shard.spans) for shard in shards)
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=total, initial=total - sum(len(s.spans) for s in todo), desc="cache", unit="sample",
+              disable=not shown) as bar:  # fmt: skip
+        for shard, made in _made(manifest, todo, settings, parts, workers, bar):
+            done[shard.name] = _finish(store, shard, made, parts)
+    shutil.rmtree(parts, ignore_errors=True)
+    _tell(report, shards, done)
+    if not report.samples:
+        first = next(iter(report.failures.items()), ("", "no usable clip"))
+        raise DataError(f"{name}: nothing could be cached; the first: {first[0]}: {first[1]}")
+    _write_index(manifest, store, shards, done, entry)
+    listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
+    counts = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
+    counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
+    store.write(ABOUT, json.dumps(about | {"complete": True, **counts, "shards": listed}, indent=2).encode())
+    return report
+
+
+def plan(manifest: Manifest, samples_per_shard: int) -> list[Shard]:
+    """The shards of a scanned manifest: the same rows give the same ones."""
+    spans: dict[tuple[str, str, float, float], list[int]] = {}
+    reasons = manifest.reasons()
+    names = ("split", "path", "start", "end", "duration")
+    for row, (split, path, start, end, duration) in enumerate(zip(*map(manifest.column, names), strict=True)):
+        low, high = start or 0.0, min((bound for bound in (end, duration) if bound is not None), default=0.0)
+        if not reasons[row] and high > low:
+            spans.setdefault((split, path, low, high), []).append(row)
+    shards: list[Shard] = []
+    for split in sorted({key[0] for key in spans}):
+        mine = [Span(*key[1:], tuple(rows)) for key, rows in spans.items() if key[0] == split]
+        order = np.random.default_rng(0).permutation(len(mine))
+        for number, first in enumerate(range(0, len(mine), samples_per_shard)):
+            chosen = order[first : first + samples_per_shard]
+            shards.append(
+                Shard(
+                    f"{split or 'clips'}-{number:06d}.tar",
+                    {f"{first + k:09d}": mine[index] for k, index in enumerate(chosen)},
+                )
+            )
+    return shards
+
+
+def _begin(store: Store, about: dict[str, Any]) -> None:
+    """Claims the place for this cache, or continues it."""
+    if store.local is not None:
+        store.local.mkdir(parents=True, exist_ok=True)
+    if store.size(ABOUT) is None:
+        if store.local is not None and any(store.local.iterdir()):
+            raise DataError(f"{store.location}: holds other files; choose an empty or a new folder for --output")
+        store.write(ABOUT, json.dumps(about, indent=2).encode())
+        return
+    there = about_of(store)
+    for key, what in (("manifest", "other data"), ("settings", "other settings")):
+        if there[key] != about[key]:
+            raise DataError(
+                f"{store.location}: holds a cache of {what} ({there[key]}, not {about[key]}); choose another --output"
+            )
+
+
+def _parts_folder(store: Store) -> Path:
+    """Where samples wait for their shard."""
+    if store.local is not None:
+        folder = store.local / _PARTS
+    else:
+        root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
+        folder = root / "shards" / f"{hashlib.sha256(store.location.encode()).hexdigest()[:12]}{_PARTS}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp*"):
+        leftover.unlink(missing_ok=True)
+    return folder
+
+
+def _finished(store: Store, shard: Shard) -> dict[str, Any] | None:
+    """The record of a shard that an earlier run finished, if it still is as long as it was."""
+    try:
+        record = dict(json.loads(store.read(shard.record)))
+    except (FileNotFoundError, ValueError):
+        return None
+    if store.size(shard.name) != record["bytes"] and record["samples"]:
+        logger.warning("%s/%s is not as it was written: making it again", store.location, shard.name)
+        return None
+    return record
+
+
+def _made(
+    manifest: Manifest, shards: list[Shard], settings: Settings, parts: Path, workers: int | None, bar: Any
+) -> Iterator[tuple[Shard, dict[str, Made]]]:
+    """Each shard with its samples, as soon as the last of them is made."""
+    home: dict[str, Shard] = {}
+    waiting: dict[str, dict[str, Made]] = {}
+    jobs: list[Job] = []
+    for shard in shards:
+        waiting[shard.name] = {}
+        for key, span in shard.spans.items():
+            part = str(parts / f"{shard.name.removesuffix('.tar')}-{key}.tar")
+            jobs.append(_job(manifest, span, key, part, settings))
+            home[part] = shard
+    workers = available_cores() if workers is None else workers
+    failed = 0
+    for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
+        bar.update()
+        if made.errors:
+            failed += 1
+            bar.set_postfix(failed=failed)
+        shard = home.pop(job.part)
+        waiting[shard.name][job.key] = made
+        if len(waiting[shard.name]) == len(shard.spans):
+            yield shard, waiting.pop(shard.name)
+
+
+def _job(manifest: Manifest, span: Span, key: str, part: str, settings: Settings) -> Job:
+    clips = []
+    for row in map(manifest.row, span.rows):
+        labels = {head: _class_names(manifest.heads[head], label) for head, label in row.labels.items()}
+        clips.append({"clip_id": row.clip_id, "split": row.split, "labels": labels})
+    first = manifest.row(span.rows[0])
+    about = {"source": span.path, "clips": clips}
+    return Job(
+        str(first.path), part, key, span.start, span.end, bool(first.has_audio), bool(first.has_video), about, settings
+    )
+
+
+def _class_names(names: list[str], label: int | list[int] | None) -> str | list[str] | None:
+    if isinstance(label, list):
+        return [names[index] for index in label]
+    return None if label is None else names[label]
+
+
+def _gave_up(job: Job, reason: str) -> Made:
+    return Made(job.key, errors={"audio": reason} if job.audio else {"video": reason})
+
+
+def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> dict[str, Any]:
+    """Puts the samples of a shard together, in the order of the plan, and writes its record."""
+    stem = shard.name.removesuffix(".tar")
+    temporary, digest, offset = parts / f".{shard.name}.tmp", hashlib.sha256(), 0
+    entries: dict[str, dict[str, Any]] = {}
+    with open(temporary, "wb") as file:
+        for key in shard.spans:
+            one = made[key]
+            entries[key] = {"errors": one.errors or {}}
+            if one.size:
+                part = (parts / f"{stem}-{key}.tar").read_bytes()
+                file.write(part)
+                digest.update(part)
+                address = Address(shard.name, offset, one.size, one.header, one.crc)
+                entries[key] |= {"address": str(address), "facts": one.facts}
+                offset += len(part)
+        file.write(END)
+        digest.update(END)
+    samples = sum("address" in entry for entry in entries.values())
+    if samples:
+        store.put(temporary, shard.name)
+    record = {"sha256": digest.hexdigest(), "bytes": offset + len(END), "samples": samples, "entries": entries}
+    store.write(shard.record, json.dumps(record).encode())
+    for key in shard.spans:
+        for suffix in (".tar", ".error"):
+            (parts / f"{stem}-{key}.tar").with_suffix(suffix).unlink(missing_ok=True)
+    return record
+
+
+def _tell(report: Report, shards: list[Shard], done: dict[str, dict[str, Any]]) -> None:
+    for shard in shards:
+        record = done[shard.name]
+        report.samples += record["samples"]
+        report.bytes += record["bytes"] if record["samples"] else 0
+        for key, span in shard.spans.items():
+            errors = record["entries"][key]["errors"]
+            if errors:
+                report.failures[span.path] = "; ".join(dict.fromkeys(errors.values()))
+
+
+def _write_index(
+    manifest: Manifest,
+    store: Store,
+    shards: list[Shard],
+    done: dict[str, dict[str, Any]],
+    entry: Mapping[str, Any] | None,
+) -> None:
+    """The manifest of the cache: all rows, in their order, with their addresses or why they have none."""
+    names = ("path", "error", "has_audio", "has_video", "sample_rate", "channels", "width", "height", "fps")
+    columns = {name: manifest.column(name) for name in names}
+    columns["source"], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)
+    for shard in shards:
+        for key, span in shard.spans.items():
+            found = done[shard.name]["entries"][key]
+            for row in span.rows:
+                columns["cache_error"][row] = "; ".join(f"{name}: {why}" for name, why in found["errors"].items())
+                if "address" in found:
+                    columns["path"][row] = found["address"]
+                    for name, value in found["facts"].items():
+                        columns[name][row] = value
+                else:
+                    columns["error"][row] = next(iter(found["errors"].values()), "nothing to read").split(" (")[0]
+    folder = store.local or _parts_folder(store)
+    cached = Manifest(manifest.with_columns(columns).table, folder, manifest.heads, allow_absolute=True)
+    target = folder / INDEX if store.local else folder / "finished.parquet"
+    cached.save(target, entry)
+    if store.local is None:
+        store.put(target, INDEX)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def verify(location: str, progress: bool | None = None) -> list[str]:
+    """What is wrong with the shards of a finished cache: one line each, none where all is as it was written.
+
+    Raises:
+        DataError: there is no cache, or it is not finished.
+    """
+    store = Store(location)
+    about = about_of(store)
+    if not about["complete"]:
+        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+    wrong: list[str] = []
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=about["bytes"], desc="verify", unit="B", unit_scale=True, disable=not shown) as bar:
+        for name, expected in about["shards"].items():
+            if not expected["samples"]:
+                continue
+            try:
+                digest, length = store.sha256(name)
+            except OSError as error:
+                wrong.append(f"{name}: cannot be read ({error})")
+                continue
+            if length != expected["bytes"]:
+                wrong.append(f"{name}: has {length} bytes, not {expected['bytes']}")
+            elif digest != expected["sha256"]:
+                wrong.append(f"{name}: SHA-256 is {digest}, not {expected['sha256']}")
+            bar.update(expected["bytes"])
+    return wrong

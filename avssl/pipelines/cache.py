@@ -1,0 +1,74 @@
+"""Caches a data set in shards, or checks that a cache is what was written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from avssl.config.cache import CacheConfig
+from avssl.data.catalog import find_entry, open_data
+from avssl.data.failures import DataError
+from avssl.data.shards.encode import Settings
+from avssl.data.shards.index import is_cache
+from avssl.data.shards.write import verify, write_cache
+
+logger = logging.getLogger(__name__)
+
+
+def cache(config: CacheConfig) -> dict[str, Any]:
+    """Makes or continues the cache of ``config``; with ``verify``, checks it.
+
+    Returns:
+        ``{"samples", "rows", "kept", "shards", "bytes", "seconds", "failures", "reasons", "unusable"}``, or, of a
+        check, ``{"wrong": [...]}``.
+
+    Raises:
+        DataError: the data or the output cannot be used, nothing could be cached, or a check found something wrong.
+    """
+    if config.verify:
+        return _verify(config.output)
+    settings = Settings(
+        config.short_side, config.fps, config.quality, config.sample_rate, tuple(dict.fromkeys(config.modalities))
+    )
+    name, source = config.data.name, config.data
+    if is_cache(name):
+        raise DataError(f"data: {name} is a cache already; copy the folder, or make one of the originals")
+    entry = find_entry(name)
+    manifest = open_data(name, source.root, source.options, workers=config.workers)
+    began = time.monotonic()
+    report = write_cache(
+        manifest,
+        config.output,
+        settings,
+        entry={"clip_seconds": entry.clip_seconds, "eval_clips": entry.eval_clips, "head": entry.head},
+        name=name,
+        samples_per_shard=config.samples_per_shard,
+        workers=config.workers,
+    )
+    seconds = time.monotonic() - began
+    if report.kept:
+        logger.info("%d of %d shards were there already", report.kept, report.shards)
+    logger.info(
+        "%s: %d samples of %d rows in %d shards, %.1f MB, %.0f s",
+        *(config.output, report.samples, report.rows, report.shards, report.bytes / 1e6, seconds),
+    )
+    for reason, count in report.unusable.most_common():
+        logger.warning("%d rows are not in it: %s (found by the scan)", count, reason)
+    for reason, count in report.reasons.most_common():
+        first = next(path for path, why in report.failures.items() if why.startswith(reason))
+        logger.warning("%d files are not, or not whole, in it: %s; the first: %s", count, reason, first)
+    return vars(report) | {"seconds": seconds, "reasons": report.reasons}
+
+
+def _verify(location: str) -> dict[str, Any]:
+    wrong = verify(location)
+    if wrong:
+        for line in wrong:
+            logger.error("%s", line)
+        raise DataError(
+            f"{location}: {len(wrong)} shards are not what was written, the first: {wrong[0]}; delete them and "
+            f"cache.json, and run the command that made the cache: it makes them again"
+        )
+    logger.info("%s: every byte is as it was written", location)
+    return {"wrong": wrong}
