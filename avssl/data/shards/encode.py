@@ -142,7 +142,7 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
 
     - ``frames``: ``size`` and ``original`` (width, height), and of every frame its ``starts`` (seconds in the file),
       ``bytes`` and ``crc``;
-    - ``sound``: ``sample_rate``, ``samples``, ``intervals`` that have sound and ``extent`` that should (seconds in the
+    - ``sound``: ``sample_rate``, ``samples``, the value of full ``scale``, the ``intervals`` that have sound and ``extent`` that should (seconds in the
       file), and the ``crc`` of every ``block`` samples.
     """
     about: dict[str, Any] = {**job.about, "start": job.start, "end": job.end, "errors": {}}
@@ -168,11 +168,14 @@ def _sound(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str, 
     sound = file.sound(job.start, job.end - job.start, rate)
     if not sound.intervals:
         raise MediaError(job.path, "no audio in span", f"{job.start:.2f} to {job.end:.2f} s")
-    integers = np.clip(np.rint(sound.waveform * 32768.0), -32768, 32767).astype("<i2").tobytes()
+    # Lossy codecs overshoot full scale; what is louder is stored softer rather than clipped.
+    scale = max(1.0, float(np.abs(sound.waveform).max()))
+    integers = np.clip(np.rint(sound.waveform * (32768.0 / scale)), -32768, 32767).astype("<i2").tobytes()
     block = _BLOCK * rate
     about["sound"] = {
         "sample_rate": rate,
         "samples": len(integers) // 2,
+        "scale": scale,
         "intervals": sound.intervals,
         "extent": sound.extent,
         "block": block,

@@ -136,7 +136,7 @@ class CachedSample:
             if crc(piece) != about["crc"][k]:
                 raise MediaError(self.path, "corrupt sample", f"sound at second {k * block / about['sample_rate']:g}")
         integers = np.frombuffer(data, "<i2")[first - low * block : last - low * block]
-        return integers.astype(np.float32) / np.float32(32768)
+        return integers.astype(np.float32) * np.float32(about["scale"] / 32768)
 
     def _frame_bytes(self) -> list[int]:
         """Size of the member between header and sound, if there is one."""
