@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from avssl.averaging import exponential_average
 from avssl.checkpoint import CheckpointStore, is_sharded
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
+from avssl.data.prefetch import prefetched
 from avssl.signals import stop_signals
 from avssl.tasks.base import Task
 from avssl.tracking import Tracker
@@ -211,10 +213,10 @@ class Engine:
             dynamic_ncols=True,
             disable=not self.fabric.is_global_zero,
         )
-        batches = iter(loader)
+        batches = prefetched(loader, self.fabric.device)
         self.task.train()
         window = Window()
-        with stop_signals() as stop, bar:
+        with stop_signals() as stop, bar, closing(batches):
             last = False
             while not last:
                 with window.waiting():

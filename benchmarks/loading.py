@@ -2,8 +2,9 @@
 
     python benchmarks/loading.py --output benchmarks/results
 
-The sources are made here (x264 and AAC, 720p, 25 frames a second), unless --media names a folder. All rates are clips a
-second of wall clock, in the same run, in turn: a clip is --frames frames of --size pixels and --seconds of 16 kHz sound.
+The sources are made here (x264 and AAC, 720p, 25 frames a second), unless --media names a folder. All rates are clips
+a second of wall clock, in the same run, in turn: a clip is --frames frames of --size pixels and --seconds of 16 kHz
+sound.
 
 - bare: the same clips, decoded by the same readers in a plain loop in as many processes, and nothing else.
 - pyav, decord, torchcodec: a DataLoader over what a user would write with that library alone, in as many workers.
@@ -134,7 +135,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--short-side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=8, help="batches of originals in each round; 12 times of the cache")
+    parser.add_argument(
+        "--batches", type=int, default=8, help="batches of originals in each round; 12 times of the cache"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--scaling", type=int, nargs="+", default=[1, 2, 4])

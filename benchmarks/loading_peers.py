@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avssl.data.clips import ClipDataset, center_square
-from avssl.data.sampling import frame_times
 from avssl.data.media.video import scaled_shape
+from avssl.data.sampling import frame_times
 
 RATE = 16000
 Decode = Callable[[str, float, float, np.ndarray, int], tuple[np.ndarray, np.ndarray]]

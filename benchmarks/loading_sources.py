@@ -35,7 +35,10 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
 def _sound(rng: np.random.Generator, samples: int) -> np.ndarray:
     """(2, S) float32: tones that come and go. A coder would replace white noise by noise of its own."""
     time = np.arange(samples) / RATE
-    tones = [np.sin(2 * np.pi * f * time) * np.sin(2 * np.pi * s * time) for f, s in rng.uniform((80, 0.1), (3000, 3), (8, 2))]
+    tones = [
+        np.sin(2 * np.pi * f * time) * np.sin(2 * np.pi * s * time)
+        for f, s in rng.uniform((80, 0.1), (3000, 3), (8, 2))
+    ]
     return np.repeat(0.08 * np.sum(tones, axis=0)[None], 2, axis=0).astype(np.float32)
 
 

@@ -25,7 +25,8 @@ class SourceConfig:
 class CacheConfig:
     """Caches a data set once, as small frames and 16 kHz sound in WebDataset shards, which train 20 times faster.
 
-    A killed run, started again with the same arguments, goes on where it was. --data OUTPUT of the other tools reads it.
+    A killed run, started again with the same arguments, goes on where it was. The other tools read it by
+    ``--data OUTPUT``.
 
     Args:
         output: Folder of the cache, or a URL that fsspec writes to (s3://bucket/name, gs:// ...).

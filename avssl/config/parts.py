@@ -11,7 +11,7 @@ class DataConfig:
 
     Args:
         name: A name in configs/data (demo, esc10, fsdd, grid, epic-kitchens ...), a data YAML, a manifest (.parquet),
-            a .csv, or a folder of media.
+            a .csv, a folder of media, or a cache (a folder or a URL that tools/cache.py wrote).
         root: Folder of the media; default: the data YAML's, or the environment variable that it names.
         options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
         clip_seconds: Length of a clip in seconds; default: the data YAML's.
@@ -26,7 +26,9 @@ class DataConfig:
         train_fraction: Share of the training split to train on: the same of every class of the first head, at least one
             clip of each, drawn with the seed. Validation and test are not affected.
         sampling: Order of the training clips: shuffle takes each once an epoch; balanced draws as many with
-            replacement, by the sum of 1 / (clips of the class) over the labels of a clip.
+            replacement, by the sum of 1 / (clips of the class) over the labels of a clip; shards takes each once, and a
+            few shards of a cache at a time, for places that are slow to jump about in.
+        shard_buffer: Shards at a time where sampling is shards.
         num_workers: Decoding processes; 0 decodes in the training process.
         max_failures: Share of unreadable clips above which training aborts, naming the first cause.
     """
@@ -42,7 +44,8 @@ class DataConfig:
     heads: list[str] | None = None
     val_fraction: float = 0.0
     train_fraction: float = 1.0
-    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    sampling: Literal["shuffle", "balanced", "shards"] = "shuffle"
+    shard_buffer: int = 8
     num_workers: int = 1
     max_failures: float = 0.2
 

@@ -53,6 +53,15 @@ class Batch:
         """The batch in page-locked memory (called by the loader's ``pin_memory=True``)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tells the allocator that ``stream`` uses the tensors, which another one made."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,

@@ -195,11 +195,11 @@ class ClipDataset(Dataset[Item]):
         size = len(clips)
         audio = video = None
         if "audio" in self.modalities:
-            audio = torch.zeros(size, self.samples)
+            audio = torch.empty(size, self.samples)
             for k, clip in enumerate(clips):
                 audio[k] = torch.from_numpy(clip.audio)
         if "video" in self.modalities:
-            video = torch.zeros(size, 3, self.num_frames, self.frame_size, self.frame_size, dtype=torch.uint8)
+            video = torch.empty(size, 3, self.num_frames, self.frame_size, self.frame_size, dtype=torch.uint8)
             for k, clip in enumerate(clips):
                 video[k] = torch.from_numpy(clip.video).permute(3, 0, 1, 2)
         labels = {head: self._labels(clips, head) for head in self.manifest.heads}

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from avssl.data.health_fingerprint import WORDS, fingerprint
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
-from avssl.data.source import read_audio, read_frames
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import ClipSpan, frame_times
 from avssl.data.scan_report import clip_seconds
+from avssl.data.source import read_audio, read_frames
 
 # Sound below half of this rate is what models at 16 kHz hear.
 SAMPLE_RATE = 16000

@@ -15,130 +15,20 @@ from torch.utils.data import DataLoader, Sampler
 from avssl.data.batch import Batch
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
-
-Key = tuple[int, int]
-
-
-class StepSampler(Sampler[list[Key]]):
-    """Endless batches of ``(epoch, row)`` keys from any step on; a resumed run draws what it would have drawn.
-
-    Epoch ``e`` is a permutation drawn from ``(seed, e)`` alone, cut into global batches of ``batch_size * world``
-    rows, of which each rank takes its part. Position is a number, so resuming costs nothing however far the run was.
-
-    Args:
-        size: Rows.
-        batch_size: Keys per step and rank.
-        seed: Seed of the permutations.
-        start_step: Step to begin with, counted from the beginning of the run over all epochs.
-        rank, world: This process and the number of processes.
-        drop_last: Leave out the rows of an epoch that fill no global batch; otherwise its last batch is filled up with
-            the first rows of its permutation, so that batches are always of one size.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int = 0,
-        start_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        drop_last: bool = True,
-    ) -> None:
-        if size < 1:
-            raise DataError("no clip to train on: check the split and the manifest's errors")
-        if batch_size < 1 or not 0 <= rank < world or start_step < 0:
-            raise ValueError(f"wrong {batch_size=}, {rank=}, {world=} or {start_step=}")
-        self.size, self.batch_size, self.seed, self.start_step = size, batch_size, seed, start_step
-        self.rank, self.world = rank, world
-        total = batch_size * world
-        self.steps_per_epoch = size // total if drop_last else -(-size // total)
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"{size} training clips fill no batch of {batch_size} on {world} process(es): "
-                f"lower batch_size to at most {size // world}"
-            )
-
-    def batch(self, step: int) -> list[Key]:
-        """This rank's keys of global ``step``."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        return self._cut(epoch, position, self._permutation(epoch))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, position = divmod(self.start_step, self.steps_per_epoch)
-        while True:
-            permutation = self._permutation(epoch)
-            for k in range(position, self.steps_per_epoch):
-                yield self._cut(epoch, k, permutation)
-            epoch, position = epoch + 1, 0
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.size)
-
-    def _cut(self, epoch: int, position: int, permutation: np.ndarray) -> list[Key]:
-        first = (position * self.world + self.rank) * self.batch_size
-        places = np.arange(first, first + self.batch_size) % self.size
-        return [(self._draw(epoch, int(place)), int(permutation[place])) for place in places]
-
-    def _draw(self, epoch: int, place: int) -> int:
-        """First number of the key at ``place`` of the epoch."""
-        return epoch
-
-
-class WeightedSampler(StepSampler):
-    """A `StepSampler` whose epochs are ``size`` rows drawn with replacement, from ``(seed, epoch)`` alone.
-
-    Keys are ``(draw, row)``: a row that comes several times in an epoch is cut and augmented anew each time.
-
-    Args:
-        shares: (N,) probability of each row, of sum 1.
-        batch_size, seed, start_step, rank, world, drop_last: See :class:`StepSampler`.
-    """
-
-    def __init__(
-        self,
-        shares: np.ndarray,
-        batch_size: int,
-        seed: int = 0,
-        start_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        drop_last: bool = True,
-    ) -> None:
-        super().__init__(len(shares), batch_size, seed, start_step, rank, world, drop_last)
-        self.shares = shares
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).choice(self.size, self.size, p=self.shares)
-
-    def _draw(self, epoch: int, place: int) -> int:
-        return epoch * self.size + place
-
-
-class EvalSampler(Sampler[list[Key]]):
-    """Every row exactly once over all ranks, in order: rank ``r`` has the ``r``-th of ``world`` contiguous parts.
-
-    Ranks may have different numbers of batches: gather after the pass, not within it.
-    """
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"wrong {batch_size=}, {rank=} or {world=}")
-        self.rows = range(size * rank // world, size * (rank + 1) // world)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.rows), self.batch_size):
-            yield [(0, row) for row in self.rows[first : first + self.batch_size]]
+from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
 
 
 class ClipLoader(DataLoader[Batch]):
     """A DataLoader of :class:`Batch` whose workers cannot hang or die without the file being named."""
 
-    def __init__(self, dataset: ClipDataset, sampler: Sampler[list[Key]], num_workers: int, timeout: float) -> None:
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        sampler: Sampler[list[Key]],
+        num_workers: int,
+        timeout: float,
+        pin_memory: bool | None = None,
+    ) -> None:
         options: dict[str, Any] = {}
         self.decoding = torch.full((max(1, num_workers), 2), -1.0, dtype=torch.float64)  # row and since when, by worker
         if num_workers > 0:
@@ -153,7 +43,7 @@ class ClipLoader(DataLoader[Batch]):
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=dataset.collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             # Its own generator: a loader that draws from the global one would make a resumed run differ.
             generator=torch.Generator(),
             **options,
@@ -200,6 +90,9 @@ def make_train_loader(
     drop_last: bool = True,
     timeout: float = 300.0,
     shares: np.ndarray | None = None,
+    shards: np.ndarray | None = None,
+    shard_buffer: int = 8,
+    pin_memory: bool | None = None,
 ) -> ClipLoader:
     """An endless loader of training batches; ``loader.batch_sampler.steps_per_epoch`` counts an epoch's.
 
@@ -211,13 +104,21 @@ def make_train_loader(
         num_workers: Decoding processes (forkserver, one torch thread each); 0 decodes in this process.
         timeout: Seconds to wait for a batch before a hang is reported.
         shares: (N,) probability of each row, drawn with replacement; default: every row once an epoch.
+        shards: (N,) int64, the shard of each row: rows are shuffled within ``shard_buffer`` shards, see
+            :class:`ShardSampler`.
+        pin_memory: Hand over batches in page-locked memory, from which a GPU copies without waiting; default: where
+            there is one.
 
     Raises:
         DataError: the rows fill no batch; while iterating: a worker hung or died, naming the file.
     """
     options = (batch_size, seed, start_step, rank, world, drop_last)
-    sampler = StepSampler(len(dataset), *options) if shares is None else WeightedSampler(shares, *options)
-    return ClipLoader(dataset, sampler, num_workers, timeout)
+    sampler: StepSampler
+    if shards is not None:
+        sampler = ShardSampler(shards, shard_buffer, *options)
+    else:
+        sampler = StepSampler(len(dataset), *options) if shares is None else WeightedSampler(shares, *options)
+    return ClipLoader(dataset, sampler, num_workers, timeout, pin_memory)
 
 
 def make_eval_loader(
@@ -260,6 +161,7 @@ def _report(decoding: Tensor, worker: int, index: int) -> None:
 __all__: Sequence[str] = (
     "ClipLoader",
     "EvalSampler",
+    "ShardSampler",
     "StepSampler",
     "WeightedSampler",
     "make_eval_loader",

@@ -17,11 +17,11 @@ from tqdm import tqdm
 import mast
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.source import read_audio
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import random_span
 from avssl.data.scan_report import clip_seconds
+from avssl.data.source import read_audio
 
 
 @dataclass(frozen=True)

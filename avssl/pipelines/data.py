@@ -15,6 +15,7 @@ from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.shards.index import check_frame_size, shard_numbers
 from avssl.data.strata import training_share
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ def open_splits(
         fabric.barrier()  # one process builds and scans, the others read its cache
     entry = find_entry(config.name)
     manifest = open_data(config.name, root=config.root, options=config.options)
+    if "video" in modalities:
+        check_frame_size(manifest, config.frame_size)
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
     coverage: dict[str, dict[str, Any]] = {}
@@ -199,6 +202,9 @@ class Loaders:
             world=fabric.world_size,
             num_workers=self.config.num_workers,
             shares=balanced_shares(manifest, heads) if self.config.sampling == "balanced" else None,
+            shards=shard_numbers(manifest) if self.config.sampling == "shards" else None,
+            shard_buffer=self.config.shard_buffer,
+            pin_memory=fabric.device.type == "cuda",
         )
 
     def evaluate(self, manifest: Manifest) -> ClipLoader:

@@ -8,8 +8,8 @@ import av
 
 from avssl.data.media.audio import AudioClip
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.media.file import MediaFile, read_audio, read_frames
+from avssl.data.media.probe import MediaInfo, probe
 
 __all__ = ["AudioClip", "MediaError", "MediaFile", "MediaInfo", "probe", "read_audio", "read_frames"]
 

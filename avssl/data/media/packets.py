@@ -93,7 +93,7 @@ def _span(container: InputContainer, stream: VideoStream, first: float, last: fl
         except av.FFmpegError as error:
             raise PacketError(str(error)) from error
         # Not the earliest frame: those stored after the keyframe and shown before it may refer to what was not read.
-        if packets and packets[0].is_keyframe and (packets[0].pts * base - origin <= first or target == 0.0):
+        if packets and packets[0].is_keyframe and (_time(packets[0]) * base - origin <= first or target == 0.0):
             return packets
     raise PacketError("no keyframe before the span")
 
@@ -114,6 +114,12 @@ def _packets(container: InputContainer, stream: VideoStream, end: int) -> list[P
     return packets
 
 
+def _time(packet: Packet) -> int:
+    """When it is shown, in ticks of its stream."""
+    assert packet.pts is not None  # `_packets` has refused others
+    return packet.pts
+
+
 def _runs(packets: list[Packet], wanted: set[int]) -> Iterator[list[Packet]]:
     """Stretches of packets that have to be decoded for the ``wanted`` times, each from a keyframe on."""
     groups: list[list[Packet]] = []
@@ -130,7 +136,7 @@ def _runs(packets: list[Packet], wanted: set[int]) -> Iterator[list[Packet]]:
             if run:
                 yield run
             # Frames that are stored after a keyframe and shown before it may refer to the group before.
-            leading = index > 0 and any(group[k].pts < group[0].pts for k in needed)
+            leading = index > 0 and any(_time(group[k]) < _time(group[0]) for k in needed)
             run = list(groups[index - 1]) if leading else []
         run += group[: needed[-1] + 1]
     if run:

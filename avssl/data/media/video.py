@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,8 +26,8 @@ _RUN_UP = 1.0
 _PATCHED_SHARE = 0.1
 # A missing timestamp shows up in decord as one of 1e17 seconds.
 _SANE_SECONDS = 1e9
-# Containers whose header tells the times and parameters of their streams, so that no frame need be decoded to open them;
-# and those that store the time of every packet, and which are keyframes: nearly all video there is.
+# Containers whose header tells the times and parameters of their streams, so that no frame need be decoded to open
+# them; and those that store the time of every packet, and which are keyframes: nearly all video there is.
 QUICK = {"mov,mp4,m4a,3gp,3g2,mj2"}
 TIMED = QUICK | {"matroska,webm"}
 # Broadcast streams, in which decord cannot seek, and containers that store no timestamps: it fails on most, loudly.
@@ -62,9 +61,7 @@ def frames_of(
     return _read_with_pyav(path, wanted, shape)
 
 
-def starts_of(
-    container: InputContainer, stream: VideoStream, path: str | Path, start: float, end: float
-) -> np.ndarray:
+def starts_of(container: InputContainer, stream: VideoStream, path: str | Path, start: float, end: float) -> np.ndarray:
     """Start of each frame on screen between ``start`` and ``end``; see `MediaFile.frame_starts`."""
     starts: np.ndarray | None = None
     if container.format.name in TIMED:

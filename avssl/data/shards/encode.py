@@ -142,8 +142,8 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
 
     - ``frames``: ``size`` and ``original`` (width, height), and of every frame its ``starts`` (seconds in the file),
       ``bytes`` and ``crc``;
-    - ``sound``: ``sample_rate``, ``samples``, the value of full ``scale``, the ``intervals`` that have sound and ``extent`` that should (seconds in the
-      file), and the ``crc`` of every ``block`` samples.
+    - ``sound``: ``sample_rate``, ``samples``, the value of full ``scale``, the ``intervals`` that have sound and the
+      ``extent`` that should (seconds in the file), and the ``crc`` of every ``block`` samples.
     """
     about: dict[str, Any] = {**job.about, "start": job.start, "end": job.end, "errors": {}}
     members: dict[str, bytes] = {}
@@ -159,8 +159,8 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
     if not members:
         return b"", about["errors"]
     header = json.dumps(about, separators=(",", ":")).encode()
-    order = {extension: members[extension] for extension in ("mjpeg", "wav") if extension in members}
-    return pack(job.key, {"json": header, **order}), about["errors"]
+    ordered = {"json": header} | {extension: members[extension] for extension in sorted(members)}
+    return pack(job.key, ordered), about["errors"]
 
 
 def _sound(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str, bytes]) -> None:
@@ -185,7 +185,9 @@ def _sound(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str, 
 
 
 def _wav_header(size: int, rate: int) -> bytes:
-    header = b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+    header = (
+        b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+    )
     header += b"data" + struct.pack("<I", size)
     assert len(header) == WAV_HEADER
     return header

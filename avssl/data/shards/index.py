@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avssl.data.failures import DataError
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.shards.layout import is_address
@@ -93,6 +95,18 @@ def entry_of(location: str) -> dict[str, Any]:
 
     metadata = pyarrow.parquet.read_schema(local_index(location) / INDEX).metadata or {}
     return dict(json.loads(metadata[METADATA_KEY]).get("entry", {}))
+
+
+def shard_numbers(manifest: Manifest) -> np.ndarray:
+    """(N,) int64: the shard of each row.
+
+    Raises:
+        DataError: the rows are not those of a cache.
+    """
+    paths = manifest.column("path")
+    if not all(map(is_address, paths)):
+        raise DataError("data.sampling: 'shards' needs a cache, which tools/cache.py makes of any data")
+    return np.unique([path.partition("#")[0] for path in paths], return_inverse=True)[1].astype(np.int64)
 
 
 def check_frame_size(manifest: Manifest, frame_size: int) -> None:

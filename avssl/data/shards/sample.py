@@ -117,7 +117,7 @@ class CachedSample:
 
     def _decoded(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             image.draft("RGB", (shape[0], shape[1]))  # decodes at a half or a quarter where that is enough
             if image.size != shape:
                 image = image.resize((shape[0], shape[1]), Image.Resampling.BICUBIC)

@@ -92,8 +92,11 @@ class Store:
     def sha256(self, name: str) -> tuple[str, int]:
         """SHA-256 and length of a file."""
         digest, length = hashlib.sha256(), 0
-        opened = self._fs.open(f"{self._root}/{name}", "rb") if self.local is None else open(self.local / name, "rb")
-        with opened as file:
+        with (
+            self._fs.open(f"{self._root}/{name}", "rb")
+            if self.local is None
+            else (self.local / name).open("rb") as file
+        ):
             while block := file.read(1 << 22):
                 digest.update(block)
                 length += len(block)

@@ -149,7 +149,7 @@ def write_cache(
         raise DataError(f"{name}: nothing could be cached; the first: {first[0]}: {first[1]}")
     _write_index(manifest, store, shards, done, entry)
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
-    counts = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
+    counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
     counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
     store.write(ABOUT, json.dumps(about | {"complete": True, **counts, "shards": listed}, indent=2).encode())
     return report
