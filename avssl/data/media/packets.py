@@ -53,7 +53,7 @@ def read_by_packets(
     reformat, missing = VideoReformatter(), set(chosen.tolist())
     for run in _runs(packets, missing):
         for frame in _decode(stream, run, missing):
-            if frame.pts in missing:
+            if frame.pts is not None and frame.pts in missing:
                 missing.discard(frame.pts)
                 scaled = reformat.reformat(frame, shape[0], shape[1], "rgb24", interpolation="BICUBIC")
                 images[frame.pts] = scaled.to_ndarray()

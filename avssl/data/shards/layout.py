@@ -47,8 +47,8 @@ class Address:
         match = _ADDRESS.match(text)
         if match is None:
             raise ValueError(f"{text} is not the address of a cached sample")
-        numbers = [int(match[name]) for name in ("offset", "size", "header")]
-        return cls(match["shard"], *numbers, int(match["crc"], 16))
+        offset, size, header = (int(match[name]) for name in ("offset", "size", "header"))
+        return cls(match["shard"], offset, size, header, int(match["crc"], 16))
 
     def after(self, *sizes: int) -> int:
         """First byte, counted from the sample's, of the member that follows members of these sizes."""

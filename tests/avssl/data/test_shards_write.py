@@ -1,0 +1,219 @@
+"""Making a cache: killed and continued, in processes, in an object store; what must not be overwritten is not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+from loading_samples import write_clock_video
+from shard_samples import make_data
+
+from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.data.catalog import find_entry, open_data
+from avssl.data.clips import ClipDataset
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.scan import scan
+from avssl.data.shards import write
+from avssl.data.shards.encode import Settings
+from avssl.data.shards.write import verify, write_cache
+from avssl.pipelines.cache import cache
+
+SETTINGS = Settings(short_side=32)
+
+
+def clocks(root: Path, count: int) -> Manifest:
+    for k in range(count):
+        write_clock_video(root / f"{k}.mp4", seconds=1.0 + 0.1 * k)
+    rows = [{"clip_id": f"{k}", "path": f"{k}.mp4", "split": "train"} for k in range(count)]
+    return scan(Manifest.from_rows(rows, root), workers=0, progress=False)
+
+
+def made(manifest: Manifest, output: Path | str, **options: object) -> write.Report:
+    arguments = {"samples_per_shard": 2, "workers": 0, "progress": False, "name": "clocks"} | options
+    return write_cache(manifest, str(output), SETTINGS, **arguments)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the index, in which the root differs."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
+
+
+KILLED = """
+import sys, time
+import avssl
+from avssl.data.manifest import Manifest
+from avssl.data.shards import write
+from avssl.data.shards.encode import Settings
+
+make = write.make
+def slowly(job):
+    time.sleep(0.15)
+    return make(job)
+
+write.make = slowly
+manifest = Manifest.load(sys.argv[1])
+write.write_cache(manifest, sys.argv[2], Settings(short_side=32), samples_per_shard=2, workers=0, name="clocks")
+"""
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 7)
+    made(manifest, tmp_path / "whole")
+    manifest.save(tmp_path / "clocks.parquet")
+    output = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "clocks.parquet"), str(output)]) as child:
+        while not (output / "train-000001.json").is_file():
+            assert child.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    names = set(os.listdir(output))
+    assert {"train-000000.tar", "train-000001.tar"} <= names and "train-000003.tar" not in names
+    assert "index.parquet" not in names and not json.loads((output / "cache.json").read_text())["complete"]
+    with pytest.raises(DataError, match="not finished"):
+        open_data(str(output))
+    finished = (output / "train-000000.tar").stat()
+    report = made(manifest, output)
+    assert report.kept >= 2 and report.samples == 7
+    assert (output / "train-000000.tar").stat().st_mtime_ns == finished.st_mtime_ns, "a finished shard was made anew"
+    assert contents(output) == contents(tmp_path / "whole")
+    assert not (output / ".parts").exists() and verify(str(output), progress=False) == []
+
+
+def test_samples_of_an_unfinished_shard_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = clocks(tmp_path / "media", 5)
+    original, keys = write.make, []
+
+    def stopping(job: write.Job) -> write.Made:
+        if len(keys) == 3:
+            raise KeyboardInterrupt
+        keys.append(job.key)
+        return original(job)
+
+    monkeypatch.setattr(write, "make", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        made(manifest, tmp_path / "out")
+    encoded: list[str] = []
+    from avssl.data.shards import encode
+
+    plain = encode.encode
+    monkeypatch.setattr(encode, "encode", lambda job: encoded.append(job.key) or plain(job))
+    monkeypatch.setattr(write, "make", original)
+    made(manifest, tmp_path / "out")
+    assert len(encoded) == 2 and not set(encoded) & set(keys)
+
+
+def test_a_finished_shard_that_was_changed_is_made_again(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 4)
+    made(manifest, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    shard = tmp_path / "out" / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert made(manifest, tmp_path / "out").kept == 1
+    assert contents(tmp_path / "out") == before
+
+
+def test_processes_make_the_same_cache_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 4)
+    made(manifest, tmp_path / "one")
+    made(manifest, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert made(manifest, tmp_path / "two").kept == 2
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 2)
+    made(manifest, tmp_path / "out")
+    with pytest.raises(DataError, match=r"other settings.*choose another --output"):
+        write_cache(manifest, str(tmp_path / "out"), Settings(short_side=24), samples_per_shard=2, workers=0)
+    with pytest.raises(DataError, match="other data"):
+        made(manifest.take([0]), tmp_path / "out")
+    with pytest.raises(DataError, match="holds other files"):
+        made(manifest, tmp_path / "media")
+    with pytest.raises(DataError, match="holds no cache"):
+        verify(str(tmp_path / "media"))
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 2)
+    for k in range(2):
+        (tmp_path / "media" / f"{k}.mp4").write_bytes(b"no media any more")
+    with pytest.raises(DataError, match=r"nothing could be cached; the first: .*not a media file"):
+        made(manifest, tmp_path / "out")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    name = f"memory://bucket-{tmp_path.name}/small"
+    yield name
+    fsspec.filesystem("memory").rm(name, recursive=True)
+
+
+def test_an_object_store_gives_the_clips_of_a_folder(tmp_path: Path, bucket: str) -> None:
+    manifest = make_data(tmp_path / "media")
+    entry = {"clip_seconds": 1.5, "eval_clips": 2, "head": "kind"}
+    for output in (str(tmp_path / "local"), bucket):
+        made(manifest, output, entry=entry)
+    local, remote = open_data(str(tmp_path / "local")), open_data(bucket)
+    assert remote.digest == local.digest
+    assert (find_entry(bucket).name, find_entry(bucket).head) == ("small", "kind")
+    for row in (0, 1, 4):
+        one, other = (
+            ClipDataset(m, clip_seconds=1.5, num_frames=4, frame_size=32)[(1, row)].clips[0] for m in (local, remote)
+        )
+        assert (one.audio == other.audio).all() and (one.video == other.video).all() and one.start == other.start
+    assert verify(bucket, progress=False) == []
+    memory = fsspec.filesystem("memory")
+    shard = next(name for name in memory.ls(bucket, detail=False) if name.endswith(".tar"))
+    data = bytearray(memory.cat_file(shard))
+    data[len(data) // 2] ^= 1
+    memory.pipe_file(shard, bytes(data))
+    assert len(verify(bucket, progress=False)) == 1
+    assert made(manifest, bucket, entry=entry).kept == 6, "its finished shards are found there, too"
+
+
+def test_the_index_at_a_url_is_read_anew_when_it_has_changed(tmp_path: Path, bucket: str) -> None:
+    made(clocks(tmp_path / "one", 2), bucket)
+    assert len(open_data(bucket)) == 2
+    fsspec.filesystem("memory").rm(bucket, recursive=True)
+    made(clocks(tmp_path / "two", 3), bucket)
+    assert len(open_data(bucket)) == 3
+    fsspec.filesystem("memory").rm(bucket, recursive=True)
+    with pytest.raises(DataError, match="holds no cache"):
+        open_data(bucket)
+    fsspec.filesystem("memory").pipe_file(bucket + "/x", b"")
+    with pytest.raises(DataError, match="nosuch"):
+        open_data("nosuch://bucket/cache")
+
+
+def test_the_tool_caches_a_folder_and_checks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    for name in ("train/dog/1.mp4", "test/cat/2.mp4"):
+        write_clock_video(tmp_path / "media" / name, seconds=1.0)
+    output = str(tmp_path / "out")
+    config = CacheConfig(output, SourceConfig(str(tmp_path / "media")), short_side=32, workers=0)
+    result = cache(config)
+    assert result["samples"] == 2 and not result["failures"]
+    assert open_data(output).column("split") == ["test", "train"]
+    assert cache(CacheConfig(output, verify=True)) == {"wrong": []}
+    shard = tmp_path / "out" / "test-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"1 shards are not what was written.*test-000000\.tar: SHA-256"):
+        cache(CacheConfig(output, verify=True))
+    with pytest.raises(DataError, match="is a cache already"):
+        cache(CacheConfig(str(tmp_path / "again"), SourceConfig(output)))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"short_side": 0}, "short_side"), ({"fps": 0.0}, "fps"), ({"quality": 100}, "quality"), ({"modalities": ()}, "modalities")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(options: dict, field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        Settings(**options)
