@@ -15,6 +15,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_abandoned
 from avssl.data.media.pool import available_cores, run_all
+from avssl.data.shards.layout import is_address
 from avssl.evaluation.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ def extract_all(
     if sample_rate is not None and sample_rate < 1:
         raise ValueError(f"sample-rate: must be at least 1 Hz, got {sample_rate}")
     sources = sorted(set(manifest.column("path")))
+    if any(map(is_address, sources)):
+        raise DataError("the samples of a cache are small files of sound already; extract that of the originals")
     summary = Summary({"format": format, "sample_rate": sample_rate}, len(sources))
     _check_settings(output / SUMMARY, summary.settings)
     jobs = _plan(manifest.root, sources, output, summary)

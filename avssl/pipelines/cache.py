@@ -67,8 +67,8 @@ def _verify(location: str) -> dict[str, Any]:
         for line in wrong:
             logger.error("%s", line)
         raise DataError(
-            f"{location}: {len(wrong)} shards are not what was written, the first: {wrong[0]}; delete them and "
-            f"cache.json, and run the command that made the cache: it makes them again"
+            f"{location}: {len(wrong)} shards are not what was written, the first: {wrong[0]}; delete these "
+            "tars and run the command that made the cache: it makes them again"
         )
     logger.info("%s: every byte is as it was written", location)
     return {"wrong": wrong}

@@ -17,6 +17,7 @@ from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
 from avssl.data.scan import FileFacts, fill, scan_files
 from avssl.data.scan_report import report_lines
+from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
@@ -75,6 +76,10 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         raise DataError(f"--output {output}: a manifest's name ends in .parquet")
     if not isinstance(options.options, dict):
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
+    if is_cache(options.data):
+        raise DataError(
+            f"--data {options.data}: a cache was looked at when it was made; tools/cache.py --verify checks it"
+        )
     listed, key = list_data(options.data, options.root, options.options)
     entry = find_entry(options.data)
     clip_seconds = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
