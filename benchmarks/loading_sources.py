@@ -24,12 +24,13 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
     layers = []
-    for _ in range(3):
+    for _ in range(4):
         spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.2
         spectrum[0, 0] = 0
         layer = np.fft.irfft2(spectrum, (height, width))
-        layers.append(np.clip(128 + 50 * layer / layer.std(), 0, 255))
-    return np.stack(layers, axis=2).astype(np.uint8)
+        layers.append(layer / layer.std())
+    shade, *tints = layers  # as in most pictures, brightness varies more than colour does
+    return np.stack([np.clip(128 + 45 * shade + 15 * tint, 0, 255) for tint in tints], axis=2).astype(np.uint8)
 
 
 def _sound(rng: np.random.Generator, samples: int) -> np.ndarray:
