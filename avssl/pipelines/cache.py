@@ -11,7 +11,8 @@ from avssl.data.catalog import find_entry, open_data
 from avssl.data.failures import DataError
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.index import is_cache
-from avssl.data.shards.write import verify, write_cache
+from avssl.data.shards.verify import verify
+from avssl.data.shards.write import write_cache
 
 logger = logging.getLogger(__name__)
 

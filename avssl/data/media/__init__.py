@@ -1,7 +1,8 @@
 """Readers of media files: what is in them, their sound, their frames.
 
-decord reads frames; PyAV (FFmpeg) reads sound and headers. decord's own audio reader leaks memory and descriptors and
-returns short audio from corrupt files without a word, so it is not used.
+PyAV (FFmpeg) reads headers, sound and, where packets tell the times, frames; decord reads the frames of other formats.
+decord's own audio reader leaks memory and descriptors and returns short audio from corrupt files without a word, so it
+is not used.
 """
 
 import av

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from avssl.data.failures import DataError
@@ -23,6 +22,7 @@ from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.encode import Job, Made, Settings, make
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
+from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
 
 logger = logging.getLogger(__name__)
@@ -30,29 +30,8 @@ logger = logging.getLogger(__name__)
 # Seconds for one sample, beyond which its decoder is taken to hang.
 _TIMEOUT = 1800.0
 _PARTS = ".parts"
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a file, and the rows of the manifest that name it."""
-
-    path: str
-    start: float
-    end: float
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tar to write: its name, and the spans of its samples by their keys."""
-
-    name: str
-    spans: dict[str, Span]
-
-    @property
-    def record(self) -> str:
-        """The file that tells what the finished tar holds; there is none before."""
-        return self.name.removesuffix(".tar") + ".json"
+# Samples whose jobs are listed at a time: those of millions would take gigabytes.
+_AT_A_TIME = 16384
 
 
 @dataclass
@@ -129,6 +108,7 @@ def write_cache(
     report = Report(rows=len(manifest), shards=len(shards), unusable=Counter(filter(None, manifest.reasons())))
     done: dict[str, dict[str, Any]] = {}
     todo: list[Shard] = []
+    failed: list[str] = []
     for shard in shards:
         record = _finished(store, shard)
         if record is None:
@@ -140,43 +120,21 @@ def write_cache(
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=total, initial=total - sum(len(s.spans) for s in todo), desc="cache", unit="sample",
               disable=not shown) as bar:  # fmt: skip
-        for shard, made in _made(manifest, todo, settings, parts, workers, bar):
-            done[shard.name] = _finish(store, shard, made, parts)
+        step = max(1, _AT_A_TIME // samples_per_shard)
+        for first in range(0, len(todo), step):
+            for shard, made in _made(manifest, todo[first : first + step], settings, parts, workers, bar, failed):
+                done[shard.name] = _finish(store, shard, made, parts)
     shutil.rmtree(parts, ignore_errors=True)
     _tell(report, shards, done)
     if not report.samples:
-        first = next(iter(report.failures.items()), ("", "no usable clip"))
-        raise DataError(f"{name}: nothing could be cached; the first: {first[0]}: {first[1]}")
+        path, why = next(iter(report.failures.items()), ("none", "no usable clip"))
+        raise DataError(f"{name}: nothing could be cached; the first: {path}: {why}")
     _write_index(manifest, store, shards, done, entry)
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
     counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
     counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
     store.write(ABOUT, json.dumps(about | {"complete": True, **counts, "shards": listed}, indent=2).encode())
     return report
-
-
-def plan(manifest: Manifest, samples_per_shard: int) -> list[Shard]:
-    """The shards of a scanned manifest: the same rows give the same ones."""
-    spans: dict[tuple[str, str, float, float], list[int]] = {}
-    reasons = manifest.reasons()
-    names = ("split", "path", "start", "end", "duration")
-    for row, (split, path, start, end, duration) in enumerate(zip(*map(manifest.column, names), strict=True)):
-        low, high = start or 0.0, min((bound for bound in (end, duration) if bound is not None), default=0.0)
-        if not reasons[row] and high > low:
-            spans.setdefault((split, path, low, high), []).append(row)
-    shards: list[Shard] = []
-    for split in sorted({key[0] for key in spans}):
-        mine = [Span(*key[1:], tuple(rows)) for key, rows in spans.items() if key[0] == split]
-        order = np.random.default_rng(0).permutation(len(mine))
-        for number, first in enumerate(range(0, len(mine), samples_per_shard)):
-            chosen = order[first : first + samples_per_shard]
-            shards.append(
-                Shard(
-                    f"{split or 'clips'}-{number:06d}.tar",
-                    {f"{first + k:09d}": mine[index] for k, index in enumerate(chosen)},
-                )
-            )
-    return shards
 
 
 def _begin(store: Store, about: dict[str, Any]) -> None:
@@ -222,7 +180,13 @@ def _finished(store: Store, shard: Shard) -> dict[str, Any] | None:
 
 
 def _made(
-    manifest: Manifest, shards: list[Shard], settings: Settings, parts: Path, workers: int | None, bar: Any
+    manifest: Manifest,
+    shards: list[Shard],
+    settings: Settings,
+    parts: Path,
+    workers: int | None,
+    bar: Any,
+    failed: list[str],
 ) -> Iterator[tuple[Shard, dict[str, Made]]]:
     """Each shard with its samples, as soon as the last of them is made."""
     home: dict[str, Shard] = {}
@@ -235,12 +199,11 @@ def _made(
             jobs.append(_job(manifest, span, key, part, settings))
             home[part] = shard
     workers = available_cores() if workers is None else workers
-    failed = 0
     for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
         bar.update()
         if made.errors:
-            failed += 1
-            bar.set_postfix(failed=failed)
+            failed.append(job.path)
+            bar.set_postfix(failed=len(failed))
         shard = home.pop(job.part)
         waiting[shard.name][job.key] = made
         if len(waiting[shard.name]) == len(shard.spans):
@@ -338,32 +301,3 @@ def _write_index(
     if store.local is None:
         store.put(target, INDEX)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def verify(location: str, progress: bool | None = None) -> list[str]:
-    """What is wrong with the shards of a finished cache: one line each, none where all is as it was written.
-
-    Raises:
-        DataError: there is no cache, or it is not finished.
-    """
-    store = Store(location)
-    about = about_of(store)
-    if not about["complete"]:
-        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
-    wrong: list[str] = []
-    shown = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=about["bytes"], desc="verify", unit="B", unit_scale=True, disable=not shown) as bar:
-        for name, expected in about["shards"].items():
-            if not expected["samples"]:
-                continue
-            try:
-                digest, length = store.sha256(name)
-            except OSError as error:
-                wrong.append(f"{name}: cannot be read ({error})")
-                continue
-            if length != expected["bytes"]:
-                wrong.append(f"{name}: has {length} bytes, not {expected['bytes']}")
-            elif digest != expected["sha256"]:
-                wrong.append(f"{name}: SHA-256 is {digest}, not {expected['sha256']}")
-            bar.update(expected["bytes"])
-    return wrong

@@ -24,7 +24,9 @@ from avssl.data.media import MediaError, read_audio
 from avssl.data.sampling import frame_times
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.layout import Address
-from avssl.data.shards.write import plan, verify, write_cache
+from avssl.data.shards.plan import plan
+from avssl.data.shards.verify import verify
+from avssl.data.shards.write import write_cache
 from avssl.data.source import open_source
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare

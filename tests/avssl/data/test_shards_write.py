@@ -21,7 +21,8 @@ from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
 from avssl.data.shards import write
 from avssl.data.shards.encode import Settings
-from avssl.data.shards.write import verify, write_cache
+from avssl.data.shards.verify import verify
+from avssl.data.shards.write import write_cache
 from avssl.pipelines.cache import cache
 
 SETTINGS = Settings(short_side=32)

@@ -1,0 +1,40 @@
+"""Is every byte of a cache what was written?"""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from avssl.data.failures import DataError
+from avssl.data.shards.index import about_of
+from avssl.data.shards.store import Store
+
+
+def verify(location: str, progress: bool | None = None) -> list[str]:
+    """What is wrong with the shards of a finished cache: one line each, none where all is as it was written.
+
+    Raises:
+        DataError: there is no cache, or it is not finished.
+    """
+    store = Store(location)
+    about = about_of(store)
+    if not about["complete"]:
+        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+    wrong: list[str] = []
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=about["bytes"], desc="verify", unit="B", unit_scale=True, disable=not shown) as bar:
+        for name, expected in about["shards"].items():
+            if not expected["samples"]:
+                continue
+            try:
+                digest, length = store.sha256(name)
+            except OSError as error:
+                wrong.append(f"{name}: cannot be read ({error})")
+                continue
+            if length != expected["bytes"]:
+                wrong.append(f"{name}: has {length} bytes, not {expected['bytes']}")
+            elif digest != expected["sha256"]:
+                wrong.append(f"{name}: SHA-256 is {digest}, not {expected['sha256']}")
+            bar.update(expected["bytes"])
+    return wrong
