@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from shard_samples import make_data
 
 from avssl.config import DataConfig
@@ -22,13 +23,14 @@ from avssl.data.loader import make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, read_audio
 from avssl.data.sampling import frame_times
+from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.layout import Address
 from avssl.data.shards.plan import plan
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
 from avssl.data.source import open_source
-from avssl.pipelines.data import open_splits
+from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare
 
 SETTINGS = Settings(short_side=32, quality=95)
@@ -153,6 +155,28 @@ def test_a_rate_cap_keeps_frames_that_are_at_most_so_old(data: Manifest, tmp_pat
         times = np.array([0.2, 1.0, 3.3, 7.9])
         grey = sample.frames(times).mean(axis=(1, 2, 3))
     assert np.abs(grey - (20 + 20 * np.floor(times * 4) / 4)).max() < 3  # the clock video's brightness tells the time
+
+
+@pytest.mark.parametrize("fps", [None, 4.0])
+def test_long_files_are_read_in_pieces_without_a_seam(
+    data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float | None
+) -> None:
+    settings = replace(SETTINGS, fps=fps, modalities=("video",))
+    write_cache(data.take([0]), str(tmp_path / "whole"), settings, workers=0, progress=False)
+    monkeypatch.setattr(encode, "_WINDOW", 0.77)
+    write_cache(data.take([0]), str(tmp_path / "pieces"), settings, workers=0, progress=False)
+    whole, pieces = ((tmp_path / name / "train-000000.tar").read_bytes() for name in ("whole", "pieces"))
+    assert whole == pieces
+
+
+def test_training_by_shards_is_a_setting(folder: Path) -> None:
+    config = DataConfig(name=str(folder), frame_size=32, num_frames=2, num_workers=0, sampling="shards", shard_buffer=1)
+    splits = open_splits(config, modalities=("audio", "video"), labelled=True)
+    loaders = Loaders(config, splits.protocol, ("audio", "video"), 16000, 3, seed=1)
+    loader = loaders.train(splits.train, Fabric(accelerator="cpu", devices=1))
+    shards = {row: path.partition("#")[0] for row, path in enumerate(splits.train.column("path"))}
+    for batch in islice(loader, 4):
+        assert batch.size == 3 and len({shards[row] for row in batch.index.tolist()}) == 1
 
 
 def test_a_cache_may_be_moved_and_read_by_a_yaml(folder: Path, copied: Path, tmp_path: Path) -> None:
