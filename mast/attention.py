@@ -167,8 +167,8 @@ class Block(nn.Module):
     def _fused(self, x: Tensor) -> bool:
         """Whether the branches can run fused: on tensors that fit, and layers that nobody has replaced."""
         layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
-        head_dim = self.attn.proj.in_features // self.attn.heads
-        return fused.usable(x, head_dim) and all(type(layer) is nn.Linear for layer in layers)
+        widths = (self.attn.proj.in_features // self.attn.heads, self.mlp.fc1.out_features)
+        return fused.usable(x, *widths) and all(type(layer) is nn.Linear for layer in layers)
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not torch.compiler.is_compiling():

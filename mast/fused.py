@@ -22,15 +22,15 @@ from mast.relative import Grid
 _TILE_SCORES = 2**17
 
 
-def usable(x: Tensor, head_dim: int) -> bool:
-    """Whether the branches take ``x``: float32 on a CPU, not compiled, no autocast, with kernels that fit the heads."""
+def usable(x: Tensor, *widths: int) -> bool:
+    """Whether the branches take ``x``: float32 on a CPU, not compiled, no autocast, kernels that fit these widths."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and encoder.library() is not None
-        and head_dim % encoder.lanes() == 0
+        and all(width % encoder.lanes() == 0 for width in widths)
     )
 
 

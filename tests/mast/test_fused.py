@@ -97,9 +97,10 @@ def test_an_outer_checkpoint_recomputes_the_branches() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("way", ["environment", "width", "layer", "dtype", "autocast"])
+@pytest.mark.parametrize("way", ["environment", "head", "hidden", "layer", "dtype", "autocast"])
 def test_plain_operators_where_the_compiled_ones_do_not_fit(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = small(embed_dim=8) if way == "width" else small(), torch.randn(1, 1, 128, 40)
+    narrow = {"head": {"embed_dim": 8}, "hidden": {"mlp_ratio": 1.1}}
+    model, x = small(**narrow.get(way, {})), torch.randn(1, 1, 128, 40)
     if way == "environment":
         monkeypatch.setenv("MAST_NATIVE", "0")
     if way == "dtype":
