@@ -1,7 +1,7 @@
 """Every objective under one budget: pretrain, retrieve, probe; on the demo set and on GRID.
 
-    python benchmarks/shrink.py PATH_OF_GRID runs/grid72
-    python benchmarks/objectives.py --output benchmarks/results --grid runs/grid72
+    python tools/cache.py --data grid --data.root PATH --output caches/grid --short_side 64
+    python benchmarks/objectives.py --grid caches/grid --output benchmarks/results
 
 Each run is the tools' own: ``tools/pretrain.py`` with the same settings but for the objectives, then a linear probe by
 ``tools/finetune.py``. Runs that are finished are kept, so the command continues where it was stopped. Seconds a step
@@ -81,13 +81,14 @@ def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
     if args.demo_steps:
         sets["demo"] = DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])
     if args.grid:
-        root = ["--data.root", str(args.grid)]
         settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--runtime.precision", "bf16-mixed"]
-        # Half a video: cheaper, and sync has other times.
-        settings += ["--data.num_frames", "8", "--data.clip_seconds", "1.28", "--time_bins", "4"]
-        pretrain = [*settings, *root, "--optim.max_steps", str(args.grid_steps)]
+        # Small frames, and half a video: cheaper, and sync has other times.
+        settings += ["--data.num_frames", "8", "--data.frame_size", "56", "--video.crop_size", "48"]
+        settings += ["--data.clip_seconds", "1.28", "--time_bins", "4"]
+        source = ["--data", str(args.grid)]
+        probe = [*source, "--data.heads", "[digit, colour]"]
         sets["grid"] = DataSet(
-            pretrain, ["--data.name", "grid", *root, "--data.heads", "[digit, colour]"], ["digit", "colour"]
+            [*settings, *source, "--optim.max_steps", str(args.grid_steps)], probe, ["digit", "colour"]
         )
     return sets
 
@@ -152,7 +153,7 @@ def _percent(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="folder of the runs")
-    parser.add_argument("--grid", type=Path, help="folder of GRID; without it, the demo set alone")
+    parser.add_argument("--grid", type=Path, help="cache of GRID; without it, the demo set alone")
     parser.add_argument("--demo-steps", type=int, default=140, help="0 leaves the demo set out")
     parser.add_argument("--grid-steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
