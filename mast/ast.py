@@ -123,7 +123,7 @@ class AST(SpectrogramModel):
         return {name for name, p in self.named_parameters() if p.ndim < 2} | {"special_tokens", "positions"}
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid:
+        if grid == self.grid and not torch.compiler.is_exporting():  # a graph for all lengths cannot choose
             return self.positions
         special, patches = self.positions[:, :2], self.positions[:, 2:]
         image = patches.transpose(1, 2).unflatten(2, self.grid)
@@ -135,7 +135,7 @@ class AST(SpectrogramModel):
         check_spectrogram(x, self.name or type(self).__name__)
         patches = self.patch_embed(x)
         positions = self._positions((patches.shape[1], patches.shape[2]))
-        tokens = torch.cat((self.special_tokens.expand(len(x), -1, -1).to(patches.dtype), patches.flatten(1, 2)), dim=1)
+        tokens = torch.cat((self.special_tokens.expand(x.shape[0], -1, -1).to(patches.dtype), patches.flatten(1, 2)), dim=1)
         return self.norm(self.blocks(tokens + positions))
 
     def forward_grid(self, x: Tensor) -> Tensor:

@@ -135,8 +135,8 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _write(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    _write(folder / CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_file(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    write_file(folder / CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
     return folder
 
 
@@ -190,7 +190,7 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 from_pretrained = load_pretrained
 
 
-def _write(path: Path, write: Callable[[str], Any]) -> None:
+def write_file(path: Path, write: Callable[[str], Any]) -> None:
     """Write beside ``path`` and move it there, so that a reader never sees half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

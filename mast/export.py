@@ -1,0 +1,229 @@
+"""Models as files that need neither this package nor its Python: ``torch.export`` programs and ONNX.
+
+Batch and length are dynamic, from one clip to many and from a part of the reference length to many times as much; the
+number of mels is that of the frontend. A file carries what is needed to use it: the frontend's settings, the class
+names, the names of input and outputs (``mast.open_exported`` reads them).
+"""
+
+import importlib.util
+import io
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mast.base import SpectrogramModel
+from mast.exportable import ExportableLogMel, Transform, exportable
+from mast.frontend import LogMel
+from mast.hub import write_file
+
+INSTALL = "pip install 'avssl[export]'"
+METADATA = "mast.json"
+FORMAT = 1
+# Not 1, which a tracer would take for a constant.
+_TRACED_BATCH = 2
+
+
+class _Traced(nn.Module):
+    """Input -> (logits, features), or (features,) without a head."""
+
+    def __init__(self, model: SpectrogramModel, frontend: LogMel | None, transform: Transform) -> None:
+        super().__init__()
+        self.frontend = None if frontend is None else ExportableLogMel(frontend, transform)
+        self.model = exportable(model)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        tokens = self.model.forward_features(x if self.frontend is None else self.frontend(x))
+        features = self.model.forward_head(tokens, pre_logits=True)
+        return (self.model.forward_head(tokens), features) if self.model.num_classes else (features,)
+
+
+def describe(
+    model: SpectrogramModel, frontend: LogMel | None, labels: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """What an exported file says of itself, JSON-able.
+
+    Args:
+        model: with the ``name`` and ``config`` of ``create_model``.
+        frontend: part of the graph; None where the graph takes a spectrogram.
+        labels: head name -> ordered class names; the heads lie side by side in the logits.
+
+    Raises:
+        ValueError: there are not as many classes as logits.
+    """
+    classes = sum(len(names) for names in (labels or {}).values())
+    if labels and classes != model.num_classes:
+        raise ValueError(f"labels name {classes} classes, the model's head has {model.num_classes}")
+    return {
+        "format": FORMAT,
+        "model": {"name": model.name, **model.config},
+        "frontend": None if frontend is None else frontend.config,
+        "labels": {head: list(names) for head, names in (labels or {}).items()},
+        "input": "spectrogram" if frontend is None else "waveform",
+        "outputs": ["logits", "features"] if model.num_classes else ["features"],
+        "quantization": None,
+    }
+
+
+def export_program(
+    model: SpectrogramModel, frontend: LogMel | None = None, *, transform: Transform = "fft"
+) -> ExportedProgram:
+    """Trace ``model``, with ``frontend`` before it where there is one.
+
+    Args:
+        model: of this package; a copy of it is traced, in eval mode.
+        frontend: makes the program take a waveform (B, S) instead of a spectrogram (B, 1, mels, frames).
+        transform: how the frontend takes its Fourier transforms; see ``mast.exportable.ExportableLogMel``.
+
+    Returns:
+        A program of one input and the outputs logits (B, num_classes), where there is a head, and features
+        (B, num_features). Its ``range_constraints`` say how short an input may be.
+    """
+    frames, mels = int(model.config["frames"]), int(model.config["mels"])
+    if frontend is None:
+        shape = [_TRACED_BATCH, 1, mels, frames]
+    else:
+        shape = [_TRACED_BATCH, frontend.samples_for(frames)]
+    device = next(model.parameters()).device
+    traced = _Traced(model, frontend, transform)
+    dimensions = {0: Dim.DYNAMIC, len(shape) - 1: Dim.DYNAMIC}
+    with torch.no_grad():
+        return torch.export.export(traced, (torch.zeros(shape, device=device),), dynamic_shapes=(dimensions,))
+
+
+def save_program(
+    model: SpectrogramModel,
+    frontend: LogMel | None,
+    path: str | Path,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Write what ``export_program`` gives as a .pt2 file, which ``torch.export.load`` reads without this package."""
+    metadata = describe(model, frontend, labels)
+    buffer = io.BytesIO()
+    torch.export.save(export_program(model, frontend), buffer, extra_files={METADATA: json.dumps(metadata)})
+    write_file(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getvalue()))
+    return Path(path)
+
+
+def export_onnx(
+    model: SpectrogramModel,
+    frontend: LogMel | None,
+    path: str | Path,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Write ``model``, with ``frontend`` before it where there is one, as one ONNX file with dynamic batch and length.
+
+    Args:
+        model, frontend: see ``export_program``.
+        path: of the file.
+        labels: see ``describe``.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        ValueError: see ``describe``.
+    """
+    require("onnx", "onnxscript")
+    metadata = describe(model, frontend, labels)
+    program = export_program(model, frontend, transform="product")
+    quiet = logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
+    levels = [logger.level for logger in quiet]
+    try:
+        for logger in quiet:
+            logger.setLevel(logging.WARNING)
+        names = {"input_names": [metadata["input"]], "output_names": metadata["outputs"]}
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    finally:
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
+    assert exported is not None
+    file = exported.model_proto
+    _name_dimensions(file.graph, "samples" if frontend is not None else "frames")
+    _set_metadata(file, metadata)
+    write_file(Path(path), lambda temporary: Path(temporary).write_bytes(file.SerializeToString()))
+    return Path(path)
+
+
+def quantize_onnx(source: str | Path, path: str | Path) -> Path:
+    """Write a file of ``export_onnx`` again with the weights of its linear layers in 8 bits, their inputs on the fly.
+
+    The frontend, the patch embedding, the attention products and the head stay in float32: they hold few weights, and
+    the logarithm of the one and the softmax of the other would show the rounding.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+        ValueError: ``source`` is not of ``export_onnx``, or is in 8 bits already.
+    """
+    require("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    file = onnx.load(str(source))
+    metadata = read_metadata({entry.key: entry.value for entry in file.metadata_props}, source)
+    if metadata["quantization"]:
+        raise ValueError(f"{source} is quantized already; start from the float32 file")
+    linear = list(_linear_nodes(file.graph))
+    settings: dict[str, Any] = {"op_types_to_quantize": ["MatMul"], "nodes_to_quantize": linear}
+    level = logging.getLogger().level
+
+    def quantize(temporary: str) -> None:
+        try:  # it warns through the root logger that shapes were not inferred, which dynamic quantization does not need
+            logging.getLogger().setLevel(logging.ERROR)
+            quantize_dynamic(file, temporary, per_channel=True, weight_type=QuantType.QInt8, **settings)
+        finally:
+            logging.getLogger().setLevel(level)
+        quantized = onnx.load(temporary)
+        _set_metadata(quantized, metadata | {"quantization": "int8"})
+        Path(temporary).write_bytes(quantized.SerializeToString())
+
+    write_file(Path(path), quantize)
+    return Path(path)
+
+
+def read_metadata(properties: Mapping[str, str], source: str | Path) -> dict[str, Any]:
+    """The description within a file's ``properties``. ValueError names a ``source`` that this package did not write."""
+    try:
+        found = json.loads(properties[METADATA])
+    except (KeyError, ValueError):
+        found = {}
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{source}: no file of mast.export ({METADATA} of format {FORMAT} is missing in its metadata)")
+    return found
+
+
+def _linear_nodes(graph: Any) -> Iterable[str]:
+    """Names of the products with a constant matrix, the frontend's two left out."""
+    matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    for node in graph.node:
+        constant = matrices.intersection(node.input)
+        if node.op_type == "MatMul" and constant and not any(name.startswith("frontend.") for name in constant):
+            yield node.name
+
+
+def _name_dimensions(graph: Any, length: str) -> None:
+    """Give the dynamic dimensions names that a reader understands; others are results of computations."""
+    (given,) = graph.input
+    shape = given.type.tensor_type.shape.dim
+    renamed = {shape[0].dim_param: "batch", shape[len(shape) - 1].dim_param: length}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in renamed:
+                dimension.dim_param = renamed[dimension.dim_param]
+
+
+def _set_metadata(file: Any, metadata: Mapping[str, Any]) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(file, {METADATA: json.dumps(metadata)})
+
+
+def require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"this needs {' and '.join(missing)}: {INSTALL}")

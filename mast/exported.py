@@ -1,0 +1,85 @@
+"""Exported files in use: one interface to ``torch.export`` programs and ONNX."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mast.export import METADATA, require, read_metadata
+
+_Run = Callable[[Tensor], list[Tensor]]
+
+
+class Exported:
+    """An exported model on the CPU.
+
+    Attributes:
+        metadata: see ``mast.export.describe``.
+        labels: head name -> ordered class names.
+
+    Example:
+        >>> model = mast.open_exported("model.onnx")  # doctest: +SKIP
+        >>> model(torch.zeros(2, 16000))["logits"].shape  # doctest: +SKIP
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, run: _Run, metadata: dict[str, Any]) -> None:
+        self._run = run
+        self.metadata = metadata
+        self.labels: dict[str, list[str]] = metadata["labels"]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Waveform (B, S) or spectrogram (B, 1, mels, frames), as ``metadata["input"]`` says -> outputs by name."""
+        return dict(zip(self.metadata["outputs"], self._run(x), strict=True))
+
+
+def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
+    """Open a file of ``mast.export_onnx``, ``quantize_onnx`` (.onnx) or ``save_program`` (.pt2).
+
+    Args:
+        path: the file.
+        threads: of onnxruntime; 0 leaves it the choice. A .pt2 file runs with torch's.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is of another kind.
+        ImportError: onnxruntime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".pt2":
+        return _open_program(path)
+    if path.suffix == ".onnx":
+        return _open_onnx(path, threads)
+    raise ValueError(f"{path}: must end in .onnx or .pt2")
+
+
+def _open_program(path: Path) -> Exported:
+    extra = {METADATA: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged or no torch.export program: {str(error).splitlines()[0]}") from error
+    metadata = read_metadata(extra, path)
+    module = program.module()
+    return Exported(lambda x: list(module(x)), metadata)
+
+
+def _open_onnx(path: Path, threads: int) -> Exported:
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base of their own
+        raise ValueError(f"{path} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
+    metadata = read_metadata(session.get_modelmeta().custom_metadata_map, path)
+    name = metadata["input"]
+    return Exported(lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})], metadata)
