@@ -135,7 +135,8 @@ class AST(SpectrogramModel):
         check_spectrogram(x, self.name or type(self).__name__)
         patches = self.patch_embed(x)
         positions = self._positions((patches.shape[1], patches.shape[2]))
-        tokens = torch.cat((self.special_tokens.expand(x.shape[0], -1, -1).to(patches.dtype), patches.flatten(1, 2)), dim=1)
+        special = self.special_tokens.expand(x.shape[0], -1, -1).to(patches.dtype)
+        tokens = torch.cat((special, patches.flatten(1, 2)), dim=1)
         return self.norm(self.blocks(tokens + positions))
 
     def forward_grid(self, x: Tensor) -> Tensor:

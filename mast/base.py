@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mast.layers import init_weights
+from mast.layers import PatchEmbed, init_weights
 
 
 class SpectrogramModel(nn.Module, ABC):
-    """Base of MAST and AST. A subclass sets ``norm``, calls ``reset_classifier``, and defines the abstract methods.
+    """Base of MAST and AST. A subclass sets ``patch_embed`` and ``norm``, calls ``reset_classifier``, and defines the abstract methods.
 
     Attributes:
         name: registry name, set by ``create_model``.
@@ -19,6 +19,7 @@ class SpectrogramModel(nn.Module, ABC):
         num_classes: width of the head, 0 for none.
     """
 
+    patch_embed: PatchEmbed
     norm: nn.LayerNorm
     head: nn.Module
 

@@ -2,7 +2,7 @@
 
 Batch and length are dynamic, from one clip to many and from a part of the reference length to many times as much; the
 number of mels is that of the frontend. A file carries what is needed to use it: the frontend's settings, the class
-names, the names of input and outputs (``mast.open_exported`` reads them).
+names, the names of input and outputs, the shortest input (``mast.open_exported`` reads them).
 """
 
 import importlib.util
@@ -56,6 +56,8 @@ def describe(
     Raises:
         ValueError: there are not as many classes as logits.
     """
+    kernel, padding = model.patch_embed.proj.kernel_size[1], model.patch_embed.proj.padding[1]
+    frames = max(1, kernel - 2 * padding)
     classes = sum(len(names) for names in (labels or {}).values())
     if labels and classes != model.num_classes:
         raise ValueError(f"labels name {classes} classes, the model's head has {model.num_classes}")
@@ -65,6 +67,7 @@ def describe(
         "frontend": None if frontend is None else frontend.config,
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "input": "spectrogram" if frontend is None else "waveform",
+        "shortest": frames if frontend is None else frontend.samples_for(frames),
         "outputs": ["logits", "features"] if model.num_classes else ["features"],
         "quantization": None,
     }
@@ -82,7 +85,7 @@ def export_program(
 
     Returns:
         A program of one input and the outputs logits (B, num_classes), where there is a head, and features
-        (B, num_features). Its ``range_constraints`` say how short an input may be.
+        (B, num_features). Every grid in it has at least two tokens along time: see ``shortest_input``.
     """
     frames, mels = int(model.config["frames"]), int(model.config["mels"])
     if frontend is None:
@@ -96,6 +99,12 @@ def export_program(
         return torch.export.export(traced, (torch.zeros(shape, device=device),), dynamic_shapes=(dimensions,))
 
 
+def shortest_input(program: ExportedProgram) -> int:
+    """Samples, or frames, of the shortest input that a program of ``export_program`` takes."""
+    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    return int(program.range_constraints[given.meta["val"].shape[-1].node.expr].lower)
+
+
 def save_program(
     model: SpectrogramModel,
     frontend: LogMel | None,
@@ -104,9 +113,10 @@ def save_program(
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write what ``export_program`` gives as a .pt2 file, which ``torch.export.load`` reads without this package."""
-    metadata = describe(model, frontend, labels)
+    program = export_program(model, frontend)
+    metadata = describe(model, frontend, labels) | {"shortest": shortest_input(program)}
     buffer = io.BytesIO()
-    torch.export.save(export_program(model, frontend), buffer, extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
     write_file(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getvalue()))
     return Path(path)
 

@@ -1,4 +1,4 @@
-"""The config of the tool that embeds media with a trained checkpoint."""
+"""The configs of the tools that embed media with a trained checkpoint, and that export one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,3 +64,52 @@ class EmbedConfig:
     batch_size: int = 32
     part_size: int = 4096
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class ExportDataConfig:
+    """Real clips that the written file is compared on.
+
+    Args:
+        name: A folder of media, a name in configs/data, a data YAML, a manifest (.parquet), or a .csv; default: none,
+            and the file is compared on noise alone.
+        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        options: Options of the dataset, for example {fold: 1}; default, on the data that the checkpoint was trained on:
+            those of its training.
+        clip_seconds: Length of a clip in seconds; default: that of the checkpoint's training.
+        max_clips: Clips at most, of the test split (without one: val, train), spread evenly over it.
+        num_workers: Decoding processes; 0 decodes in the main process.
+    """
+
+    name: str | None = None
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    clip_seconds: float | None = None
+    max_clips: int = 1000
+    num_workers: int = 1
+
+
+@dataclass
+class ExportConfig:
+    """A trained audio encoder or classifier as one file for other runtimes, compared with the model before it is kept.
+
+    Args:
+        checkpoint: A run folder, an exported encoder or a .ckpt file. A classifier of audio gives logits and features,
+            an encoder, also the one of a pretrained pair, features.
+        output: The file to write: .onnx, or .pt2 for torch.export. A summary in JSON is written beside it.
+        input: What the file takes: a waveform, or a spectrogram that the frontend has made.
+        quantize: int8 keeps the weights of the linear layers in 8 bits (.onnx only), and tells what that costs.
+        data: Clips to compare on; labelled ones show the accuracy of both.
+        tolerance: Largest difference from the model, in logits and features, with which a float32 file is kept.
+        batch_size: Clips that are compared together.
+        threads: Of onnxruntime and torch while comparing; 0 leaves them the choice.
+    """
+
+    checkpoint: str
+    output: Path
+    input: Literal["waveform", "spectrogram"] = "waveform"
+    quantize: Literal["none", "int8"] = "none"
+    data: ExportDataConfig = field(default_factory=ExportDataConfig)
+    tolerance: float = 1e-4
+    batch_size: int = 16
+    threads: int = 0

@@ -1,0 +1,280 @@
+"""A trained model as one file for other runtimes: written, compared with the model itself, and only then kept."""
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mast
+from avssl.config import DataConfig, to_dict
+from avssl.config.inference import ExportConfig
+from avssl.data.clips import ClipDataset
+from avssl.data.failures import DataError
+from avssl.data.loader import make_eval_loader
+from avssl.data.manifest import Manifest
+from avssl.evaluation.files import atomic_path
+from avssl.evaluation.result import provenance, write_result
+from avssl.models.classifier import AudioClassifier
+from avssl.pipelines.classifiers import has_classifier, load_classifier
+from avssl.pipelines.data import open_splits
+from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
+from avssl.pipelines.trained import Trained, trained_with
+from mast.exported import Exported
+
+logger = logging.getLogger(__name__)
+
+# Lengths that a file is tried at, in units of the clips that the model was trained with: half, whole, longer.
+LENGTHS = (0.5, 1.0, 1.7)
+
+
+@dataclass
+class Comparison:
+    """A file beside the model that it was made of.
+
+    Attributes:
+        differences: largest absolute difference of each output.
+        scale: largest absolute value of each of the model's outputs.
+        lengths: seconds of the inputs.
+        clips: real clips.
+        agree: of them, by head, those of which both say the same class.
+        labelled, model_hits, file_hits: by head, those with a label, and those that each of both has right.
+    """
+
+    differences: dict[str, float] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
+    lengths: list[float] = field(default_factory=list)
+    clips: int = 0
+    agree: Counter[str] = field(default_factory=Counter)
+    labelled: Counter[str] = field(default_factory=Counter)
+    model_hits: Counter[str] = field(default_factory=Counter)
+    file_hits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of any output; NaN where one is."""
+        values = list(self.differences.values())
+        return float(np.max(values)) if values else 0.0
+
+    def add(self, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        """Outputs of the same clips."""
+        for name, values in expected.items():
+            difference = float((values - found[name]).abs().max())
+            self.differences[name] = float(np.maximum(self.differences.get(name, 0.0), difference))
+            self.scale[name] = max(self.scale.get(name, 0.0), float(values.abs().max()))
+
+    def judge(self, expected: Tensor, found: Tensor, labels: dict[str, list[str]], truth: dict[str, Tensor]) -> None:
+        """Logits (B, all classes) of both; ``truth``: (B,) by head, -1 where unlabelled."""
+        sizes = [len(names) for names in labels.values()]
+        for head, right, own in zip(labels, expected.split(sizes, -1), found.split(sizes, -1), strict=True):
+            right, own = right.argmax(-1), own.argmax(-1)
+            self.agree[head] += int((right == own).sum())
+            if head in truth:
+                known = truth[head] >= 0
+                self.labelled[head] += int(known.sum())
+                self.model_hits[head] += int((right == truth[head])[known].sum())
+                self.file_hits[head] += int((own == truth[head])[known].sum())
+
+    def report(self) -> dict[str, Any]:
+        """All of it, JSON-able; top-1 by head where there are labels."""
+        out: dict[str, Any] = {
+            "largest_difference": self.largest,
+            "differences": self.differences,
+            "largest_values": self.scale,
+            "seconds": sorted(set(self.lengths)),
+            "clips": self.clips,
+        }
+        if self.agree:
+            out["same_class"] = {head: count / self.clips for head, count in self.agree.items()}
+        out["top1"] = {
+            head: {"model": self.model_hits[head] / count, "file": self.file_hits[head] / count, "clips": count}
+            for head, count in self.labelled.items()
+            if count
+        }
+        return out
+
+
+class _Subject:
+    """The model with what belongs to it; called with waveforms (B, S), it gives the outputs that the file should."""
+
+    def __init__(self, checkpoint: Path, input: str) -> None:
+        source = _open_model(checkpoint)
+        self.model, self.frontend, self.labels = source.encoder.eval(), source.frontend, source.labels
+        self.labels = source.labels if self.model.num_classes else {}
+        self.known = trained_with(checkpoint)
+        self.takes_waveform = input == "waveform"
+        frames = int(self.model.config["frames"])
+        self.seconds = self.known.clip_seconds or self.frontend.samples_for(frames) / self.frontend.sample_rate
+
+    def write(self, path: Path) -> None:
+        frontend = self.frontend if self.takes_waveform else None
+        write = mast.export_onnx if path.suffix == ".onnx" else mast.save_program
+        write(self.model, frontend, path, labels=self.labels)
+
+    @torch.inference_mode()
+    def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
+        tokens = self.model.forward_features(self.frontend(waveform))
+        out = {"features": self.model.forward_head(tokens, pre_logits=True)}
+        return out | ({"logits": self.model.forward_head(tokens)} if self.model.num_classes else {})
+
+    def input(self, waveform: Tensor) -> Tensor:
+        """What the file takes for this waveform."""
+        return waveform if self.takes_waveform else self.frontend(waveform)
+
+
+def export_model(config: ExportConfig) -> dict[str, Any]:
+    """Writes ``config.output`` and a summary beside it (.json), unless the file is not equal to the model.
+
+    Returns:
+        The summary: the comparison on noise and, where data were given, on clips; of an 8-bit file also that of the
+        float32 file that it is made from, and what it costs in accuracy.
+
+    Raises:
+        ValueError: options that make no sense, a checkpoint without an audio encoder of its own, or a float32 file that
+            differs from the model by more than the tolerance; there is no output then.
+        FileNotFoundError: no such checkpoint.
+        DataError: no such data.
+        ImportError: ONNX is asked for and not installed.
+    """
+    _check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    subject = _Subject(Path(config.checkpoint), config.input)
+    clips = None if config.data.name is None else _open_clips(config, subject.known)
+    summary: dict[str, Any] = {"config": to_dict(config), "labels": subject.labels}
+    with tempfile.TemporaryDirectory() as folder, atomic_path(config.output) as temporary:
+        whole = Path(folder) / config.output.name if config.quantize == "int8" else temporary
+        subject.write(whole)
+        summary["float32"] = _tell("float32", _compare(config, subject, whole, clips))
+        if not summary["float32"]["largest_difference"] <= config.tolerance:  # NaN, too
+            raise ValueError(
+                f"{config.output} was not written: the file differs from the model by "
+                f"{summary['float32']['largest_difference']:.1e}, more than the tolerance {config.tolerance:.1e}"
+            )
+        if config.quantize == "int8":
+            mast.quantize_onnx(whole, temporary)
+            summary["int8"] = _tell("int8", _compare(config, subject, temporary, clips))
+            summary["float32"]["bytes"] = whole.stat().st_size
+        summary["bytes"] = temporary.stat().st_size
+    summary["provenance"] = provenance()
+    write_result(config.output.with_suffix(".json"), summary)
+    logger.info("%s: %.1f MB", config.output, summary["bytes"] / 1e6)
+    return summary
+
+
+def _check(config: ExportConfig) -> None:
+    if config.output.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"output: {config.output} must end in .onnx or .pt2")
+    if config.quantize == "int8" and config.output.suffix != ".onnx":
+        raise ValueError(f"quantize: int8 is for .onnx files, not {config.output}")
+    if config.batch_size < 1 or config.data.max_clips < 1:
+        raise ValueError(
+            f"batch_size and data.max_clips must be at least 1, got {config.batch_size} and {config.data.max_clips}"
+        )
+
+
+def _open_model(checkpoint: Path) -> AudioEncoder:
+    if not has_classifier(checkpoint):
+        source = load_audio_encoder(checkpoint)
+        if source.encoder.num_classes and not source.labels:
+            source.encoder.reset_classifier(0)
+        return source
+    classifier = load_classifier(checkpoint)
+    if not isinstance(classifier, AudioClassifier):
+        raise ValueError(
+            f"checkpoint: {checkpoint} classifies {' and '.join(classifier.modalities)}; only audio is exported"
+        )
+    return AudioEncoder(classifier.encoder, classifier.frontend, classifier.labels)
+
+
+def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
+    """Rows to compare on, and the seconds of a clip."""
+    data = config.data
+    assert data.name is not None
+    options = data.options or (known.options if data.name == known.data else {})
+    seconds = data.clip_seconds or known.clip_seconds
+    wanted = DataConfig(data.name, data.root, options, seconds, num_workers=data.num_workers)
+    splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False)
+    rows = next((rows for rows in (splits.test, splits.val, splits.train) if rows is not None and len(rows)), None)
+    if rows is None:
+        raise DataError(f"data: {data.name} has no usable clip to compare on")
+    if len(rows) > data.max_clips:
+        rows = rows.take(np.linspace(0, len(rows) - 1, data.max_clips).round().astype(np.int64))
+    return rows, splits.protocol.seconds
+
+
+def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[Manifest, float] | None) -> Comparison:
+    exported = mast.open_exported(path, threads=config.threads)
+    comparison = Comparison()
+    for waveform in _noise(subject, exported):
+        _add(comparison, subject, exported, waveform)
+    if clips is None:
+        return comparison
+    rows, seconds = clips
+    rate = subject.frontend.sample_rate
+    dataset = ClipDataset(rows, modalities=("audio",), clip_seconds=seconds, sample_rate=rate, mode="center")
+    single = [head for head in rows.heads if head not in rows.multilabel and subject.labels.get(head) == rows.heads[head]]
+    for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
+        if not batch.size or batch.audio is None:
+            continue
+        if not comparison.clips:  # other lengths of real sound once
+            for length in LENGTHS:
+                _add(comparison, subject, exported, _resized(batch.audio, round(length * batch.audio.shape[1])))
+        expected, found = _add(comparison, subject, exported, batch.audio)
+        comparison.clips += batch.size
+        if subject.labels:
+            truth = {head: batch.labels[head] for head in single}
+            comparison.judge(expected["logits"], found["logits"], subject.labels, truth)
+    return comparison
+
+
+def _add(
+    comparison: Comparison, subject: _Subject, exported: Exported, waveform: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    expected, found = subject.outputs(waveform), exported(subject.input(waveform))
+    comparison.add(expected, found)
+    comparison.lengths.append(round(waveform.shape[1] / subject.frontend.sample_rate, 3))
+    return expected, found
+
+
+def _noise(subject: _Subject, exported: Exported) -> Iterator[Tensor]:
+    """Batches of 1, 2, 3 ... waveforms of noise that swells, from the shortest one that the file takes on."""
+    shortest = exported.metadata["shortest"]
+    if not subject.takes_waveform:
+        shortest = subject.frontend.samples_for(shortest)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [round(length * subject.seconds * subject.frontend.sample_rate) for length in LENGTHS]
+    for number, size in enumerate([shortest, *sizes], start=1):
+        size = max(size, shortest)
+        yield torch.randn(number, size, generator=generator) * torch.linspace(1e-3, 0.3, size)
+
+
+def _resized(waveform: Tensor, size: int) -> Tensor:
+    """Cut to ``size`` samples, or repeated up to them."""
+    return waveform.repeat(1, -(-size // waveform.shape[1]))[:, :size]
+
+
+def _tell(name: str, comparison: Comparison) -> dict[str, Any]:
+    report = comparison.report()
+    seconds = ", ".join(f"{length:g}" for length in report["seconds"])
+    logger.info(
+        "%s: largest difference from the model %.1e (%s; at %s s, noise and %d clips)",
+        name,
+        report["largest_difference"],
+        ", ".join(f"{key} {value:.1e} of {report['largest_values'][key]:.3g}" for key, value in
+                  report["differences"].items()),
+        seconds,
+        report["clips"],
+    )  # fmt: skip
+    for head, share in report.get("same_class", {}).items():
+        logger.info("%s: %s: the same class for %.2f %% of the clips", name, head, 100 * share)
+    for head, top1 in report["top1"].items():
+        values = 100 * top1["model"], 100 * top1["file"], top1["clips"]
+        logger.info("%s: %s: top-1 of the model %.2f %%, of the file %.2f %% (%d clips)", name, head, *values)
+    return report
