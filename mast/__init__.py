@@ -13,6 +13,7 @@ from mast.frontend import LogMel  # noqa: E402
 from mast.hub import LoadError, Pretrained, from_pretrained, load_pretrained, save_pretrained  # noqa: E402
 from mast.model import MAST  # noqa: E402
 from mast.registry import create_model, list_models, register_model  # noqa: E402
+from mast.streaming import StreamingLogMel  # noqa: E402
 
 __all__ = [
     "AST",
@@ -21,6 +22,7 @@ __all__ = [
     "LogMel",
     "Pretrained",
     "SpectrogramModel",
+    "StreamingLogMel",
     "create_model",
     "export_onnx",
     "export_program",

@@ -17,6 +17,7 @@ from avssl.data.windows import Window, sliding_windows
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
+from avssl.pipelines.sliding import SlidingLogMel
 from avssl.pipelines.trained import trained_with
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,28 @@ class Predictor:
         """The windows of sound that comes in blocks (S,) at ``sample_rate``."""
         return sliding_windows(blocks, self.sample_rate, self.seconds, self.hop)
 
+    def sliding(self) -> SlidingLogMel | None:
+        """What computes each frame of a recording's overlapping windows once; None where they share none."""
+        frontend = self.classifier.frontend
+        overlap = self.hop < self.seconds
+        return SlidingLogMel(frontend, self.hop) if overlap and SlidingLogMel.applies(frontend, self.hop) else None
+
     @torch.inference_mode()
-    def classify(self, windows: Sequence[Window]) -> list[Prediction]:
-        """Scores of every class of every head: softmax, or, of a head with several labels at once, sigmoid."""
-        waveform = torch.from_numpy(np.stack([window.waveform for window in windows])).to(self.device)
+    def classify(self, windows: Sequence[Window], sliding: SlidingLogMel | None = None) -> list[Prediction]:
+        """Scores of every class of every head: softmax, or, of a head with several labels at once, sigmoid.
+
+        Args:
+            windows: Of one recording.
+            sliding: Made for this recording, and given all of its windows in turn; None computes all frames anew.
+        """
+        if sliding is None:
+            waveform = torch.from_numpy(np.stack([window.waveform for window in windows])).to(self.device)
+            spectrogram = self.classifier.frontend(waveform)
+        else:
+            spectrogram = sliding(windows, self.device)
         scores = {
             head: (logits.float().sigmoid() if head in self.multilabel else logits.float().softmax(-1)).cpu().numpy()
-            for head, logits in self.classifier.classify(waveform).items()
+            for head, logits in self.classifier(spectrogram).items()
         }
         return [
             Prediction(window.start, window.end, {head: values[i] for head, values in scores.items()})
@@ -89,17 +105,18 @@ class Predictor:
             MediaError: that of the blocks, after the predictions of all windows that were complete before it.
         """
         batch: list[Window] = []
+        sliding = self.sliding()
         failure: MediaError | None = None
         try:
             for window in self.windows(blocks):
                 batch.append(window)
                 if len(batch) == batch_size:
-                    yield from self.classify(batch)
+                    yield from self.classify(batch, sliding)
                     batch = []
         except MediaError as error:  # what came before the damage is still worth its predictions
             failure = error
         if batch:
-            yield from self.classify(batch)
+            yield from self.classify(batch, sliding)
         if failure is not None:
             raise failure
 
