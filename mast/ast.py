@@ -123,7 +123,7 @@ class AST(SpectrogramModel):
         return {name for name, p in self.named_parameters() if p.ndim < 2} | {"special_tokens", "positions"}
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid and not torch.compiler.is_exporting():  # a graph for all lengths cannot choose
+        if grid == self.grid:
             return self.positions
         special, patches = self.positions[:, :2], self.positions[:, 2:]
         image = patches.transpose(1, 2).unflatten(2, self.grid)

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def describe(
 
 
 def export_program(
-    model: SpectrogramModel, frontend: LogMel | None = None, *, transform: Transform = "fft"
+    model: SpectrogramModel, frontend: LogMel | None = None, *, transform: Transform = "fft", mels: int | None = None
 ) -> ExportedProgram:
     """Trace ``model``, with ``frontend`` before it where there is one.
 
@@ -82,14 +83,15 @@ def export_program(
         model: of this package; a copy of it is traced, in eval mode.
         frontend: makes the program take a waveform (B, S) instead of a spectrogram (B, 1, mels, frames).
         transform: how the frontend takes its Fourier transforms; see ``mast.exportable.ExportableLogMel``.
+        mels: of a spectrogram; default: the model's reference.
 
     Returns:
         A program of one input and the outputs logits (B, num_classes), where there is a head, and features
         (B, num_features). Every grid in it has at least two tokens along time: see ``shortest_input``.
     """
-    frames, mels = int(model.config["frames"]), int(model.config["mels"])
+    frames = int(model.config["frames"])
     if frontend is None:
-        shape = [_TRACED_BATCH, 1, mels, frames]
+        shape = [_TRACED_BATCH, 1, mels or int(model.config["mels"]), frames]
     else:
         shape = [_TRACED_BATCH, frontend.samples_for(frames)]
     device = next(model.parameters()).device
@@ -111,9 +113,10 @@ def save_program(
     path: str | Path,
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
+    mels: int | None = None,
 ) -> Path:
     """Write what ``export_program`` gives as a .pt2 file, which ``torch.export.load`` reads without this package."""
-    program = export_program(model, frontend)
+    program = export_program(model, frontend, mels=mels)
     metadata = describe(model, frontend, labels) | {"shortest": shortest_input(program)}
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
@@ -127,11 +130,12 @@ def export_onnx(
     path: str | Path,
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
+    mels: int | None = None,
 ) -> Path:
     """Write ``model``, with ``frontend`` before it where there is one, as one ONNX file with dynamic batch and length.
 
     Args:
-        model, frontend: see ``export_program``.
+        model, frontend, mels: see ``export_program``.
         path: of the file.
         labels: see ``describe``.
 
@@ -141,14 +145,16 @@ def export_onnx(
     """
     require("onnx", "onnxscript")
     metadata = describe(model, frontend, labels)
-    program = export_program(model, frontend, transform="product")
+    program = export_program(model, frontend, transform="product", mels=mels)
     quiet = logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
     levels = [logger.level for logger in quiet]
+    names = {"input_names": [metadata["input"]], "output_names": metadata["outputs"]}
     try:
         for logger in quiet:
             logger.setLevel(logging.WARNING)
-        names = {"input_names": [metadata["input"]], "output_names": metadata["outputs"]}
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     finally:
         for logger, level in zip(quiet, levels, strict=True):
             logger.setLevel(level)

@@ -6,6 +6,7 @@ here put one formula in the place of each choice. They share the parameters of w
 """
 
 import copy
+import functools
 import math
 from typing import Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast.ast import AST
 from mast.attention import PoolingAttention
 from mast.base import SpectrogramModel
 from mast.frontend import LogMel
@@ -127,9 +129,29 @@ class ExportableAttention(nn.Module):
         return self.proj((queries + out).flatten(3))
 
 
+def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
+    """``AST._positions`` with the interpolation along time for every length; a graph's number of mels is fixed."""
+    special, patches = model.positions[:, :2], model.positions[:, 2:].unflatten(1, model.grid)
+    if grid[0] != model.grid[0]:
+        size = (grid[0], model.grid[1])
+        image = F.interpolate(patches.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+        patches = image.permute(0, 2, 3, 1)
+    last, column = model.grid[1] - 1, torch.arange(grid[1], device=patches.device)
+    position = (column.float() + 0.5) * (model.grid[1] / (column[-1] + 1).float()) - 0.5
+    position = position.clamp(0.0, float(last))
+    below = position.floor()
+    above_share = (position - below)[:, None, None]
+    rows, below = patches[0].transpose(0, 1), below.long()  # (T, F, dim)
+    mixed = rows.index_select(0, below) * (1 - above_share)
+    mixed = mixed + rows.index_select(0, (below + 1).clamp_max(last)) * above_share
+    return torch.cat((special, mixed.transpose(0, 1).flatten(0, 1)[None]), dim=1)
+
+
 def exportable(model: SpectrogramModel) -> SpectrogramModel:
     """A copy of ``model`` in eval mode that a tracer can follow at any length."""
     twin = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(twin, AST):
+        twin._positions = functools.partial(_stretched_positions, twin)  # type: ignore[method-assign]
     for module in list(twin.modules()):
         for name, child in module.named_children():
             if isinstance(child, PoolingAttention):

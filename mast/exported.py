@@ -1,5 +1,6 @@
 """Exported files in use: one interface to ``torch.export`` programs and ONNX."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,15 @@ class Exported:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Waveform (B, S) or spectrogram (B, 1, mels, frames), as ``metadata["input"]`` says -> outputs by name."""
+        """Waveform (B, S) or spectrogram (B, 1, mels, frames), as ``metadata["input"]`` says -> outputs by name.
+
+        Raises:
+            ValueError: another shape, or shorter than ``metadata["shortest"]``.
+        """
+        kind, shortest = self.metadata["input"], self.metadata["shortest"]
+        if x.ndim != (2 if kind == "waveform" else 4) or x.shape[-1] < shortest:
+            shape = "(B, samples)" if kind == "waveform" else "(B, 1, mels, frames)"
+            raise ValueError(f"expected a {kind} {shape} with at least {shortest} of the last, got {tuple(x.shape)}")
         return dict(zip(self.metadata["outputs"], self._run(x), strict=True))
 
 
@@ -60,6 +69,8 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
 
 def _open_program(path: Path) -> Exported:
     extra = {METADATA: ""}
+    if not zipfile.is_zipfile(path):  # torch would log a traceback and try an older format
+        raise ValueError(f"{path} is damaged or no torch.export program")
     try:
         program = torch.export.load(path, extra_files=extra)
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:

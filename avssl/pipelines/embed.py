@@ -38,8 +38,14 @@ Encode = Callable[[Batch], dict[str, Tensor]]
 
 
 @dataclass
-class _Source:
-    """How to decode for a model, and what it makes of a batch."""
+class Source:
+    """How to decode for a model, and what it makes of a batch.
+
+    Attributes:
+        encode: A batch with ``modalities`` -> features (B, D) by column.
+        sample_rate, seconds: Of the waveforms.
+        num_frames, frame_size: Of the frames.
+    """
 
     encode: Encode
     modalities: tuple[Modality, ...]
@@ -65,8 +71,8 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
     checkpoint = Path(config.checkpoint)
     fabric = launch_single(config.runtime, 0)
-    source = _open_source(config, checkpoint, fabric.device)
-    clips, left_out = _select(config, source)
+    source = open_source(config, checkpoint, fabric.device)
+    clips, left_out = select(config, source)
     windows, rows = cut_into_windows(clips, source.seconds, config.windows, count=config.num_windows, hop=config.hop)
     settings = {
         "checkpoint": [str(checkpoint.resolve()), _stamp(checkpoint)],
@@ -103,7 +109,8 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
     return summary
 
 
-def _open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> _Source:
+def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> Source:
+    """The model of ``checkpoint`` on ``device``. ValueError for modalities that it does not take."""
     known, data = trained_with(checkpoint), config.data
     num_frames, size = 1, 1
     own: tuple[Modality, ...] = ("audio",)
@@ -132,7 +139,7 @@ def _open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) ->
     seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).clip_seconds
     if "video" in modalities:
         size = max(size, known.frame_size or 0)
-    return _Source(encode, modalities, sample_rate, seconds, data.num_frames or num_frames, data.frame_size or size)
+    return Source(encode, modalities, sample_rate, seconds, data.num_frames or num_frames, data.frame_size or size)
 
 
 def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
@@ -173,7 +180,7 @@ def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
     return encode
 
 
-def _select(config: EmbedConfig, source: _Source) -> tuple[Manifest, list[dict[str, Any]]]:
+def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str, Any]]]:
     """The clips to embed, and those that cannot be."""
     manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
     if config.data.split is not None:
@@ -197,7 +204,7 @@ def _select(config: EmbedConfig, source: _Source) -> tuple[Manifest, list[dict[s
 
 def _embed_windows(
     config: EmbedConfig,
-    source: _Source,
+    source: Source,
     windows: Manifest,
     ids: np.ndarray,
     parts: FeatureParts,

@@ -115,7 +115,7 @@ class _Subject:
     def write(self, path: Path) -> None:
         frontend = self.frontend if self.takes_waveform else None
         write = mast.export_onnx if path.suffix == ".onnx" else mast.save_program
-        write(self.model, frontend, path, labels=self.labels)
+        write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels)
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor) -> dict[str, Tensor]:

@@ -109,6 +109,21 @@ def test_windows_and_scores_are_those_of_the_model_itself(hop: float, classifier
     assert rows[-1]["end"] == 3.5
 
 
+def test_shared_frames_change_no_score(classifier: Path) -> None:
+    blocks = [changing_noise(4.3).astype(np.float32) / 32768]
+    predictor = Predictor(classifier, hop=0.3)
+    anew = predictor.classify(list(predictor.windows(blocks)))
+    for batch_size in (1, 4):
+        shared = list(predictor.predict(blocks, batch_size))
+        assert [(one.start, one.end) for one in shared] == [(one.start, one.end) for one in anew]
+        for one, other in zip(shared, anew, strict=True):
+            for head, scores in other.scores.items():
+                np.testing.assert_allclose(one.scores[head], scores, rtol=0, atol=2e-6)
+    assert predictor.sliding() is not None
+    assert Predictor(classifier, hop=0.305).sliding() is None  # its windows begin between frames
+    assert Predictor(classifier, hop=1.0).sliding() is None  # they share none
+
+
 def test_a_resampled_file_is_judged_on_what_training_reads(classifier: Path, tmp_path) -> None:
     file = write_wav(tmp_path / "a.wav", changing_noise(2.0, 44100), 44100)
     rows = predicted(Predictor(classifier, window=0.5), [file])

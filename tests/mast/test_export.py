@@ -1,0 +1,167 @@
+"""Exported files against the eager model, below and above the reference length."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mast
+from mast.attention import PoolingAttention
+from mast.export import describe, export_program, shortest_input
+from mast.exportable import ExportableAttention, ExportableLogMel, ExportableTable, exportable
+from mast.relative import RelativeTable
+
+LABELS = {"kind": ["a", "b", "c"], "place": ["near", "far"]}
+RATE = 16000
+
+
+def small(**options) -> mast.MAST:
+    """Two stages with pooling along both axes, and weights that give logits of some size."""
+    torch.manual_seed(0)
+    strides = {"q_strides": [[1, 1], [2, 2]], "kv_strides": [[2, 4], [1, 2]]}
+    options = {"embed_dim": 16, "depths": [1, 1], "mels": 32, "frames": 64, "num_classes": 5, **strides, **options}
+    model = mast.create_model("mast_pico", **options).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def noise(batch: int, seconds: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    size = round(seconds * RATE)
+    return torch.randn(batch, size, generator=generator) * torch.linspace(1e-3, 0.3, size)
+
+
+@pytest.fixture(scope="module")
+def frontend() -> mast.LogMel:
+    return mast.LogMel(num_mels=32)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(frontend, tmp_path_factory):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    return mast.export_onnx(small(), frontend, tmp_path_factory.mktemp("onnx") / "model.onnx", labels=LABELS)
+
+
+@pytest.mark.parametrize("seconds", [0.085, 0.3, 0.65, 1.0, 2.3])
+def test_onnx_equals_eager_at_any_length_and_batch(seconds, onnx_file, frontend) -> None:
+    model, exported = small(), mast.open_exported(onnx_file, threads=1)
+    for batch in (1, 3):
+        waveform = noise(batch, seconds)
+        with torch.no_grad():
+            tokens = model.forward_features(frontend(waveform))
+        found = exported(waveform)
+        assert list(found) == ["logits", "features"]
+        for name, expected in (("logits", model.head(tokens.mean(1))), ("features", tokens.mean(1))):
+            assert expected.abs().max() > 0.1
+            torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)
+
+
+def test_the_file_says_what_it_is(onnx_file, frontend) -> None:
+    import onnx
+
+    exported = mast.open_exported(onnx_file)
+    assert exported.labels == LABELS and exported.metadata["frontend"] == frontend.config
+    assert mast.LogMel(**exported.metadata["frontend"]).config == frontend.config
+    model = dict(exported.metadata["model"])
+    assert mast.create_model(model.pop("name"), **model).config == small().config
+    assert exported.metadata["shortest"] == frontend.samples_for(4)
+    for wrong in (torch.zeros(1, frontend.samples_for(3)), torch.zeros(4000), torch.zeros(1, 1, 32, 64)):
+        with pytest.raises(ValueError, match=r"expected a waveform \(B, samples\) with at least"):
+            exported(wrong)
+    graph = onnx.load(onnx_file).graph
+    assert [(d.dim_param or d.dim_value) for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", "samples"]
+    assert [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == ["batch", 5]
+    onnx.checker.check_model(onnx.load(onnx_file), full_check=True)
+
+
+def test_eight_bits_are_few_and_near(onnx_file, frontend, tmp_path) -> None:
+    import onnx
+
+    file = mast.quantize_onnx(onnx_file, tmp_path / "int8.onnx")
+    exported, whole = mast.open_exported(file, threads=1), mast.open_exported(onnx_file, threads=1)
+    assert exported.metadata == whole.metadata | {"quantization": "int8"}
+    linear = [module for module in small().modules() if isinstance(module, nn.Linear)]
+    products = [node for node in onnx.load(file).graph.node if node.op_type == "MatMulInteger"]
+    # All but the head; the frontend's two stay float.
+    assert len(products) == len(linear) - 1
+    waveform = noise(4, 0.65)
+    found, expected = exported(waveform)["logits"], whole(waveform)["logits"]
+    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+    with pytest.raises(ValueError, match="quantized already"):
+        mast.quantize_onnx(file, tmp_path / "again.onnx")
+
+
+def test_a_program_of_spectrograms_equals_eager(tmp_path) -> None:
+    model = small(depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 2]], num_classes=0)
+    file = mast.save_program(model, None, tmp_path / "model.pt2")
+    exported = mast.open_exported(file)
+    assert exported.metadata["outputs"] == ["features"] and exported.metadata["input"] == "spectrogram"
+    for batch, frames in ((1, exported.metadata["shortest"]), (2, 64), (3, 150)):
+        x = torch.randn(batch, 1, 32, frames)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(x)["features"], model(x), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="expected a spectrogram"):
+        exported(torch.randn(1, 1, 32, exported.metadata["shortest"] - 1))
+
+
+def test_ast_with_other_positions() -> None:
+    torch.manual_seed(0)
+    model = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2, mels=32, frames=64, num_classes=3).eval()
+    nn.init.normal_(model.positions)
+    program = export_program(model, mels=64)
+    for batch, frames in ((1, 64), (2, max(40, shortest_input(program))), (2, 131)):
+        x = torch.randn(batch, 1, 64, frames)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x)[0], model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", ["fft", "product"])
+def test_frontend_without_branches_equals_log_mel(transform) -> None:
+    for options in ({}, {"center_clips": True, "num_mels": 40}, {"sample_rate": 8000, "mean": None, "std": None}):
+        frontend = mast.LogMel(**options)
+        found = ExportableLogMel(frontend, transform)(noise(2, 1.3))
+        torch.testing.assert_close(found, frontend(noise(2, 1.3)), rtol=0, atol=2e-3 if transform == "product" else 1e-5)
+
+
+@pytest.mark.parametrize(("q_stride", "k_stride"), [(1, 4), (2, 1), (1, 1), (2, 3)])
+def test_tables_of_any_length(q_stride, k_stride) -> None:
+    table = RelativeTable(12, q_stride, k_stride, 3)
+    nn.init.normal_(table.table)
+    twin = ExportableTable(table)
+    for length in (1, 5, 12, 13, 40):
+        sizes = math.ceil(length / q_stride), math.ceil(length / k_stride)
+        torch.testing.assert_close(twin(*sizes), table(*sizes), rtol=0, atol=2e-5)
+
+
+def test_the_model_itself_is_left_alone() -> None:
+    model = small(drop_path=0.5).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twin = exportable(model)
+    assert not twin.training and model.training
+    assert any(isinstance(module, ExportableAttention) for module in twin.modules())
+    assert not any(isinstance(module, PoolingAttention) for module in twin.modules())
+    assert not any(isinstance(module, ExportableAttention) for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_errors_name_what_is_wrong(tmp_path) -> None:
+    with pytest.raises(ValueError, match="labels name 2 classes"):
+        describe(small(), None, {"x": ["a", "b"]})
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        mast.open_exported(tmp_path / "none.onnx")
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(ValueError, match="must end in"):
+        mast.open_exported(tmp_path / "model.bin")
+    for name in ("bad.onnx", "bad.pt2"):
+        (tmp_path / name).write_bytes(np.arange(200, dtype=np.uint8).tobytes())
+        with pytest.raises(ValueError, match="damaged"):
+            mast.open_exported(tmp_path / name)
+    with pytest.raises(ValueError, match="transform"):
+        ExportableLogMel(mast.LogMel(), "fast")  # type: ignore[arg-type]
