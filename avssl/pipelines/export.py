@@ -105,7 +105,7 @@ class _Subject:
 
     def __init__(self, checkpoint: Path, input: str) -> None:
         source = _open_model(checkpoint)
-        self.model, self.frontend, self.labels = source.encoder.eval(), source.frontend, source.labels
+        self.model, self.frontend = source.encoder.eval(), source.frontend
         self.labels = source.labels if self.model.num_classes else {}
         self.known = trained_with(checkpoint)
         self.takes_waveform = input == "waveform"
@@ -219,7 +219,9 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
     rows, seconds = clips
     rate = subject.frontend.sample_rate
     dataset = ClipDataset(rows, modalities=("audio",), clip_seconds=seconds, sample_rate=rate, mode="center")
-    single = [head for head in rows.heads if head not in rows.multilabel and subject.labels.get(head) == rows.heads[head]]
+    single = [head for head in set(rows.heads) - rows.multilabel if subject.labels.get(head) == rows.heads[head]]
+    if subject.labels and not single:
+        logger.warning("data: %s has no head of single labels with the model's classes: no accuracy", config.data.name)
     for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
         if not batch.size or batch.audio is None:
             continue
@@ -262,16 +264,11 @@ def _resized(waveform: Tensor, size: int) -> Tensor:
 
 def _tell(name: str, comparison: Comparison) -> dict[str, Any]:
     report = comparison.report()
+    scales = report["largest_values"]
+    parts = ", ".join(f"{key} {value:.1e} of {scales[key]:.3g}" for key, value in report["differences"].items())
     seconds = ", ".join(f"{length:g}" for length in report["seconds"])
-    logger.info(
-        "%s: largest difference from the model %.1e (%s; at %s s, noise and %d clips)",
-        name,
-        report["largest_difference"],
-        ", ".join(f"{key} {value:.1e} of {report['largest_values'][key]:.3g}" for key, value in
-                  report["differences"].items()),
-        seconds,
-        report["clips"],
-    )  # fmt: skip
+    where = f"at {seconds} s, noise and {report['clips']} clips"
+    logger.info("%s: largest difference from the model %.1e (%s; %s)", name, comparison.largest, parts, where)
     for head, share in report.get("same_class", {}).items():
         logger.info("%s: %s: the same class for %.2f %% of the clips", name, head, 100 * share)
     for head, top1 in report["top1"].items():
