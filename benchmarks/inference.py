@@ -115,7 +115,9 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
     row = compare(times, "embed", "decode")
     speeds = {name: round(len(windows) / statistics.median(seconds), 1) for name, seconds in times.items()}
     share = row["speedup"]
-    print(f"{len(windows)} clips, {args.workers} processes: {speeds} clips/s; embedding at {100 * share:.1f} % of decode")
+    print(
+        f"{len(windows)} clips, {args.workers} processes: {speeds} clips/s; embedding at {100 * share:.1f} % of decode"
+    )
     return {"clips": len(windows), "modalities": source.modalities, "clips_per_s": speeds, "share": share, **row}
 
 

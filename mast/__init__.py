@@ -32,6 +32,6 @@ __all__ = [
     "open_exported",
     "quantize_onnx",
     "register_model",
-    "save_program",
     "save_pretrained",
+    "save_program",
 ]

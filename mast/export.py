@@ -57,8 +57,8 @@ def describe(
     Raises:
         ValueError: there are not as many classes as logits.
     """
-    kernel, padding = model.patch_embed.proj.kernel_size[1], model.patch_embed.proj.padding[1]
-    frames = max(1, kernel - 2 * padding)
+    patches = model.patch_embed.proj
+    frames = max(1, patches.kernel_size[1] - 2 * int(patches.padding[1]))
     classes = sum(len(names) for names in (labels or {}).values())
     if labels and classes != model.num_classes:
         raise ValueError(f"labels name {classes} classes, the model's head has {model.num_classes}")

@@ -33,6 +33,10 @@ class ExportableLogMel(nn.Module):
             (2e-4) as that of a fast transform is.
     """
 
+    banks: Tensor
+    basis: Tensor
+    hann: Tensor
+
     def __init__(self, frontend: LogMel, transform: Transform = "fft") -> None:
         super().__init__()
         if transform not in ("fft", "product"):
@@ -115,7 +119,9 @@ class ExportableAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out)."""
         parts = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (pool(part, self.heads) for pool, part in zip((self.pool_q, self.pool_k, self.pool_v), parts))
+        q, k, v = (
+            pool(part, self.heads) for pool, part in zip((self.pool_q, self.pool_k, self.pool_v), parts, strict=True)
+        )
         queries, rows, columns = q, k.shape[1], k.shape[2]
         r_freq = self.relative_freq(q.shape[1], rows)
         r_time = self.relative_time(q.shape[2], columns)

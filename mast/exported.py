@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast.export import METADATA, require, read_metadata
+from mast.export import METADATA, read_metadata, require
 
 _Run = Callable[[Tensor], list[Tensor]]
 

@@ -125,7 +125,9 @@ def test_frontend_without_branches_equals_log_mel(transform) -> None:
     for options in ({}, {"center_clips": True, "num_mels": 40}, {"sample_rate": 8000, "mean": None, "std": None}):
         frontend = mast.LogMel(**options)
         found = ExportableLogMel(frontend, transform)(noise(2, 1.3))
-        torch.testing.assert_close(found, frontend(noise(2, 1.3)), rtol=0, atol=2e-3 if transform == "product" else 1e-5)
+        torch.testing.assert_close(
+            found, frontend(noise(2, 1.3)), rtol=0, atol=2e-3 if transform == "product" else 1e-5
+        )
 
 
 @pytest.mark.parametrize(("q_stride", "k_stride"), [(1, 4), (2, 1), (1, 1), (2, 3)])

@@ -12,11 +12,13 @@ import mast
 from avssl.cli import parse
 from avssl.config import FinetuneConfig
 from avssl.config.inference import EmbedConfig, ExportConfig
+from mast.export import describe
+from mast.exported import Exported
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = [line.split("| ")[-1] for block in BLOCKS for line in block.splitlines() if "tools/" in line]
+LINES = re.findall(r"^(?:python|arecord) .*tools/.*", PAGE, re.MULTILINE)
+COMMANDS = [line.split("| ")[-1] for line in LINES]
 CONFIGS = {"export": ExportConfig, "embed": EmbedConfig, "finetune": FinetuneConfig}
 
 
@@ -34,19 +36,22 @@ def test_every_command_has_options_that_exist(command: str, monkeypatch) -> None
 
 
 def test_the_page_shows_every_tool_and_extra() -> None:
-    assert {shlex.split(command)[1] for command in COMMANDS} >= {f"tools/{n}.py" for n in ("export", "embed", "predict")}
+    assert {shlex.split(command)[1] for command in COMMANDS} >= {
+        f"tools/{n}.py" for n in ("export", "embed", "predict")
+    }
     extra = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r"^export = \[", extra, re.MULTILINE) and "pip install 'avssl[export]'" in PAGE
 
 
-def test_the_python_runs(tmp_path, monkeypatch, capsys) -> None:
-    options = {"embed_dim": 16, "depths": [1], "q_strides": [[1, 1]], "kv_strides": [[2, 2]], "mels": 32, "frames": 64}
-    model = mast.create_model("mast_pico", num_classes=2, **options)
-    mast.save_program(model, mast.LogMel(num_mels=32), tmp_path / "model.pt2", labels={"kind": ["a", "b"]})
-    monkeypatch.chdir(tmp_path)
+def test_the_python_runs(monkeypatch, capsys) -> None:
+    model = mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1], mels=32).eval()
+    frontend = mast.LogMel(num_mels=32)
+    described = describe(model, frontend, {"kind": ["a", "b"]})
+    opened = Exported(lambda x: [model(frontend(x)), model.forward_features(frontend(x)).mean(1)], described)
+    monkeypatch.setattr(mast, "open_exported", lambda path: {"model.onnx": opened}[path])
     first, second = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     scope: dict = {}
-    exec(compile(first.replace("model.onnx", "model.pt2"), "docs/inference.md", "exec"), scope)
+    exec(compile(first, "docs/inference.md", "exec"), scope)
     exec(compile(second, "docs/inference.md", "exec"), scope)
     assert scope["logits"].shape == (2, 2)
     assert capsys.readouterr().out.startswith("waveform ")
