@@ -10,7 +10,7 @@ from mast.layers import PatchEmbed, init_weights
 
 
 class SpectrogramModel(nn.Module, ABC):
-    """Base of MAST and AST. A subclass sets ``patch_embed`` and ``norm``, calls ``reset_classifier``, and defines the rest.
+    """Base of MAST and AST. A subclass sets ``patch_embed`` and ``norm``, calls ``reset_classifier``, defines the rest.
 
     Attributes:
         name: registry name, set by ``create_model``.
