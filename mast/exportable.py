@@ -154,7 +154,7 @@ def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
 
 
 def exportable(model: SpectrogramModel) -> SpectrogramModel:
-    """A copy of ``model`` in eval mode that a tracer can follow at any length; it is there to be traced, not to be run."""
+    """A copy of ``model`` in eval mode that a tracer can follow at any length: to be traced, not to be run."""
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(twin, AST):
         twin._positions = functools.partial(_stretched_positions, twin)  # type: ignore[method-assign]
