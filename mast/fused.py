@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from mast.native import encoder
 from mast.relative import Grid
 
-# Scores worked on at a time, so that they are still in the cores' cache when they are used next.
-_TILE_SCORES = 2**17
+# Scores worked on at a time: 4 MiB. More would leave the cache; fewer cost more calls, each of which packs the keys anew.
+_TILE_SCORES = 2**20
 
 
 def usable(x: Tensor, *widths: int) -> bool:
