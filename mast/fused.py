@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mast.native import encoder
 from mast.relative import Grid
 
-# Scores worked on at a time: 4 MiB. More would leave the cache; fewer cost more calls, each of which packs the keys anew.
+# Scores worked on at a time: 4 MiB. More would leave the cache; fewer cost more calls, which pack the keys anew.
 _TILE_SCORES = 2**20
 
 
@@ -29,8 +29,7 @@ def usable(x: Tensor, *widths: int) -> bool:
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and encoder.library() is not None
-        and all(width % encoder.lanes() == 0 for width in widths)
+        and encoder.fits(*widths)
     )
 
 

@@ -26,9 +26,9 @@ _SIGNATURES = {
 }
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where there are none."""
-    kernels = load("encoder", *_FLAGS)
+def library(narrow: bool = False) -> ctypes.CDLL | None:
+    """The compiled functions, or None where there are none; ``narrow``: with vectors of half the width."""
+    kernels = load("encoder", *_FLAGS, *(["-DMAST_NARROW"] if narrow else []))
     if kernels is not None and kernels.mast_softmax_backward.argtypes is None:
         kernels.mast_lanes.restype = _SIZE
         for name, arguments in _SIGNATURES.items():
@@ -37,16 +37,23 @@ def library() -> ctypes.CDLL | None:
     return kernels
 
 
-def lanes() -> int:
-    """Channels, of all tensors and of each head, must be a multiple of this; ``library()`` must be there."""
-    kernels = library()
-    assert kernels is not None, "callers ask library() first"
-    return int(kernels.mast_lanes())
+def fits(*widths: int) -> bool:
+    """Whether there are functions for these numbers of channels: whole vectors, wide or narrow."""
+    return _library_for(*widths) is not None
 
 
-def _call(name: str, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
-    kernels = library()
-    assert kernels is not None, "callers ask library() first"
+def _library_for(*widths: int) -> ctypes.CDLL | None:
+    for narrow in (False, True):
+        kernels = library(narrow)
+        if kernels is not None and all(width % kernels.mast_lanes() == 0 for width in widths):
+            return kernels
+    return None
+
+
+def _call(name: str, width: int, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
+    """Calls a function for ``width`` channels."""
+    kernels = _library_for(width)
+    assert kernels is not None, "callers ask fits() first"
     pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
     getattr(kernels, name)(*pointers, torch.get_num_threads())
 
@@ -54,21 +61,22 @@ def _call(name: str, *arguments: Tensor | ctypes.Array | int | float | None) -> 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension of ``x``, contiguous (..., dim)."""
     y = torch.empty_like(x)
-    _call("mast_layer_norm", x, weight, bias, y, x.numel() // x.shape[-1], x.shape[-1], eps)
+    _call("mast_layer_norm", x.shape[-1], x, weight, bias, y, x.numel() // x.shape[-1], x.shape[-1], eps)
     return y
 
 
 def layer_norm_backward_(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, which replace ``grad``, of the weight and of the bias."""
     affine = x.new_empty(2, x.shape[-1])
-    _call("mast_layer_norm_backward", x, weight, grad, grad, affine, x.numel() // x.shape[-1], x.shape[-1], eps)
+    dim = x.shape[-1]
+    _call("mast_layer_norm_backward", dim, x, weight, grad, grad, affine, x.numel() // dim, dim, eps)
     return grad, affine[0], affine[1]
 
 
 def gelu(x: Tensor, bias: Tensor) -> Tensor:
     """GELU(x + bias), ``x`` contiguous (..., dim)."""
     y = torch.empty_like(x)
-    _call("mast_gelu", x, bias, y, x.numel() // x.shape[-1], x.shape[-1])
+    _call("mast_gelu", x.shape[-1], x, bias, y, x.numel() // x.shape[-1], x.shape[-1])
     return y
 
 
@@ -79,7 +87,7 @@ def gelu_backward_(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
         GELU(x + bias), and the gradient of the bias.
     """
     activated, total = torch.empty_like(x), torch.empty_like(bias)
-    _call("mast_gelu_backward", x, bias, grad, activated, total, x.shape[0], x.shape[1])
+    _call("mast_gelu_backward", x.shape[1], x, bias, grad, activated, total, x.shape[0], x.shape[1])
     return activated, total
 
 
@@ -102,7 +110,7 @@ class Pooling:
         size = (-(-length // step) for length, step in zip((rows, columns), self.step, strict=True))
         y = x.new_empty(batch, heads, *size, dim)
         shape = (batch, heads, rows, columns, *self.step, dim)
-        _call("mast_pool", x, x.stride(2), self.taps, self.scale, self.bias, y, *shape, self.eps)
+        _call("mast_pool", dim, x, x.stride(2), self.taps, self.scale, self.bias, y, *shape, self.eps)
         return y
 
     def backward(self, x: Tensor, heads: int, grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +127,7 @@ class Pooling:
         strides = (_SIZE * (4 * len(grads)))(*(step for grad in grads for step in grad.stride()[:4]))
         shape = (x.shape[0], heads, x.shape[1], x.shape[2], *self.step, len(self.scale))
         sources = (x, x.stride(2), self.taps, self.scale, len(grads), pointers, strides)
-        _call("mast_pool_backward", *sources, grad_x, affine, *shape, self.eps)
+        _call("mast_pool_backward", len(self.scale), *sources, grad_x, affine, *shape, self.eps)
         return affine[:9], affine[9], affine[10]
 
 
@@ -132,7 +140,7 @@ def softmax_(scores: Tensor, by_row: Tensor, by_column: Tensor, first: int, fact
         by_column: (heads, query rows, query columns, key columns), likewise.
     """
     positions = (by_row, _strides(by_row), by_column, _strides(by_column))
-    _call("mast_softmax", scores, *positions, *_softmax_shape(scores, by_row, by_column, first), factor)
+    _call("mast_softmax", 0, scores, *positions, *_softmax_shape(scores, by_row, by_column, first), factor)
 
 
 def softmax_backward_(
@@ -144,7 +152,7 @@ def softmax_backward_(
     """
     positions = (grad_by_row, _strides(grad_by_row), grad_by_column, _strides(grad_by_column))
     shape = _softmax_shape(weights, grad_by_row, grad_by_column, first)
-    _call("mast_softmax_backward", weights, grad, *positions, *shape, factor)
+    _call("mast_softmax_backward", 0, weights, grad, *positions, *shape, factor)
 
 
 def _strides(positions: Tensor) -> ctypes.Array:

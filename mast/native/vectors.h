@@ -1,4 +1,4 @@
-// Vectors of the widest registers, in the compilers' own notation.
+// Vectors of the widest registers, or with MAST_NARROW of half their width, in the compilers' own notation.
 
 #pragma once
 
@@ -6,9 +6,9 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(MAST_NARROW)
 constexpr int kLanes = 16;
-#elif defined(__AVX__)
+#elif defined(__AVX512F__) || (defined(__AVX__) && !defined(MAST_NARROW))
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
