@@ -8,9 +8,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
+#include "norm.h"
+#include "pooling.h"
 #include "vectors.h"
 
 namespace {
@@ -46,43 +47,6 @@ void normal(Floats x, Floats& bell, Floats& below) {
 
 constexpr float kDensity = 0.39894228f;  // 1 / sqrt(2 pi)
 
-struct Moments {
-    float mean, rstd;
-};
-
-Moments moments(const float* x, int64_t dim, float eps) {
-    Floats sum = {}, squares = {};
-    for (int64_t c = 0; c < dim; c += kLanes) sum += load(x + c);
-    const float mean = total(sum) / dim;
-    for (int64_t c = 0; c < dim; c += kLanes) squares += (load(x + c) - mean) * (load(x + c) - mean);
-    return {mean, 1.0f / std::sqrt(total(squares) / dim + eps)};
-}
-
-void normalise(const float* x, const float* weight, const float* bias, float* y, int64_t dim, float eps) {
-    const Moments m = moments(x, dim, eps);
-    for (int64_t c = 0; c < dim; c += kLanes)
-        store(y + c, (load(x + c) - m.mean) * m.rstd * load(weight + c) + load(bias + c));
-}
-
-// The gradient of x into grad_x, which may be grad itself; adds to those of the weight and the bias.
-void normalise_backward(const float* x, const float* weight, const float* grad, float* grad_x, float* grad_weight,
-                        float* grad_bias, int64_t dim, float eps) {
-    const Moments m = moments(x, dim, eps);
-    Floats sums = {}, dots = {};
-    for (int64_t c = 0; c < dim; c += kLanes) {
-        const Floats hat = (load(x + c) - m.mean) * m.rstd, g = load(grad + c), weighted = g * load(weight + c);
-        sums += weighted;
-        dots += weighted * hat;
-        store(grad_weight + c, load(grad_weight + c) + g * hat);
-        store(grad_bias + c, load(grad_bias + c) + g);
-    }
-    const float sum = total(sums) / dim, dot = total(dots) / dim;
-    for (int64_t c = 0; c < dim; c += kLanes) {
-        const Floats hat = (load(x + c) - m.mean) * m.rstd;
-        store(grad_x + c, (load(grad + c) * load(weight + c) - sum - hat * dot) * m.rstd);
-    }
-}
-
 // Replaces the values by what `of` gives for vectors of them; the last one is filled up with `pad`.
 template <typename Of>
 void each_vector(float* values, int64_t size, float pad, Of of) {
@@ -104,93 +68,6 @@ void gather(const std::vector<float>& shares, int threads, int64_t size, float* 
 }
 
 int64_t part(int64_t count, int index, int parts) { return count * index / parts; }
-
-// Calls visit(width, c) for all channels, from c on `width` vectors, which the compiler can keep in registers.
-template <typename Visit>
-void by_width(int64_t dim, Visit visit) {
-    int64_t c = 0;
-    for (; c + 6 * kLanes <= dim; c += 6 * kLanes) visit(std::integral_constant<int, 6>(), c);
-    for (; c + 2 * kLanes <= dim; c += 2 * kLanes) visit(std::integral_constant<int, 2>(), c);
-    if (c < dim) visit(std::integral_constant<int, 1>(), c);
-}
-
-// A 3x3 depthwise convolution with padding 1 of an image with `dim` channels at each position, `stride` apart.
-struct Pooling {
-    const float* image;
-    const float* weight;  // (9, dim)
-    int64_t stride, rows, columns, row_step, column_step, dim;
-
-    int64_t out_rows() const { return (rows + row_step - 1) / row_step; }
-    int64_t out_columns() const { return (columns + column_step - 1) / column_step; }
-    int64_t offset(int64_t row, int64_t column) const { return (row * columns + column) * stride; }
-
-    // Calls visit(tap, offset) for the taps of one output that lie within the image.
-    template <typename Visit>
-    void taps(int64_t out_row, int64_t out_column, Visit visit) const {
-        const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
-        for (int i = std::max<int64_t>(0, -row); i < std::min<int64_t>(3, rows - row); ++i)
-            for (int j = std::max<int64_t>(0, -column); j < std::min<int64_t>(3, columns - column); ++j)
-                visit(3 * i + j, offset(row + i, column + j));
-    }
-
-    void convolve(int64_t out_row, int64_t out_column, float* out) const {
-        const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
-        if (row >= 0 && row + 3 <= rows && column >= 0 && column + 3 <= columns)
-            convolve_inside(image + offset(row, column), out);
-        else
-            by_width(dim, [&](auto width, int64_t c) {
-                Floats sum[width] = {};
-                taps(out_row, out_column, [&](int tap, int64_t offset) {
-                    const float *x = image + offset + c, *w = weight + tap * dim + c;
-                    for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
-                });
-                for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
-            });
-    }
-
-    // Where all nine taps lie within the image, from `corner` on.
-    void convolve_inside(const float* corner, float* out) const {
-        by_width(dim, [&](auto width, int64_t c) {
-            Floats sum[width] = {};
-#pragma GCC unroll 3
-            for (int i = 0; i < 3; ++i) {
-#pragma GCC unroll 3
-                for (int j = 0; j < 3; ++j) {
-                    const float *x = corner + offset(i, j) + c, *w = weight + (3 * i + j) * dim + c;
-                    for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
-                }
-            }
-            for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
-        });
-    }
-
-    // Adds to the gradient of the image, laid out like it, what comes from one output's.
-    void scatter(int64_t out_row, int64_t out_column, const float* grad, float* grad_image) const {
-        taps(out_row, out_column, [&](int tap, int64_t offset) {
-            const float* w = weight + tap * dim;
-            float* to = grad_image + offset;
-            for (int64_t c = 0; c < dim; c += kLanes)
-                store(to + c, load(to + c) + load(grad + c) * load(w + c));
-        });
-    }
-
-    // Adds what one row of outputs contributes to the gradient of a tap; grads: of this row.
-    void weight_gradient(int tap, int64_t out_row, const float* grads, float* grad_tap) const {
-        const int64_t row = out_row * row_step + tap / 3 - 1;
-        if (row < 0 || row >= rows) return;
-        by_width(dim, [&](auto width, int64_t c) {
-            Floats sum[width];
-            for (int v = 0; v < width; ++v) sum[v] = load(grad_tap + c + v * kLanes);
-            for (int64_t output = 0; output < out_columns(); ++output) {
-                const int64_t column = output * column_step + tap % 3 - 1;
-                if (column < 0 || column >= columns) continue;
-                const float *x = image + offset(row, column) + c, *g = grads + output * dim + c;
-                for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(g + v * kLanes);
-            }
-            for (int v = 0; v < width; ++v) store(grad_tap + c + v * kLanes, sum[v]);
-        });
-    }
-};
 
 }  // namespace
 

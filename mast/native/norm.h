@@ -1,0 +1,49 @@
+// LayerNorm of one position's channels, forward and backward; channels come in whole vectors.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace {
+
+struct Moments {
+    float mean, rstd;
+};
+
+Moments moments(const float* x, int64_t dim, float eps) {
+    Floats sum = {}, squares = {};
+    for (int64_t c = 0; c < dim; c += kLanes) sum += load(x + c);
+    const float mean = total(sum) / dim;
+    for (int64_t c = 0; c < dim; c += kLanes) squares += (load(x + c) - mean) * (load(x + c) - mean);
+    return {mean, 1.0f / std::sqrt(total(squares) / dim + eps)};
+}
+
+void normalise(const float* x, const float* weight, const float* bias, float* y, int64_t dim, float eps) {
+    const Moments m = moments(x, dim, eps);
+    for (int64_t c = 0; c < dim; c += kLanes)
+        store(y + c, (load(x + c) - m.mean) * m.rstd * load(weight + c) + load(bias + c));
+}
+
+// The gradient of x into grad_x, which may be grad itself; adds to those of the weight and the bias.
+void normalise_backward(const float* x, const float* weight, const float* grad, float* grad_x, float* grad_weight,
+                        float* grad_bias, int64_t dim, float eps) {
+    const Moments m = moments(x, dim, eps);
+    Floats sums = {}, dots = {};
+    for (int64_t c = 0; c < dim; c += kLanes) {
+        const Floats hat = (load(x + c) - m.mean) * m.rstd, g = load(grad + c), weighted = g * load(weight + c);
+        sums += weighted;
+        dots += weighted * hat;
+        store(grad_weight + c, load(grad_weight + c) + g * hat);
+        store(grad_bias + c, load(grad_bias + c) + g);
+    }
+    const float sum = total(sums) / dim, dot = total(dots) / dim;
+    for (int64_t c = 0; c < dim; c += kLanes) {
+        const Floats hat = (load(x + c) - m.mean) * m.rstd;
+        store(grad_x + c, (load(grad + c) * load(weight + c) - sum - hat * dot) * m.rstd);
+    }
+}
+
+}  // namespace
