@@ -94,9 +94,9 @@ class PoolingAttention(nn.Module):
         out = q + attention(q, k, v, r_freq, r_time)  # in this order the sum has the layout of q
         return self.proj(out.flatten(3))
 
-    def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """``forward(norm(x))`` in one function of ``mast.fused``."""
-        settings = fused.AttentionSettings(self.heads, self.pool_q.stride, self.pool_k.stride, NORM_EPS)
+    def fused(self, x: Tensor, norm: nn.LayerNorm, residual: bool = False, shares: Tensor | None = None) -> Tensor:
+        """``forward(norm(x))`` as one function of ``mast.fused``; with ``residual``, ``x + shares * forward(norm(x))``."""
+        settings = fused.AttentionSettings(self.heads, self.pool_q.stride, self.pool_k.stride, NORM_EPS, residual)
         q_grid, k_grid = (
             pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride)
         )
@@ -105,7 +105,7 @@ class PoolingAttention(nn.Module):
             parameters += [pool.weight, pool.norm.weight, pool.norm.bias]
         freq, time = self.relative_freq(q_grid[0], k_grid[0]), self.relative_time(q_grid[1], k_grid[1])
         weights = fused.AttentionWeights._make([*parameters, freq, time, self.proj.weight, self.proj.bias])
-        return fused.attention_branch(x, settings, weights)
+        return fused.attention_branch(x, settings, weights, shares)
 
 
 class Block(nn.Module):
@@ -153,16 +153,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, dim) -> (B, F', T', dim_out)."""
         if self._fused(x):
-            normed = x if self.shortcut is None else self.norm1(x)
-            x = self.add1(self._residual(x, normed), self.attn.fused(x, self.norm1))
-            mlp = (self.norm2, self.mlp.fc1, self.mlp.fc2)
-            parameters = [parameter for layer in mlp for parameter in (layer.weight, layer.bias)]
-            return self.add2(x, fused.mlp_branch(x, NORM_EPS, x.shape[-1] > CHEAP_DIM, *parameters))
+            return self._forward_fused(x)
         normed = self.norm1(x)
         with recomputed(self.norm1, x, normed):
             branch, residual = self.attn(normed), self._residual(x, normed)
         x = self.add1(residual, branch)
         return self.add2(x, self._mlp_branch(x))
+
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        if self.shortcut is None and self.q_stride == (1, 1):
+            x = self.attn.fused(x, self.norm1, True, self.add1.shares(x))
+        else:
+            normed = x if self.shortcut is None else self.norm1(x)
+            x = self.add1(self._residual(x, normed), self.attn.fused(x, self.norm1))
+        layers = (self.norm2, self.mlp.fc1, self.mlp.fc2)
+        parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        return fused.mlp_branch(x, NORM_EPS, x.shape[-1] > CHEAP_DIM, self.add2.shares(x), *parameters)
 
     def _fused(self, x: Tensor) -> bool:
         """Whether the branches can run fused: on tensors that fit, and layers that nobody has replaced."""

@@ -34,12 +34,20 @@ def usable(x: Tensor, *widths: int) -> bool:
 
 
 class AttentionSettings(NamedTuple):
-    """Heads, pooling of queries and of keys and values, and the epsilon of every norm."""
+    """Settings of the attention branch.
+
+    Attributes:
+        heads: of the attention.
+        q_stride, kv_stride: pooling of queries, and of keys and values.
+        eps: of every norm.
+        residual: add the branch to its input, rather than return it alone.
+    """
 
     heads: int
     q_stride: Grid
     kv_stride: Grid
     eps: float
+    residual: bool
 
 
 class AttentionWeights(NamedTuple):
@@ -154,7 +162,7 @@ def _operands(projected: Tensor, poolings: list[encoder.Pooling], freq: Tensor, 
 
 class _AttentionBranch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, settings: AttentionSettings, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, settings: AttentionSettings, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
         weights = AttentionWeights(*parameters)
         x = x.contiguous()
         normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
@@ -166,17 +174,20 @@ class _AttentionBranch(torch.autograd.Function):
         merged = torch.empty_like(op.q.permute(0, 2, 3, 1, 4), memory_format=torch.contiguous_format)
         torch.add(op.q.permute(0, 2, 3, 1, 4), out.view_as(op.q).permute(0, 2, 3, 1, 4), out=merged)
         ctx.settings = settings
-        ctx.save_for_backward(x, projected, merged, *parameters)
-        return F.linear(merged.flatten(3), weights.proj, weights.proj_bias)
+        ctx.save_for_backward(shares, x, projected, merged, *parameters)
+        if not settings.residual:
+            return F.linear(merged.flatten(3), weights.proj, weights.proj_bias)
+        return encoder.add_residual_(F.linear(merged.flatten(3), weights.proj), x, weights.proj_bias, shares)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, projected, merged, *parameters = ctx.saved_tensors
+        shares, x, projected, merged, *parameters = ctx.saved_tensors
         settings, weights = ctx.settings, AttentionWeights(*parameters)
         poolings = weights.poolings(settings)
         found: dict[str, Tensor] = {}
-        grad_merged, found["proj"], found["proj_bias"] = _linear_backward(grad, merged.flatten(3), weights.proj)
+        through = grad if shares is None else grad * shares
+        grad_merged, found["proj"], found["proj_bias"] = _linear_backward(through, merged.flatten(3), weights.proj)
         grad_merged = grad_merged.view_as(merged).permute(0, 3, 1, 2, 4)
 
         op = _operands(projected, poolings, weights.freq, weights.time, settings.heads)
@@ -191,8 +202,11 @@ class _AttentionBranch(torch.autograd.Function):
 
         normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
         grad_x, found["qkv"], found["qkv_bias"] = _linear_backward(grad_projected, normed, weights.qkv)
-        grad_x, found["norm"], found["norm_bias"] = encoder.layer_norm_backward_(grad_x, x, weights.norm, settings.eps)
-        return None, grad_x, *(found[name] for name in AttentionWeights._fields)
+        past = grad.contiguous() if settings.residual else None
+        grad_x, found["norm"], found["norm_bias"] = encoder.layer_norm_backward_(
+            grad_x, x, weights.norm, settings.eps, past
+        )
+        return None, None, grad_x, *(found[name] for name in AttentionWeights._fields)
 
 
 def _attention_backward(
@@ -223,28 +237,28 @@ def _attention_backward(
 
 class _MlpBranch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, eps: float, keep: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, eps: float, keep: bool, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x.contiguous()
         norm, norm_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
         hidden = F.linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1)
         ctx.eps = eps
-        ctx.save_for_backward(x, hidden if keep else None, norm, norm_bias, fc1, fc1_bias, fc2)
-        return F.linear(encoder.gelu(hidden, fc1_bias), fc2, fc2_bias)
+        ctx.save_for_backward(shares, x, hidden if keep else None, norm, norm_bias, fc1, fc1_bias, fc2)
+        return encoder.add_residual_(F.linear(encoder.gelu(hidden, fc1_bias), fc2), x, fc2_bias, shares)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
+        shares, x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
         normed = encoder.layer_norm(x, norm, norm_bias, ctx.eps)
         hidden = F.linear(normed, fc1) if hidden is None else hidden
-        grad = grad.flatten(0, -2)
-        grad_hidden = grad @ fc2
+        through = (grad if shares is None else grad * shares).flatten(0, -2)
+        grad_hidden = through @ fc2
         activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2), fc1_bias)
-        grad_fc2, grad_fc2_bias = grad.t() @ activated, grad.sum(dim=0)
+        grad_fc2, grad_fc2_bias = through.t() @ activated, through.sum(dim=0)
         grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2)
         grad_x = (grad_hidden @ fc1).view_as(x)
-        grad_x, grad_norm, grad_norm_bias = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps)
-        return None, None, grad_x, grad_norm, grad_norm_bias, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
+        grad_x, *affine = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps, grad.contiguous())
+        return None, None, None, grad_x, *affine, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
 
 
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,16 +267,23 @@ def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     return (flat @ weight).view(*grad.shape[:-1], -1), flat.t() @ x.flatten(0, -2), flat.sum(dim=0)
 
 
-def attention_branch(x: Tensor, settings: AttentionSettings, weights: AttentionWeights) -> Tensor:
-    """Norm, pooling attention and projection: (B, F, T, dim) -> (B, F', T', dim_out)."""
-    return _AttentionBranch.apply(settings, x, *weights)  # type: ignore[no-any-return]
+def attention_branch(
+    x: Tensor, settings: AttentionSettings, weights: AttentionWeights, shares: Tensor | None = None
+) -> Tensor:
+    """Norm, pooling attention and projection: (B, F, T, dim) -> (B, F', T', dim_out).
+
+    Args:
+        shares: factors of each sample's branch (B, 1, 1, 1), as stochastic depth draws them, where it is added to x.
+    """
+    return _AttentionBranch.apply(settings, shares, x, *weights)  # type: ignore[no-any-return]
 
 
-def mlp_branch(x: Tensor, eps: float, keep: bool, *parameters: Tensor) -> Tensor:
-    """Norm and MLP: (..., dim) -> (..., dim).
+def mlp_branch(x: Tensor, eps: float, keep: bool, shares: Tensor | None, *parameters: Tensor) -> Tensor:
+    """``x`` plus its norm and MLP: (B, ..., dim) -> (B, ..., dim).
 
     Args:
         keep: keep the hidden layer for the backward pass, rather than compute it again.
+        shares: factors of each sample's branch (B, 1, ...), as stochastic depth draws them.
         parameters: weight and bias of the norm, the first and the second layer.
     """
-    return _MlpBranch.apply(eps, keep, x, *parameters)  # type: ignore[no-any-return]
+    return _MlpBranch.apply(eps, keep, shares, x, *parameters)  # type: ignore[no-any-return]

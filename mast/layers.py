@@ -94,12 +94,18 @@ class AddBranch(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """``x + branch``, both (B, ...)."""
-        if not self.training or self.drop_path == 0.0:
+        shares = self.shares(branch)
+        if shares is None:
             return x + branch
+        return torch.addcmul(x, branch, shares) if x.dtype == branch.dtype else x + branch * shares
+
+    def shares(self, branch: Tensor) -> Tensor | None:
+        """Factors of the samples' branches (B, 1, ...), drawn anew: 0 or ``1 / (1 - drop_path)``. None if all are 1."""
+        if not self.training or self.drop_path == 0.0:
+            return None
         keep = 1.0 - self.drop_path
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = torch.empty(shape, dtype=branch.dtype, device=x.device).bernoulli_(keep).div_(keep)
-        return torch.addcmul(x, branch, mask) if x.dtype == branch.dtype else x + branch * mask
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        return torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""

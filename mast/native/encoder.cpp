@@ -82,17 +82,30 @@ void mast_layer_norm(const float* x, const float* weight, const float* bias, flo
     for (int64_t row = 0; row < rows; ++row) normalise(x + row * dim, weight, bias, y + row * dim, dim, eps);
 }
 
-// grad_affine: (2, dim), of the weight and of the bias. grad_x may be grad.
-void mast_layer_norm_backward(const float* x, const float* weight, const float* grad, float* grad_x,
-                              float* grad_affine, int64_t rows, int64_t dim, float eps, int threads) {
+// grad_affine: (2, dim), of the weight and of the bias. grad_x may be grad; `more`, if given, is added to it.
+void mast_layer_norm_backward(const float* x, const float* weight, const float* grad, const float* more,
+                              float* grad_x, float* grad_affine, int64_t rows, int64_t dim, float eps, int threads) {
     std::vector<float> shares(threads * 2 * dim);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; ++thread) {
         float* share = shares.data() + thread * 2 * dim;
         for (int64_t row = part(rows, thread, threads); row < part(rows, thread + 1, threads); ++row)
-            normalise_backward(x + row * dim, weight, grad + row * dim, grad_x + row * dim, share, share + dim, dim, eps);
+            normalise_backward(x + row * dim, weight, grad + row * dim, more ? more + row * dim : nullptr,
+                               grad_x + row * dim, share, share + dim, dim, eps);
     }
     gather(shares, threads, 2 * dim, grad_affine);
+}
+
+// branch becomes x + share * (branch + bias), with a share for each sample, or 1; all (samples, rows, dim).
+void mast_add_residual(float* branch, const float* x, const float* bias, const float* shares, int64_t samples,
+                       int64_t rows, int64_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < samples * rows; ++row) {
+        const float share = shares ? shares[row / rows] : 1.0f;
+        float* to = branch + row * dim;
+        for (int64_t c = 0; c < dim; c += kLanes)
+            store(to + c, load(x + row * dim + c) + share * (load(to + c) + load(bias + c)));
+    }
 }
 
 // y = GELU(x + bias), both (rows, dim).
@@ -187,7 +200,7 @@ void mast_pool_backward(const float* x, int64_t stride, const float* weight, con
                         for (int64_t c = 0; c < dim; c += kLanes) store(g + c, load(g + c) + load(from + c));
                     }
                     pooling.convolve(row, column, sum.data());
-                    normalise_backward(sum.data(), scale, g, g, share + 9 * dim, share + 10 * dim, dim, eps);
+                    normalise_backward(sum.data(), scale, g, nullptr, g, share + 9 * dim, share + 10 * dim, dim, eps);
                 }
                 for (int tap = 0; tap < 9; ++tap) pooling.weight_gradient(tap, row, line, share + tap * dim);
             }

@@ -16,7 +16,8 @@ _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float,
 _SOFTMAX = [_POINTER] * 4 + [_SIZE] * 6 + [_FLOAT, _INT]
 _SIGNATURES = {
     "mast_layer_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT, _INT],
-    "mast_layer_norm_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_FLOAT, _INT],
+    "mast_layer_norm_backward": [_POINTER] * 6 + [_SIZE] * 2 + [_FLOAT, _INT],
+    "mast_add_residual": [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "mast_gelu": [_POINTER] * 3 + [_SIZE] * 2 + [_INT],
     "mast_gelu_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_INT],
     "mast_pool": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
@@ -65,12 +66,22 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return y
 
 
-def layer_norm_backward_(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, which replace ``grad``, of the weight and of the bias."""
+def layer_norm_backward_(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, more: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, plus ``more``, which replace ``grad``, of the weight and of the bias; all contiguous."""
     affine = x.new_empty(2, x.shape[-1])
     dim = x.shape[-1]
-    _call("mast_layer_norm_backward", dim, x, weight, grad, grad, affine, x.numel() // dim, dim, eps)
+    _call("mast_layer_norm_backward", dim, x, weight, grad, more, grad, affine, x.numel() // dim, dim, eps)
     return grad, affine[0], affine[1]
+
+
+def add_residual_(branch: Tensor, x: Tensor, bias: Tensor, shares: Tensor | None) -> Tensor:
+    """``branch`` becomes ``x + shares * (branch + bias)``; (B, ..., dim) contiguous, shares (B, 1, ...)."""
+    dim, samples = x.shape[-1], x.shape[0]
+    rows = x.numel() // max(1, samples * dim)
+    _call("mast_add_residual", dim, branch, x, bias, shares, samples, rows, dim)
+    return branch
 
 
 def gelu(x: Tensor, bias: Tensor) -> Tensor:

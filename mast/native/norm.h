@@ -27,9 +27,10 @@ void normalise(const float* x, const float* weight, const float* bias, float* y,
         store(y + c, (load(x + c) - m.mean) * m.rstd * load(weight + c) + load(bias + c));
 }
 
-// The gradient of x into grad_x, which may be grad itself; adds to those of the weight and the bias.
-void normalise_backward(const float* x, const float* weight, const float* grad, float* grad_x, float* grad_weight,
-                        float* grad_bias, int64_t dim, float eps) {
+// The gradient of x into grad_x, which may be grad itself, plus `more`, if there is any; adds to those of the weight and
+// the bias.
+void normalise_backward(const float* x, const float* weight, const float* grad, const float* more, float* grad_x,
+                        float* grad_weight, float* grad_bias, int64_t dim, float eps) {
     const Moments m = moments(x, dim, eps);
     Floats sums = {}, dots = {};
     for (int64_t c = 0; c < dim; c += kLanes) {
@@ -42,7 +43,8 @@ void normalise_backward(const float* x, const float* weight, const float* grad, 
     const float sum = total(sums) / dim, dot = total(dots) / dim;
     for (int64_t c = 0; c < dim; c += kLanes) {
         const Floats hat = (load(x + c) - m.mean) * m.rstd;
-        store(grad_x + c, (load(grad + c) * load(weight + c) - sum - hat * dot) * m.rstd);
+        const Floats through = (load(grad + c) * load(weight + c) - sum - hat * dot) * m.rstd;
+        store(grad_x + c, more ? through + load(more + c) : through);
     }
 }
 

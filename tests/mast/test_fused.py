@@ -71,6 +71,26 @@ def test_fused_equals_plain_in_float64(frames: int, tile: int, monkeypatch: pyte
     assert all(torch.equal(found[name], again[name]) for name in found), "a second pass over the same graph"
 
 
+def test_stochastic_depth_drops_the_same_branches() -> None:
+    model, x = small(drop_path=0.9).train(), torch.randn(8, 1, 128, 40)
+    exact = copy.deepcopy(model).double()
+    draws: list[Tensor] = []
+    for module, twin in zip(model.modules(), exact.modules(), strict=True):
+        if isinstance(module, mast.layers.AddBranch):
+            shares = module.shares(torch.empty(8, 1, 1, 1))
+            draws += [] if shares is None else [shares]
+            module.shares = lambda branch, shares=shares: shares  # type: ignore[method-assign]
+            twin.shares = lambda branch, shares=shares: None if shares is None else shares.double()
+    assert any((shares == 0).any() for shares in draws) and any((shares > 0).any() for shares in draws)
+    logits, expected = model(x), exact(x.double())
+    assert is_fused(logits)
+    torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=1e-4)
+    found, wanted = gradients(model, logits), gradients(exact, expected)
+    for name, gradient in wanted.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found[name].double(), gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
 def test_heads_of_half_a_vector_are_fused_too() -> None:
     model, x = small(embed_dim=3 * WIDTH // 2), torch.randn(2, 1, 128, 50)
     logits, expected = model(x), copy.deepcopy(model).double()(x.double())

@@ -58,6 +58,19 @@ def test_layer_norm(rows: int, vectors: int, lanes: int) -> None:
         close(found, wanted)
 
 
+def test_residual_with_and_without_shares(lanes: int) -> None:
+    x, branch, bias, more = random(3, 5, 3 * lanes), random(3, 5, 3 * lanes), random(3 * lanes), random(3, 5, 3 * lanes)
+    shares = torch.tensor([0.0, 1.5, 1.0]).view(3, 1, 1)
+    close(encoder.add_residual_(branch.clone(), x, bias, None), x.double() + branch.double() + bias.double())
+    expected = x.double() + shares.double() * (branch.double() + bias.double())
+    close(encoder.add_residual_(branch.clone(), x, bias, shares), expected)
+    grad = branch.clone()
+    alone = encoder.layer_norm_backward_(grad.clone(), x, bias, EPS)
+    both = encoder.layer_norm_backward_(grad.clone(), x, bias, EPS, more)
+    torch.testing.assert_close(both[0], alone[0] + more)
+    assert torch.equal(both[1], alone[1]) and torch.equal(both[2], alone[2])
+
+
 def test_gelu(lanes: int) -> None:
     dim = 3 * lanes
     x = torch.cat([torch.linspace(-120, 120, 40 * dim), 2 * random(10 * dim)]).view(-1, dim)
