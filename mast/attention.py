@@ -95,7 +95,7 @@ class PoolingAttention(nn.Module):
         return self.proj(out.flatten(3))
 
     def fused(self, x: Tensor, norm: nn.LayerNorm, residual: bool = False, shares: Tensor | None = None) -> Tensor:
-        """``forward(norm(x))`` as one function of ``mast.fused``; with ``residual``, ``x + shares * forward(norm(x))``."""
+        """``forward(norm(x))`` fused; with ``residual``, ``x + shares * forward(norm(x))``."""
         settings = fused.AttentionSettings(self.heads, self.pool_q.stride, self.pool_k.stride, NORM_EPS, residual)
         q_grid, k_grid = (
             pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride)
