@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mast import fused
 from mast.layers import AddBranch, Mlp
+from mast.observers import observed, transformed
 from mast.recompute import recomputed
 from mast.relative import Grid, RelativeTable, attention
 
@@ -45,7 +46,7 @@ class DepthwisePool(nn.Module):
         weight = self.weight.repeat(heads, 1, 1, 1)
         image = F.conv2d(image, weight, stride=self.stride, padding=1, groups=x.shape[-1])
         out = image.permute(0, 2, 3, 1)
-        out = out.reshape(*out.shape[:3], heads, -1)
+        out = out.reshape(*out.shape[:3], heads, self.weight.shape[0])
         return self.norm(out).to(out.dtype)
 
 
@@ -171,15 +172,42 @@ class Block(nn.Module):
         return fused.mlp_branch(x, NORM_EPS, x.shape[-1] > CHEAP_DIM, self.add2.shares(x), *parameters)
 
     def _fused(self, x: Tensor) -> bool:
-        """Whether the branches can run fused: on tensors that fit, and layers that nobody has replaced."""
-        layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
-        widths = (self.attn.proj.in_features // self.attn.heads, self.mlp.fc1.out_features)
-        return fused.usable(x, *widths) and all(type(layer) is nn.Linear for layer in layers)
+        """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""
+        attn, mlp = self.attn, self.mlp
+        if observed() or not x.numel() or not _as_made(attn, PoolingAttention) or not _as_made(mlp, Mlp):
+            return False
+        linear = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
+        pools = (attn.pool_q, attn.pool_k, attn.pool_v)
+        if not all(_as_made(pool, DepthwisePool) for pool in pools):
+            return False
+        norms = (self.norm1, self.norm2, *(pool.norm for pool in pools))
+        if not all(_as_made(layer, nn.Linear) and layer.bias is not None for layer in linear):
+            return False
+        if not all(_as_made(norm, nn.LayerNorm) and norm.eps == NORM_EPS and norm.bias is not None for norm in norms):
+            return False
+        widths = (attn.proj.in_features // attn.heads, mlp.fc1.out_features)
+        return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not torch.compiler.is_compiling():
+        followed = torch.compiler.is_compiling() or transformed() or not _as_made(self.mlp, Mlp)
+        if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not followed:
             # Checkpointing stops before fc2, so that only the norm and fc1 are computed again.
             return checkpoint(lambda x: self.mlp.plain(self.norm2(x)), x, use_reentrant=False, preserve_rng_state=False)
         normed = self.norm2(x)
         with recomputed(self.norm2, x, normed):
             return self.mlp(normed)
+
+
+def _as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether ``module`` is what the block was made with: not replaced, wrapped, patched or hooked."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is kind and not hooks and "forward" not in module.__dict__
+
+
+def _in_memory(module: nn.Module) -> bool:
+    """Whether kernels can read the weights; tensors of other kinds, such as sharded ones, keep values elsewhere."""
+    for weight in module._parameters.values():
+        plain = weight is None or (type(weight) is nn.Parameter and weight.is_cpu and weight.dtype is torch.float32)
+        if not plain or (weight is not None and not weight.is_contiguous()):
+            return False
+    return True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.native import frontend as native
+from mast.observers import observed, transformed
 
 # Frames worked on at a time. On a CPU the intermediate arrays of a chunk should stay in the cache.
 _CHUNK_FRAMES = {"cpu": 1024}
@@ -150,7 +151,7 @@ class LogMel(nn.Module):
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
             )
         with torch.autocast(waveform.device.type, enabled=False):
-            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed():
                 return self._traceable(waveform.float())[:, None]
             kernels = native.library() if self._can_be_native(waveform) else None
             if kernels is not None:
@@ -160,10 +161,12 @@ class LogMel(nn.Module):
     def _by_operators(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, num_mels, T) by torch's operators, chunk by chunk."""
         frames = self.num_frames(waveform.shape[1])
-        out = torch.empty(waveform.shape[0], self.num_mels, frames, device=waveform.device)
+        out = torch.empty(waveform.shape[0], self.num_mels, frames, dtype=torch.float32, device=waveform.device)
+        if not len(out):  # some transforms refuse an empty batch
+            return out
         chunk = max(1, _CHUNK_FRAMES.get(waveform.device.type, _CHUNK_FRAMES_OTHER) // frames)
         # Frames are as long as the transform; beyond the window they are zero, from chunk to chunk.
-        windowed = torch.zeros(min(chunk, len(out)), frames, self.fft_size, device=waveform.device)
+        windowed = out.new_zeros(min(chunk, len(out)), frames, self.fft_size)
         for clips, result in zip(waveform.split(chunk), out.split(chunk), strict=True):
             energies = self._mel_energies(self._centred(clips.float()), windowed[: len(clips)])
             energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
@@ -185,9 +188,10 @@ class LogMel(nn.Module):
         return self.shift_by + self.scale_by * logarithms.transpose(1, 2)
 
     def _can_be_native(self, waveform: Tensor) -> bool:
-        """Plain tensors in memory, and settings that the kernels know."""
+        """Plain tensors in memory that nobody follows, and settings that the kernels know."""
         return (
-            type(waveform) is Tensor
+            not observed()
+            and type(waveform) is Tensor
             and waveform.layout == torch.strided
             and waveform.device.type == self.hann.device.type == "cpu"
             and self.hann.dtype == torch.float32

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mast.observers import transformed
+
 
 @contextmanager
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, result: Tensor) -> Iterator[None]:
@@ -14,7 +16,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, result: Tensor) 
 
     Worth it where ``x`` is kept anyway and ``function`` is cheap: ``result = function(x)``, computed once more.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
         yield
         return
     # Hooks do not nest: only the innermost are called. An outer checkpoint has to see what these ones pass on, and the

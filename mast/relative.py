@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast.observers import observed
+
 Grid = tuple[int, int]
 
 _ALIGNMENT = 8  # fused kernels want head dimensions in multiples of 8
@@ -78,8 +80,8 @@ def _lookup(build, *args):  # type: ignore[no-untyped-def]
 
 
 def _cached(build, *args) -> Tensor:  # type: ignore[no-untyped-def]
-    """Constants are kept per shape, except while tracing, when a traced tensor must not outlive the trace."""
-    return build(*args) if torch.compiler.is_compiling() else _lookup(build, *args)
+    """Constants are kept per shape, except while traced or transformed: a tensor of a trace must not outlive it."""
+    return build(*args) if observed() else _lookup(build, *args)
 
 
 def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,7 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
         (B, F_q, T_q, heads, F_k) and (B, F_q, T_q, heads, T_k).
     """
     # Rows of one frequency are adjacent in memory, so this product needs no copy of q; einsum would make one.
-    a_freq = (q.flatten(2, 3) @ r_freq.transpose(1, 2)).view(*q.shape[:-1], -1)
+    a_freq = (q.flatten(2, 3) @ r_freq.transpose(1, 2)).view(*q.shape[:-1], r_freq.shape[1])
     return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 

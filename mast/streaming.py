@@ -58,5 +58,5 @@ class StreamingLogMel:
         self._skip += max(0, step - waveform.shape[1])
         self._carried = waveform[:, step:].clone()
         if not frames:
-            return waveform.new_zeros(len(waveform), 1, self.frontend.num_mels, 0)
+            return waveform.new_zeros(len(waveform), 1, self.frontend.num_mels, 0, dtype=torch.float32)
         return self.frontend(waveform[:, : self.frontend.samples_for(frames)])

@@ -38,7 +38,7 @@ class Filters:
     def of(cls, banks: Tensor) -> "Filters":
         """From a dense bank, float32 (num_mels, bins) with at least 4 bins."""
         starts, quads, weights = [], [], []
-        for row in banks:
+        for row in banks.cpu():
             used = row.nonzero()
             first, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
             width = max(4, -(-(stop - first) // 4) * 4)  # one without bins gets zeros, so that NaN reaches it, too
@@ -46,7 +46,8 @@ class Filters:
             starts.append(first)
             quads.append(width // 4)
             weights.append(row[first : first + width])
-        return cls(torch.tensor(starts, dtype=torch.int32), torch.tensor(quads, dtype=torch.int32), torch.cat(weights))
+        first, count = (torch.tensor(values, dtype=torch.int32, device="cpu") for values in (starts, quads))
+        return cls(first, count, torch.cat(weights))
 
 
 class _Job(ctypes.Structure):
@@ -105,7 +106,7 @@ def log_mel(
     clips, per_clip = len(waveform), 1 + (waveform.shape[1] - window) // shift
     means = None if _sums_like_torch(kernels, window) else waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
     total = clips * per_clip
-    out = torch.empty(clips, mels, per_clip)
+    out = waveform.new_empty(clips, mels, per_clip)
     taper = F.pad(hann, (1, -window % 16))
     job = _Job(
         waveform=waveform.data_ptr(),
@@ -129,7 +130,7 @@ def log_mel(
         scale=scale,
         threads=max(1, min(torch.get_num_threads(), total // 64)),
     )
-    scratch = torch.zeros(job.threads * kernels.mast_scratch(job))
+    scratch = waveform.new_zeros(job.threads * kernels.mast_scratch(job))
     if job.descriptor is None:
         _in_turns(kernels, job, total, scratch)
     else:
@@ -144,8 +145,9 @@ def _sums_like_torch(kernels: ctypes.CDLL, window: int) -> bool:
     """Whether the means of the kernel are torch's to the bit: another order of summation would show as said above."""
     if window >= 512:
         return False
-    rows = torch.randn(64, window, generator=torch.Generator().manual_seed(window), device="cpu") + 0.5
-    means = torch.empty(64, device="cpu")
+    generator = torch.Generator().manual_seed(window)
+    rows = torch.randn(64, window, generator=generator, dtype=torch.float32, device="cpu") + 0.5
+    means = rows.new_empty(64)
     kernels.mast_means(rows.data_ptr(), window, window, 64, means.data_ptr())
     return torch.equal(means, rows.mean(dim=-1))
 
@@ -154,7 +156,7 @@ def _in_turns(kernels: ctypes.CDLL, job: _Job, total: int, scratch: Tensor) -> N
     """Chunk by chunk: frames, torch's transform, everything behind it."""
     chunk = _FRAMES_PER_THREAD * job.threads
     # Frames are as long as the transform; what they do not fill stays zero from chunk to chunk.
-    frames = torch.zeros(min(chunk, total), job.fft_size)
+    frames = scratch.new_zeros(min(chunk, total), job.fft_size)
     for first in range(0, total, chunk):
         count = min(chunk, total - first)
         kernels.mast_windowed_frames(job, first, count, frames.data_ptr())

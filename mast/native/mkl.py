@@ -79,8 +79,8 @@ def _descriptor(size: int, batch: int) -> int | None:
 def _is_torchs(library: ctypes.CDLL, handle: ctypes.c_void_p, size: int, batch: int) -> bool:
     """Whether the results are ``torch.fft.rfft``'s to the bit, over 140 dB of range."""
     generator = torch.Generator().manual_seed(size)
-    rows = torch.randn(batch, size, generator=generator, device="cpu")
-    rows *= torch.logspace(-7, 0, size, device="cpu")
+    rows = torch.randn(batch, size, generator=generator, dtype=torch.float32, device="cpu")
+    rows *= torch.logspace(-7, 0, size, dtype=torch.float32, device="cpu")
     spectra = torch.empty(batch, size // 2 + 1, dtype=torch.complex64, device="cpu")
     failed = library.DftiComputeForward(handle, rows.data_ptr(), spectra.data_ptr())
     return not failed and torch.equal(spectra, torch.fft.rfft(rows))
