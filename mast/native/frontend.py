@@ -46,8 +46,8 @@ class Filters:
             starts.append(first)
             quads.append(width // 4)
             weights.append(row[first : first + width])
-        first, count = (torch.tensor(values, dtype=torch.int32, device="cpu") for values in (starts, quads))
-        return cls(first, count, torch.cat(weights))
+        where, size = (torch.tensor(values, dtype=torch.int32, device="cpu") for values in (starts, quads))
+        return cls(where, size, torch.cat(weights))
 
 
 class _Job(ctypes.Structure):

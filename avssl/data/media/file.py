@@ -34,6 +34,7 @@ class MediaFile:
         self._container: InputContainer | None = None
         self._audio: AudioStream | None = None
         self._video: VideoStream | None = None
+        self._size = (0, 0)  # of the pictures, as the header has it: a decoder overwrites it
         self._fresh = True
         self._quick = Path(path).suffix.lower() in _QUICK
 
@@ -99,12 +100,12 @@ class MediaFile:
         wanted = checked_times(times, size)
         container, stream = self._video_stream()
         self._fresh = False
-        return frames_of(container, stream, self.path, wanted, size)
+        return frames_of(container, stream, self.path, self._size, wanted, size)
 
     def frame_size(self) -> tuple[int, int]:
         """(width, height) of the pictures, in pixels."""
-        context = self._video_stream()[1].codec_context
-        return context.width, context.height
+        self._video_stream()
+        return self._size
 
     def frame_starts(self, start: float, end: float) -> np.ndarray:
         """Start of each frame that is on screen at a time from ``start`` to before ``end``: (N,) ascending seconds.
@@ -138,6 +139,7 @@ class MediaFile:
                 if not self._quick:
                     raise
                 return self._slowly()._video_stream()
+            self._size = self._video.codec_context.width, self._video.codec_context.height
         return container, self._video
 
     def _opened(self) -> InputContainer:

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -30,8 +31,17 @@ class PacketError(Exception):
     """The packets do not tell enough, or not every wanted frame came out: another reader has to try."""
 
 
+class SequentialError(PacketError):
+    """A keyframe of the container does not stand alone: only decoding from the file's beginning is right."""
+
+
 def read_by_packets(
-    container: InputContainer, stream: VideoStream, wanted: np.ndarray, shape: tuple[int, int], path: str | Path
+    container: InputContainer,
+    stream: VideoStream,
+    wanted: np.ndarray,
+    original: tuple[int, int],
+    shape: tuple[int, int],
+    path: str | Path,
 ) -> np.ndarray:
     """The frames on screen at ``wanted`` (T,) seconds after the file's start, (T, H, W, 3) uint8 RGB.
 
@@ -39,11 +49,13 @@ def read_by_packets(
         container: Open; it is left somewhere behind the span.
         stream: One of it, with an open or unopened decoder.
         wanted: In any order.
+        original: (width, height) of the pictures, from the header.
         shape: (width, height) of the result.
         path: The file's name, for errors.
 
     Raises:
         PacketError: see there.
+        SequentialError: likewise.
         MediaError: "frame outside video".
     """
     packets = _span(container, stream, float(wanted.min()), float(wanted.max()))
@@ -52,11 +64,18 @@ def read_by_packets(
     images: dict[int, np.ndarray] = {}
     reformat, missing = VideoReformatter(), set(chosen.tolist())
     for run in _runs(packets, missing):
+        intact = run[0].is_discard  # an edit list hides the picture, so that nothing can be said of it
         for frame in _decode(stream, run, missing):
+            if (frame.width, frame.height) != original:  # or the parameters of another part of the file
+                raise SequentialError("pictures of more than one size")
+            if frame.pts == run[0].pts:
+                intact = frame.pict_type not in (PictureType.P, PictureType.B)
             if frame.pts is not None and frame.pts in missing:
                 missing.discard(frame.pts)
                 scaled = reformat.reformat(frame, shape[0], shape[1], "rgb24", interpolation="BICUBIC")
                 images[frame.pts] = scaled.to_ndarray()
+        if not intact:  # intra refresh: the picture is renewed stripe by stripe, and no frame stands alone
+            raise SequentialError("a keyframe of the container is none of the codec")
     if missing:
         raise PacketError(f"{len(missing)} frames did not come out of the decoder")
     return np.stack([images[stamp] for stamp in chosen.tolist()])
@@ -107,6 +126,8 @@ def _packets(container: InputContainer, stream: VideoStream, end: int) -> list[P
             break
         if packet.pts is None:
             raise PacketError("a packet without a time")
+        if packet.has_sidedata("new_extradata"):  # a decoder that skips or repeats it reads garbage
+            raise SequentialError("the decoder's parameters change within the file")
         packets.append(packet)
         beyond += packet.pts > end
         if beyond > _REORDER:

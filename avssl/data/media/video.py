@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError
-from avssl.data.media.packets import PacketError, packet_starts, read_by_packets
+from avssl.data.media.packets import PacketError, SequentialError, packet_starts, read_by_packets
 from avssl.data.media.probe import decode_frames, find_video, open_media, seconds, start_of
 from avssl.data.media.timing import ROUNDING, frame_indices
 
@@ -35,7 +35,12 @@ _NOT_FOR_DECORD = {"mpegts", "mpeg", "avi", "pmp"}
 
 
 def frames_of(
-    container: InputContainer, stream: VideoStream, path: str | Path, wanted: np.ndarray, size: int | None = None
+    container: InputContainer,
+    stream: VideoStream,
+    path: str | Path,
+    original: tuple[int, int],
+    wanted: np.ndarray,
+    size: int | None = None,
 ) -> np.ndarray:
     """The frames on screen at ``wanted`` (T,) seconds; see `MediaFile.frames`.
 
@@ -43,12 +48,16 @@ def frames_of(
         container: The open file; it is left anywhere.
         stream: Its video, from `find_video`.
         path: The file.
+        original: (width, height) of its pictures, from the header.
         wanted, size: As for `MediaFile.frames`.
     """
-    shape = scaled_shape(stream.codec_context.width, stream.codec_context.height, size)
+    shape = scaled_shape(*original, size)
     if container.format.name in TIMED:
         try:
-            return read_by_packets(container, stream, wanted, shape, path)
+            return read_by_packets(container, stream, wanted, original, shape, path)
+        except SequentialError as error:
+            logger.debug("%s: decoded from its beginning (%s)", path, error)
+            return _read_with_pyav(path, wanted, shape, seek=False)
         except PacketError as error:
             logger.debug("%s: not by packets (%s)", path, error)
     if container.format.name not in _NOT_FOR_DECORD:
@@ -99,13 +108,13 @@ def _read_with_decord(path: str | Path, wanted: np.ndarray, shape: tuple[int, in
     return reader.get_batch(indices.tolist()).asnumpy()[inverse]
 
 
-def _read_with_pyav(path: str | Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _read_with_pyav(path: str | Path, wanted: np.ndarray, shape: tuple[int, int], seek: bool = True) -> np.ndarray:
     """Decode from the keyframe before the first instant; slower than decord, and for what decord cannot read."""
-    for seek in (True, False):
+    for may_seek in (True, False) if seek else (False,):
         with open_media(path) as container:
             stream = find_video(container, path)
             assert stream.time_base is not None
-            origin, sought = start_of(container), seek and wanted.min() > _RUN_UP
+            origin, sought = start_of(container), may_seek and wanted.min() > _RUN_UP
             if sought:
                 with suppress(av.FFmpegError):  # some containers cannot seek: decode from the beginning
                     container.seek(int((wanted.min() - _RUN_UP + origin) / stream.time_base), stream=stream)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media_factory import noise, numbered_frame, write_media
 
-from avssl.data.media import MediaFile, packets, read_audio, read_frames, video
+from avssl.data.media import MediaError, MediaFile, packets, read_audio, read_frames, video
 
 
 def coded(path: Path, codec: str, options: dict[str, str], gop: int = 12, seconds: float = 4.0) -> Path:
@@ -53,6 +53,40 @@ def test_every_span_gives_what_decoding_all_gives(tmp_path: Path, name: str, mon
             frames = file.frames((np.asarray(indices) + 0.5) / 25)
             # RGB conversion differs by a rounding where FFmpeg chooses another scaler for it.
             assert np.abs(frames.astype(int) - every[np.asarray(indices)]).mean() < 1.5, indices
+
+
+def test_pictures_renewed_stripe_by_stripe_are_decoded_from_the_beginning(tmp_path: Path) -> None:
+    options = {"preset": "ultrafast", "x264-params": "intra-refresh=1:keyint=20"}
+    path = coded(tmp_path / "refresh.mp4", "libx264", options, gop=20)
+    with av.open(str(path)) as container:
+        assert sum(packet.is_keyframe for packet in container.demux(video=0)) > 1, "which do not stand alone"
+    with av.open(str(path)) as container:
+        every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with MediaFile(path) as file:
+        for index in range(0, 100, 3):
+            frame = file.frames([(index + 0.5) / 25])[0]
+            assert np.abs(frame.astype(int) - every[index]).mean() < 1.5, index
+
+
+@pytest.mark.realdata
+def test_real_files_give_what_decoding_all_gives(real_data: Path) -> None:
+    read = 0
+    files = [*sorted((real_data / "odd_media").glob("*v__*")), *sorted((real_data / "grid/clips").glob("*.mp4"))[::160]]
+    for path in files:
+        try:
+            with MediaFile(path) as file:
+                starts = file.frame_starts(0.0, 2.0)
+                if file._container.format.name not in video.TIMED:
+                    continue
+                rng = np.random.default_rng(0)
+                for low, high in ((starts[0], starts[-1]), (starts[-1] * 2 / 3, starts[-1]), (starts[-1], starts[-1])):
+                    wanted = np.maximum(rng.uniform(low, high, 4), 0.0)
+                    expected = video._read_with_pyav(path, wanted, file.frame_size(), seek=False)
+                    assert np.abs(file.frames(wanted).astype(int) - expected).mean() < 1.0, (path.name, wanted)
+            read += 1
+        except MediaError as error:
+            assert path.name.startswith(("av__pmtchange", "bad__")), error
+    assert read >= 16
 
 
 def test_only_what_is_wanted_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
