@@ -32,6 +32,8 @@ def cache(config: CacheConfig) -> dict[str, Any]:
     settings = Settings(
         config.short_side, config.fps, config.quality, config.sample_rate, tuple(dict.fromkeys(config.modalities))
     )
+    if config.workers is not None and config.workers < 0:
+        raise ValueError(f"workers: must be at least 0, got {config.workers}")
     name, source = config.data.name, config.data
     if is_cache(name):
         raise DataError(f"data: {name} is a cache already; copy the folder, or make one of the originals")

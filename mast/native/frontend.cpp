@@ -12,36 +12,9 @@
 #include <omp.h>
 #endif
 
+#include "vectors.h"
+
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-
-Floats load(const float* from) {
-    Floats x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-
-void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
-
-// The lanes of a and b that the indices name; b's are kLanes and up.
-template <int... index>
-Floats pick(Floats a, Floats b) {
-#ifdef __clang__
-    return __builtin_shufflevector(a, b, index...);
-#else
-    return __builtin_shuffle(a, b, Ints{index...});
-#endif
-}
 
 template <int... i>
 Floats even(Floats a, Floats b, std::integer_sequence<int, i...>) {

@@ -68,6 +68,8 @@ def run_all(
         timeout: seconds after which a job is given up.
         chunk: jobs that are handed to a process at a time; fewer the longer a job takes.
     """
+    if workers < 0:
+        raise ValueError(f"workers: must be at least 0, got {workers}")
     if workers == 0:
         for job in jobs:
             yield job, function(job)

@@ -21,6 +21,8 @@ from avssl.evaluation.files import atomic_path
 
 # Frames are decoded so many seconds at a time: an hour of them would not fit into memory.
 _WINDOW = 20.0
+# More than any camera of these data sets takes; grids of instants as fine as that still fit into memory.
+_MOST_FPS = 1000
 # Seconds of sound that share a checksum; a clip reads whole blocks.
 _BLOCK = 1
 
@@ -50,8 +52,8 @@ class Settings:
         for name in ("short_side", "sample_rate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps: must be positive, got {self.fps}")
+        if self.fps is not None and not 0 < self.fps <= _MOST_FPS:
+            raise ValueError(f"fps: must be above 0 and at most {_MOST_FPS}, got {self.fps:g}")
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality: must be 1 to 95, got {self.quality}")
         if not self.modalities or not set(self.modalities) <= {"audio", "video"}:

@@ -94,6 +94,8 @@ def write_cache(
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard: must be at least 1, got {samples_per_shard}")
+    if not output:
+        raise ValueError("output: must name a folder or a URL")
     store = Store(output)
     about = {
         "format": FORMAT,

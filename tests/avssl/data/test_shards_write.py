@@ -216,6 +216,7 @@ def test_the_tool_caches_a_folder_and_checks_it(tmp_path: Path, monkeypatch: pyt
     [
         ({"short_side": 0}, "short_side"),
         ({"fps": 0.0}, "fps"),
+        ({"fps": 1e9}, "fps"),
         ({"quality": 100}, "quality"),
         ({"modalities": ()}, "modalities"),
     ],
@@ -223,3 +224,16 @@ def test_the_tool_caches_a_folder_and_checks_it(tmp_path: Path, monkeypatch: pyt
 def test_settings_that_make_no_sense_are_refused(options: dict, field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"workers": -1}, "workers"), ({"samples_per_shard": 0}, "samples_per")]
+)
+def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_written(
+    tmp_path: Path, options: dict, field: str
+) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/a.wav").write_bytes(b"RIFF")
+    with pytest.raises((ValueError, DataError), match=field):
+        cache(CacheConfig(str(tmp_path / "out"), SourceConfig(str(tmp_path / "media")), **options))
+    assert not (tmp_path / "out").exists()
