@@ -177,6 +177,8 @@ def _check(config: ExportConfig) -> None:
         raise ValueError(
             f"batch_size and data.max_clips must be at least 1, got {config.batch_size} and {config.data.max_clips}"
         )
+    if config.threads < 0 or not config.tolerance >= 0:
+        raise ValueError(f"threads and tolerance must be at least 0, got {config.threads} and {config.tolerance:g}")
 
 
 def _open_model(checkpoint: Path) -> AudioEncoder:

@@ -1,6 +1,7 @@
 """Classes over time of recordings of any length, from files, pipes and sound cards."""
 
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,8 +57,8 @@ class Predictor:
         if seconds is None:
             raise ValueError(f"window: {checkpoint} does not say how long its clips were; give --window SECONDS")
         self.seconds, self.hop = seconds, seconds if hop is None else hop
-        if not self.seconds > 0 or not self.hop > 0:
-            raise ValueError(f"window and hop must be positive, got {self.seconds:g} s and {self.hop:g} s")
+        if not 0 < self.seconds < math.inf or not 0 < self.hop < math.inf:
+            raise ValueError(f"window and hop must be positive and finite, got {self.seconds:g} s and {self.hop:g} s")
         if not model.frontend.num_frames(round(self.seconds * self.sample_rate)):
             raise ValueError(f"window: {self.seconds:g} s are shorter than one frame of the spectrogram")
         try:

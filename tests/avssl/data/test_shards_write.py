@@ -226,14 +226,8 @@ def test_settings_that_make_no_sense_are_refused(options: dict, field: str) -> N
         Settings(**options)
 
 
-@pytest.mark.parametrize(
-    ("options", "field"), [({"workers": -1}, "workers"), ({"samples_per_shard": 0}, "samples_per")]
-)
-def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_written(
-    tmp_path: Path, options: dict, field: str
-) -> None:
+def test_negative_workers_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
-    (tmp_path / "media/a.wav").write_bytes(b"RIFF")
-    with pytest.raises((ValueError, DataError), match=field):
-        cache(CacheConfig(str(tmp_path / "out"), SourceConfig(str(tmp_path / "media")), **options))
+    with pytest.raises(ValueError, match="workers: must be at least 0, got -1"):
+        cache(CacheConfig(str(tmp_path / "out"), SourceConfig(str(tmp_path / "media")), workers=-1))
     assert not (tmp_path / "out").exists()

@@ -136,6 +136,7 @@ def test_a_difference_that_is_no_number_is_not_small() -> None:
         (["--output", "model.bin"], r"must end in \.onnx or \.pt2"),
         (["--output", "model.pt2", "--quantize", "int8"], r"int8 is for \.onnx"),
         (["--batch_size", "0"], "at least 1"),
+        (["--threads", "-1"], "threads and tolerance must be at least 0"),
     ],
 )
 def test_options_that_make_no_sense(options, told, checkpoint: Path, tmp_path) -> None:

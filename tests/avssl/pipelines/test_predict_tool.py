@@ -272,6 +272,7 @@ def options(**changes) -> dict:
         (["-", "-"], {}, "only once"),
         (["a.wav"], {"top": 0}, "top"),
         (["a.wav"], {"hop": -1.0}, "hop"),
+        (["a.wav"], {"window": float("inf")}, "finite"),
         (["a.wav"], {"device": "warp"}, "device"),
         (["a.wav"], {"format": "xml"}, "format"),
     ],
