@@ -180,12 +180,16 @@ class Block(nn.Module):
         pools = (attn.pool_q, attn.pool_k, attn.pool_v)
         if not all(_as_made(pool, DepthwisePool) for pool in pools):
             return False
+        if not _as_made(self.add1, AddBranch) or not _as_made(self.add2, AddBranch):
+            return False
         norms = (self.norm1, self.norm2, *(pool.norm for pool in pools))
         if not all(_as_made(layer, nn.Linear) and layer.bias is not None for layer in linear):
             return False
         if not all(_as_made(norm, nn.LayerNorm) and norm.eps == NORM_EPS and norm.bias is not None for norm in norms):
             return False
-        widths = (attn.proj.in_features // attn.heads, mlp.fc1.out_features)
+        if x.ndim != 4 or x.shape[-1] != attn.qkv.in_features:  # for the plain layers to refuse
+            return False
+        widths = (x.shape[-1], attn.proj.in_features // attn.heads, mlp.fc1.out_features)
         return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
 
     def _mlp_branch(self, x: Tensor) -> Tensor:

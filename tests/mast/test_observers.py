@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from test_fused import is_fused, small
+from test_fused import WIDTH, is_fused, small
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.func import grad, vmap
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mast
 from mast import fused
+from mast.attention import Block
 from mast.native import frontend as native
 
 
@@ -116,7 +117,7 @@ def test_a_changed_layer_counts(
     torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["attn", "attn.pool_q", "attn.pool_q.norm", "mlp", "norm1", "norm2"])
+@pytest.mark.parametrize("name", ["attn", "attn.pool_q", "attn.pool_q.norm", "mlp", "norm1", "norm2", "add1", "add2"])
 def test_hooks_are_called(name: str, model: nn.Module) -> None:
     seen: list[Tensor] = []
     module = model.stages[0][0].get_submodule(name)
@@ -133,6 +134,18 @@ def test_weights_that_kernels_cannot_read_are_refused_by_torch(model: nn.Module)
     model.stages[0][0].norm1.bfloat16()
     with pytest.raises(RuntimeError, match="dtype"):
         model(clips())
+
+
+def test_inputs_that_do_not_fit_are_refused_by_torch(model: nn.Module) -> None:
+    block = model.stages[0][0]
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        block(torch.randn(1, 4, 4, 2 * WIDTH))
+
+
+def test_an_input_of_odd_width_before_heads_that_fit() -> None:
+    block = Block(20, 2 * WIDTH, 2, (8, 8), (1, 1), (1, 1), 2.0, 0.0)
+    tokens = torch.randn(1, 8, 8, 20)
+    torch.testing.assert_close(block(tokens), block.double()(tokens.double()).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_an_empty_batch(model: nn.Module) -> None:

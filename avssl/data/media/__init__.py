@@ -1,7 +1,8 @@
 """Readers of media files: what is in them, their sound, their frames.
 
 PyAV (FFmpeg) reads headers, sound and, where packets tell the times (MP4, MOV, Matroska, WebM), frames. decord reads
-the frames of other formats, but for MPEG streams and AVI, in which it cannot seek; those and what it fails on fall to PyAV.
+the frames of other formats, except MPEG streams and AVI, in which it cannot seek. PyAV reads those, and all that decord
+fails on.
 decord's own audio reader leaks memory and descriptors and returns short audio from corrupt files without a word, so it
 is not used.
 """
