@@ -112,6 +112,8 @@ def make_train_loader(
     Raises:
         DataError: the rows fill no batch; while iterating: a worker hung or died, naming the file.
     """
+    if shard_buffer < 1:
+        raise ValueError(f"data.shard_buffer: must be at least 1, got {shard_buffer}")
     options = (batch_size, seed, start_step, rank, world, drop_last)
     sampler: StepSampler
     if shards is not None:

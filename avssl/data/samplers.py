@@ -132,7 +132,7 @@ class ShardSampler(StepSampler):
     ) -> None:
         super().__init__(len(shards), batch_size, seed, start_step, rank, world, drop_last)
         if buffer < 1:
-            raise ValueError(f"data.shard_buffer: must be at least 1, got {buffer}")
+            raise ValueError(f"buffer: must be at least 1, got {buffer}")
         self.buffer = buffer
         order = np.argsort(shards, kind="stable")
         self.rows = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Store:
         self.location = location.removeprefix("file://") if location.startswith("file://") else location
         self.local = None if is_url(self.location) else Path(self.location).expanduser().absolute()
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()  # one thread must not close what another reads
         self._fs: Any = None
         self._root = ""
         if self.local is None:
@@ -57,7 +59,8 @@ class Store:
             return data
         if start is None or size is None:
             return (self.local / name).read_bytes()
-        return os.pread(self._descriptor(name), size, start)
+        with self._lock:
+            return os.pread(self._descriptor(name), size, start)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""

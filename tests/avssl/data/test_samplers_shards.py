@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from avssl.data.failures import DataError
+from avssl.data.loader import make_train_loader
 from avssl.data.samplers import ShardSampler
 from avssl.data.shards.index import shard_numbers
 
@@ -39,8 +40,10 @@ def test_processes_share_the_epoch_and_a_resumed_run_draws_the_same() -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="shard_buffer"):
+    with pytest.raises(ValueError, match="buffer"):
         ShardSampler(SHARDS, 0, 6)
+    with pytest.raises(ValueError, match=r"data\.shard_buffer: must be at least 1"):  # also where it is not used
+        make_train_loader(None, 6, shard_buffer=0)
     from loading_samples import wav_manifest
 
     with pytest.raises(DataError, match=r"needs a cache, which tools/cache\.py makes"):

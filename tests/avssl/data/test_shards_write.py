@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,7 @@ from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
-from avssl.data.shards import write
+from avssl.data.shards import store, write
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
@@ -231,3 +232,24 @@ def test_negative_workers_are_refused_before_anything_is_written(tmp_path: Path)
     with pytest.raises(ValueError, match="workers: must be at least 0, got -1"):
         cache(CacheConfig(str(tmp_path / "out"), SourceConfig(str(tmp_path / "media")), workers=-1))
     assert not (tmp_path / "out").exists()
+
+
+def test_threads_share_a_store_whose_files_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread = os.pread
+
+    def slowly(*arguments: int) -> bytes:
+        time.sleep(1e-4)  # time enough for others
+        return pread(*arguments)
+
+    monkeypatch.setattr(store, "_OPEN_FILES", 2)
+    monkeypatch.setattr(os, "pread", slowly)
+    for number in range(8):
+        (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 4096)
+    place = store.Store(str(tmp_path))
+
+    def read(step: int) -> bool:
+        number = step * 5 % 8
+        return place.read(f"{number}.tar", 100, 50) == bytes([number]) * 50
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(400)))
