@@ -121,7 +121,7 @@ class Operands(NamedTuple):
 
     def buffer(self) -> Tensor:
         """Room for the scores of the largest tile."""
-        heads, rows = next(self.tiles())
+        heads, rows = next(self.tiles(), (slice(0, 0), slice(0, 0)))
         return self.q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * _flat(self.k).shape[1])
 
     def weights(self, heads: slice, rows: slice, buffer: Tensor) -> Tensor:
@@ -185,10 +185,13 @@ class _AttentionBranch(torch.autograd.Function):
         shares, x, projected, merged, *parameters = ctx.saved_tensors
         settings, weights = ctx.settings, AttentionWeights(*parameters)
         poolings = weights.poolings(settings)
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor | None] = {}
         through = grad if shares is None else grad * shares
-        grad_merged, found["proj"], found["proj_bias"] = _linear_backward(through, merged.flatten(3), weights.proj)
-        grad_merged = grad_merged.view_as(merged).permute(0, 3, 1, 2, 4)
+        wanted = dict(zip(AttentionWeights._fields, ctx.needs_input_grad[-len(parameters) :], strict=True))
+        found["proj"], found["proj_bias"] = _weight_gradients(
+            through, merged.flatten(3), wanted["proj"], wanted["proj_bias"]
+        )
+        grad_merged = (through @ weights.proj).view_as(merged).permute(0, 3, 1, 2, 4)
 
         op = _operands(projected, poolings, weights.freq, weights.time, settings.heads)
         grads, found["freq"], found["time"] = _attention_backward(op, grad_merged.contiguous(), weights)
@@ -201,7 +204,8 @@ class _AttentionBranch(torch.autograd.Function):
             found[f"{name}_taps"] = taps.t().unflatten(1, (1, 3, 3))
 
         normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
-        grad_x, found["qkv"], found["qkv_bias"] = _linear_backward(grad_projected, normed, weights.qkv)
+        found["qkv"], found["qkv_bias"] = _weight_gradients(grad_projected, normed, wanted["qkv"], wanted["qkv_bias"])
+        grad_x = grad_projected @ weights.qkv
         past = grad.contiguous() if settings.residual else None
         grad_x, found["norm"], found["norm_bias"] = encoder.layer_norm_backward_(
             grad_x, x, weights.norm, settings.eps, past
@@ -254,17 +258,17 @@ class _MlpBranch(torch.autograd.Function):
         through = (grad if shares is None else grad * shares).flatten(0, -2)
         grad_hidden = through @ fc2
         activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2), fc1_bias)
-        grad_fc2, grad_fc2_bias = through.t() @ activated, through.sum(dim=0)
-        grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2)
+        grad_fc2, grad_fc2_bias = _weight_gradients(through, activated, *ctx.needs_input_grad[-2:])
+        grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2) if ctx.needs_input_grad[-4] else None
         grad_x = (grad_hidden @ fc1).view_as(x)
         grad_x, *affine = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps, grad.contiguous())
         return None, None, None, grad_x, *affine, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
 
 
-def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, (..., dim), of the weight and of the bias."""
+def _weight_gradients(grad: Tensor, x: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a linear layer's weight and bias, each if it is wanted."""
     flat = grad.flatten(0, -2)
-    return (flat @ weight).view(*grad.shape[:-1], -1), flat.t() @ x.flatten(0, -2), flat.sum(dim=0)
+    return flat.t() @ x.flatten(0, -2) if weight else None, flat.sum(dim=0) if bias else None
 
 
 def attention_branch(

@@ -107,6 +107,17 @@ def test_input_gets_its_gradient_through_frozen_weights() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_only_biases_are_trained() -> None:
+    model, x = small(), torch.randn(2, 1, 128, 40)
+    wanted = gradients(model, model(x))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    found = gradients(model, model(x))
+    assert found.keys() == {name for name in wanted if name.endswith("bias")}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], msg=name)
+
+
 def test_inference_and_a_turned_batch_give_the_same() -> None:
     model, x = small().eval(), torch.randn(2, 1, 40, 128).transpose(2, 3)  # not contiguous
     with torch.inference_mode():
