@@ -100,6 +100,19 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
     return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 
+def _filler(width: int) -> int:
+    """Zeros that bring ``width`` to a multiple of the alignment.
+
+    Where it is traced for any length, there are always some: with a choice, each remainder would be another graph.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # it loads SymPy, which nothing else needs
+
+        if not has_static_value(width):
+            return _ALIGNMENT - width % _ALIGNMENT
+    return -width % _ALIGNMENT
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
     """softmax((q k^T + relative) / sqrt(dim)) v, in one fused attention with widened heads.
 
@@ -115,7 +128,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
     shape, dim, k_grid = q.shape, q.shape[-1], (k.shape[1], k.shape[2])
     # Heads come before positions here, so that the concatenations are the only copies.
     parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
-    filler = -(dim + sum(k_grid)) % _ALIGNMENT
+    filler = _filler(dim + sum(k_grid))
     if filler:
         parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
     codes = _cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
