@@ -103,13 +103,14 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
 def _filler(width: int) -> int:
     """Zeros that bring ``width`` to a multiple of the alignment.
 
-    Where it is traced for any length, there are always some: with a choice, each remainder would be another graph.
+    Where it is traced for any length, there are always at least two: compilers tell none, one and more apart, and each
+    would be another graph.
     """
     if torch.compiler.is_compiling():
         from torch.fx.experimental.symbolic_shapes import has_static_value  # it loads SymPy, which nothing else needs
 
         if not has_static_value(width):
-            return _ALIGNMENT - width % _ALIGNMENT
+            return 2 + -(width + 2) % _ALIGNMENT
     return -width % _ALIGNMENT
 
 

@@ -1,0 +1,98 @@
+"""How often a training step waits for its device: counted, since a GPU that waits shows in no test's time."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import avssl
+import mast
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.data.batch import Batch
+from avssl.data.failures import FailureMonitor
+from avssl.engine import Engine, Schedule
+from avssl.models import AudioVisualPair
+from avssl.objectives import Shapes, create_objective
+from avssl.optim import make_optimizer, make_scheduler
+from avssl.tasks import Augmentation, PretrainTask
+
+# Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
+WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
+OURS = tuple(str(Path(package.__file__).parent) for package in (avssl, mast))
+# A seed drawn by the CPU's generator, whatever the device.
+ON_THE_CPU = ("avssl/tasks/step.py", "torch.randint(2**62, ())")
+
+
+class Waits(TorchDispatchMode):
+    """Where a GPU would be waited for: file and line of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in WAITING or masks:
+            frames = [f for f in traceback.extract_stack() if f.filename != __file__ and f.filename.startswith(OURS)]
+            place, line = frames[-1].filename, str(frames[-1].line)
+            if not (place.endswith(ON_THE_CPU[0]) and ON_THE_CPU[1] in line):
+                self.found.append(f"{name} in {place}: {line}")
+        return func(*args, **(kwargs or {}))
+
+
+def make_engine(objective: str) -> Engine:
+    torch.manual_seed(0)
+    pair = AudioVisualPair.build(
+        audio="mast_pico",
+        audio_options={"embed_dim": 16, "depths": [1, 1, 1, 1]},
+        video="tiny",
+        num_frames=4,
+        crop_size=32,
+        embedding_dim=8,
+    )
+    shapes = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
+    terms = [(objective, create_objective(objective, shapes), 1.0)]
+    augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(32))
+    return Engine(
+        Fabric(accelerator="cpu", devices=1),
+        PretrainTask(pair, terms, augmentation, diagnose_every=100),
+        lambda task: make_optimizer(task, lr=1e-3, weight_decay=0.1, fused=True),
+        lambda optimizer: make_scheduler(optimizer, max_steps=100, warmup=0.1, lr=1e-3, min_lr=1e-5),
+        Schedule(100, log_every=100),
+        None,  # type: ignore[arg-type]  # steps that are not logged need no tracker
+        None,  # type: ignore[arg-type]
+        FailureMonitor(),
+        {},
+        ema=0.99,
+    )
+
+
+def make_batch() -> Batch:
+    return Batch(
+        audio=0.1 * torch.randn(4, 8000),
+        video=torch.randint(0, 256, (4, 3, 4, 40, 40), dtype=torch.uint8),
+        labels={},
+        index=torch.arange(4),
+        clip_ids=[str(k) for k in range(4)],
+        start=torch.zeros(4, dtype=torch.float64),
+        audio_fraction=torch.ones(4),
+    )
+
+
+@pytest.mark.parametrize("objective", ["infonce", "siglip", "moco", "masked", "distill", "barlow"])
+def test_a_step_that_is_not_logged_waits_once_for_the_finite_check(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAST_NATIVE", "0")  # as on a GPU
+    engine, batch = make_engine(objective), make_batch()
+    engine.task.train()
+    engine._step([batch])  # constants are made once
+    with Waits() as waits:
+        engine._step([batch])
+        engine._step([batch, batch])  # two batches, one step
+    places = [place.split(" in ")[1] for place in waits.found]
+    assert len(places) == 2 and all("avssl/engine.py: if torch.isfinite(norm)" in place for place in places), places

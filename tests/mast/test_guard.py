@@ -1,0 +1,140 @@
+"""What makes MAST fast and can be counted, so that a change cannot take it back unseen on a noisy machine.
+
+Operators of a block, memory that it keeps for its backward pass, and graphs that its compiled form needs. The numbers are
+exact for torch 2.13; they are bounds, so that a version that does with less passes.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mast
+from mast import fused
+from mast.attention import Block
+
+HEAD = 16  # channels of a head: whole vectors on any processor
+# Neither computes on values: reinterpretations that torch does not call views, and memory that is not filled.
+IDLE = {"aten::_unsafe_view", "aten::empty_like", "aten::new_empty", "aten::empty.memory_format"}
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operators that compute or copy. The functions of mast.native are none of torch's: they are not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func.name() not in IDLE
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["fused", "plain"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which way the blocks compute: with the compiled functions, or operator by operator as on a GPU."""
+    monkeypatch.setenv("MAST_NATIVE", "0" if request.param == "plain" else "1")
+    if (fused.encoder.library() is not None) != (request.param == "fused"):
+        pytest.skip("kernels cannot be built here")
+    return request.param
+
+
+def make_block(dim: int, stride: tuple[int, int] = (1, 1), widen: int = 1) -> tuple[Block, Tensor]:
+    """A block and an input for it that it works on in one tile."""
+    torch.manual_seed(0)
+    block = Block(dim, widen * dim, widen * dim // HEAD, (4, 10), stride, (1, 1), 4.0, 0.0)
+    return block, torch.randn(1, 4, 10, dim, requires_grad=True)
+
+
+# Operators of a block: (inference, training step), with queries as they are and with pooled ones and twice the channels.
+OPERATORS = {
+    ("fused", "same"): (17, 60),
+    ("fused", "pooled"): (20, 70),
+    ("plain", "same"): (31, 90),
+    ("plain", "pooled"): (33, 96),
+}
+
+
+@pytest.mark.parametrize("kind", ["same", "pooled"])
+def test_operators_of_a_block(path: str, kind: str) -> None:
+    block, x = make_block(4 * HEAD) if kind == "same" else make_block(4 * HEAD, (2, 2), 2)
+    block(x).sum().backward()  # constants are made once
+    with Kernels() as inference, torch.no_grad():
+        block(x)
+    block.zero_grad()
+    x.grad = None
+    with Kernels() as training:
+        out = block(x)
+        torch.autograd.backward(out, torch.ones_like(out))
+    found, (most_inference, most_training) = (inference.count, training.count), OPERATORS[path, kind]
+    assert found[0] <= most_inference and found[1] <= most_training, found
+
+
+def kept_values(block: Block, x: Tensor) -> int:
+    """Values that a forward pass keeps for the backward one, without parameters."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters and storage.nbytes() >= x.untyped_storage().nbytes():
+            kept[storage.data_ptr()] = storage.nbytes() // 4
+        alive.append(tensor)  # or its address could be given to another
+        return tensor
+
+    alive: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x)
+    return sum(kept.values())
+
+
+# Kept by a block in units of its input, tensors smaller than which are left out. Fused: input, queries, keys and values, result of the attention, input of the
+# MLP; above CHEAP_DIM channels its hidden layer, too.
+KEPT = {("fused", 192): 6.0, ("fused", 256): 10.0, ("plain", 192): 19.0, ("plain", 256): 23.0}
+
+
+@pytest.mark.parametrize("dim", [192, 256])
+def test_memory_kept_by_a_block(path: str, dim: int) -> None:
+    block, x = make_block(dim)
+    found = kept_values(block, x) / x.numel()
+    assert found <= KEPT[path, dim], found
+
+
+@pytest.fixture
+def dynamo(monkeypatch: pytest.MonkeyPatch):
+    torch._dynamo.reset()
+    yield torch._dynamo
+    torch._dynamo.reset()
+
+
+def outputs_at(model: nn.Module, compiled, shape: list[int], axis: int, lengths: list[int], dynamo) -> None:
+    """Runs both at each length, and a step of training of the compiled one where gradients are wanted."""
+    for length in lengths:
+        shape[axis] = length
+        x = torch.randn(shape)
+        dynamo.mark_dynamic(x, axis)
+        found = compiled(x)
+        torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)
+        if found.requires_grad:
+            found.sum().backward()
+
+
+def test_compiled_training_of_a_block_has_one_graph_for_all_lengths(dynamo) -> None:
+    block = Block(HEAD, 2 * HEAD, 2, (8, 128), (2, 2), (1, 2), 4.0, 0.0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, backend=counter, fullgraph=True)
+    outputs_at(block, compiled, [2, 8, 0, HEAD], 2, [50, 51, 77, 80, 82, 128, 17], dynamo)
+    assert counter.frame_count == 1
+
+
+def test_compiled_model_has_one_graph_to_its_reference_length_and_one_beyond(dynamo) -> None:
+    options = {"depths": (1,), "q_strides": ((1, 1),), "kv_strides": ((2, 4),), "frames": 512}
+    model = mast.create_model("mast_pico", embed_dim=HEAD, num_classes=3, **options).eval()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        outputs_at(model, compiled, [2, 1, 64, 0], 3, [200, 201, 300, 333, 428, 512, 96], dynamo)
+        assert counter.frame_count == 1
+        outputs_at(model, compiled, [2, 1, 64, 0], 3, [600, 777, 201], dynamo)
+        assert counter.frame_count == 2
