@@ -1,6 +1,6 @@
 """Averages of weights: along a run (EMA), and of several checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,42 @@ from avssl.checkpoint import read_checkpoint
 from avssl.evaluation.files import atomic_path
 
 
-def exponential_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of ``model`` that follows it: after each update it is d * average + (1 - d) * model.
+class ExponentialAverage(AveragedModel):
+    """A copy of a model that follows it: after each update it is d * average + (1 - d) * model.
 
     After n updates, d = min(decay, (1 + n) / (10 + n)): rising, as in TensorFlow's ExponentialMovingAverage, so that
     short runs forget their random start. Buffers, such as the statistics of a batch norm, are the model's own.
 
+    The number of updates stays in the CPU's memory, whatever the weights do: torch's own update asks the device for it
+    four times.
+
     Raises:
         ValueError: when ``decay`` is not in [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"optim.ema: must lie in [0, 1), got {decay}")
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"optim.ema: must lie in [0, 1), got {decay}")
+        super().__init__(model)
+        self.decay = decay
 
     @torch.no_grad()
-    def update(average: Any, current: Any, updates: Tensor | int) -> None:
-        now = min(decay, (1 + int(updates)) / (10 + int(updates)))
-        torch._foreach_lerp_(list(average), list(current), 1 - now)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follows ``model``, which has the parameters and buffers of the one that was copied."""
+        average, current, updates = list(self.module.parameters()), list(model.parameters()), int(self.n_averaged)
+        if updates == 0:
+            torch._foreach_copy_(average, current)
+        else:
+            torch._foreach_lerp_(average, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1
 
-    return AveragedModel(model, multi_avg_fn=update)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExponentialAverage":
+        updates = self.n_averaged
+        super()._apply(fn, recurse)
+        self.n_averaged = updates
+        return self
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from avssl.averaging import exponential_average
+from avssl.averaging import ExponentialAverage
 from avssl.checkpoint import CheckpointStore, is_sharded
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
@@ -129,7 +129,7 @@ class Engine:
         if self.sharded and ema is not None:
             raise ValueError("optim.ema: is not available with runtime.strategy fsdp; use ddp")
         self._whole = copy.deepcopy(task.model) if self.sharded else None
-        self.average = None if ema is None else exponential_average(task.model, ema).to(fabric.device)
+        self.average = None if ema is None else ExponentialAverage(task.model, ema).to(fabric.device)
         # Sharding replaces the parameters: the optimizer comes after.
         self.task = fabric.setup_module(task)
         optimizer = make_optimizer(task)

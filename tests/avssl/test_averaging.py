@@ -9,7 +9,7 @@ import torch
 from test_engine import make_engine, stream
 from torch import nn
 
-from avssl.averaging import average_checkpoints, exponential_average
+from avssl.averaging import ExponentialAverage, average_checkpoints
 from avssl.checkpoint import read_checkpoint
 from avssl.tracking import read_rows
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_average_follows_the_formula() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average = exponential_average(model, 0.5)
+    average = ExponentialAverage(model, 0.5)
     expected = model[0].weight.detach().clone()
     for updates in range(20):
         with torch.no_grad():
@@ -31,7 +31,7 @@ def test_average_follows_the_formula() -> None:
         torch.testing.assert_close(average.module[0].weight, expected)
         torch.testing.assert_close(average.module[1].running_mean, model[1].running_mean)
     with pytest.raises(ValueError, match=r"optim\.ema"):
-        exponential_average(model, 1.0)
+        ExponentialAverage(model, 1.0)
 
 
 def test_a_run_evaluates_saves_and_resumes_its_average(tmp_path) -> None:

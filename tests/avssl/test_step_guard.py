@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import avssl
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.averaging import ExponentialAverage
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.engine import Engine, Schedule
@@ -22,8 +23,13 @@ from avssl.tasks import Augmentation, PretrainTask
 # Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
 WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
 OURS = tuple(str(Path(package.__file__).parent) for package in (avssl, mast))
-# A seed drawn by the CPU's generator, whatever the device.
-ON_THE_CPU = ("avssl/tasks/step.py", "torch.randint(2**62, ())")
+# Lines that ask for a value in the CPU's memory, whatever the device.
+ON_THE_CPU = {
+    "step.py": "self._seed = int(torch.randint(2**62, ()).item())",  # of the CPU's generator
+    "averaging.py": (
+        "average, current, updates = list(self.module.parameters()), list(model.parameters()), int(self.n_averaged)"
+    ),
+}
 
 
 class Waits(TorchDispatchMode):
@@ -38,9 +44,9 @@ class Waits(TorchDispatchMode):
         masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in WAITING or masks:
             frames = [f for f in traceback.extract_stack() if f.filename != __file__ and f.filename.startswith(OURS)]
-            place, line = frames[-1].filename, str(frames[-1].line)
-            if not (place.endswith(ON_THE_CPU[0]) and ON_THE_CPU[1] in line):
-                self.found.append(f"{name} in {place}: {line}")
+            place, line = Path(frames[-1].filename).name, str(frames[-1].line)
+            if ON_THE_CPU.get(place) != line:
+                self.found.append(f"{place}: {line}")
         return func(*args, **(kwargs or {}))
 
 
@@ -94,5 +100,10 @@ def test_a_step_that_is_not_logged_waits_once_for_the_finite_check(
     with Waits() as waits:
         engine._step([batch])
         engine._step([batch, batch])  # two batches, one step
-    places = [place.split(" in ")[1] for place in waits.found]
-    assert len(places) == 2 and all("avssl/engine.py: if torch.isfinite(norm)" in place for place in places), places
+    assert len(waits.found) == 2, waits.found
+    assert all(place.startswith("engine.py: if torch.isfinite(norm)") for place in waits.found), waits.found
+
+
+def test_the_average_counts_in_the_memory_of_the_cpu() -> None:
+    average = ExponentialAverage(torch.nn.Linear(2, 2), 0.5).to("meta")
+    assert average.module.weight.is_meta and average.n_averaged.device.type == "cpu"
