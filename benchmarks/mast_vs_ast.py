@@ -3,7 +3,10 @@
     python benchmarks/mast_vs_ast.py --output benchmarks/results
 
 MAST is first checked against its written-out formula. On a GPU both models run under bf16 autocast, on a CPU in
-float32, unless ``--precision`` says otherwise. Peak memory is measured in a process of its own for each model.
+float32, unless ``--precision`` says otherwise; ``--compile`` compiles both. Before it is timed, what runs in bf16 or
+compiled is compared with the same weights in eager float32. Peak memory is measured in a process of its own for each
+model. On a GPU whose peak is known, or with ``--peak-tflops``, MFU (model FLOPs utilization, Chowdhery et al. 2022) is
+printed for both: two operations for each multiply-accumulate, three passes for a training step.
 """
 
 import argparse
@@ -19,8 +22,13 @@ from common import compare, describe_machine, interleave, peak_rss_mib, settings
 from torch import Tensor, nn
 
 import mast
+from mast.complexity import measure
 
 CLASSES = 527
+# Dense bf16 operations a second, in units of 1e12, by a part of the GPU's name (NVIDIA's data sheets, SXM).
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+# How far logits may be from eager float32 ones, relative to their size, before a model is not timed.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 
 
 class HuggingFaceAst(nn.Module):
@@ -43,6 +51,12 @@ def build(name: str, mels: int, frames: int, device: str) -> nn.Module:
         return HuggingFaceAst(mels, frames).to(device)
     # Stochastic depth is off in both models: it would drop work from ours.
     return mast.create_model(name, num_classes=CLASSES, drop_path=0.0).to(device)
+
+
+def prepare(name: str, args: argparse.Namespace) -> nn.Module:
+    """The model as it is timed."""
+    model = build(name, args.mels, args.frames, args.device)
+    return torch.compile(model) if args.compile else model  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
@@ -97,10 +111,42 @@ def check(name: str, mels: int, frames: int, device: str) -> float:
     return float((fast - expected).abs().max() / expected.abs().max())
 
 
+@torch.no_grad()
+def check_precision(name: str, x: Tensor, args: argparse.Namespace) -> float:
+    """How far the model as it is timed is from the same weights in eager float32, relative to the logits' norm."""
+    model = build(name, args.mels, args.frames, args.device).eval()
+    head = model.get_submodule("model.classifier.dense" if name == "hf_ast" else "head")
+    nn.init.normal_(head.weight, std=0.1)  # fresh heads give logits near 0
+    expected = model(x)
+    with precision(args.precision, args.device):
+        found = (torch.compile(model) if args.compile else model)(x).float()
+    return float((found - expected).norm() / expected.norm())
+
+
+def peak_tflops(args: argparse.Namespace) -> float | None:
+    """Peak of the device at the precision of the run, in 1e12 operations a second; None where it is not known."""
+    if args.peak_tflops or not args.device.startswith("cuda") or args.precision != "bf16":
+        return args.peak_tflops
+    device = torch.cuda.get_device_name(args.device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in device), None)
+
+
+def utilization(name: str, part: str, seconds: float, args: argparse.Namespace) -> float | None:
+    """MFU of a call, or None without a known peak."""
+    peak = peak_tflops(args)
+    if peak is None:
+        return None
+    counted = "ast_base" if name == "hf_ast" else name
+    macs = measure(counted, num_classes=CLASSES, mels=args.mels, frames=args.frames).total_macs
+    passes = 3 if part == "train" else 1
+    return round(2 * passes * macs * args.batch / seconds / (peak * 1e12), 4)
+
+
 def peak_memory(name: str, args: argparse.Namespace) -> float:
     """MiB of two training steps, in a process of its own; without what the imports take."""
     command = [sys.executable, __file__, "--peak-of", name, "--batch", str(args.batch), "--frames", str(args.frames)]
     command += ["--mels", str(args.mels), "--precision", args.precision, "--device", args.device]
+    command += ["--compile"] if args.compile else []
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(result.stdout.splitlines()[-1])["peak_mib"])
 
@@ -110,7 +156,7 @@ def print_peak(args: argparse.Namespace) -> None:
     if args.peak_of == "hf_ast":
         import transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer  # noqa: F401
     before = peak_rss_mib()
-    step = training_step(build(args.peak_of, args.mels, args.frames, args.device), x, args.precision)
+    step = training_step(prepare(args.peak_of, args), x, args.precision)
     step()
     step()
     on_gpu = args.device.startswith("cuda")
@@ -127,6 +173,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--compile", action="store_true", help="compile both models with torch.compile; for GPUs")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="peak of the device for MFU; default: that of a known GPU in bf16"
+    )
     parser.add_argument("--only", choices=("train", "inference", "memory"), help="one part only")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -145,17 +195,27 @@ def main() -> None:
     result = {"benchmark": "mast_vs_ast", "settings": settings_of(args), "machine": machine, "relative_error": error}
     x = torch.randn(args.batch, 1, args.mels, args.frames, device=args.device)
     names = (args.model, "hf_ast")
+    if args.precision != "fp32" or args.compile:
+        result["from_eager_fp32"] = found = {name: check_precision(name, x, args) for name in names}
+        print("logits as timed against eager float32: " + ", ".join(f"{name} {e:.1e}" for name, e in found.items()))
+        if not max(found.values()) <= TOLERANCE[args.precision]:
+            raise SystemExit("they differ by too much; not timing them")
     for part, make in (("train", training_step), ("inference", inference)):
         if args.only in (None, part):
-            calls = {name: make(build(name, args.mels, args.frames, args.device), x, args.precision) for name in names}
-            times = interleave(calls, rounds=args.rounds, device=args.device)
+            calls = {name: make(prepare(name, args), x, args.precision) for name in names}
+            times = interleave(calls, rounds=args.rounds, warmup=3 if args.compile else 1, device=args.device)
             result[part] = compare(times, *names)
             row = result[part]
+            row["clips_per_s"] = [round(args.batch / row[key], 2) for key in ("ours_s", "peer_s")]
+            seconds = (row["ours_s"], row["peer_s"])
+            row["mfu"] = [utilization(name, part, s, args) for name, s in zip(names, seconds, strict=True)]
             low, high = row["speedup_range"]
             print(
                 f"{part:9s} {args.precision}, batch {args.batch}: {args.model} {row['ours_s']:.3f} s, "
                 f"Hugging Face AST {row['peer_s']:.3f} s: {row['speedup']:.2f}x faster ({low:.2f}-{high:.2f})"
             )
+            if row["mfu"][0] is not None:
+                print(f"{part:9s} MFU: {args.model} {row['mfu'][0]:.3f}, Hugging Face AST {row['mfu'][1]:.3f}")
             del calls
     if args.only in (None, "memory"):
         ours, peer = (peak_memory(name, args) for name in names)
@@ -163,6 +223,7 @@ def main() -> None:
         print(f"peak memory of a training step: {ours:.0f} MiB against {peer:.0f} MiB, {100 * ours / peer:.0f} %")
     if args.output:
         name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
+        name += "_compiled" if args.compile else ""
         print(f"written: {write_result(args.output, name, result)}")
 
 

@@ -1,7 +1,7 @@
 """What makes MAST fast and can be counted, so that a change cannot take it back unseen on a noisy machine.
 
-Operators of a block, memory that it keeps for its backward pass, and graphs that its compiled form needs. The numbers are
-exact for torch 2.13; they are bounds, so that a version that does with less passes.
+Operators of a block, memory that it keeps for its backward pass, and graphs that its compiled form needs. The numbers
+are exact for torch 2.13; they are bounds, so that a version that does with less passes.
 """
 
 import pytest
@@ -47,7 +47,8 @@ def make_block(dim: int, stride: tuple[int, int] = (1, 1), widen: int = 1) -> tu
     return block, torch.randn(1, 4, 10, dim, requires_grad=True)
 
 
-# Operators of a block: (inference, training step), with queries as they are and with pooled ones and twice the channels.
+# Operators of a block: (inference, training step), with queries as they are, and with pooled ones and twice the
+# channels.
 OPERATORS = {
     ("fused", "same"): (17, 60),
     ("fused", "pooled"): (20, 70),
@@ -89,8 +90,8 @@ def kept_values(block: Block, x: Tensor) -> int:
     return sum(kept.values())
 
 
-# Kept by a block in units of its input, tensors smaller than which are left out. Fused: input, queries, keys and values, result of the attention, input of the
-# MLP; above CHEAP_DIM channels its hidden layer, too.
+# Kept by a block in units of its input, without tensors smaller than that. Fused: input, queries, keys and values,
+# result of the attention, input of the MLP; above CHEAP_DIM channels its hidden layer, too.
 KEPT = {("fused", 192): 6.0, ("fused", 256): 10.0, ("plain", 192): 19.0, ("plain", 256): 23.0}
 
 

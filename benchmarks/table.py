@@ -1,0 +1,223 @@
+"""The table of speed goals, from the results in a folder, written between two markers of a page.
+
+    python benchmarks/table.py docs/speed.md
+
+Every goal keeps its row, met or missed; one without a result says so. Nothing is measured here: the last column has the
+command that does.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+HEADER = ("what", "goal", "measured (range)", "met", "on", "command")
+
+
+class Measured(NamedTuple):
+    """A value, its smallest and largest over the rounds where they are known, and what should stand beside it."""
+
+    value: float
+    spread: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A row of the table.
+
+    Attributes:
+        what: is measured.
+        bound: the goal; the value should be ``at least`` or at most that.
+        percent: values are shares, written as such; others are written as factors.
+        files: pattern of the result's name; each file that fits is a row.
+        read: the result -> what was measured.
+        command: writes the result.
+    """
+
+    what: str
+    bound: float
+    files: str
+    read: Callable[[Any], Measured]
+    command: str
+    at_least: bool = True
+    percent: bool = False
+
+    def show(self, value: float) -> str:
+        """As a percentage or as a factor."""
+        return f"{100 * value:.3g} %" if self.percent else f"{value:.3g}x" if value < 100 else f"{value:.0f}x"
+
+    def met(self, value: float) -> bool:
+        """Whether it is as good as the goal."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def peer(part: str) -> Callable[[Any], Measured]:
+    """Speed-up of ``part``, or of the whole result for ''."""
+
+    def read(result: Any) -> Measured:
+        row = result[part] if part else result
+        shares = row.get("mfu", [None])
+        note = "" if shares[0] is None else f"MFU {100 * shares[0]:.0f} %, AST {100 * shares[1]:.0f} %"
+        return Measured(row["speedup"], tuple(row["speedup_range"]), note)
+
+    return read
+
+
+def memory(result: Any) -> Measured:
+    row = result["train_peak_mib"]
+    return Measured(row["ours"] / row["peer"], None, f"{row['ours']:.0f} of {row['peer']:.0f} MiB")
+
+
+def peak_share(result: Any) -> Measured:
+    row = result["shares"]["fp32"]
+    return Measured(row["ours"], None, f"AST {100 * row['ast']:.0f} % of {row['peak_gflops']:.0f} GFLOP/s")
+
+
+def loading(part: str) -> Callable[[Any], Measured]:
+    return lambda result: Measured(result[part]["ratio"], tuple(result[part]["range"]))
+
+
+def scaling(result: Any) -> Measured:
+    """The worst of the numbers of workers."""
+    shares = {workers: row["share_of_linear"] for workers, row in result["scaling"].items()}
+    shown = ", ".join(f"{workers}: {100 * share:.0f} %" for workers, share in shares.items())
+    return Measured(min(shares.values()), None, f"workers {shown}; {result['machine']['cores']} cores")
+
+
+def folder(result: Any) -> Measured:
+    row, settings = result["result"], result["settings"]
+    note = f"{Path(settings['media']).name}, {' and '.join(row['modalities'])}, workers: {settings['workers']}"
+    return Measured(row["share"], tuple(row["speedup_range"]), note)
+
+
+def pretraining(part: str) -> Callable[[Any], Measured]:
+    """Of the fastest setting."""
+
+    def read(result: Any) -> Measured:
+        best = max(result["runs"], key=lambda run: run["clips_per_second"])
+        note = f"{best['clips_per_second']:.0f} clips/s, batch {best['batch']}, MFU {100 * best['mfu']:.0f} %"
+        return Measured(best[part], None, f"{note}, {best['peak_mib'] / 1024:.0f} GiB")
+
+    return read
+
+
+def length(result: Any) -> Measured:
+    best = min(row["excess"] for row in result["rows"])
+    frames = [row["frames"] for row in result["rows"]]
+    return Measured(result["worst"], (best, result["worst"]), f"{min(frames)} to {max(frames)} frames")
+
+
+TO = "--output benchmarks/results"
+PEER = "python benchmarks/mast_vs_ast.py --device cpu"
+FP32, BF16 = "mast_vs_ast_mast_base_cpu_fp32", "mast_vs_ast_mast_base_cpu_bf16"
+FRONTEND, LOADING = "python benchmarks/frontend.py", f"python benchmarks/loading.py {TO}"
+GPU = "python benchmarks/gpu.py benchmarks/results"
+STEP, RUN = "MAST-B, training step against Hugging Face's AST", "MAST-B, inference against Hugging Face's AST"
+GOALS = [
+    Goal(f"{STEP}, float32", 5.0, FP32, peer("train"), f"{PEER} {TO}"),
+    Goal(f"{STEP}, bf16", 5.0, BF16, peer("train"), f"{PEER} --precision bf16 {TO}"),
+    Goal(f"{RUN}, float32", 5.0, FP32, peer("inference"), f"{PEER} {TO}"),
+    Goal(f"{RUN}, bf16", 5.5, BF16, peer("inference"), f"{PEER} --precision bf16 {TO}"),
+    Goal("Peak memory of training against AST", 1 / 3, FP32, memory, f"{PEER} {TO}", at_least=False, percent=True),
+    Goal(
+        "MAST-B, share of the cores' peak of matrix products, inference, float32",
+        *(0.7, "peak_mast_base_cpu", peak_share, f"python benchmarks/peak.py --device cpu {TO}"),
+        percent=True,
+    ),
+    Goal(
+        "MAST-B, time beyond what multiply-accumulates say, inference",
+        *(1.3, "length_mast_base_cpu_fp32_inference", length, f"python benchmarks/length.py --device cpu {TO}"),
+        at_least=False,
+    ),
+    Goal(
+        "MAST-B, the same for a training step",
+        *(1.3, "length_mast_base_cpu_fp32_train", length, f"python benchmarks/length.py --device cpu --part train {TO}"),
+        at_least=False,
+    ),
+    Goal("Log-mel against torchaudio's loop over clips", 8.0, "frontend_cpu", peer(""), f"{FRONTEND} --device cpu {TO}"),
+    Goal("Log-mel on a GPU against that loop on its CPU", 100.0, "frontend_cuda", peer(""), GPU),
+    Goal("Loader against bare decoding", 0.95, "loading", loading("loader_vs_bare"), LOADING, percent=True),
+    Goal("Cache against originals of 720p", 20.0, "loading", loading("cache_vs_originals"), LOADING),
+    Goal("Loader of shards, share of linear scaling", 0.9, "loading", scaling, LOADING, percent=True),
+    Goal(
+        "Embedding of a folder against bare decoding",
+        *(0.9, "inference_folder_*", folder, f"python benchmarks/inference.py folder --media FOLDER {TO}"),
+        percent=True,
+    ),
+    Goal(f"{STEP}, bf16, both compiled, GPU", 4.5, "mast_vs_ast_mast_base_cuda_bf16_compiled", peer("train"), GPU),
+    Goal("Pretraining on a GPU: share of the time that it works", 0.95, "gpu_pretrain", pretraining("busy"), GPU,
+         percent=True),
+    Goal("Pretraining on a GPU: share of the time that it waits for data", 0.03, "gpu_pretrain",
+         pretraining("data_wait"), GPU, at_least=False, percent=True),
+]  # fmt: skip
+
+
+def machine_of(result: Any) -> str:
+    """Device and version of torch, and the revision that was measured."""
+    machine = result["machine"]
+    device = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    return f"{device}; torch {machine['torch']}; {machine['date'][:10]}, {machine['revision']}"
+
+
+def rows_of(goal: Goal, results: Path) -> list[tuple[str, ...]]:
+    """A row for each result of the goal, or the one that says that there is none.
+
+    Raises:
+        ValueError: a result without a field that is needed.
+    """
+    wanted = f"at {'least' if goal.at_least else 'most'} {goal.show(goal.bound)}"
+    rows = []
+    for path in sorted(results.glob(f"{goal.files}.json")):
+        result = json.loads(path.read_text())
+        try:
+            found, machine = goal.read(result), machine_of(result)
+        except KeyError as error:
+            raise ValueError(f"{path}: has no field {error}, which the row {goal.what!r} needs; run it again") from None
+        shown = goal.show(found.value)
+        if found.spread is not None:
+            shown += f" ({goal.show(found.spread[0])} to {goal.show(found.spread[1])})"
+        shown += f"; {found.note}" if found.note else ""
+        rows.append((goal.what, wanted, shown, "yes" if goal.met(found.value) else "no", machine, f"`{goal.command}`"))
+    return rows or [(goal.what, wanted, "not measured yet", "", "", f"`{goal.command}`")]
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table in Markdown."""
+    lines = [HEADER, ("---",) * len(HEADER), *(row for goal in GOALS for row in rows_of(goal, results))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(page: str, results: Path = RESULTS) -> str:
+    """``page`` with the table between its markers.
+
+    Raises:
+        ValueError: when it has not one of each, in order.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"the page needs the lines {BEGIN} and {END}, once each, with the table between them")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="Markdown with the two markers")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON results")
+    args = parser.parse_args()
+    try:
+        text = filled(args.page.read_text(), args.results)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{args.page}: {error}") from None
+    temporary = args.page.with_name(f".{args.page.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, args.page)
+
+
+if __name__ == "__main__":
+    main()
