@@ -3,10 +3,10 @@
     python benchmarks/length.py --output benchmarks/results
     python benchmarks/length.py --part train --frames 256 1024 4096 --output benchmarks/results
 
-The model is first checked against its written-out formula in float64, at 1.5 times the length ``--base``. ``excess`` is
-how many times more the time grows (or less it shrinks) than the multiply-accumulates do, from that length; the goal is at
-most 1.3 everywhere. Lengths are timed in turn, and the shortest call of each counts: the rest is other work on the
-machine.
+The model is first checked against its written-out formula in float64, at 1.5 times the length ``--base``. ``excess``
+is how many times more the time grows (or less it shrinks) than the multiply-accumulates do, from that length; the goal
+is at most 1.3 everywhere. Lengths are timed in turn, and the shortest call of each counts: the rest is other work on
+the machine.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def test_rows_tell_met_from_missed(tmp_path: Path) -> None:
         {"clips_per_second": rate, "batch": 8, "mfu": 0.4, "peak_mib": 1024.0, "busy": busy, "data_wait": 0.03}
         for rate, busy in ((10.0, 0.99), (20.0, 0.94))
     ]
-    write("gpu_pretrain", runs=runs)
+    write("pretraining_cuda", runs=runs)
     page = table.table(tmp_path)
     on = "P, 2 threads; torch 2.13; 2026-01-02, abc"
     step = row(page, f"{table.STEP}, float32")
@@ -74,7 +74,7 @@ def test_rows_tell_met_from_missed(tmp_path: Path) -> None:
     assert found[2:4] == ["50 %; workers 1: 100 %, 2: 95 %, 4: 50 %; 2 cores", "no"]
     assert page.count("| Embedding of a folder against bare decoding |") == 2
     assert row(page, "Pretraining on a GPU: share of the time that it works")[2:4] == [
-        "94 %; 20 clips/s, batch 8, MFU 40 %, 1 GiB",
+        "94 %; 20 clips/s, batch 8, 1 GiB, MFU 40 %",
         "no",  # of the fastest setting, not of the one that looks best
     ]
     assert row(page, "Pretraining on a GPU: share of the time that it waits for data")[3] == "yes"
