@@ -34,7 +34,9 @@ class ExponentialAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follows ``model``, which has the parameters and buffers of the one that was copied."""
-        average, current, updates = list(self.module.parameters()), list(model.parameters()), int(self.n_averaged)
+        average: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        updates = int(self.n_averaged)
         if updates == 0:
             torch._foreach_copy_(average, current)
         else:
