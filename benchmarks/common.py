@@ -17,7 +17,7 @@ from typing import Any
 # As avssl sets it: large tensors on huge pages, for both sides of a comparison. torch reads it at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import torch  # noqa: E402
+import torch
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
