@@ -169,7 +169,7 @@ class Block(nn.Module):
             x = self.add1(self._residual(x, normed), self.attn.fused(x, self.norm1))
         layers = (self.norm2, self.mlp.fc1, self.mlp.fc2)
         parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-        return fused.mlp_branch(x, NORM_EPS, x.shape[-1] > CHEAP_DIM, self.add2.shares(x), *parameters)
+        return fused.mlp_branch(x, NORM_EPS, self.add2.shares(x), *parameters)
 
     def _fused(self, x: Tensor) -> bool:
         """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""

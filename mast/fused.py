@@ -241,12 +241,12 @@ def _attention_backward(
 
 class _MlpBranch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, eps: float, keep: bool, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, eps: float, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x.contiguous()
         norm, norm_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
         hidden = F.linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1)
         ctx.eps = eps
-        ctx.save_for_backward(shares, x, hidden if keep else None, norm, norm_bias, fc1, fc1_bias, fc2)
+        ctx.save_for_backward(shares, x, hidden, norm, norm_bias, fc1, fc1_bias, fc2)
         return encoder.add_residual_(F.linear(encoder.gelu(hidden, fc1_bias), fc2), x, fc2_bias, shares)
 
     @staticmethod
@@ -254,7 +254,6 @@ class _MlpBranch(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shares, x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
         normed = encoder.layer_norm(x, norm, norm_bias, ctx.eps)
-        hidden = F.linear(normed, fc1) if hidden is None else hidden
         through = (grad if shares is None else grad * shares).flatten(0, -2)
         grad_hidden = through @ fc2
         activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2), fc1_bias)
@@ -262,7 +261,7 @@ class _MlpBranch(torch.autograd.Function):
         grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2) if ctx.needs_input_grad[-4] else None
         grad_x = (grad_hidden @ fc1).view_as(x)
         grad_x, *affine = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps, grad.contiguous())
-        return None, None, None, grad_x, *affine, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
+        return None, None, grad_x, *affine, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
 
 
 def _weight_gradients(grad: Tensor, x: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -282,12 +281,11 @@ def attention_branch(
     return _AttentionBranch.apply(settings, shares, x, *weights)  # type: ignore[no-any-return]
 
 
-def mlp_branch(x: Tensor, eps: float, keep: bool, shares: Tensor | None, *parameters: Tensor) -> Tensor:
+def mlp_branch(x: Tensor, eps: float, shares: Tensor | None, *parameters: Tensor) -> Tensor:
     """``x`` plus its norm and MLP: (B, ..., dim) -> (B, ..., dim).
 
     Args:
-        keep: keep the hidden layer for the backward pass, rather than compute it again.
         shares: factors of each sample's branch (B, 1, ...), as stochastic depth draws them.
         parameters: weight and bias of the norm, the first and the second layer.
     """
-    return _MlpBranch.apply(eps, keep, shares, x, *parameters)  # type: ignore[no-any-return]
+    return _MlpBranch.apply(eps, shares, x, *parameters)  # type: ignore[no-any-return]

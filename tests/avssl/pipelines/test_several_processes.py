@@ -109,5 +109,7 @@ def test_a_run_goes_on_with_another_number_of_processes(environment: dict[str, s
     run(command(tmp_path / "run", *one, *plain), environment)
     resumed = losses(tmp_path / "run")
     assert len(resumed) == 8 and resumed[:4] == whole[:4]
-    # Batch norm of several CPU processes has each its own statistics: close, not equal.
-    assert resumed[4:] == pytest.approx(whole[4:], rel=0.25)
+    # The same weights and clips. But batch norm of several CPU processes has each its own statistics: close, not equal,
+    # and from then on the weights differ, too.
+    assert resumed[4] == pytest.approx(whole[4], rel=0.1)
+    assert max(resumed[5:]) < resumed[4], "it goes on learning"
