@@ -55,8 +55,9 @@ def make_cache(place: Path, args: argparse.Namespace) -> Path:
     from loading_sources import make_sources
 
     media = make_sources(place / "media", min(8, args.samples), 3.0 if args.tiny else 12.0)
-    for number, file in zip(range(args.samples - 8), 100 * sorted(media.iterdir()), strict=False):
-        shutil.copy(file, media / f"copy-{number}.mp4")
+    sources = sorted(media.iterdir())
+    for number in range(args.samples - len(sources)):
+        shutil.copy(sources[number % len(sources)], media / f"copy-{number}.mp4")
     cache = place / "cache"
     write_cache(open_data(str(media), progress=False), str(cache), Settings(40 if args.tiny else 256), progress=False)
     return cache
