@@ -58,8 +58,8 @@ def about_of(store: Store) -> dict[str, Any]:
     return dict(about)
 
 
-def local_index(location: str) -> Path:
-    """The folder of a cache's index: the cache itself, or where the index of one at a URL is copied to.
+def finished(location: str) -> tuple[Store, dict[str, Any]]:
+    """The store of a finished cache, and what its ``cache.json`` holds.
 
     Raises:
         DataError: there is no cache, or it is not finished.
@@ -68,6 +68,16 @@ def local_index(location: str) -> Path:
     about = about_of(store)
     if not about["complete"]:
         raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+    return store, about
+
+
+def local_index(location: str) -> Path:
+    """The folder of a cache's index: the cache itself, or where the index of one at a URL is copied to.
+
+    Raises:
+        DataError: there is no cache, or it is not finished.
+    """
+    store, _ = finished(location)
     if store.local is not None:
         return store.local
     digest = hashlib.sha256(location.encode()).hexdigest()[:12]

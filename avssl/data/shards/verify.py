@@ -6,9 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from avssl.data.failures import DataError
-from avssl.data.shards.index import about_of
-from avssl.data.shards.store import Store
+from avssl.data.shards.index import finished
 
 
 def verify(location: str, progress: bool | None = None) -> list[str]:
@@ -17,10 +15,7 @@ def verify(location: str, progress: bool | None = None) -> list[str]:
     Raises:
         DataError: there is no cache, or it is not finished.
     """
-    store = Store(location)
-    about = about_of(store)
-    if not about["complete"]:
-        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+    store, about = finished(location)
     wrong: list[str] = []
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=about["bytes"], desc="verify", unit="B", unit_scale=True, disable=not shown) as bar:
