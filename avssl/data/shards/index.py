@@ -77,7 +77,7 @@ def local_index(location: str) -> Path:
     Raises:
         DataError: there is no cache, or it is not finished.
     """
-    store, _ = finished(location)
+    store, about = finished(location)
     if store.local is not None:
         return store.local
     digest = hashlib.sha256(location.encode()).hexdigest()[:12]
