@@ -83,10 +83,14 @@ def main() -> None:
     waveform = 0.1 * torch.randn(args.batch, round(16000 * args.seconds))
     on_device = waveform.to(args.device)
     frontend = mast.LogMel(mean=None, std=None).to(args.device)
-    ours = frontend(on_device)[:, 0].transpose(1, 2).cpu()
-    error = float((ours - torchaudio_loop(waveform)).abs().max())
+    ours, peer = frontend(on_device)[:, 0].transpose(1, 2).cpu(), torchaudio_loop(waveform)
+    error = float((ours - peer).abs().max())
     print(f"largest difference from torchaudio: {error:.1e}")
-    if error > 1e-3:
+    exact = torchaudio_loop(waveform.double())
+    errors = [float((values - exact).abs().max()) for values in (ours, peer)]
+    print(f"largest difference from float64: {errors[0]:.1e}, torchaudio's {errors[1]:.1e}")
+    # Another transform in float32 differs in bins that have almost no energy by chance; there float64 is the judge.
+    if error > 1e-3 and not errors[0] <= 2 * errors[1]:
         raise SystemExit("the frontend differs from Kaldi's; not timing it")
     recordings = compare_values(frontend, args.clips, args.device) if args.clips else None
     augment = SpectrogramAugment(time_mask=0.1, freq_mask=0.1, masks=args.masks).train()
@@ -106,6 +110,7 @@ def main() -> None:
             "settings": settings_of(args),
             "machine": machine,
             "max_difference": error,
+            "from_float64": dict(zip(("ours", "peer"), errors, strict=True)),
             "recordings": recordings,
             "native_kernels": args.device == "cpu" and native.library() is not None,
             **row,

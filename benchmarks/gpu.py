@@ -94,7 +94,7 @@ def largest_pretraining(cache: Path, args: argparse.Namespace, *options: str) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where the JSON results go")
-    parser.add_argument("--batch", type=int, default=64, help="of MAST against AST")
+    parser.add_argument("--batch", type=int, default=32, help="of MAST against AST")
     parser.add_argument("--samples", type=int, default=256, help="of the cache; the largest batch has no more")
     parser.add_argument("--workers", type=int, default=12, help="processes that load")
     parser.add_argument("--parts", nargs="+", choices=("ast", "frontend", "pretraining"))

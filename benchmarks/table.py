@@ -152,6 +152,8 @@ GOALS = [
         *(0.9, "inference_folder_*", folder, f"python benchmarks/inference.py folder --media FOLDER {TO}"),
         percent=True,
     ),
+    Goal(f"{STEP}, bf16, operator by operator, GPU", 4.5, "mast_vs_ast_mast_base_cuda_bf16", peer("train"),
+         f"python benchmarks/mast_vs_ast.py --device cuda --batch 32 --only train --rounds 10 {TO}"),
     Goal(f"{STEP}, bf16, both compiled, GPU", 4.5, "mast_vs_ast_mast_base_cuda_bf16_compiled", peer("train"), GPU),
     Goal("Pretraining on a GPU: share of the time that it works", 0.95, "pretraining_cuda", pretraining("busy"), GPU,
          percent=True),

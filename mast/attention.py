@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mast import fused
+from mast import fused, kernels
 from mast.layers import AddBranch, Mlp
 from mast.observers import observed, transformed
 from mast.recompute import recomputed
@@ -41,6 +41,9 @@ class DepthwisePool(nn.Module):
 
     def forward(self, x: Tensor, heads: int) -> Tensor:
         """(B, F, T, heads * dim) -> (B, F', T', heads, dim)."""
+        if kernels.usable(x, self.weight.shape[0]) and _as_made(self.norm, nn.LayerNorm):
+            norm = self.norm
+            return kernels.pool(x, self.weight, norm.weight, norm.bias, heads, list(self.stride), norm.eps)[0]
         # Tokens lie in memory as a channels-last image, so this permutation copies nothing.
         image = x.permute(0, 3, 1, 2)
         weight = self.weight.repeat(heads, 1, 1, 1)

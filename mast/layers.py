@@ -91,6 +91,9 @@ class AddBranch(nn.Module):
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
         self.drop_path = drop_path
+        # Compiled code is made for one value of a number, but serves all values of a tensor: one code for all blocks.
+        self.drops = drop_path > 0.0
+        self._keep = torch.tensor(1.0 - drop_path, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """``x + branch``, both (B, ...)."""
@@ -101,11 +104,11 @@ class AddBranch(nn.Module):
 
     def shares(self, branch: Tensor) -> Tensor | None:
         """Factors of the samples' branches (B, 1, ...), drawn anew: 0 or ``1 / (1 - drop_path)``. None if all are 1."""
-        if not self.training or self.drop_path == 0.0:
+        if not self.training or not self.drops:
             return None
-        keep = 1.0 - self.drop_path
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        return torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(keep).div_(keep)
+        kept = torch.rand(shape, device=branch.device) < self._keep
+        return kept.to(branch.dtype) / self._keep
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast import kernels
 from mast.observers import observed
 
 Grid = tuple[int, int]
@@ -127,6 +128,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
         (B, F_q, T_q, heads, dim), perhaps a view of another layout.
     """
     shape, dim, k_grid = q.shape, q.shape[-1], (k.shape[1], k.shape[2])
+    if kernels.usable(q, dim):
+        return kernels.attention(q, k, v, *position_scores(q, r_freq, r_time))[0]
     # Heads come before positions here, so that the concatenations are the only copies.
     parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
     filler = _filler(dim + sum(k_grid))

@@ -188,7 +188,7 @@ class OptimConfig:
     batch_size: int = 32
     chunk: int | None = None
     accumulate: int = 1
-    epochs: float = 9
+    epochs: float = 16
     max_steps: int | None = None
     lr: float = 5e-4
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"

@@ -11,7 +11,7 @@ CODE = 2 * FREQUENCIES  # numbers for each axis
 
 
 def place_code(grid: Sequence[int], like: Tensor) -> Tensor:
-    """The code of each cell of ``grid``, (\*grid, axes * ``CODE``): half a wave to 16 waves across each axis.
+    """The code of each cell of ``grid``, (...grid, axes * ``CODE``): half a wave to 16 waves across each axis.
 
     Cells are told by where they lie along the whole, whatever their number. The device and type are those of ``like``.
     """

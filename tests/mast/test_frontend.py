@@ -134,6 +134,11 @@ def test_bad_waveforms_are_named() -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_agrees_with_cpu() -> None:
-    frontend, waveform = mast.LogMel(), synthetic(50000)[:4]
-    torch.testing.assert_close(frontend.cuda()(waveform.cuda()).cpu(), mast.LogMel()(waveform), atol=5e-3, rtol=0)
+def test_gpu_is_as_exact_as_kaldi() -> None:
+    # Two float32 transforms agree but in bins of almost no energy, where both are noise: float64 is the judge.
+    waveform = synthetic(50000)[:4]
+    exact = kaldi(waveform.double())
+    ours = mast.LogMel(mean=None, std=None).cuda()(waveform.cuda()).cpu()
+    error, usual = (ours - exact).abs(), (kaldi(waveform) - exact).abs()
+    assert error.mean() <= 2 * usual.mean()
+    assert (error > 1e-3).sum() <= 2 * (usual > 1e-3).sum()

@@ -142,3 +142,13 @@ def test_compiled_model_has_one_graph_to_its_reference_length_and_one_beyond(dyn
         assert counter.frame_count == 1
         outputs_at(model, compiled, [2, 1, 64, 0], 3, [600, 201], dynamo)
         assert counter.frame_count == 2
+
+
+def test_equal_blocks_share_their_compiled_training_at_any_drop_path(dynamo) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    x = torch.randn(2, 4, 10, HEAD)
+    for rate in (0.1, 0.2, 0.3):
+        block = Block(HEAD, HEAD, 1, (4, 10), (1, 1), (1, 1), 4.0, rate)
+        block.compile(backend=counter, dynamic=False)
+        block(x).sum().backward()
+    assert counter.frame_count == 1

@@ -1,0 +1,23 @@
+"""GPU kernels in Triton, which comes with torch for CUDA: absent elsewhere."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from mast.observers import transformed
+
+_INSTALLED = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+
+if _INSTALLED:
+    from mast.kernels.attention import attention as attention
+    from mast.kernels.pooling import pool as pool
+
+
+def usable(x: Tensor, dim: int) -> bool:
+    """Whether kernels take ``x`` with heads of ``dim`` channels: half precision on CUDA, and nobody transforms it."""
+    if not _INSTALLED or not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16) or not 16 <= dim <= 128:
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return x.numel() > 0 and not torch.jit.is_tracing() and not transformed()
