@@ -176,13 +176,13 @@ def main() -> None:
         "vs_peers": {name: ratio(rates, "originals", name) for name in PEERS if name in rates},
         "absent_peers": absent,
     }
-    first = args.scaling[0]
-    result["scaling"] = {
-        str(count): ratio(rates, f"cache_{count}_workers", f"cache_{first}_workers")
-        | {"share_of_linear": round(statistics.median(rates[f"cache_{count}_workers"])
-                                    / statistics.median(rates[f"cache_{first}_workers"]) * first / count, 3)}
-        for count in args.scaling
-    }  # fmt: skip
+    first, cores = args.scaling[0], available_cores()  # beyond the cores nothing can scale
+    medians = {count: statistics.median(rates[f"cache_{count}_workers"]) for count in args.scaling}
+    result["scaling"] = {}
+    for count in args.scaling:
+        linear = medians[first] * min(count, cores) / min(first, cores)
+        row = ratio(rates, f"cache_{count}_workers", f"cache_{first}_workers")
+        result["scaling"][str(count)] = row | {"share_of_linear": round(medians[count] / linear, 3)}
     result["equality"] = equal
     result["bytes"] = {"originals": size, "cache": report.bytes}
     for name, rate in result["rates"].items():

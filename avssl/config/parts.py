@@ -215,7 +215,8 @@ class RuntimeConfig:
         matmul: Precision of float32 products on a GPU: highest, high (TF32) or medium.
         compile: Compile the encoders with torch.compile.
         checkpoint_activations: Keep only the input of each encoder block and compute the rest again when needed.
-        threads: CPU threads of the training process; default: torch's own.
+        threads: CPU threads of the process that trains; default: torch's own. In evaluation and embedding the default
+            leaves a core for each process that decodes.
     """
 
     accelerator: str = "auto"

@@ -70,7 +70,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
     checkpoint = Path(config.checkpoint)
-    fabric = launch_single(config.runtime, 0)
+    fabric = launch_single(config.runtime, 0, config.data.num_workers)
     source = open_source(config, checkpoint, fabric.device)
     clips, left_out = select(config, source)
     windows, rows = cut_into_windows(clips, source.seconds, config.windows, count=config.num_windows, hop=config.hop)

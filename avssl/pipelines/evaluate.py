@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: when the checkpoint's classes are not the data's, an evaluation asked for is not possible, or a
             setting of the runtime is of training only.
     """
-    fabric = launch_single(config.runtime, config.seed)
+    fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
     subject = open_subject(checkpoint, fabric.device)
     config = replace(config, data=data_as_trained(config.data, trained_with(checkpoint), subject))

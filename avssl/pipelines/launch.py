@@ -8,6 +8,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from torch import distributed
 
 from avssl.config import RuntimeConfig
+from avssl.data.media.pool import available_cores
 from avssl.models.blocks import shard
 
 
@@ -37,8 +38,11 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
     return fabric
 
 
-def launch_single(runtime: RuntimeConfig, seed: int) -> Fabric:
+def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:
     """The same for work that is no training: one process on one device.
+
+    Where ``runtime`` says nothing of threads, ``workers`` that decode beside it have a core each: a thread too many
+    waits for the others at every operator.
 
     Raises:
         ValueError: also when ``runtime`` has a setting of training.
@@ -47,6 +51,8 @@ def launch_single(runtime: RuntimeConfig, seed: int) -> Fabric:
     for name in ("devices", "num_nodes", "strategy", "compile", "checkpoint_activations"):
         if getattr(runtime, name) != getattr(usual, name):
             raise ValueError(f"runtime.{name}: is for training; this is one process on one device: leave it out")
+    if not runtime.threads:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores() - workers)))
     return launch(runtime, seed)
 
 
