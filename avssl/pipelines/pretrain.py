@@ -197,11 +197,11 @@ def _evaluate(
 
 def retrieval_table(metrics: dict[str, float]) -> Table:
     """R@k both ways with chance beside them."""
-    rows = []
+    rows: list[list[Any]] = []
     for way, name in (("audio_to_video", "audio -> video"), ("video_to_audio", "video -> audio")):
         recalls = [f"{metrics[f'{way}/R@{k}']:.1%}" for k in (1, 5, 10)]
         rows.append([name, *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
-    rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], ""])
+    rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], None])
     return Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows)
 
 
