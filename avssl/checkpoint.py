@@ -1,13 +1,16 @@
 """Checkpoint files of a run: written atomically, loaded without executing code."""
 
+from __future__ import annotations
+
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # takes seconds to import, which who only reads a checkpoint need not wait for
 
 
 class CheckpointStore:
@@ -71,6 +74,8 @@ class CheckpointStore:
 
 def is_sharded(fabric: Fabric) -> bool:
     """Whether parameters are sharded over processes (FSDP2): optimizer states are then laid out differently."""
+    from lightning_fabric.strategies import ModelParallelStrategy
+
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 

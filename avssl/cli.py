@@ -13,8 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from avssl.config import PretrainConfig
 from avssl.data.failures import DataError
 from avssl.data.media import MediaError
-from avssl.engine import LostProcessError, NonFiniteError
-from avssl.objectives import list_objectives
+from avssl.errors import LostProcessError, NonFiniteError
 
 Config = TypeVar("Config")
 logger = logging.getLogger(__name__)
@@ -54,6 +53,8 @@ class _ListObjectives(Action):
         super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: Any, *_: Any) -> None:
+        from avssl.objectives import list_objectives  # with all that objectives need
+
         names = list_objectives()
         width = max(map(len, names))
         sys.stdout.write("".join(f"{name:{width}}  {what}\n" for name, what in names.items()))

@@ -29,20 +29,13 @@ from avssl.checkpoint import CheckpointStore, is_sharded
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
+from avssl.errors import LostProcessError, NonFiniteError
 from avssl.signals import stop_signals
 from avssl.tasks.base import Task
 from avssl.tracking import Tracker
 from avssl.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
-
-
-class LostProcessError(Exception):
-    """Another process of the run died or cannot be reached."""
-
-
-class NonFiniteError(Exception):
-    """A loss or gradient is NaN or infinite; the step was not taken and the last checkpoint is sound."""
 
 
 # What gloo and NCCL say when the other end is gone.

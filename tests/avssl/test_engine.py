@@ -14,7 +14,8 @@ from torch import nn
 from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
-from avssl.engine import Engine, NonFiniteError, Schedule
+from avssl.engine import Engine, Schedule
+from avssl.errors import NonFiniteError
 from avssl.optim import make_optimizer, make_scheduler
 from avssl.tasks import Task
 from avssl.tracking import Tracker, read_rows
