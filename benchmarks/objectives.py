@@ -186,7 +186,8 @@ def main() -> None:
         terms = {name: candidate.terms for name, candidate in CANDIDATES.items()}
         settings = settings_of(args) | {"grid": bool(args.grid), "runs": str(args.runs)}
         result = {"benchmark": "objectives", "settings": settings, "machine": describe_machine(), "objectives": terms}
-        print(f"written: {write_result(args.output, 'objectives', result | {'notes': notes, 'rows': rows})}")
+        result |= {"notes": notes, "rows": rows}
+        print(f"written: {write_result(args.output, '_'.join(['objectives', *sets]), result)}")
 
 
 if __name__ == "__main__":
