@@ -9,6 +9,9 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torchvision.models import video as zoo
+from torchvision.ops import StochasticDepth
+
+from mast.layers import AddBranch
 
 # Channel statistics that torchvision's Kinetics-400 weights were trained with.
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
@@ -140,12 +143,29 @@ def create_video_encoder(
     return VideoEncoder(name, backbone, num_features, feature_map)
 
 
+class DropPath(AddBranch):
+    """torchvision's StochasticDepth of samples, but such that equal blocks share compiled code at any rate."""
+
+    def forward(self, branch: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, ...) -> the same, in training without the branches that are dropped."""
+        shares = self.shares(branch)
+        return branch if shares is None else branch * shares
+
+
+def _share_code(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, StochasticDepth) and child.mode == "row":
+                setattr(module, name, DropPath(child.p))
+
+
 def _headless(
     model: Any, weights: Any, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
 ) -> tuple[nn.Module, int, FeatureMap]:
     """Loads ``weights`` into ``model`` and takes away the classifier ``head``; its map comes out of ``layer``."""
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
+    _share_code(model)
     parent_name, _, leaf = head.rpartition(".")
     parent = model.get_submodule(parent_name)
     linear = parent[int(leaf)] if leaf.isdigit() else getattr(parent, leaf)

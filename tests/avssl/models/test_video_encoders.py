@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torchvision.models import video as zoo
+from torchvision.models.video.swin_transformer import SwinTransformerBlock
 
 from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
-from avssl.models.video import KINETICS_MEAN, KINETICS_STD
+from avssl.models.blocks import encoder_blocks
+from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
 SIZES |= {"tiny": (8, 56), "tiny_motion": (8, 56)}
@@ -97,3 +100,20 @@ def test_the_map_of_the_tiny_ones_is_in_front_of_their_last_layer(name: str) -> 
 def test_an_encoder_without_a_map_says_so() -> None:
     with pytest.raises(ValueError, match="'linear' has no map"):
         VideoEncoder("linear", torch.nn.Flatten(), 12).forward_map(torch.rand(1, 3, 1, 2, 2))
+
+
+def test_stochastic_depth_is_torchvisions_and_blocks_share_their_code() -> None:
+    swin = create_video_encoder("swin3d_t", num_frames=2, frame_size=32)
+    paths = [module for module in swin.modules() if isinstance(module, DropPath)]
+    assert len(paths) == 12 and paths[-1].drop_path == pytest.approx(0.1)
+    torch.manual_seed(0)
+    out = paths[-1].train()(torch.ones(20000, 1, 1))
+    assert abs(out.mean() - 1) < 0.02 and sorted(out.unique().tolist()) == pytest.approx([0.0, 1 / 0.9])
+    assert torch.equal(paths[-1].eval()(out), out)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    equal = [block for block in encoder_blocks(swin.train()) if isinstance(block, SwinTransformerBlock)][4:10]
+    for block in equal:  # those of the third stage, every second one with shifted windows
+        block.compile(backend=counter, dynamic=False)
+        block(torch.randn(1, 1, 9, 9, 384))
+    assert counter.frame_count == 2
