@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py FOLDER
 
-- MAST-B against Hugging Face's AST, both compiled, bf16: ``mast_vs_ast.py --compile``.
+- MAST-B against Hugging Face's AST, both compiled, bf16, a training step: ``mast_vs_ast.py --compile --only train``.
+  Compiling takes minutes; one call of this script can be shared out over several by ``--parts``.
 - the log-mel on the GPU against torchaudio's loop on the CPU: ``frontend.py``.
 - pretraining of MAST-B and MViTv2-S (16 frames of 224 x 224, clips of 10 s) from shards made here, compiled, bf16, with
   and without activation checkpointing: ``gpu_pretraining.py``, at the largest batch that fits. It is found from what
@@ -105,7 +106,8 @@ def main() -> None:
     machine, to = describe_machine(args.device), ["--device", args.device, "--output", args.folder]
     if "ast" in parts:
         small = ["--model", "mast_pico", "--frames", 64, "--rounds", 1] if args.tiny else ["--compile"]
-        print(script("mast_vs_ast.py", "--precision", "bf16", "--batch", args.batch, *small, *to), flush=True)
+        common = ["--precision", "bf16", "--batch", args.batch, "--only", "train"]
+        print(script("mast_vs_ast.py", *common, *small, *to), flush=True)
     if "frontend" in parts:
         small = ["--batch", 2, "--rounds", 1] if args.tiny else []
         print(script("frontend.py", *small, *to), flush=True)
