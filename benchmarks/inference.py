@@ -246,7 +246,7 @@ def main() -> None:
     machine = describe_machine()
     result = {"runtimes": runtimes, "folder": folder, "windows": windows}[args.part](args)
     if args.output:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings_of(args).items()}
+        settings = {key: value.name if isinstance(value, Path) else value for key, value in settings_of(args).items()}
         name = f"inference_{args.part}" + (f"_{args.media.name}" if args.part == "folder" else "")
         written = {"benchmark": f"inference {args.part}", "settings": settings, "machine": machine, "result": result}
         print(f"written: {write_result(args.output, name, written)}")

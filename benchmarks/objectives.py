@@ -64,6 +64,7 @@ CANDIDATES = {
     "infonce + vicreg": Candidate([INFONCE, term("vicreg", 0.05)]),
 }
 NEEDS_LABELS = {"imc"}
+SUPERVISED = {"avc", "imc"}
 
 
 @dataclass
@@ -73,6 +74,7 @@ class DataSet:
     pretrain: list[str]
     probe: list[str]
     heads: list[str]
+    supervised: str | None = None  # the labels that avc and imc learn from
 
 
 def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
@@ -88,7 +90,7 @@ def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
         source = ["--data", str(args.grid)]
         probe = [*source, "--data.heads", "[digit, colour]"]
         sets["grid"] = DataSet(
-            [*settings, *source, "--optim.max_steps", str(args.grid_steps)], probe, ["digit", "colour"]
+            [*settings, *source, "--optim.max_steps", str(args.grid_steps)], probe, ["digit", "colour"], "digit"
         )
     return sets
 
@@ -103,7 +105,9 @@ def measure(runs: Path, name: str, data_name: str, data: DataSet, seed: int) -> 
     candidate = CANDIDATES[name]
     common = ["--runtime.threads", "1", "--data.num_workers", "0", "--wandb.mode", "disabled", "--seed", str(seed)]
     pretrain = ["--optim.batch_size", str(BATCH), "--log.validate_every", "0", *data.pretrain, *candidate.options]
-    objectives = ["--objectives", json.dumps(candidate.terms)]
+    labels = {"head": data.supervised} if data.supervised else {}
+    terms = [each | labels if each["name"] in SUPERVISED else each for each in candidate.terms]
+    objectives = ["--objectives", json.dumps(terms)]
     start = time.monotonic()
     memory = tool(
         "pretrain", [*pretrain, *objectives, *common, "--output", str(folder / "pretrain")], folder / "pretrain.log"
@@ -184,7 +188,7 @@ def main() -> None:
     if args.output:
         notes = {name: candidate.note for name, candidate in CANDIDATES.items() if candidate.note}
         terms = {name: candidate.terms for name, candidate in CANDIDATES.items()}
-        settings = settings_of(args) | {"grid": bool(args.grid), "runs": str(args.runs)}
+        settings = settings_of(args) | {"grid": bool(args.grid), "runs": args.runs.name}
         result = {"benchmark": "objectives", "settings": settings, "machine": describe_machine(), "objectives": terms}
         result |= {"notes": notes, "rows": rows}
         print(f"written: {write_result(args.output, '_'.join(['objectives', *sets]), result)}")
