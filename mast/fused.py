@@ -5,6 +5,9 @@ functions of ``mast.native.encoder``; where there is no compiler, the blocks run
 
 A step of training is bound by memory here: what is cheap to compute again (norms, pooling, activations) is, so that a
 branch keeps its input, the widest products and nothing in between.
+
+Under autocast to bfloat16 everything that flows through a branch is bfloat16, the attention's scores included, as if
+autocast had met ``q @ k.t()``; sums, softmax and norms are computed in float32, and parameters have float32 gradients.
 """
 
 from collections.abc import Iterator
@@ -23,14 +26,15 @@ _TILE_SCORES = 2**20
 
 
 def usable(x: Tensor, *widths: int) -> bool:
-    """Whether the branches take ``x``: float32 on a CPU, not compiled, no autocast, kernels that fit these widths."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and encoder.fits(*widths)
-    )
+    """Whether the branches take ``x``: on a CPU, not compiled, kernels that fit these widths.
+
+    It is float32, or under autocast to bfloat16 of that type already.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    wanted = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+    return x.dtype == wanted and encoder.fits(*widths, dtype=wanted)
 
 
 class AttentionSettings(NamedTuple):
@@ -78,6 +82,11 @@ class AttentionWeights(NamedTuple):
     time: Tensor
     proj: Tensor
     proj_bias: Tensor
+
+    def as_operands(self, dtype: torch.dtype) -> "AttentionWeights":
+        """The same with everything that enters a matrix product in ``dtype``."""
+        products = ("qkv", "qkv_bias", "freq", "time", "proj")
+        return self._replace(**{name: getattr(self, name).to(dtype) for name in products})
 
     def poolings(self, settings: AttentionSettings) -> list[encoder.Pooling]:
         """Of queries, keys and values."""
@@ -163,8 +172,8 @@ def _operands(projected: Tensor, poolings: list[encoder.Pooling], freq: Tensor, 
 class _AttentionBranch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: AttentionSettings, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
-        weights = AttentionWeights(*parameters)
         x = x.contiguous()
+        weights = AttentionWeights(*parameters).as_operands(x.dtype)
         normed = encoder.layer_norm(x, weights.norm, weights.norm_bias, settings.eps)
         projected = F.linear(normed, weights.qkv, weights.qkv_bias)
         op = _operands(projected, weights.poolings(settings), weights.freq, weights.time, settings.heads)
@@ -176,14 +185,14 @@ class _AttentionBranch(torch.autograd.Function):
         ctx.settings = settings
         ctx.save_for_backward(shares, x, projected, merged, *parameters)
         if not settings.residual:
-            return F.linear(merged.flatten(3), weights.proj, weights.proj_bias)
+            return F.linear(merged.flatten(3), weights.proj, weights.proj_bias.to(x.dtype))
         return encoder.add_residual_(F.linear(merged.flatten(3), weights.proj), x, weights.proj_bias, shares)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shares, x, projected, merged, *parameters = ctx.saved_tensors
-        settings, weights = ctx.settings, AttentionWeights(*parameters)
+        settings, weights = ctx.settings, AttentionWeights(*parameters).as_operands(x.dtype)
         poolings = weights.poolings(settings)
         found: dict[str, Tensor | None] = {}
         through = grad if shares is None else grad * shares
@@ -236,7 +245,7 @@ def _attention_backward(
     from_time = _columns_last(torch.bmm(columns, weights.time), grid.shape[1]).unflatten(0, op.q.shape[:2])
     grad_freq = (by_freq.transpose(2, 3) @ grid).sum(dim=0)
     grad_time = torch.bmm(columns.transpose(1, 2), _columns_first(grid))
-    return ([grad_q, from_freq, from_time], [grad_k], [grad_v]), grad_freq, grad_time
+    return ([grad_q, from_freq, from_time], [grad_k], [grad_v]), grad_freq.float(), grad_time.float()
 
 
 class _MlpBranch(torch.autograd.Function):
@@ -244,10 +253,10 @@ class _MlpBranch(torch.autograd.Function):
     def forward(ctx: Any, eps: float, shares: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x.contiguous()
         norm, norm_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
-        hidden = F.linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1)
+        hidden = F.linear(encoder.layer_norm(x, norm, norm_bias, eps), fc1.to(x.dtype))
         ctx.eps = eps
         ctx.save_for_backward(shares, x, hidden, norm, norm_bias, fc1, fc1_bias, fc2)
-        return encoder.add_residual_(F.linear(encoder.gelu(hidden, fc1_bias), fc2), x, fc2_bias, shares)
+        return encoder.add_residual_(F.linear(encoder.gelu(hidden, fc1_bias), fc2.to(x.dtype)), x, fc2_bias, shares)
 
     @staticmethod
     @once_differentiable
@@ -255,19 +264,20 @@ class _MlpBranch(torch.autograd.Function):
         shares, x, hidden, norm, norm_bias, fc1, fc1_bias, fc2 = ctx.saved_tensors
         normed = encoder.layer_norm(x, norm, norm_bias, ctx.eps)
         through = (grad if shares is None else grad * shares).flatten(0, -2)
-        grad_hidden = through @ fc2
+        grad_hidden = through @ fc2.to(x.dtype)
         activated, grad_fc1_bias = encoder.gelu_backward_(grad_hidden, hidden.flatten(0, -2), fc1_bias)
         grad_fc2, grad_fc2_bias = _weight_gradients(through, activated, *ctx.needs_input_grad[-2:])
-        grad_fc1 = grad_hidden.t() @ normed.flatten(0, -2) if ctx.needs_input_grad[-4] else None
-        grad_x = (grad_hidden @ fc1).view_as(x)
+        grad_fc1 = (grad_hidden.t() @ normed.flatten(0, -2)).float() if ctx.needs_input_grad[-4] else None
+        grad_x = (grad_hidden @ fc1.to(x.dtype)).view_as(x)
         grad_x, *affine = encoder.layer_norm_backward_(grad_x, x, norm, ctx.eps, grad.contiguous())
         return None, None, grad_x, *affine, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias
 
 
 def _weight_gradients(grad: Tensor, x: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a linear layer's weight and bias, each if it is wanted."""
+    """Gradients of a linear layer's weight and bias in float32, each if it is wanted."""
     flat = grad.flatten(0, -2)
-    return flat.t() @ x.flatten(0, -2) if weight else None, flat.sum(dim=0) if bias else None
+    of_weight = (flat.t() @ x.flatten(0, -2)).float() if weight else None
+    return of_weight, flat.sum(dim=0).float() if bias else None  # summed in float32, whatever its type
 
 
 def attention_branch(

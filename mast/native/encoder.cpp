@@ -1,8 +1,9 @@
 // What lies between the matrix products of MAST's blocks, forward and backward: LayerNorm, GELU, pooling and softmax.
 //
-// Tensors are float32 and contiguous unless strides are given; sizes and strides are in floats. Channels
-// come in whole vectors. Work is shared out in fixed parts, so results depend on the number of threads, but not on
-// their speed.
+// What flows through the blocks is made of `Value`s, float32 or bfloat16; parameters, their gradients and all that is
+// summed up are float32. Tensors are contiguous unless strides are given; sizes and strides are in values. Channels come
+// in whole vectors. Work is shared out in fixed parts, so results depend on the number of threads, but not on their
+// speed.
 
 #include <algorithm>
 #include <cmath>
@@ -47,19 +48,6 @@ void normal(Floats x, Floats& bell, Floats& below) {
 
 constexpr float kDensity = 0.39894228f;  // 1 / sqrt(2 pi)
 
-// Replaces the values by what `of` gives for vectors of them; the last one is filled up with `pad`.
-template <typename Of>
-void each_vector(float* values, int64_t size, float pad, Of of) {
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) store(values + i, of(load(values + i)));
-    if (i == size) return;
-    float rest[kLanes];
-    std::fill_n(rest, kLanes, pad);
-    std::copy(values + i, values + size, rest);
-    store(rest, of(load(rest)));
-    std::copy_n(rest, size - i, values + i);
-}
-
 // Sums the threads' shares, (threads, size), in their order.
 void gather(const std::vector<float>& shares, int threads, int64_t size, float* total) {
     std::memcpy(total, shares.data(), size * sizeof(float));
@@ -76,15 +64,15 @@ extern "C" {
 // Channels must be a multiple of this.
 int64_t mast_lanes() { return kLanes; }
 
-void mast_layer_norm(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t dim,
+void mast_layer_norm(const Value* x, const float* weight, const float* bias, Value* y, int64_t rows, int64_t dim,
                      float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) normalise(x + row * dim, weight, bias, y + row * dim, dim, eps);
 }
 
 // grad_affine: (2, dim), of the weight and of the bias. grad_x may be grad; `more`, if given, is added to it.
-void mast_layer_norm_backward(const float* x, const float* weight, const float* grad, const float* more,
-                              float* grad_x, float* grad_affine, int64_t rows, int64_t dim, float eps, int threads) {
+void mast_layer_norm_backward(const Value* x, const float* weight, const Value* grad, const Value* more,
+                              Value* grad_x, float* grad_affine, int64_t rows, int64_t dim, float eps, int threads) {
     std::vector<float> shares(threads * 2 * dim);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; ++thread) {
@@ -97,19 +85,19 @@ void mast_layer_norm_backward(const float* x, const float* weight, const float* 
 }
 
 // branch becomes x + share * (branch + bias), with a share for each sample, or 1; all (samples, rows, dim).
-void mast_add_residual(float* branch, const float* x, const float* bias, const float* shares, int64_t samples,
+void mast_add_residual(Value* branch, const Value* x, const float* bias, const float* shares, int64_t samples,
                        int64_t rows, int64_t dim, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < samples * rows; ++row) {
         const float share = shares ? shares[row / rows] : 1.0f;
-        float* to = branch + row * dim;
+        Value* to = branch + row * dim;
         for (int64_t c = 0; c < dim; c += kLanes)
             store(to + c, load(x + row * dim + c) + share * (load(to + c) + load(bias + c)));
     }
 }
 
 // y = GELU(x + bias), both (rows, dim).
-void mast_gelu(const float* x, const float* bias, float* y, int64_t rows, int64_t dim, int threads) {
+void mast_gelu(const Value* x, const float* bias, Value* y, int64_t rows, int64_t dim, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t c = 0; c < dim; c += kLanes) {
@@ -123,15 +111,15 @@ void mast_gelu(const float* x, const float* bias, float* y, int64_t rows, int64_
 
 // activated: GELU(x + bias), both (rows, dim). grad: of the former, becomes that of x. grad_bias (dim): the sum of the
 // latter.
-void mast_gelu_backward(const float* x, const float* bias, float* grad, float* activated, float* grad_bias, int64_t rows, int64_t dim,
-                        int threads) {
+void mast_gelu_backward(const Value* x, const float* bias, Value* grad, Value* activated, float* grad_bias,
+                        int64_t rows, int64_t dim, int threads) {
     std::vector<float> shares(threads * dim);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; ++thread) {
         float* share = shares.data() + thread * dim;
         for (int64_t row = part(rows, thread, threads); row < part(rows, thread + 1, threads); ++row) {
-            const float* h = x + row * dim;
-            float *g = grad + row * dim, *y = activated + row * dim;
+            const Value* h = x + row * dim;
+            Value *g = grad + row * dim, *y = activated + row * dim;
             for (int64_t c = 0; c < dim; c += kLanes) {
                 const Floats value = load(h + c) + load(bias + c);
                 Floats bell, below;
@@ -148,7 +136,7 @@ void mast_gelu_backward(const float* x, const float* bias, float* grad, float* a
 
 // Pools each head's channels: x, images of (rows, columns) positions `stride` apart that hold heads * dim channels ->
 // y (batch, heads, rows', columns', dim). weight: (9, dim).
-void mast_pool(const float* x, int64_t stride, const float* weight, const float* scale, const float* bias, float* y,
+void mast_pool(const Value* x, int64_t stride, const float* weight, const float* scale, const float* bias, Value* y,
                int64_t batch, int64_t heads, int64_t rows, int64_t columns, int64_t row_step, int64_t column_step,
                int64_t dim, float eps, int threads) {
     const int64_t out_rows = (rows + row_step - 1) / row_step, out_columns = (columns + column_step - 1) / column_step;
@@ -161,9 +149,9 @@ void mast_pool(const float* x, int64_t stride, const float* weight, const float*
             for (int64_t column = 0; column < out_columns; ++column) {
                 // Heads lie side by side in x, so that they are read together.
                 for (int64_t head = 0; head < heads; ++head) {
-                    const float* image = x + sample * rows * columns * stride + head * dim;
-                    const Pooling pooling{image, weight, stride, rows, columns, row_step, column_step, dim};
-                    float* to = y + (((sample * heads + head) * out_rows + out_row) * out_columns + column) * dim;
+                    const Value* image = x + sample * rows * columns * stride + head * dim;
+                    const Pooling<Value> pooling{image, weight, stride, rows, columns, row_step, column_step, dim};
+                    Value* to = y + (((sample * heads + head) * out_rows + out_row) * out_columns + column) * dim;
                     pooling.convolve(out_row, column, sum.data());
                     normalise(sum.data(), scale, bias, to, dim, eps);
                 }
@@ -174,8 +162,8 @@ void mast_pool(const float* x, int64_t stride, const float* weight, const float*
 
 // Gradients of mast_pool. That of y is the sum of `terms` tensors, each with strides of batch, head, row and column.
 // grad_x, with x's stride, is overwritten; grad_affine (11, dim): of the nine taps, of scale and of bias.
-void mast_pool_backward(const float* x, int64_t stride, const float* weight, const float* scale, int64_t terms,
-                        const float* const* grads, const int64_t* grad_strides, float* grad_x, float* grad_affine,
+void mast_pool_backward(const Value* x, int64_t stride, const float* weight, const float* scale, int64_t terms,
+                        const Value* const* grads, const int64_t* grad_strides, Value* grad_x, float* grad_affine,
                         int64_t batch, int64_t heads, int64_t rows, int64_t columns, int64_t row_step,
                         int64_t column_step, int64_t dim, float eps, int threads) {
     const int64_t images = batch * heads, size = 11 * dim;
@@ -186,37 +174,41 @@ void mast_pool_backward(const float* x, int64_t stride, const float* weight, con
     for (int thread = 0; thread < threads; ++thread) {
         float* share = shares.data() + thread * size;
         std::vector<float> sum(dim), convolved(out_rows * out_columns * dim);
+        std::vector<float> scattered(row_step * column_step > 1 ? rows * columns * dim : 0);
         for (int64_t image = part(images, thread, threads); image < part(images, thread + 1, threads); ++image) {
             const int64_t start = image / heads * rows * columns * stride + image % heads * dim;
-            const Pooling pooling{x + start, weight, stride, rows, columns, row_step, column_step, dim};
+            const Pooling<Value> pooling{x + start, weight, stride, rows, columns, row_step, column_step, dim};
             for (int64_t row = 0; row < out_rows; ++row) {
                 float *line = convolved.data() + row * out_columns * dim, *g = line;
                 for (int64_t column = 0; column < out_columns; ++column, g += dim) {
                     std::fill_n(g, dim, 0.0f);
                     for (int64_t term = 0; term < terms; ++term) {
                         const int64_t* step = grad_strides + 4 * term;
-                        const float* from = grads[term] + image / heads * step[0] + image % heads * step[1] +
+                        const Value* from = grads[term] + image / heads * step[0] + image % heads * step[1] +
                                             row * step[2] + column * step[3];
                         for (int64_t c = 0; c < dim; c += kLanes) store(g + c, load(g + c) + load(from + c));
                     }
                     pooling.convolve(row, column, sum.data());
-                    normalise_backward(sum.data(), scale, g, nullptr, g, share + 9 * dim, share + 10 * dim, dim, eps);
+                    normalise_backward<float, float>(sum.data(), scale, g, nullptr, g, share + 9 * dim, share + 10 * dim, dim, eps);
                 }
                 for (int tap = 0; tap < 9; ++tap) pooling.weight_gradient(tap, row, line, share + tap * dim);
             }
-            float* to = grad_x + start;
-            if (row_step == 1 && column_step == 1) {  // the way back is the same convolution with its taps in reverse
-                const Pooling reverse{convolved.data(), reversed.data(), dim, rows, columns, 1, 1, dim};
+            Value* to = grad_x + start;
+            if (scattered.empty()) {  // the way back is the same convolution with its taps in reverse
+                const Pooling<float> reverse{convolved.data(), reversed.data(), dim, rows, columns, 1, 1, dim};
                 for (int64_t row = 0; row < rows; ++row)
                     for (int64_t column = 0; column < columns; ++column)
                         reverse.convolve(row, column, to + pooling.offset(row, column));
                 continue;
             }
-            for (int64_t position = 0; position < rows * columns; ++position)
-                std::fill_n(to + position * stride, dim, 0.0f);
+            std::fill(scattered.begin(), scattered.end(), 0.0f);
+            const Pooling<float> packed{nullptr, weight, dim, rows, columns, row_step, column_step, dim};
             for (int64_t row = 0; row < out_rows; ++row)
                 for (int64_t column = 0; column < out_columns; ++column)
-                    pooling.scatter(row, column, convolved.data() + (row * out_columns + column) * dim, to);
+                    packed.scatter(row, column, convolved.data() + (row * out_columns + column) * dim, scattered.data());
+            for (int64_t position = 0; position < rows * columns; ++position)
+                for (int64_t c = 0; c < dim; c += kLanes)
+                    store(to + position * stride + c, load(scattered.data() + position * dim + c));
         }
     }
     gather(shares, threads, size, grad_affine);
@@ -225,71 +217,90 @@ void mast_pool_backward(const float* x, int64_t stride, const float* weight, con
 // One row of scores for each query, (heads, queries, key_rows * key_columns), becomes weights:
 // softmax(factor * (score + by_row[key's row] + by_column[key's column])). The position scores have strides of head,
 // query row and query column; queries are counted from `first`, row by row.
-void mast_softmax(float* scores, const float* by_row, const int64_t* row_strides, const float* by_column,
+void mast_softmax(Value* scores, const Value* by_row, const int64_t* row_strides, const Value* by_column,
                   const int64_t* column_strides, int64_t heads, int64_t queries, int64_t first, int64_t query_columns,
                   int64_t key_rows, int64_t key_columns, float factor, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t item = 0; item < heads * queries; ++item) {
-        const int64_t head = item / queries, query = first + item % queries;
-        const int64_t row = query / query_columns, column = query % query_columns;
-        const float* r = by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
-        const float* t = by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
-        float* s = scores + item * key_rows * key_columns;
-        Floats highests = Floats{} - INFINITY;
-        float highest = -INFINITY;
-        for (int64_t i = 0; i < key_rows; ++i) {
-            float* line = s + i * key_columns;
-            int64_t j = 0;
-            for (; j + kLanes <= key_columns; j += kLanes) {
-                const Floats x = factor * (load(line + j) + (load(t + j) + r[i]));
-                store(line + j, x);
-                highests = x > highests ? x : highests;
+    const int64_t keys = key_rows * key_columns, padded = (keys + kLanes - 1) / kLanes * kLanes;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> sums_of_keys(padded), along(key_columns);
+        float* line = sums_of_keys.data();
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < heads * queries; ++item) {
+            const int64_t head = item / queries, query = first + item % queries;
+            const int64_t row = query / query_columns, column = query % query_columns;
+            const Value* r = by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
+            const Value* t = by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
+            Value* s = scores + item * keys;
+            for (int64_t j = 0; j < key_columns; ++j) along[j] = number(t[j]);
+            Floats highests = Floats{} - INFINITY;
+            float highest = -INFINITY;
+            for (int64_t i = 0; i < key_rows; ++i) {
+                const Value* from = s + i * key_columns;
+                float* to = line + i * key_columns;
+                const float by = number(r[i]);
+                int64_t j = 0;
+                for (; j + kLanes <= key_columns; j += kLanes) {
+                    const Floats x = factor * (load(from + j) + (load(along.data() + j) + by));
+                    store(to + j, x);
+                    highests = x > highests ? x : highests;
+                }
+                for (; j < key_columns; ++j) {
+                    to[j] = factor * (number(from[j]) + (along[j] + by));
+                    highest = std::max(highest, to[j]);
+                }
             }
-            for (; j < key_columns; ++j) {
-                line[j] = factor * (line[j] + (t[j] + r[i]));
-                highest = std::max(highest, line[j]);
+            for (int lane = 0; lane < kLanes; ++lane) highest = std::max(highest, highests[lane]);
+            std::fill(line + keys, line + padded, -INFINITY);
+            Floats sums = {};
+            for (int64_t k = 0; k < padded; k += kLanes) {
+                const Floats x = exponential(load(line + k) - highest);
+                sums += x;
+                store(line + k, x);
             }
+            const float share = 1.0f / total(sums);
+            int64_t k = 0;
+            for (; k + kLanes <= keys; k += kLanes) store(s + k, load(line + k) * share);
+            if (k < keys) store_some(s + k, load(line + k) * share, keys - k);
         }
-        for (int lane = 0; lane < kLanes; ++lane) highest = std::max(highest, highests[lane]);
-        const int64_t keys = key_rows * key_columns;
-        Floats sums = {};
-        each_vector(s, keys, -INFINITY, [&](Floats x) {
-            x = exponential(x - highest);
-            sums += x;
-            return x;
-        });
-        const float share = 1.0f / total(sums);
-        each_vector(s, keys, 0.0f, [&](Floats x) { return x * share; });
     }
 }
 
 // grad (heads, queries, keys), of the weights, becomes that of the scores before the softmax's factor; its sums over
 // key columns and rows go to grad_by_row and grad_by_column, laid out like the position scores.
-void mast_softmax_backward(const float* weights, float* grad, float* grad_by_row, const int64_t* row_strides,
-                           float* grad_by_column, const int64_t* column_strides, int64_t heads, int64_t queries,
+void mast_softmax_backward(const Value* weights, Value* grad, Value* grad_by_row, const int64_t* row_strides,
+                           Value* grad_by_column, const int64_t* column_strides, int64_t heads, int64_t queries,
                            int64_t first, int64_t query_columns, int64_t key_rows, int64_t key_columns, float factor,
                            int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t item = 0; item < heads * queries; ++item) {
-        const int64_t head = item / queries, query = first + item % queries, keys = key_rows * key_columns;
-        const int64_t row = query / query_columns, column = query % query_columns;
-        float* r = grad_by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
-        float* t = grad_by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
-        const float* w = weights + item * keys;
-        float *g = grad + item * keys, dot = 0.0f;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> along(key_columns);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < heads * queries; ++item) {
+            const int64_t head = item / queries, query = first + item % queries, keys = key_rows * key_columns;
+            const int64_t row = query / query_columns, column = query % query_columns;
+            Value* r = grad_by_row + head * row_strides[0] + row * row_strides[1] + column * row_strides[2];
+            Value* t = grad_by_column + head * column_strides[0] + row * column_strides[1] + column * column_strides[2];
+            const Value* w = weights + item * keys;
+            Value* g = grad + item * keys;
+            float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
-        for (int64_t k = 0; k < keys; ++k) dot += w[k] * g[k];
-        std::fill_n(t, key_columns, 0.0f);
-        for (int64_t i = 0; i < key_rows; ++i) {
-            const float* v = w + i * key_columns;
-            float *line = g + i * key_columns, sum = 0.0f;
+            for (int64_t k = 0; k < keys; ++k) dot += number(w[k]) * number(g[k]);
+            std::fill(along.begin(), along.end(), 0.0f);
+            for (int64_t i = 0; i < key_rows; ++i) {
+                const Value* v = w + i * key_columns;
+                Value* line = g + i * key_columns;
+                float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < key_columns; ++j) {
-                line[j] = factor * v[j] * (line[j] - dot);
-                sum += line[j];
-                t[j] += line[j];
+                for (int64_t j = 0; j < key_columns; ++j) {
+                    const float x = factor * number(v[j]) * (number(line[j]) - dot);
+                    line[j] = rounded(x);
+                    sum += x;
+                    along[j] += x;
+                }
+                r[i] = rounded(sum);
             }
-            r[i] = sum;
+            for (int64_t j = 0; j < key_columns; ++j) t[j] = rounded(along[j]);
         }
     }
 }

@@ -1,6 +1,7 @@
 """What lies between the matrix products of MAST's blocks on a CPU: the functions of ``encoder.cpp`` on tensors.
 
-All tensors are float32 on the CPU; "contiguous" ones must be.
+All tensors are on the CPU: those of the blocks float32 or all bfloat16, parameters and their gradients float32.
+"Contiguous" ones must be.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from torch import Tensor
 from mast.native.build import load
 
 _FLAGS = ("-ffp-contract=fast", "-fno-trapping-math", "-mprefer-vector-width=512")
+_DEFINES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DMAST_BF16",)}
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SOFTMAX = [_POINTER] * 4 + [_SIZE] * 6 + [_FLOAT, _INT]
 _SIGNATURES = {
@@ -27,9 +29,15 @@ _SIGNATURES = {
 }
 
 
-def library(narrow: bool = False) -> ctypes.CDLL | None:
-    """The compiled functions, or None where there are none; ``narrow``: with vectors of half the width."""
-    kernels = load("encoder", *_FLAGS, *(["-DMAST_NARROW"] if narrow else []))
+def library(dtype: torch.dtype = torch.float32, narrow: bool = False) -> ctypes.CDLL | None:
+    """The compiled functions for tensors of ``dtype``, or None where there are none.
+
+    Args:
+        narrow: with vectors of half the width.
+    """
+    if dtype not in _DEFINES:
+        return None
+    kernels = load("encoder", *_FLAGS, *_DEFINES[dtype], *(["-DMAST_NARROW"] if narrow else []))
     if kernels is not None and kernels.mast_softmax_backward.argtypes is None:
         kernels.mast_lanes.restype = _SIZE
         for name, arguments in _SIGNATURES.items():
@@ -38,24 +46,24 @@ def library(narrow: bool = False) -> ctypes.CDLL | None:
     return kernels
 
 
-def fits(*widths: int) -> bool:
+def fits(*widths: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether there are functions for these numbers of channels: whole vectors, wide or narrow."""
-    return _library_for(*widths) is not None
+    return _library_for(dtype, *widths) is not None
 
 
-def _library_for(*widths: int) -> ctypes.CDLL | None:
+def _library_for(dtype: torch.dtype, *widths: int) -> ctypes.CDLL | None:
     for narrow in (False, True):
-        kernels = library(narrow)
+        kernels = library(dtype, narrow)
         if kernels is not None and all(width % kernels.mast_lanes() == 0 for width in widths):
             return kernels
     return None
 
 
-def _call(name: str, width: int, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
-    """Calls a function for ``width`` channels."""
-    kernels = _library_for(width)
+def _call(name: str, width: int, x: Tensor, *arguments: Tensor | ctypes.Array | int | float | None) -> None:
+    """Calls a function for ``width`` channels and the type of ``x``."""
+    kernels = _library_for(x.dtype, width)
     assert kernels is not None, "callers ask fits() first"
-    pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in (x, *arguments)]
     getattr(kernels, name)(*pointers, torch.get_num_threads())
 
 
@@ -70,7 +78,7 @@ def layer_norm_backward_(
     grad: Tensor, x: Tensor, weight: Tensor, eps: float, more: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, plus ``more``, which replace ``grad``, of the weight and of the bias; all contiguous."""
-    affine = x.new_empty(2, x.shape[-1])
+    affine = weight.new_empty(2, x.shape[-1])
     dim = x.shape[-1]
     _call("mast_layer_norm_backward", dim, x, weight, grad, more, grad, affine, x.numel() // dim, dim, eps)
     return grad, affine[0], affine[1]
@@ -80,7 +88,8 @@ def add_residual_(branch: Tensor, x: Tensor, bias: Tensor, shares: Tensor | None
     """``branch`` becomes ``x + shares * (branch + bias)``; (B, ..., dim) contiguous, shares (B, 1, ...)."""
     dim, samples = x.shape[-1], x.shape[0]
     rows = x.numel() // max(1, samples * dim)
-    _call("mast_add_residual", dim, branch, x, bias, shares, samples, rows, dim)
+    factors = None if shares is None else shares.float()
+    _call("mast_add_residual", dim, branch, x, bias, factors, samples, rows, dim)
     return branch
 
 
@@ -133,7 +142,7 @@ class Pooling:
         Returns:
             Gradients of taps, scale and bias.
         """
-        affine = x.new_empty(11, len(self.scale))
+        affine = self.scale.new_empty(11, len(self.scale))
         pointers = (_POINTER * len(grads))(*(grad.data_ptr() for grad in grads))
         strides = (_SIZE * (4 * len(grads)))(*(step for grad in grads for step in grad.stride()[:4]))
         shape = (x.shape[0], heads, x.shape[1], x.shape[2], *self.step, len(self.scale))

@@ -13,7 +13,8 @@ struct Moments {
     float mean, rstd;
 };
 
-Moments moments(const float* x, int64_t dim, float eps) {
+template <typename X>
+Moments moments(const X* x, int64_t dim, float eps) {
     Floats sum = {}, squares = {};
     for (int64_t c = 0; c < dim; c += kLanes) sum += load(x + c);
     const float mean = total(sum) / dim;
@@ -21,7 +22,8 @@ Moments moments(const float* x, int64_t dim, float eps) {
     return {mean, 1.0f / std::sqrt(total(squares) / dim + eps)};
 }
 
-void normalise(const float* x, const float* weight, const float* bias, float* y, int64_t dim, float eps) {
+template <typename X, typename Y>
+void normalise(const X* x, const float* weight, const float* bias, Y* y, int64_t dim, float eps) {
     const Moments m = moments(x, dim, eps);
     for (int64_t c = 0; c < dim; c += kLanes)
         store(y + c, (load(x + c) - m.mean) * m.rstd * load(weight + c) + load(bias + c));
@@ -29,8 +31,9 @@ void normalise(const float* x, const float* weight, const float* bias, float* y,
 
 // The gradient of x into grad_x, which may be grad itself, plus `more`, if there is any; adds to those of the weight and
 // the bias.
-void normalise_backward(const float* x, const float* weight, const float* grad, const float* more, float* grad_x,
-                        float* grad_weight, float* grad_bias, int64_t dim, float eps) {
+template <typename X, typename G>
+void normalise_backward(const X* x, const float* weight, const G* grad, const G* more, G* grad_x, float* grad_weight,
+                        float* grad_bias, int64_t dim, float eps) {
     const Moments m = moments(x, dim, eps);
     Floats sums = {}, dots = {};
     for (int64_t c = 0; c < dim; c += kLanes) {

@@ -20,8 +20,9 @@ void by_width(int64_t dim, Visit visit) {
 }
 
 // A 3x3 depthwise convolution with padding 1 of an image with `dim` channels at each position, `stride` apart.
+template <typename X>
 struct Pooling {
-    const float* image;
+    const X* image;
     const float* weight;  // (9, dim)
     int64_t stride, rows, columns, row_step, column_step, dim;
 
@@ -38,7 +39,8 @@ struct Pooling {
                 visit(3 * i + j, offset(row + i, column + j));
     }
 
-    void convolve(int64_t out_row, int64_t out_column, float* out) const {
+    template <typename Y>
+    void convolve(int64_t out_row, int64_t out_column, Y* out) const {
         const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
         if (row >= 0 && row + 3 <= rows && column >= 0 && column + 3 <= columns)
             convolve_inside(image + offset(row, column), out);
@@ -46,7 +48,8 @@ struct Pooling {
             by_width(dim, [&](auto width, int64_t c) {
                 Floats sum[width] = {};
                 taps(out_row, out_column, [&](int tap, int64_t offset) {
-                    const float *x = image + offset + c, *w = weight + tap * dim + c;
+                    const X* x = image + offset + c;
+                    const float* w = weight + tap * dim + c;
                     for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
                 });
                 for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
@@ -54,14 +57,16 @@ struct Pooling {
     }
 
     // Where all nine taps lie within the image, from `corner` on.
-    void convolve_inside(const float* corner, float* out) const {
+    template <typename Y>
+    void convolve_inside(const X* corner, Y* out) const {
         by_width(dim, [&](auto width, int64_t c) {
             Floats sum[width] = {};
 #pragma GCC unroll 3
             for (int i = 0; i < 3; ++i) {
 #pragma GCC unroll 3
                 for (int j = 0; j < 3; ++j) {
-                    const float *x = corner + offset(i, j) + c, *w = weight + (3 * i + j) * dim + c;
+                    const X* x = corner + offset(i, j) + c;
+                    const float* w = weight + (3 * i + j) * dim + c;
                     for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
                 }
             }
@@ -89,7 +94,8 @@ struct Pooling {
             for (int64_t output = 0; output < out_columns(); ++output) {
                 const int64_t column = output * column_step + tap % 3 - 1;
                 if (column < 0 || column >= columns) continue;
-                const float *x = image + offset(row, column) + c, *g = grads + output * dim + c;
+                const X* x = image + offset(row, column) + c;
+                const float* g = grads + output * dim + c;
                 for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(g + v * kLanes);
             }
             for (int v = 0; v < width; ++v) store(grad_tap + c + v * kLanes, sum[v]);

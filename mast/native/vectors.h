@@ -1,4 +1,6 @@
 // Vectors of the widest registers, or with MAST_NARROW of half their width, in the compilers' own notation.
+//
+// They always hold float32. Tensors hold a `Value`: float32 or, with MAST_BF16, bfloat16, rounded to nearest even.
 
 #pragma once
 
@@ -16,6 +18,18 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+#ifdef MAST_BF16
+typedef Bfloat16 Value;
+#else
+typedef float Value;
+#endif
 
 inline Floats load(const float* from) {
     Floats x;
@@ -23,7 +37,48 @@ inline Floats load(const float* from) {
     return x;
 }
 
+inline Floats load(const Bfloat16* from) {
+    Halves x;
+    std::memcpy(&x, from, sizeof x);
+    return (Floats)(__builtin_convertvector(x, Words) << 16);
+}
+
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+inline void store(Bfloat16* to, Floats x) {
+    const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words number = (Words)(x == x);  // all ones, or zeros for NaN, which rounding could turn into a number
+    const Halves halves = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline float number(float x) { return x; }
+
+inline float number(Bfloat16 x) {
+    const uint32_t bits = (uint32_t)x.bits << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+#ifdef MAST_BF16
+inline Value rounded(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return {(uint16_t)(x == x ? up : 0x7fc0)};
+}
+#else
+inline Value rounded(float x) { return x; }
+#endif
+
+// Stores the first `size` lanes.
+template <typename T>
+void store_some(T* to, Floats x, int64_t size) {
+    T all[kLanes];
+    store(all, x);
+    std::memcpy(to, all, size * sizeof(T));
+}
 
 // The lanes of a and b that the indices name; b's are kLanes and up.
 template <int... index>

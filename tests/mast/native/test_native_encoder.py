@@ -26,7 +26,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(params=[False, True], ids=["wide", "narrow"])
 def lanes(request: pytest.FixtureRequest) -> int:
     """Channels of a vector; an odd number of narrow ones are what only the narrow functions take."""
-    kernels = encoder.library(request.param)
+    kernels = encoder.library(narrow=request.param)
     assert kernels is not None
     return int(kernels.mast_lanes())
 
@@ -143,3 +143,13 @@ def test_what_is_not_finite_stays_so(lanes: int) -> None:
     scores[0, 1, dim] = torch.nan
     encoder.softmax_(scores, torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, dim + 1), 0, 1.0)
     assert scores[0, 1].isnan().all() and scores[0, 0].isfinite().all()
+
+
+def test_bfloat16_rounds_as_torch_does(lanes: int) -> None:
+    x, bias = random(40, 3 * lanes).bfloat16(), random(3 * lanes)
+    bias[::7] = 2**-8  # exactly between two numbers, where x is 1
+    x[::2], x[1, 0], x[3, 1], bias[2] = 1.0, torch.nan, torch.inf, 3.4e38
+    found = encoder.add_residual_(torch.zeros_like(x), x, bias, None)
+    expected = (x.float() + bias).bfloat16()
+    assert torch.equal(found.isnan(), expected.isnan()) and found[1, 0].isnan()
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
