@@ -87,7 +87,8 @@ def bare(dataset: ClipDataset, keys: list[tuple[int, int]], go: Any) -> None:
 
 
 def bare_rate(dataset: ClipDataset, workers: int, batches: int, args: argparse.Namespace) -> float:
-    keys = keys_of(dataset, batches * args.batch, args)
+    # The clips that the loader is timed with, which come behind its warm-up.
+    keys = keys_of(dataset, (2 * max(1, workers) + batches) * args.batch, args)[-batches * args.batch :]
     context = multiprocessing.get_context("forkserver")
     go = context.Barrier(workers + 1)
     processes = [context.Process(target=bare, args=(dataset, keys[k::workers], go)) for k in range(workers)]

@@ -4,8 +4,9 @@
     python benchmarks/objectives.py --grid caches/grid --output benchmarks/results
 
 Each run is the tools' own: ``tools/pretrain.py`` with the same settings but for the objectives, then a linear probe by
-``tools/finetune.py``. Runs that are finished are kept, so the command continues where it was stopped. Seconds a step
-are the median over the run, decoding included; peak memory is that of the process.
+``tools/finetune.py``. The losses of ``--repeat`` are run with every seed, all others with the first. Runs that are
+finished are kept, so the command continues where it was stopped. Seconds a step are the median over the run, decoding
+included; peak memory is that of the process.
 """
 
 import argparse
@@ -65,6 +66,7 @@ CANDIDATES = {
 }
 NEEDS_LABELS = {"imc"}
 SUPERVISED = {"avc", "imc"}
+REPEATED = ["infonce", "infonce + vicreg"]
 
 
 @dataclass
@@ -158,9 +160,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="folder of the runs")
     parser.add_argument("--grid", type=Path, help="cache of GRID; without it, the demo set alone")
-    parser.add_argument("--demo-steps", type=int, default=140, help="0 leaves the demo set out")
-    parser.add_argument("--grid-steps", type=int, default=240)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--demo-steps", type=int, default=280, help="0 leaves the demo set out")
+    parser.add_argument("--grid-steps", type=int, default=480)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--repeat", nargs="*", choices=CANDIDATES, default=REPEATED, metavar="OBJECTIVE")
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="OBJECTIVE")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, of one thread each")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
@@ -170,6 +173,7 @@ def main() -> None:
     jobs = [
         (name, data_name, seed)
         for seed, data_name, name in itertools.product(args.seeds, sets, args.only)
+        if seed == args.seeds[0] or name in args.repeat
         if not (name in NEEDS_LABELS and data_name == "demo")  # whose pretraining split has none
     ]
     rows: list[dict[str, Any]] = []

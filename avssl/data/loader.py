@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from avssl.data.batch import Batch
-from avssl.data.clips import ClipDataset
+from avssl.data.clips import ClipDataset, Item
 from avssl.data.failures import DataError
+from avssl.data.packing import PackedBatch, pack
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
 
 
@@ -42,7 +43,7 @@ class ClipLoader(DataLoader[Batch]):
             dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=dataset.collate,
+            collate_fn=partial(_packed, dataset.collate) if num_workers else dataset.collate,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             # Its own generator: a loader that draws from the global one would make a resumed run differ.
             generator=torch.Generator(),
@@ -66,7 +67,7 @@ class ClipLoader(DataLoader[Batch]):
                 if not self.num_workers or str(error).startswith("Caught "):  # raised by the dataset itself
                     raise
                 raise DataError(f"A DataLoader worker died while it handed over a batch. {self._suspects()}") from error
-            yield batch
+            yield batch.unpack() if isinstance(batch, PackedBatch) else batch
 
     def _suspects(self) -> str:
         rows = [(since, int(row)) for row, since in self.decoding.tolist() if row >= 0]
@@ -153,11 +154,15 @@ def _init_worker(worker: int, decoding: Tensor) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the training process decides, workers do not chime in
     info = torch.utils.data.get_worker_info()
     assert info is not None
-    info.dataset.watch = partial(_report, decoding, worker)  # type: ignore[attr-defined]
+    info.dataset.watch = partial(_report, decoding.numpy()[worker])  # type: ignore[attr-defined]
 
 
-def _report(decoding: Tensor, worker: int, index: int) -> None:
-    decoding[worker] = torch.tensor([index, time.time()], dtype=torch.float64)
+def _packed(collate: Callable[[Sequence[Item]], Batch], items: Sequence[Item]) -> PackedBatch:
+    return pack(collate(items))
+
+
+def _report(decoding: np.ndarray, index: int) -> None:
+    decoding[:] = index, time.time()
 
 
 __all__: Sequence[str] = (

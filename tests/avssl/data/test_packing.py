@@ -1,0 +1,52 @@
+"""A batch comes out of its one piece of memory as it went in."""
+
+import pickle
+from dataclasses import fields
+
+import pytest
+import torch
+
+from avssl.data.batch import Batch
+from avssl.data.failures import Failure
+from avssl.data.packing import PackedBatch, pack
+
+
+def make_batch(size: int, modalities: tuple[str, ...]) -> Batch:
+    return Batch(
+        audio=torch.randn(size, 17) if "audio" in modalities else None,
+        video=torch.randint(256, (size, 3, 2, 5, 5), dtype=torch.uint8) if "video" in modalities else None,
+        labels={"digit": torch.arange(size), "tags": torch.rand(size, 3)},
+        index=torch.arange(size) + 7,
+        clip_ids=[f"clip {k}" for k in range(size)],
+        start=torch.rand(size, dtype=torch.float64),
+        audio_fraction=torch.rand(size),
+        failures=[Failure("x.wav", "no audio stream")],
+        missing=1,
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+@pytest.mark.parametrize("modalities", [("audio", "video"), ("audio",), ("video",), ()])
+def test_nothing_is_lost(size: int, modalities: tuple[str, ...]) -> None:
+    batch = make_batch(size, modalities)
+    travelled: PackedBatch = pickle.loads(pickle.dumps(pack(batch)))
+    found = travelled.unpack()
+    for field in fields(Batch):
+        one, other = getattr(found, field.name), getattr(batch, field.name)
+        if field.name in ("clip_ids", "failures", "missing"):
+            assert one == other
+        else:
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert found.start.dtype == torch.float64 and (found.video is None or found.video.dtype == torch.uint8)
+
+
+def test_all_tensors_share_one_piece_of_memory() -> None:
+    found = pack(make_batch(3, ("audio", "video"))).unpack()
+    tensors = [found.audio, found.video, found.index, found.start, found.audio_fraction, *found.labels.values()]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}) == 1
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_that_of_the_whole_batch() -> None:
+    found = pack(make_batch(2, ("audio",))).pin_memory().unpack()
+    assert found.audio is not None and found.audio.is_pinned() and found.labels["digit"].is_pinned()
