@@ -152,8 +152,16 @@ void mast_pool(const Value* x, int64_t stride, const float* weight, const float*
                     const Value* image = x + sample * rows * columns * stride + head * dim;
                     const Pooling<Value> pooling{image, weight, stride, rows, columns, row_step, column_step, dim};
                     Value* to = y + (((sample * heads + head) * out_rows + out_row) * out_columns + column) * dim;
-                    pooling.convolve(out_row, column, sum.data());
-                    normalise(sum.data(), scale, bias, to, dim, eps);
+                    by_head(dim, [&](auto width) {
+                        if constexpr (width > 0) {
+                            Floats convolved[width];
+                            pooling.convolve_whole(out_row, column, convolved);
+                            normalise(convolved, scale, bias, to, eps);
+                        } else {
+                            pooling.convolve(out_row, column, sum.data());
+                            normalise(sum.data(), scale, bias, to, dim, eps);
+                        }
+                    });
                 }
             }
         }
@@ -180,17 +188,34 @@ void mast_pool_backward(const Value* x, int64_t stride, const float* weight, con
             const Pooling<Value> pooling{x + start, weight, stride, rows, columns, row_step, column_step, dim};
             for (int64_t row = 0; row < out_rows; ++row) {
                 float *line = convolved.data() + row * out_columns * dim, *g = line;
-                for (int64_t column = 0; column < out_columns; ++column, g += dim) {
-                    std::fill_n(g, dim, 0.0f);
+                const auto each_grad = [&](int64_t column, auto visit) {
                     for (int64_t term = 0; term < terms; ++term) {
                         const int64_t* step = grad_strides + 4 * term;
-                        const Value* from = grads[term] + image / heads * step[0] + image % heads * step[1] +
-                                            row * step[2] + column * step[3];
-                        for (int64_t c = 0; c < dim; c += kLanes) store(g + c, load(g + c) + load(from + c));
+                        visit(grads[term] + image / heads * step[0] + image % heads * step[1] + row * step[2] +
+                              column * step[3]);
                     }
-                    pooling.convolve(row, column, sum.data());
-                    normalise_backward<float, float>(sum.data(), scale, g, nullptr, g, share + 9 * dim, share + 10 * dim, dim, eps);
-                }
+                };
+                float *grad_scale = share + 9 * dim, *grad_bias = share + 10 * dim;
+                by_head(dim, [&](auto width) {
+                    for (int64_t column = 0; column < out_columns; ++column, g += dim) {
+                        if constexpr (width > 0) {
+                            Floats grad[width] = {}, pooled[width];
+                            each_grad(column, [&](const Value* from) {
+                                for (int v = 0; v < width; ++v) grad[v] += load(from + v * kLanes);
+                            });
+                            pooling.convolve_whole(row, column, pooled);
+                            normalise_backward(pooled, scale, grad, g, grad_scale, grad_bias, eps);
+                        } else {
+                            std::fill_n(g, dim, 0.0f);
+                            each_grad(column, [&](const Value* from) {
+                                for (int64_t c = 0; c < dim; c += kLanes) store(g + c, load(g + c) + load(from + c));
+                            });
+                            pooling.convolve(row, column, sum.data());
+                            normalise_backward<float, float>(sum.data(), scale, g, nullptr, g, grad_scale, grad_bias,
+                                                             dim, eps);
+                        }
+                    }
+                });
                 for (int tap = 0; tap < 9; ++tap) pooling.weight_gradient(tap, row, line, share + tap * dim);
             }
             Value* to = grad_x + start;

@@ -51,4 +51,39 @@ void normalise_backward(const X* x, const float* weight, const G* grad, const G*
     }
 }
 
+// The same of `width` vectors in registers.
+template <int width>
+Moments moments(const Floats (&x)[width], float eps) {
+    Floats sum = x[0], squares = {};
+    for (int v = 1; v < width; ++v) sum += x[v];
+    const float mean = total(sum) / (width * kLanes);
+    for (int v = 0; v < width; ++v) squares += (x[v] - mean) * (x[v] - mean);
+    return {mean, 1.0f / std::sqrt(total(squares) / (width * kLanes) + eps)};
+}
+
+template <int width, typename Y>
+void normalise(const Floats (&x)[width], const float* weight, const float* bias, Y* y, float eps) {
+    const Moments m = moments(x, eps);
+    for (int v = 0, c = 0; v < width; ++v, c += kLanes)
+        store(y + c, (x[v] - m.mean) * m.rstd * load(weight + c) + load(bias + c));
+}
+
+template <int width>
+void normalise_backward(const Floats (&x)[width], const float* weight, const Floats (&grad)[width], float* grad_x,
+                        float* grad_weight, float* grad_bias, float eps) {
+    const Moments m = moments(x, eps);
+    Floats sums = {}, dots = {}, hat[width], weighted[width];
+    for (int v = 0, c = 0; v < width; ++v, c += kLanes) {
+        hat[v] = (x[v] - m.mean) * m.rstd;
+        weighted[v] = grad[v] * load(weight + c);
+        sums += weighted[v];
+        dots += weighted[v] * hat[v];
+        store(grad_weight + c, load(grad_weight + c) + grad[v] * hat[v]);
+        store(grad_bias + c, load(grad_bias + c) + grad[v]);
+    }
+    const float sum = total(sums) / (width * kLanes), dot = total(dots) / (width * kLanes);
+    for (int v = 0, c = 0; v < width; ++v, c += kLanes)
+        store(grad_x + c, (weighted[v] - sum - hat[v] * dot) * m.rstd);
+}
+
 }  // namespace

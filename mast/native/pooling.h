@@ -19,6 +19,19 @@ void by_width(int64_t dim, Visit visit) {
     if (c < dim) visit(std::integral_constant<int, 1>(), c);
 }
 
+// Calls visit(width): the number of vectors of `dim` channels where they fit into registers, or else 0.
+template <typename Visit>
+void by_head(int64_t dim, Visit visit) {
+    switch (dim / kLanes) {
+        case 1: return visit(std::integral_constant<int, 1>());
+        case 2: return visit(std::integral_constant<int, 2>());
+        case 3: return visit(std::integral_constant<int, 3>());
+        case 4: return visit(std::integral_constant<int, 4>());
+        case 6: return visit(std::integral_constant<int, 6>());
+        default: return visit(std::integral_constant<int, 0>());
+    }
+}
+
 // A 3x3 depthwise convolution with padding 1 of an image with `dim` channels at each position, `stride` apart.
 template <typename X>
 struct Pooling {
@@ -54,6 +67,28 @@ struct Pooling {
                 });
                 for (int v = 0; v < width; ++v) store(out + c + v * kLanes, sum[v]);
             });
+    }
+
+    // All channels of one output, `width` vectors.
+    template <int width>
+    void convolve_whole(int64_t out_row, int64_t out_column, Floats (&sum)[width]) const {
+        for (int v = 0; v < width; ++v) sum[v] = Floats{};
+        const int64_t row = out_row * row_step - 1, column = out_column * column_step - 1;
+        if (row >= 0 && row + 3 <= rows && column >= 0 && column + 3 <= columns) {
+            const X* corner = image + offset(row, column);
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; ++i)
+#pragma GCC unroll 3
+                for (int j = 0; j < 3; ++j) add(corner + offset(i, j), 3 * i + j, sum);
+        } else {
+            taps(out_row, out_column, [&](int tap, int64_t offset) { add(image + offset, tap, sum); });
+        }
+    }
+
+    template <int width>
+    void add(const X* x, int tap, Floats (&sum)[width]) const {
+        const float* w = weight + tap * width * kLanes;
+        for (int v = 0; v < width; ++v) sum[v] += load(x + v * kLanes) * load(w + v * kLanes);
     }
 
     // Where all nine taps lie within the image, from `corner` on.
