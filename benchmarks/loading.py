@@ -11,7 +11,7 @@ sound.
 """
 
 import argparse
-import importlib.util
+import importlib.metadata
 import itertools
 import logging
 import multiprocessing
@@ -193,7 +193,8 @@ def main() -> None:
         print(f"{name}: {result[name]}")
     if args.output:
         versions = {"pyav": av.__version__, "decord": decord.__version__}
-        versions["torchcodec"] = str(importlib.util.find_spec("torchcodec") is not None)
+        if "torchcodec" not in absent:
+            versions["torchcodec"] = importlib.metadata.version("torchcodec")
         settings = settings_of(args) | {"media": "made" if args.media is None else str(args.media.name)}
         result = {"benchmark": "loading", "settings": settings, "machine": machine, "versions": versions} | result
         print(f"written: {write_result(args.output, 'loading', result)}")
