@@ -1,5 +1,7 @@
 """Pooling attention and the transformer block built on it (MViTv2, Li et al. 2022)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -176,23 +178,28 @@ class Block(nn.Module):
 
     def _fused(self, x: Tensor) -> bool:
         """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""
-        attn, mlp = self.attn, self.mlp
+        # Read directly: this runs for every block of every call, and a module's attributes take their time.
+        mine: dict[str, Any] = self._modules
+        attn, mlp = mine["attn"], mine["mlp"]
         if observed() or not x.numel() or not _as_made(attn, PoolingAttention) or not _as_made(mlp, Mlp):
             return False
-        linear = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
-        pools = (attn.pool_q, attn.pool_k, attn.pool_v)
+        within, hidden = attn._modules, mlp._modules
+        pools = (within["pool_q"], within["pool_k"], within["pool_v"])
         if not all(_as_made(pool, DepthwisePool) for pool in pools):
             return False
-        if not _as_made(self.add1, AddBranch) or not _as_made(self.add2, AddBranch):
+        if not _as_made(mine["add1"], AddBranch) or not _as_made(mine["add2"], AddBranch):
             return False
-        norms = (self.norm1, self.norm2, *(pool.norm for pool in pools))
-        if not all(_as_made(layer, nn.Linear) and layer.bias is not None for layer in linear):
+        linear = (within["qkv"], within["proj"], hidden["fc1"], hidden["fc2"])
+        norms = (mine["norm1"], mine["norm2"], *(pool._modules["norm"] for pool in pools))
+        if not all(_as_made(layer, nn.Linear) and layer._parameters.get("bias") is not None for layer in linear):
             return False
-        if not all(_as_made(norm, nn.LayerNorm) and norm.eps == NORM_EPS and norm.bias is not None for norm in norms):
+        if not all(
+            _as_made(n, nn.LayerNorm) and n.eps == NORM_EPS and n._parameters.get("bias") is not None for n in norms
+        ):
             return False
-        if x.ndim != 4 or x.shape[-1] != attn.qkv.in_features:  # for the plain layers to refuse
+        if x.ndim != 4 or x.shape[-1] != linear[0].in_features:  # for the plain layers to refuse
             return False
-        widths = (x.shape[-1], attn.proj.in_features // attn.heads, mlp.fc1.out_features)
+        widths = (x.shape[-1], linear[1].in_features // attn.heads, linear[2].out_features)
         return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
 
     def _mlp_branch(self, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
 
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from avssl.data.batch import Batch
 from avssl.data.clips import ClipDataset, Item
 from avssl.data.failures import DataError
 from avssl.data.packing import PackedBatch, pack
+from avssl.data.processes import server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
 
 
@@ -35,7 +35,7 @@ class ClipLoader(DataLoader[Batch]):
         if num_workers > 0:
             self.decoding.share_memory_()
             options = {
-                "multiprocessing_context": _context(),
+                "multiprocessing_context": server(),
                 "worker_init_fn": partial(_init_worker, decoding=self.decoding),
                 "timeout": timeout,
             }
@@ -140,13 +140,6 @@ def make_eval_loader(
     if dataset.mode == "random":
         raise ValueError("evaluation needs a dataset of mode 'center' or 'uniform': 'random' replaces unreadable rows")
     return ClipLoader(dataset, EvalSampler(len(dataset), batch_size, rank, world), num_workers, timeout)
-
-
-def _context() -> Any:
-    """Forkserver: no fork of a process that holds CUDA or threads; its server has the modules imported once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["avssl.data.clips"])
-    return context
 
 
 def _init_worker(worker: int, decoding: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mast.native.build import load
 
 _FLAGS = ("-ffp-contract=fast", "-fno-trapping-math", "-mprefer-vector-width=512")
+_lanes: dict[bool, int] = {}  # channels of a vector, by whether they are narrow
 _DEFINES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DMAST_BF16",)}
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SOFTMAX = [_POINTER] * 4 + [_SIZE] * 6 + [_FLOAT, _INT]
@@ -40,6 +41,7 @@ def library(dtype: torch.dtype = torch.float32, narrow: bool = False) -> ctypes.
     kernels = load("encoder", *_FLAGS, *_DEFINES[dtype], *(["-DMAST_NARROW"] if narrow else []))
     if kernels is not None and kernels.mast_softmax_backward.argtypes is None:
         kernels.mast_lanes.restype = _SIZE
+        _lanes[narrow] = kernels.mast_lanes()
         for name, arguments in _SIGNATURES.items():
             function = getattr(kernels, name)
             function.restype, function.argtypes = None, arguments
@@ -54,7 +56,7 @@ def fits(*widths: int, dtype: torch.dtype = torch.float32) -> bool:
 def _library_for(dtype: torch.dtype, *widths: int) -> ctypes.CDLL | None:
     for narrow in (False, True):
         kernels = library(dtype, narrow)
-        if kernels is not None and all(width % kernels.mast_lanes() == 0 for width in widths):
+        if kernels is not None and not any(width % _lanes[narrow] for width in widths):
             return kernels
     return None
 

@@ -8,6 +8,10 @@
 #include <cstring>
 #include <utility>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__) && !defined(MAST_NARROW)
 constexpr int kLanes = 16;
 #elif defined(__AVX512F__) || (defined(__AVX__) && !defined(MAST_NARROW))
@@ -46,9 +50,15 @@ inline Floats load(const Bfloat16* from) {
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
 inline void store(Bfloat16* to, Floats x) {
+#if defined(__AVX512BF16__) && !defined(MAST_NARROW)
+    const auto halves = _mm512_cvtneps_pbh((__m512)x);
+#elif defined(__AVX512BF16__) && defined(__AVX512VL__)
+    const auto halves = _mm256_cvtneps_pbh((__m256)x);
+#else
     const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words number = (Words)(x == x);  // all ones, or zeros for NaN, which rounding could turn into a number
     const Halves halves = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), Halves);
+#endif
     std::memcpy(to, &halves, sizeof halves);
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from avssl.data.media.probe import MediaInfo, probe
+from avssl.data.processes import server
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")  # fork would copy the locks of a process with threads
-        context.set_forkserver_preload([__name__])  # the imports are paid once, not by every process
+        context = server()
         self.connection, far = context.Pipe()
         self.process = context.Process(target=_serve, args=(far, self.function), daemon=True)
         self.process.start()
