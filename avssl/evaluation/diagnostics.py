@@ -69,7 +69,7 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def effective_negatives(logits: Tensor) -> Tensor:
+def effective_negatives(logits: Tensor, partners: Tensor | None = None) -> Tensor:
     """How many negatives a contrastive softmax listens to: the perplexity of its weights on them, averaged over rows.
 
     Among the negatives of row i, negative j has the share exp(logit_ij) / sum over k != i of exp(logit_ik) of the
@@ -78,14 +78,16 @@ def effective_negatives(logits: Tensor) -> Tensor:
     temperature.
 
     Args:
-        logits: (N, N) similarities over temperature; the positives are on the diagonal. N = 1 has no negatives, 0.
+        logits: (B, N) similarities over temperature. N = 1 has no negatives, 0.
+        partners: (B,) column of each row's positive; without them the positives are the diagonal of (N, N).
     """
-    if logits.ndim != 2 or len(logits) != logits.shape[1]:
+    if logits.ndim != 2 or (partners is None and len(logits) != logits.shape[1]):
         raise ValueError(f"effective_negatives: needs (N, N) logits, got {tuple(logits.shape)}")
-    if len(logits) < 2:
+    if logits.shape[1] < 2:
         return logits.new_zeros(())
-    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    weights = logits.masked_fill(diagonal, -math.inf).softmax(dim=1)
+    if partners is None:
+        partners = torch.arange(len(logits), device=logits.device)
+    weights = logits.scatter(1, partners[:, None], -math.inf).softmax(dim=1)
     return torch.special.entr(weights).sum(dim=1).exp().mean()
 
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from memory_watch import Largest, saved_elements
 from objective_steps import SHAPES, FixedStep
 
 from avssl.objectives import create_objective, list_objectives
-from avssl.objectives.infonce import InfoNCE
+from avssl.objectives.infonce import InfoNCE, contrast
 
 
 def numpy_info_nce(audio: np.ndarray, video: np.ndarray, temperature: float) -> tuple[float, float]:
@@ -37,6 +38,32 @@ def test_gradient_by_finite_differences() -> None:
     audio = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     video = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, v: objective(FixedStep(a, v))[0], (audio, video))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12])
+def test_chunks_change_nothing(chunk: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(12, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    whole, chunked = (InfoNCE(temperature=0.2, chunk=size).double() for size in (12, chunk))
+    (expected, report), (found, same) = whole(FixedStep(*inputs)), chunked(FixedStep(*inputs))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(same, report, rtol=1e-12, atol=0)
+    wanted = torch.autograd.grad(expected, [*inputs, whole.log_scale])
+    for one, other in zip(torch.autograd.grad(found, [*inputs, chunked.log_scale]), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_logits_are_never_held_whole() -> None:
+    torch.manual_seed(0)
+    clips, width, chunk = 64, 4, 8
+    rows, columns = torch.randn(clips, width, requires_grad=True), torch.randn(clips, width, requires_grad=True)
+    scale = torch.tensor(5.0, requires_grad=True)
+    assert saved_elements(lambda: contrast(rows, columns, scale)[0]) >= clips * clips
+    # The embeddings, and a few scalars and row numbers.
+    assert saved_elements(lambda: contrast(rows, columns, scale, chunk=chunk)[0]) < 2 * clips * width + 2 * clips
+    with Largest() as parts:
+        contrast(rows, columns, scale, chunk=chunk)[0].backward()
+    assert parts.elements == clips * chunk
 
 
 def test_temperature_is_learned_and_clamped() -> None:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from memory_watch import Largest, saved_elements
 from objective_steps import FixedStep
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from avssl.objectives.siglip import SigLIP, sigmoid_loss
 
@@ -56,34 +55,6 @@ def test_gradients_match_the_dense_formula(chunk: int, first: int) -> None:
     torch.testing.assert_close(mine, reference, rtol=1e-12, atol=0)
     for one, other in zip(torch.autograd.grad(mine, inputs), torch.autograd.grad(reference, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def saved_elements(function) -> int:
-    """Elements of all distinct tensors that the backward pass of ``function()`` holds."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = function()  # kept until after the count, so that no storage is used twice
-    assert result.requires_grad
-    return sum(saved.values())
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest result of any operation, those of the backward pass included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
 
 
 def test_the_logits_are_never_held_whole() -> None:
