@@ -58,7 +58,7 @@ def written_out(name: str, audio: Tensor, video: Tensor) -> Tensor:
     if name == "siglip":
         signs = 2 * torch.eye(len(audio), dtype=audio.dtype) - 1
         return -F.logsigmoid(signs * (SCALE * audio @ video.T + BIAS)).sum() / len(audio)
-    both = torch.cat([audio, video])
+    both = F.normalize(torch.cat([audio, video]))  # lightly does, and its gradients are of what it is given
     logits = (both @ both.T / TEMPERATURE).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.cat([partner + len(audio), partner]))
 
