@@ -18,7 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
-from common import describe_machine, interleave, settings_of, write_result
+from common import describe_machine, interleave, publish, settings_of
 from loading_sources import FPS, make_sources
 from PIL import Image
 
@@ -135,9 +135,8 @@ def main() -> None:
         if name in stored:
             rows[name]["psnr_db"] = round(psnr(readers[name](), frames[indices]), 2)
         print(f"{name:24} {rows[name]}")
-    if args.output:
-        result = {"benchmark": "cache_encoding", "settings": settings_of(args), "machine": machine, "candidates": rows}
-        print(f"written: {write_result(args.output, 'cache_encoding', result)}")
+    named = {"benchmark": "cache_encoding", "settings": settings_of(args)}
+    publish(args.output, "cache_encoding", **named, machine=machine, candidates=rows)
 
 
 if __name__ == "__main__":

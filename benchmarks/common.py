@@ -55,8 +55,10 @@ def _revision() -> str:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for on the command line, without where the result goes."""
-    return {key: value for key, value in vars(args).items() if key != "output"}
+    """What was asked for on the command line: of paths the names alone, and not where the result goes."""
+    return {
+        key: value.name if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"
+    }
 
 
 def synchronize(device: str) -> None:
@@ -128,3 +130,15 @@ def write_result(folder: str | Path, name: str, result: Mapping[str, Any]) -> Pa
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, path)
     return path
+
+
+def publish(
+    folder: str | Path | None, name: str, *, benchmark: str, settings: Any, machine: Mapping[str, Any], **measured: Any
+) -> None:
+    """Write what was ``measured``, and all that a reader needs to judge it, as ``folder/name.json``; say where.
+
+    Without a folder nothing is written.
+    """
+    if folder:
+        result = {"benchmark": benchmark, "settings": settings, "machine": machine, **measured}
+        print(f"written: {write_result(folder, name, result)}")

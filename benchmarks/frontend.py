@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from common import compare, describe_machine, interleave, settings_of, write_result
+from common import compare, describe_machine, interleave, publish, settings_of
 from torch import Tensor
 
 import mast
@@ -104,18 +104,18 @@ def main() -> None:
         f"{args.batch} x {args.seconds:g} s: mast.LogMel on {args.device} {1e3 * row['ours_s']:.1f} ms, "
         f"torchaudio loop on cpu {1e3 * row['peer_s']:.1f} ms: {row['speedup']:.1f}x faster ({low:.1f}-{high:.1f})"
     )
-    if args.output:
-        result = {
-            "benchmark": "frontend",
-            "settings": settings_of(args),
-            "machine": machine,
-            "max_difference": error,
-            "from_float64": dict(zip(("ours", "peer"), errors, strict=True)),
-            "recordings": recordings,
-            "native_kernels": args.device == "cpu" and native.library() is not None,
-            **row,
-        }
-        print(f"written: {write_result(args.output, f'frontend_{args.device}', result)}")
+    publish(
+        args.output,
+        f"frontend_{args.device}",
+        benchmark="frontend",
+        settings=settings_of(args),
+        machine=machine,
+        max_difference=error,
+        from_float64=dict(zip(("ours", "peer"), errors, strict=True)),
+        recordings=recordings,
+        native_kernels=args.device == "cpu" and native.library() is not None,
+        **row,
+    )
 
 
 if __name__ == "__main__":

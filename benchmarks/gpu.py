@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe_machine, settings_of, write_result
+from common import describe_machine, publish, settings_of
 
 from avssl.data.catalog import open_data
 from avssl.data.shards.encode import Settings
@@ -117,8 +117,8 @@ def main() -> None:
             runs = [largest_pretraining(cache, args, *options) for options in ([], ["--checkpoint-activations"])]
         for run in runs:
             print(", ".join(f"{key}: {round(v, 3) if isinstance(v, float) else v}" for key, v in run.items()))
-        result = {"benchmark": "pretraining", "settings": settings_of(args), "machine": machine, "runs": runs}
-        print(f"written: {write_result(args.folder, f'pretraining_{args.device}', result)}")
+        named = {"benchmark": "pretraining", "settings": settings_of(args)}
+        publish(args.folder, f"pretraining_{args.device}", **named, machine=machine, runs=runs)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any
 
-from common import describe_machine, peak_rss_mib, settings_of, synchronize, write_result
+from common import describe_machine, peak_rss_mib, publish, settings_of, synchronize
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
@@ -98,11 +97,16 @@ def main() -> None:
     print(f"batch {args.batch * args.times}, chunks of {args.batch}: {big['memory_mib']:.0f} MiB", end="")
     print(f" ({ratios['memory_mib']:.2f}x), {1e3 * big['seconds_per_clip']:.1f} ms a clip", end="")
     print(f" ({ratios['seconds_per_clip']:.2f}x); whole process {ratios['process_mib']:.2f}x")
-    if args.output:
-        settings = {key: value for key, value in settings_of(args).items() if key != "chunk"}
-        result: dict[str, Any] = {"benchmark": "gradient_cache", "settings": settings}
-        result |= {"machine": describe_machine(args.device), "small": small, "big": big, "ratios": ratios}
-        print(f"written: {write_result(args.output, f'gradient_cache_{args.device}', result)}")
+    publish(
+        args.output,
+        f"gradient_cache_{args.device}",
+        benchmark="gradient_cache",
+        settings={key: value for key, value in settings_of(args).items() if key != "chunk"},
+        machine=describe_machine(args.device),
+        small=small,
+        big=big,
+        ratios=ratios,
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from common import compare, describe_machine, interleave, settings_of, write_result
+from common import compare, describe_machine, interleave, publish, settings_of
 from torch import Tensor
 
 import mast
@@ -245,11 +245,9 @@ def main() -> None:
     args = parser.parse_args()
     machine = describe_machine()
     result = {"runtimes": runtimes, "folder": folder, "windows": windows}[args.part](args)
-    if args.output:
-        settings = {key: value.name if isinstance(value, Path) else value for key, value in settings_of(args).items()}
-        name = f"inference_{args.part}" + (f"_{args.media.name}" if args.part == "folder" else "")
-        written = {"benchmark": f"inference {args.part}", "settings": settings, "machine": machine, "result": result}
-        print(f"written: {write_result(args.output, name, written)}")
+    name = f"inference_{args.part}" + (f"_{args.media.name}" if args.part == "folder" else "")
+    named = {"benchmark": f"inference {args.part}", "settings": settings_of(args)}
+    publish(args.output, name, **named, machine=machine, result=result)
 
 
 if __name__ == "__main__":

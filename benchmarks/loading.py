@@ -27,7 +27,7 @@ import av
 import decord
 import numpy as np
 import torch
-from common import describe_machine, settings_of, write_result
+from common import describe_machine, publish, settings_of
 from loading_peers import PEERS, PeerClips
 from loading_sources import make_sources
 
@@ -195,13 +195,13 @@ def main() -> None:
     for name in ("loader_vs_bare", "cached_loader_vs_bare", "cache_vs_originals", "vs_peers", "absent_peers", "scaling",
                  "equality", "bytes"):  # fmt: skip
         print(f"{name}: {result[name]}")
-    if args.output:
-        versions = {"pyav": av.__version__, "decord": decord.__version__}
-        if "torchcodec" not in absent:
-            versions["torchcodec"] = importlib.metadata.version("torchcodec")
-        settings = settings_of(args) | {"media": "made" if args.media is None else str(args.media.name)}
-        result = {"benchmark": "loading", "settings": settings, "machine": machine, "versions": versions} | result
-        print(f"written: {write_result(args.output, 'loading', result)}")
+    versions = {"pyav": av.__version__, "decord": decord.__version__}
+    if "torchcodec" not in absent:
+        versions["torchcodec"] = importlib.metadata.version("torchcodec")
+    settings = settings_of(args) | ({"media": "made"} if args.media is None else {})
+    publish(
+        args.output, "loading", benchmark="loading", settings=settings, machine=machine, versions=versions, **result
+    )
 
 
 if __name__ == "__main__":

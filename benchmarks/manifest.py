@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-from common import describe_machine, settings_of, write_result
+from common import describe_machine, publish, settings_of
 from memory import memory_mib
 
 from avssl.data.clips import ClipDataset
@@ -94,11 +94,20 @@ def main() -> None:
         key: round(max(one[key] for one in large) - max(one[key] for one in small), 1) for key in ("rss", "pss", "uss")
     }
     print(f"workers, MiB: {large}; with 100 rows: {small}; the rows cost {more}")
-    if args.output:
-        result = {"benchmark": "manifest", "settings": settings_of(args), "machine": machine, "pyarrow": pa.__version__}
-        result |= {"file_mib": round(size, 2), "load_s": round(load, 4), "load_s_range": [min(times), max(times)]}
-        result |= {"workers_mib": large, "workers_with_100_rows_mib": small, "rows_cost_mib": more}
-        print(f"written: {write_result(args.output, 'manifest', result)}")
+    publish(
+        args.output,
+        "manifest",
+        benchmark="manifest",
+        settings=settings_of(args),
+        machine=machine,
+        pyarrow=pa.__version__,
+        file_mib=round(size, 2),
+        load_s=round(load, 4),
+        load_s_range=[min(times), max(times)],
+        workers_mib=large,
+        workers_with_100_rows_mib=small,
+        rows_cost_mib=more,
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
-from common import compare, describe_machine, interleave, peak_rss_mib, settings_of, write_result
+from common import compare, describe_machine, interleave, peak_rss_mib, publish, settings_of
 from torch import Tensor, nn
 
 import mast
@@ -206,7 +207,7 @@ def main() -> None:
     if error > 1e-4:
         raise SystemExit("the fast model is wrong; not timing it")
 
-    result = {"benchmark": "mast_vs_ast", "settings": settings_of(args), "machine": machine, "relative_error": error}
+    result: dict[str, Any] = {"relative_error": error}
     x = torch.randn(args.batch, 1, args.mels, args.frames, device=args.device)
     names = (args.model, "hf_ast")
     if args.precision != "fp32" or args.compile:
@@ -235,10 +236,10 @@ def main() -> None:
         ours, peer = (peak_memory(name, args) for name in names)
         result["train_peak_mib"] = {"ours": ours, "peer": peer, "fraction": round(ours / peer, 3)}
         print(f"peak memory of a training step: {ours:.0f} MiB against {peer:.0f} MiB, {100 * ours / peer:.0f} %")
-    if args.output:
-        name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
-        name += "_compiled" if args.compile else ""
-        print(f"written: {write_result(args.output, name, result)}")
+    name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
+    name += "_compiled" if args.compile else ""
+    named = {"benchmark": "mast_vs_ast", "settings": settings_of(args)}
+    publish(args.output, name, **named, machine=machine, **result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import ROOT, tool
-from common import describe_machine, settings_of, write_result
+from common import describe_machine, publish, settings_of
 
 BATCH = 32
 
@@ -190,13 +190,16 @@ def main() -> None:
             )
     for data_name in sets:
         print(f"\n{table(rows, data_name)}")
-    if args.output:
-        notes = {name: candidate.note for name, candidate in CANDIDATES.items() if candidate.note}
-        terms = {name: candidate.terms for name, candidate in CANDIDATES.items()}
-        settings = settings_of(args) | {"grid": bool(args.grid), "runs": args.runs.name}
-        result = {"benchmark": "objectives", "settings": settings, "machine": describe_machine(), "objectives": terms}
-        result |= {"notes": notes, "rows": rows}
-        print(f"written: {write_result(args.output, '_'.join(['objectives', *sets]), result)}")
+    publish(
+        args.output,
+        "_".join(["objectives", *sets]),
+        benchmark="objectives",
+        settings=settings_of(args) | {"grid": bool(args.grid)},
+        machine=describe_machine(),
+        objectives={name: candidate.terms for name, candidate in CANDIDATES.items()},
+        notes={name: candidate.note for name, candidate in CANDIDATES.items() if candidate.note},
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

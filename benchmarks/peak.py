@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import describe_machine, interleave, settings_of, write_result
+from common import describe_machine, interleave, publish, settings_of
 from mast_vs_ast import CLASSES, build, check, inference
 from torch import Tensor
 
@@ -76,10 +76,9 @@ def main() -> None:
             f"{precision}: peak {row['peak_gflops']:.0f} GFLOP/s; {args.model} reaches {100 * row['ours']:.0f} % of "
             f"it, Hugging Face AST {100 * row['ast']:.0f} % (goal for float32: {100 * GOAL:.0f} %)"
         )
-    if args.output:
-        head = {"benchmark": "peak", "settings": settings_of(args), "machine": machine, "relative_error": error}
-        path = write_result(args.output, f"peak_{args.model}_{args.device.split(':')[0]}", head | {"shares": shares})
-        print(f"written: {path}")
+    name = f"peak_{args.model}_{args.device.split(':')[0]}"
+    named = {"benchmark": "peak", "settings": settings_of(args)}
+    publish(args.output, name, **named, machine=machine, relative_error=error, shares=shares)
 
 
 if __name__ == "__main__":

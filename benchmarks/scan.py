@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import av
-from common import compare, describe_machine, interleave, settings_of, write_result
+from common import compare, describe_machine, interleave, publish, settings_of
 from memory import MemoryWatch
 
 from avssl.data.datasets.layout import media_files
@@ -106,11 +106,9 @@ def main() -> None:
             "peak_mib": round(max(samples), 1),
         }
         print(f"memory of all processes over {args.long} files: {memory}")
-    if args.output:
-        settings = settings_of(args) | {"media": f"{len(files)} files"}
-        result = {"benchmark": "scan", "settings": settings, "machine": machine, "pyav": av.__version__}
-        result |= {**rows, "memory": memory}
-        print(f"written: {write_result(args.output, 'scan', result)}")
+    settings = settings_of(args) | {"media": f"{len(files)} files"}
+    named = {"benchmark": "scan", "settings": settings}
+    publish(args.output, "scan", **named, machine=machine, pyav=av.__version__, **rows, memory=memory)
 
 
 if __name__ == "__main__":
