@@ -4,6 +4,8 @@ A tensor that a worker hands over costs both sides a file descriptor, a connecti
 millisecond: for a batch with labels of several heads more than decoding cached clips. In one piece it costs that once.
 """
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -50,27 +52,28 @@ class PackedBatch:
 
     def pin_memory(self) -> "PackedBatch":
         """The same in page-locked memory (called by the loader's ``pin_memory=True``)."""
-        return PackedBatch(
-            self.buffer.pin_memory(), self.places, self.labels, self.clip_ids, self.failures, self.missing
-        )
+        return dataclasses.replace(self, buffer=self.buffer.pin_memory())
 
 
 def pack(batch: Batch) -> PackedBatch:
     """Copies the tensors of ``batch``, which are on the CPU, into one buffer; in a worker, into shared memory."""
     names = ("audio", "video", "index", "start", "audio_fraction")
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
-    size = 0
-    places: dict[str, _Place] = {}
-    labels: dict[str, _Place] = {}
-    for source, target in ((tensors, places), (batch.labels, labels)):
-        for name, tensor in source.items():
-            target[name] = _Place(size, tensor.shape, tensor.dtype)
-            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    buffer = _allocate(size)
-    for source, target in ((tensors, places), (batch.labels, labels)):
-        for name, tensor in source.items():
-            target[name].view(buffer).copy_(tensor)
-    return PackedBatch(buffer, places, labels, batch.clip_ids, batch.failures, batch.missing)
+    everything = [*tensors.values(), *batch.labels.values()]
+    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in everything]
+    offsets = itertools.accumulate(sizes, initial=0)
+    places = [_Place(offset, tensor.shape, tensor.dtype) for offset, tensor in zip(offsets, everything, strict=False)]
+    buffer = _allocate(sum(sizes))
+    for place, tensor in zip(places, everything, strict=True):
+        place.view(buffer).copy_(tensor)
+    return PackedBatch(
+        buffer,
+        places=dict(zip(tensors, places, strict=False)),
+        labels=dict(zip(batch.labels, places[len(tensors) :], strict=True)),
+        clip_ids=batch.clip_ids,
+        failures=batch.failures,
+        missing=batch.missing,
+    )
 
 
 def _allocate(size: int) -> Tensor:
