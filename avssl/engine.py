@@ -8,7 +8,7 @@ same metrics, value for value, as one that was not.
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -215,7 +215,7 @@ class Engine:
                 with window.waiting():
                     step_batches = list(islice(batches, schedule.accumulate))
                 with self.utilization.counting():
-                    losses, report, norm = self._step(step_batches)
+                    losses, report, norm, stopped = self._step(step_batches, stop)
                 progress.step += 1
                 window.steps += 1
                 bar.update()
@@ -225,7 +225,6 @@ class Engine:
                 if logging_due:
                     row = self._log(losses, report, norm, window)
                     bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
-                stopped = self._any(bool(stop))
                 if validate and not stopped and (last or _due(progress.step, schedule.validate_every)):
                     self._validate(validate)
                     if not last and self._out_of_patience():
@@ -260,7 +259,13 @@ class Engine:
             },
         )
 
-    def _step(self, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    def _step(
+        self, batches: list[Batch], stop: Sequence[int] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, bool]:
+        """One optimizer step: its losses, reports and gradient norm, and whether any process was told to stop.
+
+        ``stop`` holds the signals that this one has received.
+        """
         rank, step = self.fabric.global_rank, self.progress.step
         seed_everything((self.seed * 1_000_003 + step * 1009 + rank) % 2**32, verbose=False)
         losses: dict[str, Tensor] = {}
@@ -278,14 +283,16 @@ class Engine:
                 for name, value in values.items():
                     into[name] = into.get(name, 0) + value.detach().float() / len(batches)
         norm = self._gradient_norm()
-        self._check_finite(step, losses, norm)
+        finite, stopped = self._agree(losses, norm, stop)
+        if not finite:
+            self._not_finite(step, losses, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         self.raw_task.after_step(step + 1, self.schedule.max_steps)
         if self.average is not None:
             self.average.update_parameters(self.raw_task.model)
-        return losses, report, norm
+        return losses, report, norm, stopped
 
     def _gradient_norm(self) -> Tensor:
         limit = self.schedule.clip_grad or math.inf
@@ -294,9 +301,19 @@ class Engine:
         norm = norm.detach()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _check_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
-        if torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all():
-            return
+    def _agree(self, losses: dict[str, Tensor], norm: Tensor, stop: Sequence[int]) -> tuple[bool, bool]:
+        """Whether losses and norm are finite on every process, and whether any was told to stop.
+
+        All must go on or stop at the same step. The device is waited for here, once a step and nowhere else.
+        """
+        broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all())
+        flags = torch.stack([broken.float(), torch.full_like(norm, bool(stop), dtype=torch.float32)])
+        if self.fabric.world_size > 1:  # Fabric's own reduction would have all wait for all twice
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        found_broken, stopped = flags.tolist()
+        return not found_broken, bool(stopped)
+
+    def _not_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
         shown = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         told = f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite"
         if self.scaler is not None and self.scaler.get_scale() > 1:
@@ -347,14 +364,6 @@ class Engine:
 
     def _out_of_patience(self) -> bool:
         return 0 < self.schedule.patience <= self.progress.worse
-
-    def _any(self, flag: bool) -> bool:
-        """True on every process when it is true on any: all must stop at the same step."""
-        if self.fabric.world_size == 1:
-            return flag
-        reduced = self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max")
-        assert isinstance(reduced, Tensor)
-        return bool(reduced > 0)
 
 
 def _due(step: int, every: int) -> bool:

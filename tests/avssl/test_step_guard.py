@@ -1,11 +1,13 @@
 """How often a training step waits for its device: counted, since a GPU that waits shows in no test's time."""
 
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import avssl
@@ -22,11 +24,14 @@ from avssl.tasks import Augmentation, PretrainTask
 
 # Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
 WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
+# Methods that copy to the CPU's memory, which a CPU's tensors do without an operator.
+COPYING = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.__array__)
 OURS = tuple(str(Path(package.__file__).parent) for package in (avssl, mast))
 # Lines that ask for a value in the CPU's memory, whatever the device.
 ON_THE_CPU = {
     "step.py": "self._seed = int(torch.randint(2**62, ()).item())",  # of the CPU's generator
     "averaging.py": "updates = int(self.n_averaged)",
+    "spectrogram.py": "for clip, first, end in zip(x, start.tolist(), stop.tolist(), strict=True):",  # of a CPU alone
 }
 
 
@@ -36,15 +41,40 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.copies = Copies(self)
+
+    def __enter__(self):
+        self.copies.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.copies.__exit__(*error)
+
+    def note(self) -> None:
+        frames = [f for f in traceback.extract_stack() if f.filename != __file__ and f.filename.startswith(OURS)]
+        place, line = (Path(frames[-1].filename).name, str(frames[-1].line)) if frames else ("this test", "")
+        if ON_THE_CPU.get(place) != line:
+            self.found.append(f"{place}: {line}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split("::")[1].split(".")[0]
         masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in WAITING or masks:
-            frames = [f for f in traceback.extract_stack() if f.filename != __file__ and f.filename.startswith(OURS)]
-            place, line = Path(frames[-1].filename).name, str(frames[-1].line)
-            if ON_THE_CPU.get(place) != line:
-                self.found.append(f"{place}: {line}")
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchFunctionMode):
+    """Tells ``waits`` of copies to the CPU."""
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in COPYING or (func is torch.Tensor.to and "cpu" in args[1:]):
+            self.waits.note()
         return func(*args, **(kwargs or {}))
 
 
@@ -87,9 +117,31 @@ def make_batch() -> Batch:
     )
 
 
+@pytest.fixture(params=[1, 2], ids=["alone", "with others"])
+def processes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """How many processes the engine believes to be of; the group has this one alone."""
+    if request.param > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        monkeypatch.setattr(Fabric, "world_size", property(lambda fabric: request.param))
+    yield request.param
+    if request.param > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_a_gpu_would_wait_for_is_seen() -> None:
+    x = torch.tensor([1.0, 0.0])
+    with Waits() as waits:
+        for ask in (x.tolist, x.numpy, x.cpu, lambda: x.to("cpu"), lambda: bool(x[0]), lambda: x[x > 0], x.nonzero):
+            before = len(waits.found)
+            ask()
+            assert len(waits.found) == before + 1, ask
+        x.add(1).sum()
+        assert len(waits.found) == 7
+
+
 @pytest.mark.parametrize("objective", ["infonce", "siglip", "moco", "masked", "distill", "barlow"])
-def test_a_step_that_is_not_logged_waits_once_for_the_finite_check(
-    objective: str, monkeypatch: pytest.MonkeyPatch
+def test_a_step_that_is_not_logged_waits_once_for_what_all_agree_on(
+    objective: str, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAST_NATIVE", "0")  # as on a GPU
     engine, batch = make_engine(objective), make_batch()
@@ -99,7 +151,7 @@ def test_a_step_that_is_not_logged_waits_once_for_the_finite_check(
         engine._step([batch])
         engine._step([batch, batch])  # two batches, one step
     assert len(waits.found) == 2, waits.found
-    assert all(place.startswith("engine.py: if torch.isfinite(norm)") for place in waits.found), waits.found
+    assert all(place == "engine.py: found_broken, stopped = flags.tolist()" for place in waits.found), waits.found
 
 
 def test_the_average_counts_in_the_memory_of_the_cpu() -> None:
