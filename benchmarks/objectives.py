@@ -86,7 +86,7 @@ def data_sets(args: argparse.Namespace) -> dict[str, DataSet]:
     if args.demo_steps:
         sets["demo"] = DataSet(["--optim.max_steps", str(args.demo_steps)], [], ["event"])
     if args.grid:
-        settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--runtime.precision", "bf16-mixed"]
+        settings = ["--config", str(ROOT / "configs/pretrain/grid.yaml"), "--runtime.precision", args.grid_precision]
         # Small frames, and half a video: cheaper, and sync has other times.
         settings += ["--data.num_frames", "8", "--data.frame_size", "56", "--video.crop_size", "48"]
         settings += ["--data.clip_seconds", "1.28", "--time_bins", "4"]
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="cache of GRID; without it, the demo set alone")
     parser.add_argument("--demo-steps", type=int, default=280, help="0 leaves the demo set out")
     parser.add_argument("--grid-steps", type=int, default=480)
+    parser.add_argument("--grid-precision", default="bf16-mixed", help="32-true is faster on a CPU without AVX512-BF16")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeat", nargs="*", choices=CANDIDATES, default=REPEATED, metavar="OBJECTIVE")
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="OBJECTIVE")
