@@ -211,7 +211,8 @@ class RuntimeConfig:
         devices: Number of devices of this machine, or auto. ``torchrun`` sets it itself.
         num_nodes: Number of machines.
         strategy: auto (ddp for several processes), ddp, or fsdp (FSDP2: shards parameters and optimizer state).
-        precision: 32-true, bf16-mixed, or 16-mixed (fp16 with a gradient scaler; GPU only, a CPU uses bf16).
+        precision: 32-true, bf16-mixed (slow on a CPU without AVX512 or AMX), or 16-mixed (fp16 with a gradient scaler;
+            GPU only, a CPU uses bf16).
         matmul: Precision of float32 products on a GPU: highest, high (TF32) or medium.
         compile: Compile the encoders with torch.compile.
         checkpoint_activations: Keep only the input of each encoder block and compute the rest again when needed.

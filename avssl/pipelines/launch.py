@@ -1,5 +1,6 @@
 """Devices, precision and processes of a run."""
 
+import logging
 import os
 
 import torch
@@ -10,6 +11,8 @@ from torch import distributed
 from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
 from avssl.models.blocks import shard
+
+logger = logging.getLogger(__name__)
 
 
 def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
@@ -31,6 +34,11 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"runtime: {error}") from error
+    if runtime.precision != "32-true" and fabric.device.type == "cpu" and not _has_bfloat16():
+        logger.warning(
+            "runtime.precision: this processor computes bfloat16 (%s) many times more slowly than float32; use 32-true",
+            runtime.precision,
+        )
     if fabric.world_size > 1 or "LOCAL_RANK" in os.environ:
         _join_torchrun(fabric)
         fabric.launch()
@@ -54,6 +62,11 @@ def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:
     if not runtime.threads:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores() - workers)))
     return launch(runtime, seed)
+
+
+def _has_bfloat16() -> bool:
+    """Whether torch's matrix products in bfloat16 are the CPU's own: else it multiplies one number after the other."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _strategy(runtime: RuntimeConfig) -> Strategy | str:
