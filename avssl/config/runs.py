@@ -51,7 +51,7 @@ class PretrainConfig:
     embedding_dim: int = 128
     time_bins: int = 1
     objectives: list[dict[str, Any]] = field(
-        default_factory=lambda: [{"name": "infonce"}, {"name": "ntxent", "modality": "audio", "weight": 0.5}]
+        default_factory=lambda: [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5}]
     )
     teacher_momentum: float = 0.99
     augment: AugmentConfig = field(default_factory=AugmentConfig)
