@@ -18,7 +18,7 @@ PANELS = (
     ("Loss", "", r"loss"),
     ("Learning rate", "", r"(^|[/_.])(lr|learning_rate)([/_.]|$)"),
     ("Temperature", "", r"temperature"),
-    ("Retrieval", "recall", r"R@\d+$"),
+    ("Retrieval", "recall", r"(?<!chance/)R@\d+$"),  # chance never changes
     ("Accuracy", "share of clips", r"(^|[/_])(top\d|accuracy|mean_class_accuracy|mAP|hit\d*)$"),
     ("Gradient norm", "", r"grad(ient)?_norm"),
     ("Speed", "clips/s", r"(clips|samples)_per_s(ec|econd)?"),

@@ -51,9 +51,10 @@ def ink(path) -> float:
 def test_curves_draw_the_numbers_logged(tmp_path, figures):
     rows = [json.loads(f'{{"step": {step}, "train/loss": {5 - step / 100}, "train/lr": 0.1}}') for step in range(300)]
     rows += [{"step": 299, "val/audio_to_video/R@1": 0.5}, {"step": 10, "note": "text", "train/loss": float("nan")}]
+    rows += [{"step": 299, "val/chance/R@1": 0.1}]  # never changes: no curve
     loss_curves(rows, tmp_path / "curves.png")
     titles = [axes.get_title(loc="left") for axes in figures[0].axes]
-    assert titles == ["Loss", "Learning rate", "Retrieval"]
+    assert titles == ["Loss", "Learning rate", "Retrieval"] and len(figures[0].axes[2].lines) == 1
     raw, smoothed = figures[0].axes[0].lines
     np.testing.assert_allclose(raw.get_ydata(), [5 - step / 100 for step in range(300)])
     assert raw.get_alpha() < 1
