@@ -61,14 +61,14 @@ def pack(batch: Batch) -> PackedBatch:
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
     everything = [*tensors.values(), *batch.labels.values()]
     sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in everything]
-    offsets = itertools.accumulate(sizes, initial=0)
-    places = [_Place(offset, tensor.shape, tensor.dtype) for offset, tensor in zip(offsets, everything, strict=False)]
-    buffer = _allocate(sum(sizes))
+    *offsets, size = itertools.accumulate(sizes, initial=0)
+    places = [_Place(offset, tensor.shape, tensor.dtype) for offset, tensor in zip(offsets, everything, strict=True)]
+    buffer = _allocate(size)
     for place, tensor in zip(places, everything, strict=True):
         place.view(buffer).copy_(tensor)
     return PackedBatch(
         buffer,
-        places=dict(zip(tensors, places, strict=False)),
+        places=dict(zip(tensors, places[: len(tensors)], strict=True)),
         labels=dict(zip(batch.labels, places[len(tensors) :], strict=True)),
         clip_ids=batch.clip_ids,
         failures=batch.failures,
