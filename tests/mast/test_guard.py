@@ -4,6 +4,8 @@ Operators of a block, memory that it asks for and that it keeps for its backward
 needs. The numbers are exact for torch 2.13; they are bounds, so that a version that does with less passes.
 """
 
+from typing import TypeVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from mast.attention import Block
 HEAD = 16  # channels of a head: whole vectors on any processor
 # Neither computes on values: reinterpretations that torch does not call views, and memory that is not filled.
 IDLE = {"aten::_unsafe_view", "aten::empty_like", "aten::new_empty", "aten::empty.memory_format"}
+
+
+Watch = TypeVar("Watch", bound=TorchDispatchMode)
 
 
 class Kernels(TorchDispatchMode):
@@ -51,8 +56,12 @@ def make_block(dim: int, stride: tuple[int, int] = (1, 1), widen: int = 1) -> tu
     return block, torch.randn(1, 4, 10, dim, requires_grad=True)
 
 
-# Operators of a block: (inference, training step), with queries as they are, and with pooled ones and twice the
-# channels.
+def make_kind(kind: str) -> tuple[Block, Tensor]:
+    """ "same": queries as they are; "pooled": pooled ones, and twice the channels."""
+    return make_block(4 * HEAD) if kind == "same" else make_block(4 * HEAD, (2, 2), 2)
+
+
+# Operators of a block: (inference, training step).
 OPERATORS = {
     ("fused", "same"): (15, 56),
     ("fused", "pooled"): (19, 68),
@@ -61,17 +70,22 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["same", "pooled"])
-def test_operators_of_a_block(path: str, kind: str) -> None:
-    block, x = make_block(4 * HEAD) if kind == "same" else make_block(4 * HEAD, (2, 2), 2)
+def watched(block: Block, x: Tensor, watch: type[Watch]) -> tuple[Watch, Watch]:
+    """What ``watch`` saw of inference, and of a training step."""
     block(x).sum().backward()  # constants are made once
-    with Kernels() as inference, torch.no_grad():
+    with watch() as inference, torch.no_grad():
         block(x)
     block.zero_grad()
     x.grad = None
-    with Kernels() as training:
+    with watch() as training:
         out = block(x)
         torch.autograd.backward(out, torch.ones_like(out))
+    return inference, training
+
+
+@pytest.mark.parametrize("kind", ["same", "pooled"])
+def test_operators_of_a_block(path: str, kind: str) -> None:
+    inference, training = watched(*make_kind(kind), Kernels)
     found, (most_inference, most_training) = (inference.count, training.count), OPERATORS[path, kind]
     assert found[0] <= most_inference and found[1] <= most_training, found
 
@@ -105,16 +119,9 @@ ALLOCATED = {
 
 @pytest.mark.parametrize("kind", ["same", "pooled"])
 def test_memory_asked_for_by_a_block(path: str, kind: str) -> None:
-    block, x = make_block(4 * HEAD) if kind == "same" else make_block(4 * HEAD, (2, 2), 2)
-    parameters = sum(parameter.nbytes for parameter in block.parameters())
-    block(x).sum().backward()
-    with Allocations() as inference, torch.no_grad():
-        block(x)
-    block.zero_grad()
-    x.grad = None
-    with Allocations() as training:
-        out = block(x)
-        torch.autograd.backward(out, torch.ones_like(out))
+    block, x = make_kind(kind)
+    inference, training = watched(block, x, Allocations)
+    parameters = sum(parameter.nbytes for parameter in block.parameters())  # their gradients
     found = tuple(round(each / x.nbytes, 1) for each in (inference.bytes, training.bytes - parameters))
     assert all(mine <= most for mine, most in zip(found, ALLOCATED[path, kind], strict=True)), found
 
