@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import compare, describe_machine, interleave, publish, settings_of
+from common import compare, describe_machine, interleave, publish
 from torch import Tensor, nn
 
 from mast.attention import NORM_EPS, Block
@@ -147,7 +147,7 @@ def main() -> None:
                     f"{name}, {part:9} mast {row['ours_s']:.3f} s, {other} {row['peer_s']:.3f} s: "
                     f"{row['speedup']:.2f}x faster ({low:.2f}-{high:.2f})"
                 )
-    publish(args.output, "blocks_cpu", benchmark="blocks", settings=settings_of(args), machine=machine, sizes=rows)
+    publish(args, "blocks_cpu", "blocks", machine, sizes=rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
-from common import describe_machine, interleave, publish, settings_of
+from common import describe_machine, interleave, publish
 from loading_sources import FPS, make_sources
 from PIL import Image
 
@@ -135,8 +135,7 @@ def main() -> None:
         if name in stored:
             rows[name]["psnr_db"] = round(psnr(readers[name](), frames[indices]), 2)
         print(f"{name:24} {rows[name]}")
-    named = {"benchmark": "cache_encoding", "settings": settings_of(args)}
-    publish(args.output, "cache_encoding", **named, machine=machine, candidates=rows)
+    publish(args, "cache_encoding", "cache_encoding", machine, candidates=rows)
 
 
 if __name__ == "__main__":

@@ -133,12 +133,20 @@ def write_result(folder: str | Path, name: str, result: Mapping[str, Any]) -> Pa
 
 
 def publish(
-    folder: str | Path | None, name: str, *, benchmark: str, settings: Any, machine: Mapping[str, Any], **measured: Any
+    args: argparse.Namespace,
+    name: str,
+    benchmark: str,
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    **measured: Any,
 ) -> None:
-    """Write what was ``measured``, and all that a reader needs to judge it, as ``folder/name.json``; say where.
+    """Write what was ``measured``, and all that a reader needs to judge it, as ``name.json``; say where.
 
-    Without a folder nothing is written.
+    Args:
+        args: of the command line; without its ``output``, a folder, nothing is written.
+        settings: in place of what :func:`settings_of` finds in ``args``.
     """
-    if folder:
+    if args.output:
+        settings = settings_of(args) if settings is None else settings
         result = {"benchmark": benchmark, "settings": settings, "machine": machine, **measured}
-        print(f"written: {write_result(folder, name, result)}")
+        print(f"written: {write_result(args.output, name, result)}")

@@ -118,8 +118,7 @@ def main() -> int:
     if not cells:
         parser.error("give --demo-checkpoint or --grid-checkpoint")
     rows: dict[str, dict[str, Any]] = {}
-    settings = {key: value for key, value in settings_of(args).items() if not isinstance(value, Path)}
-    head = {"benchmark": "few_labels", "machine": describe_machine(), "settings": settings}
+    head = {"benchmark": "few_labels", "machine": describe_machine(), "settings": settings_of(args)}
 
     def keep(row: dict[str, Any]) -> None:
         rows[row["cell"]] = published(row)

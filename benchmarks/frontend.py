@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from common import compare, describe_machine, interleave, publish, settings_of
+from common import compare, describe_machine, interleave, publish
 from torch import Tensor
 
 import mast
@@ -105,11 +105,10 @@ def main() -> None:
         f"torchaudio loop on cpu {1e3 * row['peer_s']:.1f} ms: {row['speedup']:.1f}x faster ({low:.1f}-{high:.1f})"
     )
     publish(
-        args.output,
+        args,
         f"frontend_{args.device}",
-        benchmark="frontend",
-        settings=settings_of(args),
-        machine=machine,
+        "frontend",
+        machine,
         max_difference=error,
         from_float64=dict(zip(("ours", "peer"), errors, strict=True)),
         recordings=recordings,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe_machine, publish, settings_of
+from common import describe_machine, publish
 
 from avssl.data.catalog import open_data
 from avssl.data.shards.encode import Settings
@@ -94,7 +94,7 @@ def largest_pretraining(cache: Path, args: argparse.Namespace, *options: str) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="where the JSON results go")
+    parser.add_argument("output", metavar="FOLDER", help="where the JSON results go")
     parser.add_argument("--batch", type=int, default=32, help="of MAST against AST")
     parser.add_argument("--samples", type=int, default=256, help="of the cache; the largest batch has no more")
     parser.add_argument("--workers", type=int, default=12, help="processes that load")
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script out")
     args = parser.parse_args()
     parts = args.parts or ["ast", "frontend", "pretraining"]
-    machine, to = describe_machine(args.device), ["--device", args.device, "--output", args.folder]
+    machine, to = describe_machine(args.device), ["--device", args.device, "--output", args.output]
     if "ast" in parts:
         small = ["--model", "mast_pico", "--frames", 64, "--rounds", 1] if args.tiny else ["--compile"]
         common = ["--precision", "bf16", "--batch", args.batch, "--only", "train"]
@@ -117,8 +117,7 @@ def main() -> None:
             runs = [largest_pretraining(cache, args, *options) for options in ([], ["--checkpoint-activations"])]
         for run in runs:
             print(", ".join(f"{key}: {round(v, 3) if isinstance(v, float) else v}" for key, v in run.items()))
-        named = {"benchmark": "pretraining", "settings": settings_of(args)}
-        publish(args.folder, f"pretraining_{args.device}", **named, machine=machine, runs=runs)
+        publish(args, f"pretraining_{args.device}", "pretraining", machine, runs=runs)
 
 
 if __name__ == "__main__":

@@ -98,11 +98,11 @@ def main() -> None:
     print(f" ({ratios['memory_mib']:.2f}x), {1e3 * big['seconds_per_clip']:.1f} ms a clip", end="")
     print(f" ({ratios['seconds_per_clip']:.2f}x); whole process {ratios['process_mib']:.2f}x")
     publish(
-        args.output,
+        args,
         f"gradient_cache_{args.device}",
-        benchmark="gradient_cache",
-        settings={key: value for key, value in settings_of(args).items() if key != "chunk"},
-        machine=describe_machine(args.device),
+        "gradient_cache",
+        describe_machine(args.device),
+        {key: value for key, value in settings_of(args).items() if key != "chunk"},
         small=small,
         big=big,
         ratios=ratios,

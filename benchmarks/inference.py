@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from common import compare, describe_machine, interleave, publish, settings_of
+from common import compare, describe_machine, interleave, publish
 from torch import Tensor
 
 import mast
@@ -246,8 +246,7 @@ def main() -> None:
     machine = describe_machine()
     result = {"runtimes": runtimes, "folder": folder, "windows": windows}[args.part](args)
     name = f"inference_{args.part}" + (f"_{args.media.name}" if args.part == "folder" else "")
-    named = {"benchmark": f"inference {args.part}", "settings": settings_of(args)}
-    publish(args.output, name, **named, machine=machine, result=result)
+    publish(args, name, f"inference {args.part}", machine, result=result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import describe_machine, interleave, publish, settings_of
+from common import describe_machine, interleave, publish
 from mast_vs_ast import CLASSES, build, check, inference, training_step
 
 from mast.complexity import measure
@@ -85,8 +85,7 @@ def main() -> None:
     worst = max(row["excess"] for row in rows)
     print(f"at most {worst:.2f} times what the multiply-accumulates say (goal: {GOAL})")
     name = f"length_{args.model}_{args.device.split(':')[0]}_{args.precision}_{args.part}"
-    named = {"benchmark": "length", "settings": settings_of(args)}
-    publish(args.output, name, **named, machine=machine, relative_error=error, rows=rows, worst=worst)
+    publish(args, name, "length", machine, relative_error=error, rows=rows, worst=worst)
 
 
 if __name__ == "__main__":

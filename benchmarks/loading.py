@@ -199,9 +199,7 @@ def main() -> None:
     if "torchcodec" not in absent:
         versions["torchcodec"] = importlib.metadata.version("torchcodec")
     settings = settings_of(args) | ({"media": "made"} if args.media is None else {})
-    publish(
-        args.output, "loading", benchmark="loading", settings=settings, machine=machine, versions=versions, **result
-    )
+    publish(args, "loading", "loading", machine, settings, versions=versions, **result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import compare, describe_machine, interleave, peak_rss_mib, publish, settings_of
+from common import compare, describe_machine, interleave, peak_rss_mib, publish
 from torch import Tensor
 
 from avssl.objectives.infonce import contrast
@@ -121,7 +121,7 @@ def main() -> None:
             f"({row['speedup_range'][0]:.1f}-{row['speedup_range'][1]:.1f}); "
             f"peak {row['peak_mib']:.0f} MiB against {row['peer_peak_mib']:.0f}"
         )
-    publish(args.output, "loss_cpu", benchmark="loss", settings=settings_of(args), machine=machine, losses=rows)
+    publish(args, "loss_cpu", "loss", machine, losses=rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-from common import describe_machine, publish, settings_of
+from common import describe_machine, publish
 from memory import memory_mib
 
 from avssl.data.clips import ClipDataset
@@ -95,11 +95,10 @@ def main() -> None:
     }
     print(f"workers, MiB: {large}; with 100 rows: {small}; the rows cost {more}")
     publish(
-        args.output,
+        args,
         "manifest",
-        benchmark="manifest",
-        settings=settings_of(args),
-        machine=machine,
+        "manifest",
+        machine,
         pyarrow=pa.__version__,
         file_mib=round(size, 2),
         load_s=round(load, 4),

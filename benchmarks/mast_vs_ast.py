@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import compare, describe_machine, interleave, peak_rss_mib, publish, settings_of
+from common import compare, describe_machine, interleave, peak_rss_mib, publish
 from torch import Tensor, nn
 
 import mast
@@ -238,8 +238,7 @@ def main() -> None:
         print(f"peak memory of a training step: {ours:.0f} MiB against {peer:.0f} MiB, {100 * ours / peer:.0f} %")
     name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
     name += "_compiled" if args.compile else ""
-    named = {"benchmark": "mast_vs_ast", "settings": settings_of(args)}
-    publish(args.output, name, **named, machine=machine, **result)
+    publish(args, name, "mast_vs_ast", machine, **result)
 
 
 if __name__ == "__main__":

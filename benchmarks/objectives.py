@@ -193,11 +193,11 @@ def main() -> None:
     for data_name in sets:
         print(f"\n{table(rows, data_name)}")
     publish(
-        args.output,
+        args,
         "_".join(["objectives", *sets]),
-        benchmark="objectives",
-        settings=settings_of(args) | {"grid": bool(args.grid)},
-        machine=describe_machine(),
+        "objectives",
+        describe_machine(),
+        settings_of(args) | {"grid": bool(args.grid)},
         objectives={name: candidate.terms for name, candidate in CANDIDATES.items()},
         notes={name: candidate.note for name, candidate in CANDIDATES.items() if candidate.note},
         rows=rows,

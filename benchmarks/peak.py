@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import describe_machine, interleave, publish, settings_of
+from common import describe_machine, interleave, publish
 from mast_vs_ast import CLASSES, build, check, inference
 from torch import Tensor
 
@@ -77,8 +77,7 @@ def main() -> None:
             f"it, Hugging Face AST {100 * row['ast']:.0f} % (goal for float32: {100 * GOAL:.0f} %)"
         )
     name = f"peak_{args.model}_{args.device.split(':')[0]}"
-    named = {"benchmark": "peak", "settings": settings_of(args)}
-    publish(args.output, name, **named, machine=machine, relative_error=error, shares=shares)
+    publish(args, name, "peak", machine, relative_error=error, shares=shares)
 
 
 if __name__ == "__main__":

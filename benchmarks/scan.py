@@ -107,8 +107,7 @@ def main() -> None:
         }
         print(f"memory of all processes over {args.long} files: {memory}")
     settings = settings_of(args) | {"media": f"{len(files)} files"}
-    named = {"benchmark": "scan", "settings": settings}
-    publish(args.output, "scan", **named, machine=machine, pyav=av.__version__, **rows, memory=memory)
+    publish(args, "scan", "scan", machine, settings, pyav=av.__version__, **rows, memory=memory)
 
 
 if __name__ == "__main__":
