@@ -63,12 +63,21 @@ CANDIDATES = {
     "infonce + sync": Candidate([INFONCE, term("sync", 0.5, max_overlap=0.8)], TWO_TIMES),
     "infonce + barlow": Candidate([INFONCE, term("barlow", 0.01)]),
     "infonce + vicreg": Candidate([INFONCE, term("vicreg", 0.05)]),
+    "infonce + 0.1 vicreg": Candidate([INFONCE, term("vicreg", 0.1)]),
+    "infonce + 0.2 vicreg": Candidate([INFONCE, term("vicreg", 0.2)]),
     "infonce + 0.5 vicreg": Candidate([INFONCE, term("vicreg", 0.5)]),
     "infonce + vicreg + ntxent": Candidate([INFONCE, term("vicreg", 0.05), term("ntxent", 0.25, modality="audio")]),
 }
 NEEDS_LABELS = {"imc"}
 SUPERVISED = {"avc", "imc"}
-REPEATED = ["infonce", "infonce + vicreg", "infonce + 0.5 vicreg", "infonce + vicreg + ntxent"]
+REPEATED = [
+    "infonce",
+    "infonce + vicreg",
+    "infonce + 0.1 vicreg",
+    "infonce + 0.2 vicreg",
+    "infonce + 0.5 vicreg",
+    "infonce + vicreg + ntxent",
+]
 
 
 @dataclass
