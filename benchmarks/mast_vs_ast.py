@@ -23,6 +23,7 @@ from common import compare, describe_machine, interleave, peak_rss_mib, publish
 from torch import Tensor, nn
 
 import mast
+from mast.attention import Block
 from mast.complexity import measure
 
 CLASSES = 527
@@ -55,17 +56,21 @@ def build(name: str, mels: int, frames: int, device: str) -> nn.Module:
 
 
 def prepare(name: str, args: argparse.Namespace) -> nn.Module:
-    """The model as it is timed; compiled, MAST is so block by block, as avssl does it, since its stages share code."""
+    """The model as it is timed; compiled, both are so block by block, as avssl does it: equal ones share code."""
     model = build(name, args.mels, args.frames, args.device)
-    if not args.compile:
-        return model
-    if name == "hf_ast":
-        return torch.compile(model)  # type: ignore[return-value]
-    torch._dynamo.config.recompile_limit = 64
-    for stage in model.stages:  # type: ignore[union-attr]
-        for block in stage:  # type: ignore[union-attr]
-            block.compile(dynamic=False)
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 64
+        kind = _ast_layer() if name == "hf_ast" else Block
+        for block in model.modules():
+            if isinstance(block, kind):
+                block.compile(dynamic=False)
     return model
+
+
+def _ast_layer() -> type[nn.Module]:
+    from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTLayer
+
+    return ASTLayer
 
 
 @contextlib.contextmanager
@@ -120,19 +125,18 @@ def check(name: str, mels: int, frames: int, device: str) -> float:
     return float((fast - expected).abs().max() / expected.abs().max())
 
 
-def check_precision(name: str, x: Tensor, args: argparse.Namespace) -> float:
-    """How far the model as it is timed is from the same weights in eager float32, relative to the logits' norm.
+def check_precision(name: str, model: nn.Module, x: Tensor, args: argparse.Namespace) -> float:
+    """How far ``model``, as it is timed, is from the same weights in eager float32, relative to the logits' norm.
 
     In training, where it is timed and is compiled for that anyhow: neither model has anything random then.
     """
-    plain, model = build(name, args.mels, args.frames, args.device), prepare(name, args)
+    plain = build(name, args.mels, args.frames, args.device)
     for each in (plain, model):
         torch.manual_seed(0)
         head = each.get_submodule("model.classifier.dense" if name == "hf_ast" else "head")
         nn.init.normal_(head.weight, std=0.1)  # fresh heads give logits near 0
-    few = x[:4]
     with torch.no_grad():
-        expected = plain.train()(few)
+        expected = plain.train()(x[:4])
     with precision(args.precision, args.device):
         found = model.train()(x)[:4].float()
     return float((found.detach() - expected).norm() / expected.norm())
@@ -210,14 +214,15 @@ def main() -> None:
     result: dict[str, Any] = {"relative_error": error}
     x = torch.randn(args.batch, 1, args.mels, args.frames, device=args.device)
     names = (args.model, "hf_ast")
+    models = {name: prepare(name, args) for name in names}
     if args.precision != "fp32" or args.compile:
-        result["from_eager_fp32"] = found = {name: check_precision(name, x, args) for name in names}
+        result["from_eager_fp32"] = found = {name: check_precision(name, models[name], x, args) for name in names}
         print("logits as timed against eager float32: " + ", ".join(f"{name} {e:.1e}" for name, e in found.items()))
         if not max(found.values()) <= TOLERANCE[args.precision]:
             raise SystemExit("they differ by too much; not timing them")
     for part, make in (("train", training_step), ("inference", inference)):
         if args.only in (None, part):
-            calls = {name: make(prepare(name, args), x, args.precision) for name in names}
+            calls = {name: make(model, x, args.precision) for name, model in models.items()}
             times = interleave(calls, rounds=args.rounds, warmup=3 if args.compile else 1, device=args.device)
             result[part] = compare(times, *names)
             row = result[part]

@@ -93,7 +93,7 @@ class AddBranch(nn.Module):
         self.drop_path = drop_path
         # Compiled code is made for one value of a number, but serves all values of a tensor: one code for all blocks.
         self.drops = drop_path > 0.0
-        self._keep = torch.tensor(1.0 - drop_path, dtype=torch.float32, device="cpu")
+        self.keep = torch.tensor(1.0 - drop_path, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """``x + branch``, both (B, ...)."""
@@ -107,8 +107,8 @@ class AddBranch(nn.Module):
         if not self.training or not self.drops:
             return None
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        kept = torch.rand(shape, device=branch.device) < self._keep
-        return kept.to(branch.dtype) / self._keep
+        kept = torch.rand(shape, device=branch.device) < self.keep
+        return kept.to(branch.dtype) / self.keep
 
     def extra_repr(self) -> str:
         """Shown in the model's print."""

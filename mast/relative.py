@@ -50,7 +50,7 @@ class RelativeTable(nn.Module):
         table: Tensor = self.table
         if 2 * reach - 1 > table.shape[0]:
             table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
-        index = _cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
+        index = cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
         return table.index_select(0, index).view(q_size, k_size, -1)
 
 
@@ -80,7 +80,7 @@ def _lookup(build, *args):  # type: ignore[no-untyped-def]
         return build(*args)
 
 
-def _cached(build, *args) -> Tensor:  # type: ignore[no-untyped-def]
+def cached(build, *args) -> Tensor:  # type: ignore[no-untyped-def]
     """Constants are kept per shape, except while traced or transformed: a tensor of a trace must not outlive it."""
     return build(*args) if observed() else _lookup(build, *args)
 
@@ -135,7 +135,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
     filler = _filler(dim + sum(k_grid))
     if filler:
         parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
-    codes = _cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
+    codes = cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
     k, v = (tensor.permute(0, 3, 1, 2, 4).flatten(2, 3) for tensor in (k, v))
     wide_q = torch.cat(parts, dim=-1).flatten(2, 3)
     wide_k = torch.cat((k, codes.expand(*k.shape[:2], -1, -1)), dim=-1)

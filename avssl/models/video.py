@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import video as zoo
 from torchvision.ops import StochasticDepth
 
+from avssl.models.mvit import FusedAttention
 from mast.layers import AddBranch
 
 # Channel statistics that torchvision's Kinetics-400 weights were trained with.
@@ -162,18 +163,13 @@ def _share_code(model: nn.Module) -> None:
 def _headless(
     model: Any, weights: Any, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
 ) -> tuple[nn.Module, int, FeatureMap]:
-    """Loads ``weights`` into ``model`` and takes away the classifier ``head``; its map comes out of ``layer``."""
+    """Loads ``weights`` into ``model``, takes away its ``head``, dropout included; its map comes out of ``layer``."""
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
     _share_code(model)
-    parent_name, _, leaf = head.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    linear = parent[int(leaf)] if leaf.isdigit() else getattr(parent, leaf)
-    if leaf.isdigit():
-        parent[int(leaf)] = nn.Identity()
-    else:
-        setattr(parent, leaf, nn.Identity())
-    return model, linear.in_features, FeatureMap(layer, linear.in_features, arrange)
+    width = next(part.in_features for part in getattr(model, head).modules() if isinstance(part, nn.Linear))
+    setattr(model, head, nn.Identity())
+    return model, width, FeatureMap(layer, width, arrange)
 
 
 @_register
@@ -184,7 +180,10 @@ def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Mo
             "set data.num_frames to 16 and video.crop_size to 224"
         )
     weights = zoo.MViT_V2_S_Weights.KINETICS400_V1 if pretrained else None
-    return _headless(zoo.mvit_v2_s(), weights, "head.1", "norm", _mvit_tokens)
+    model = zoo.mvit_v2_s()
+    for block in model.blocks:
+        block.attn = FusedAttention(block.attn)
+    return _headless(model, weights, "head", "norm", _mvit_tokens)
 
 
 @_register

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torchvision.models import video as zoo
 from torchvision.models.video.swin_transformer import SwinTransformerBlock
@@ -24,6 +25,13 @@ def test_every_encoder_gives_features(name: str) -> None:
     assert features.isfinite().all()
 
 
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_no_dropout_of_a_classifier_is_left(name: str) -> None:
+    frames, size = SIZES[name]
+    encoder = create_video_encoder(name, num_frames=frames, frame_size=size)
+    assert not [part for part in encoder.modules() if isinstance(part, nn.Dropout) and part.p > 0]
+
+
 def test_all_are_listed() -> None:
     assert list_video_encoders() == sorted(SIZES)
 
@@ -38,6 +46,18 @@ def test_r2plus1d_is_torchvisions_without_its_head() -> None:
     normalized = (frames - torch.tensor(KINETICS_MEAN).view(3, 1, 1, 1)) / torch.tensor(KINETICS_STD).view(3, 1, 1, 1)
     with torch.inference_mode():
         torch.testing.assert_close(reference.fc(encoder(frames)), reference(normalized))
+
+
+def test_mvit_is_torchvisions_without_its_head() -> None:
+    torch.manual_seed(0)
+    reference = zoo.mvit_v2_s().eval()
+    encoder = create_video_encoder("mvit_v2_s").eval()
+    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("head.")}
+    encoder.backbone.load_state_dict(state, strict=True)
+    reference.head = nn.Identity()
+    frames = torch.randn(1, 3, 16, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.backbone(frames), reference(frames), rtol=1e-4, atol=1e-4)
 
 
 def test_tiny_sees_time_and_place() -> None:
