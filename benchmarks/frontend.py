@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", help="folder of recordings on which values are compared, too")
+    parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile; for GPUs")
     parser.add_argument("--masks", type=int, default=0, help="SpecAugment's masks of each kind that both apply")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
     args = parser.parse_args()
@@ -83,6 +84,8 @@ def main() -> None:
     waveform = 0.1 * torch.randn(args.batch, round(16000 * args.seconds))
     on_device = waveform.to(args.device)
     frontend = mast.LogMel(mean=None, std=None).to(args.device)
+    if args.compile:
+        frontend.compile(dynamic=False)
     ours, peer = frontend(on_device)[:, 0].transpose(1, 2).cpu(), torchaudio_loop(waveform)
     error = float((ours - peer).abs().max())
     print(f"largest difference from torchaudio: {error:.1e}")
@@ -106,13 +109,13 @@ def main() -> None:
     )
     publish(
         args,
-        f"frontend_{args.device}",
+        f"frontend_{args.device}" + ("_compiled" if args.compile else ""),
         "frontend",
         machine,
         max_difference=error,
         from_float64=dict(zip(("ours", "peer"), errors, strict=True)),
         recordings=recordings,
-        native_kernels=args.device == "cpu" and native.library() is not None,
+        native_kernels=args.device == "cpu" and not args.compile and native.library() is not None,
         **row,
     )
 

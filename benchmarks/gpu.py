@@ -4,7 +4,7 @@
 
 - MAST-B against Hugging Face's AST, both compiled, bf16, a training step: ``mast_vs_ast.py --compile --only train``.
   Compiling takes minutes; one call of this script can be shared out over several by ``--parts``.
-- the log-mel on the GPU against torchaudio's loop on the CPU: ``frontend.py``.
+- the log-mel on the GPU, also compiled, against torchaudio's loop on the CPU: ``frontend.py``.
 - pretraining of MAST-B and MViTv2-S (16 frames of 224 x 224, clips of 10 s) from shards made here, compiled, bf16, with
   and without activation checkpointing: ``gpu_pretraining.py``, at the largest batch that fits. It is found from what
   two small batches take in eager mode; where it does not fit after all, four fifths of it are tried, and so on.
@@ -110,7 +110,8 @@ def main() -> None:
         print(script("mast_vs_ast.py", *common, *small, *to), flush=True)
     if "frontend" in parts:
         small = ["--batch", 2, "--rounds", 1] if args.tiny else []
-        print(script("frontend.py", *small, *to), flush=True)
+        for options in ([], ["--compile"]):
+            print(script("frontend.py", *small, *options, *to), flush=True)
     if "pretraining" in parts:
         with tempfile.TemporaryDirectory() as place:
             cache = make_cache(Path(place), args)

@@ -175,6 +175,8 @@ GOALS = [
     Goal("Log-mel on a GPU against that loop on its CPU", 100.0, "frontend_cuda", peer(""),
          f"python benchmarks/frontend.py --device cuda {TO}",
          reason="it is 20 small kernels, launched one by one: of 0.9 ms the GPU works 0.4; compiled it takes 0.34"),
+    Goal("Log-mel compiled, on a GPU, against that loop", 100.0, "frontend_cuda_compiled", peer(""),
+         f"python benchmarks/frontend.py --device cuda --compile {TO}"),
     Goal("Loader against bare decoding", 0.95, "loading", loading("loader_vs_bare"), LOADING, percent=True,
          reason="collating and handing over take 1 of 130 ms a clip; what else is missing is noise of runs of seconds"),
     Goal("Loader of shards against bare reading of them", 0.95, "loading", loading("cached_loader_vs_bare"), LOADING,
