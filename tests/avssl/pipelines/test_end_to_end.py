@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_tools import ForkedTools
 from offline_runs import history, read_offline_run
 
 import mast
@@ -28,9 +29,16 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return os.environ | {"AVSSL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def tool(name: str, *arguments: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=280)
+@pytest.fixture(scope="module")
+def tool(environment) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs a tool, or another script, given by its path."""
+    with ForkedTools(environment) as tools:
+
+        def run(name: str | Path, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+            script = name if isinstance(name, Path) else ROOT / "tools" / f"{name}.py"
+            return tools.run(script, list(arguments), environment=environment | variables, cwd=cwd)
+
+        yield run
 
 
 def pretrain_arguments(output: Path) -> list[str]:
@@ -40,9 +48,9 @@ def pretrain_arguments(output: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(environment, tmp_path_factory) -> Path:
+def pretrained(tool, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
-    done = tool("pretrain", *pretrain_arguments(folder), environment=environment, cwd=folder.parent)
+    done = tool("pretrain", *pretrain_arguments(folder), cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -85,17 +93,17 @@ def test_pretraining_logs_diagnostics_a_probe_and_what_sweeps_search_for(pretrai
 
 
 @pytest.mark.parametrize("head", ["linear", "full"])
-def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, environment, tmp_path) -> None:
+def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, tool, tmp_path) -> None:
     output = tmp_path / head
     common = [*COMMON, "--checkpoint", str(pretrained), "--output", str(output)]
-    done = tool("finetune", *common, *STEPS, "--head", head, environment=environment, cwd=tmp_path)
+    done = tool("finetune", *common, *STEPS, "--head", head, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((output / "result.json").read_text())
     assert {path.name for path in (output / "pictures").iterdir()} >= {"confusion-event.png", "tsne-event.png"}
     assert (output / "report.html").stat().st_size > 10_000
     evaluate = ["--data.options", DATA, "--data.clip_seconds", "1.0", "--data.num_workers", "0"]
     evaluate += ["--evaluations", "[accuracy]"] if head == "full" else []  # by default all that are quick
-    done = tool("evaluate", "--checkpoint", str(output), *evaluate, environment=environment, cwd=tmp_path)
+    done = tool("evaluate", "--checkpoint", str(output), *evaluate, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = json.loads((output / "evaluate-demo" / "result.json").read_text())
     assert again["metrics"]["event/top1"] == pytest.approx(result["metrics"]["event/top1"])
@@ -112,7 +120,7 @@ def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, environmen
     assert loaded.model.num_classes == len(loaded.labels["event"]) >= 10
 
 
-def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path) -> None:
+def test_evaluation_of_a_pretrained_pair(pretrained: Path, tool, tmp_path) -> None:
     arguments = [
         "--data.options",
         DATA,
@@ -123,7 +131,7 @@ def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path
         "--output",
         str(tmp_path),
     ]
-    done = tool("evaluate", "--checkpoint", str(pretrained), *arguments, environment=environment, cwd=tmp_path)
+    done = tool("evaluate", "--checkpoint", str(pretrained), *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
     before = json.loads((pretrained / "result.json").read_text())["metrics"]
@@ -132,14 +140,14 @@ def test_evaluation_of_a_pretrained_pair(pretrained: Path, environment, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_equals_uninterrupted(number: int, pretrained: Path, environment, tmp_path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(number: int, pretrained: Path, tool, tmp_path) -> None:
     output = tmp_path / "killed"
-    command = [sys.executable, str(Path(__file__).with_name("struck_pretrain.py")), *pretrain_arguments(output)]
-    strike = {"STRIKE": f"{int(number)} 0 2"}  # two of the three checkpoints are written
-    struck = subprocess.run(command, env=environment | strike, cwd=tmp_path, capture_output=True, timeout=280)
+    script = Path(__file__).with_name("struck_pretrain.py")
+    strike = f"{int(number)} 0 2"  # two of the three checkpoints are written
+    struck = tool(script, *pretrain_arguments(output), cwd=tmp_path, STRIKE=strike)
     assert struck.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert not (output / "result.json").exists()
-    done = tool("pretrain", *pretrain_arguments(output), environment=environment, cwd=tmp_path)
+    done = tool("pretrain", *pretrain_arguments(output), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stderr
     assert (output / "metrics.jsonl").read_bytes() == (pretrained / "metrics.jsonl").read_bytes()
@@ -147,9 +155,9 @@ def test_killed_and_resumed_equals_uninterrupted(number: int, pretrained: Path, 
     assert len(ids) == 1, "a resumed run continues the same W&B run"
 
 
-def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, environment, tmp_path) -> None:
+def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, tool, tmp_path) -> None:
     arguments = [*pretrain_arguments(pretrained), "--optim.lr", "0.5"]
-    done = tool("pretrain", *arguments, environment=environment, cwd=tmp_path)
+    done = tool("pretrain", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "optim.lr = 0.0005, not 0.5" in done.stderr and "Traceback" not in done.stderr
 
@@ -164,13 +172,13 @@ def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, environ
         (["--checkpoint", "none", "--data.clip_seconds", "-1"], "clip_seconds"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, told, environment, pretrained, tmp_path) -> None:
-    done = tool("finetune", *COMMON, *arguments, environment=environment, cwd=tmp_path)
+def test_bad_input_is_one_clear_line(arguments, told, tool, tmp_path) -> None:
+    done = tool("finetune", *COMMON, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert told in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_classifier_of_other_classes_is_refused(environment, pretrained, tmp_path) -> None:
+def test_classifier_of_other_classes_is_refused(tool, tmp_path) -> None:
     folder = tmp_path / "other"
     mast.save_pretrained(
         mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1]),
@@ -179,6 +187,6 @@ def test_classifier_of_other_classes_is_refused(environment, pretrained, tmp_pat
         labels={"event": ["cat", "dog"]},
     )
     arguments = ["--data.options", DATA, "--checkpoint", str(folder), "--data.num_workers", "0"]
-    done = tool("evaluate", *arguments, environment=environment, cwd=tmp_path)
+    done = tool("evaluate", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "2 classes that are not those of the data" in done.stderr

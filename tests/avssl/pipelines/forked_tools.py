@@ -1,0 +1,83 @@
+"""Tools as users start them, in processes forked from one that has the imports: they take longer than a short run."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from wandb.sdk.data_types._private import MEDIA_TMP
+
+
+class ForkedTools:
+    """Runs scripts one after the other. Use it as a context manager.
+
+    Args:
+        environment: of the process that has the imports: what libraries read as they are loaded.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, script: Path, arguments: list[str], *, environment: Mapping[str, str], cwd: Path
+    ) -> subprocess.CompletedProcess[str]:
+        """What ``subprocess.run`` of the script returns, with its output as text."""
+        request = {"argv": [str(script), *arguments], "environment": dict(environment), "cwd": str(cwd)}
+        server = self._server
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        returncode, stdout, stderr = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess(request["argv"], returncode, stdout, stderr)
+
+    def __enter__(self) -> "ForkedTools":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+
+def serve() -> None:
+    """Forks a process for each request."""
+    import avssl.pipelines.evaluate
+    import avssl.pipelines.finetune
+    import avssl.pipelines.pretrain  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        child = os.fork()
+        if not child:
+            become(request, *files)
+            return
+        returncode = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told = []
+        for file in files:
+            with os.fdopen(file, "rb") as output:
+                output.seek(0)
+                told.append(output.read().decode(errors="replace"))
+        sys.stdout.write(json.dumps([returncode, *told]) + "\n")
+        sys.stdout.flush()
+
+
+def become(request: dict, stdout: int, stderr: int) -> None:
+    """Runs the script in this process, which ends as it does."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    Path(MEDIA_TMP.name).mkdir(exist_ok=True)  # every process that ends, one after the other, takes it away
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.argv = request["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve()
