@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,20 @@ from avssl.tracking import read_rows
 ROOT = Path(__file__).parents[3]
 TOOL = str(ROOT / "tools" / "pretrain.py")
 STRUCK = str(Path(__file__).with_name("struck_pretrain.py"))
-STRIKE = {"STRIKE": f"{int(signal.SIGKILL)} 3 1"}  # the last rank, once there is something to continue from
 SETTINGS = (
     "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.options '{pretrain: 16, train_per_class: 1, "
     "test_per_class: 1}' --data.num_workers 0 --data.clip_seconds 1.0 --data.val_fraction 0 --wandb.mode disabled "
     "--optim.max_steps 8 --log.every 1 --log.checkpoint_every 2 --runtime.accelerator cpu"
 )
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--max-restarts", "1"]
+FOUR = ["--runtime.devices", "4", "--optim.batch_size", "2"]
+TWO = ["--runtime.devices", "2", "--optim.batch_size", "4"]
+ONE = ["--runtime.devices", "1", "--optim.batch_size", "8"]
+# No random numbers that depend on which process draws them.
+PLAIN = shlex.split(
+    "--augment.crop_scale 1 --augment.flip 0 --augment.color 0 --augment.gain_db 0 "
+    "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1], drop_path: 0}' --log.keep_every 4"
+)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,9 @@ def command(output: Path, *more: str, tool: str = TOOL) -> list[str]:
     return [sys.executable, tool, *shlex.split(SETTINGS), "--output", str(output), *more]
 
 
-def four(batch: int = 2) -> list[str]:
-    return ["--runtime.devices", "4", "--optim.batch_size", str(batch)]
+def strike(rank: int) -> dict[str, str]:
+    """Kills a process of this rank as soon as there is something to continue from."""
+    return {"STRIKE": f"{int(signal.SIGKILL)} {rank} 1"}
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> None:
@@ -44,39 +53,40 @@ def run(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def of_two(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole run of two processes."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(command(folder, *four()), environment)
-    rows = read_rows(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 9)) and rows[0]["train/infonce/negatives"] == 7
-    return rows
+    run(command(folder, *TWO, *PLAIN), environment)
+    return folder
 
 
 def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
-    uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
+    run(command(tmp_path / "whole", *FOUR), environment)
+    uninterrupted = read_rows(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["step"] for row in uninterrupted] == list(range(1, 9))
+    assert uninterrupted[0]["train/infonce/negatives"] == 7
     output = tmp_path / "run"
-    arguments = command(output, *four(), tool=STRUCK)
-    struck = subprocess.run(arguments, env=environment | STRIKE, capture_output=True, text=True, timeout=150)
+    arguments = command(output, *FOUR, tool=STRUCK)
+    struck = subprocess.run(arguments, env=environment | strike(3), capture_output=True, text=True, timeout=150)
     told = struck.stderr
     assert struck.returncode != 0
     since = time.time() - (output / "checkpoints" / "last.ckpt").stat().st_mtime
     assert since < 60, f"the others ended {since:.0f} s after the strike"
     assert "lost another one at step" in told and f"continues from {output / 'checkpoints' / 'last.ckpt'}" in told
     assert len(read_rows(output / "metrics.jsonl")) < 8
-    run(command(output, *four()), environment)
+    run(command(output, *FOUR), environment)
     assert read_rows(output / "metrics.jsonl") == uninterrupted
 
 
-def test_torchrun_restarts_a_run_that_lost_a_rank(
-    uninterrupted: list[dict[str, float]], environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "run"
-    arguments = [*TORCHRUN, *command(output, *four(), tool=STRUCK)[1:]]
-    done = subprocess.run(arguments, env=environment | STRIKE, capture_output=True, text=True, timeout=250)
+    arguments = [*TORCHRUN, *command(output, *TWO, *PLAIN, tool=STRUCK)[1:]]
+    done = subprocess.run(arguments, env=environment | strike(1), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step" in done.stderr
-    assert read_rows(output / "metrics.jsonl") == uninterrupted
+    assert read_rows(output / "metrics.jsonl") == read_rows(of_two / "metrics.jsonl")
 
 
 def losses(folder: Path) -> list[float]:
@@ -84,29 +94,24 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_sharded_run_is_whole_and_is_not_resumed_as_another(environment: dict[str, str], tmp_path: Path) -> None:
-    two = ["--runtime.devices", "2", "--optim.batch_size", "4"]
-    run(command(tmp_path / "fsdp", *two, "--runtime.strategy", "fsdp"), environment)
+    run(command(tmp_path / "fsdp", *TWO, "--runtime.strategy", "fsdp"), environment)
     assert len(losses(tmp_path / "fsdp")) == 8
     assert (tmp_path / "fsdp" / "audio_encoder" / "model.safetensors").is_file()
-    one = ["--runtime.devices", "1", "--optim.batch_size", "8"]
-    refused = subprocess.run(command(tmp_path / "fsdp", *one), env=environment, capture_output=True, text=True)
+    refused = subprocess.run(command(tmp_path / "fsdp", *ONE), env=environment, capture_output=True, text=True)
     assert refused.returncode == 1 and "was written with runtime.strategy fsdp" in refused.stderr
 
 
-def test_a_run_goes_on_with_another_number_of_processes(environment: dict[str, str], tmp_path: Path) -> None:
-    two = ["--runtime.devices", "2", "--optim.batch_size", "4"]
-    one = ["--runtime.devices", "1", "--optim.batch_size", "8"]
-    plain = ["--augment.crop_scale", "1", "--augment.flip", "0", "--augment.color", "0", "--augment.gain_db", "0"]
-    plain += ["--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1], drop_path: 0}"]  # no random numbers of a rank
-    plain += ["--log.keep_every", "4"]
-    run(command(tmp_path / "run", *two, *plain), environment)
+def test_a_run_goes_on_with_another_number_of_processes(
+    of_two: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(of_two, tmp_path / "run")
     whole = losses(tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     (tmp_path / "run" / "checkpoints" / "step-4.ckpt").replace(last)
-    smaller = command(tmp_path / "run", *plain, "--optim.batch_size", "4")
+    smaller = command(tmp_path / "run", *PLAIN, "--optim.batch_size", "4")
     wrong = subprocess.run(smaller, env=environment, capture_output=True)
     assert wrong.returncode == 1 and b"8 clips a batch, not 4 x 1 processes: give --optim.batch_size 8" in wrong.stderr
-    run(command(tmp_path / "run", *one, *plain), environment)
+    run(command(tmp_path / "run", *ONE, *PLAIN), environment)
     resumed = losses(tmp_path / "run")
     assert len(resumed) == 8 and resumed[:4] == whole[:4]
     # The same weights and clips. But batch norm of several CPU processes has each its own statistics: close, not equal,
