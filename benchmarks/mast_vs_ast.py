@@ -237,6 +237,7 @@ def main() -> None:
             if row["mfu"][0] is not None:
                 print(f"{part:9s} MFU: {args.model} {row['mfu'][0]:.3f}, Hugging Face AST {row['mfu'][1]:.3f}")
             del calls
+    del models  # others need the memory now
     if args.only in (None, "memory"):
         ours, peer = (peak_memory(name, args) for name in names)
         result["train_peak_mib"] = {"ours": ours, "peer": peer, "fraction": round(ours / peer, 3)}
