@@ -65,13 +65,15 @@ def _distance_index(
     return distance.clamp_(0, entries - 1).flatten()
 
 
-def _key_positions(k_grid: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """onehot(f_k), onehot(t_k) and zeros up to ``width``: (F_k * T_k, width)."""
-    rows, columns = k_grid
-    codes = torch.zeros(rows, columns, width, dtype=dtype, device=device)
-    codes[:, :, :rows] = torch.eye(rows, dtype=dtype, device=device)[:, None]
-    codes[:, :, rows : rows + columns] = torch.eye(columns, dtype=dtype, device=device)[None]
-    return codes.flatten(0, 1)
+def key_positions(grid: Sequence[int], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One-hot place along each axis of ``grid``, side by side, and zeros up to ``width``: (positions, width)."""
+    codes = torch.zeros(*grid, width, dtype=dtype, device=device)
+    first = 0
+    for axis, length in enumerate(grid):
+        place = torch.eye(length, dtype=dtype, device=device).unflatten(0, (length, *[1] * (len(grid) - 1 - axis)))
+        codes[..., first : first + length] = place
+        first += length
+    return codes.flatten(0, -2)
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +103,7 @@ def position_scores(q: Tensor, r_freq: Tensor, r_time: Tensor) -> tuple[Tensor, 
     return a_freq, torch.einsum("bfthc,tkc->bfthk", q, r_time)
 
 
-def _filler(width: int) -> int:
+def filler_for(width: int) -> int:
     """Zeros that bring ``width`` to a multiple of the alignment.
 
     Where it is traced for any length, there are always at least two: compilers tell none, one and more apart, and each
@@ -132,10 +134,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -
         return kernels.attention(q, k, v, *position_scores(q, r_freq, r_time))[0]
     # Heads come before positions here, so that the concatenations are the only copies.
     parts = [part.permute(0, 3, 1, 2, 4) for part in (q, *position_scores(q, r_freq, r_time))]
-    filler = _filler(dim + sum(k_grid))
+    filler = filler_for(dim + sum(k_grid))
     if filler:
         parts.append(parts[0].new_zeros(*parts[0].shape[:-1], filler))
-    codes = cached(_key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
+    codes = cached(key_positions, k_grid, sum(k_grid) + filler, k.dtype, k.device)
     k, v = (tensor.permute(0, 3, 1, 2, 4).flatten(2, 3) for tensor in (k, v))
     wide_q = torch.cat(parts, dim=-1).flatten(2, 3)
     wide_k = torch.cat((k, codes.expand(*k.shape[:2], -1, -1)), dim=-1)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video.mvit import MultiscaleAttention, Pool
 
-from mast.relative import cached
+from mast.relative import cached, filler_for, key_positions
 
 Size = tuple[int, int, int]
 
-_ALIGNMENT = 8  # fused kernels want head dimensions in multiples of 8
 _FORMULAS = ("bnthwc,tkc->bnthwk", "bnthwc,hkc->bnthwk", "bnthwc,wkc->bnthwk")
 
 
@@ -62,10 +61,10 @@ class FusedAttention(nn.Module):
             torch.einsum(formula, places, _vectors(table, q_length, k_length))
             for formula, table, q_length, k_length in zip(_FORMULAS, tables, q_size, k_size, strict=True)
         ]
-        dtype, filler = scores[0].dtype, -(self.head_dim + sum(k_size)) % _ALIGNMENT
+        dtype, filler = scores[0].dtype, filler_for(self.head_dim + sum(k_size))
         # The class token has no place: zeros in front, and zeros behind up to a width that kernels like.
         positions = F.pad(torch.cat(scores, dim=-1).flatten(2, 4), (0, filler, 1, 0))
-        codes = cached(_key_codes, k_size, sum(k_size) + filler, dtype, k.device)
+        codes = F.pad(cached(key_positions, k_size, sum(k_size) + filler, dtype, k.device), (0, 0, 1, 0))
         wide_q = torch.cat(((q * self.head_dim**-0.5).to(dtype), positions), dim=-1)
         wide_k = torch.cat((k.to(dtype), codes.expand(*k.shape[:2], -1, -1)), dim=-1)
         wide_v = F.pad(v.to(dtype), (0, codes.shape[-1]))  # fused kernels want one width
@@ -83,14 +82,3 @@ def _distances(q_length: int, k_length: int, device: torch.device) -> Tensor:
     q_step, k_step = max(k_length / q_length, 1.0), max(q_length / k_length, 1.0)
     q, k = torch.arange(q_length, device=device), torch.arange(k_length, device=device)
     return (q[:, None] * q_step + (k_length - 1 - k)[None] * k_step).long().flatten()
-
-
-def _key_codes(size: Size, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One-hot place along each axis, zeros for the class token and up to ``width``: (1 + T * H * W, width)."""
-    codes = torch.zeros(*size, width, dtype=dtype, device=device)
-    first = 0
-    for axis, length in enumerate(size):
-        shape = [length if dim == axis else 1 for dim in range(3)]
-        codes[..., first : first + length] = torch.eye(length, dtype=dtype, device=device).view(*shape, length)
-        first += length
-    return F.pad(codes.flatten(0, 2), (0, 0, 1, 0))
