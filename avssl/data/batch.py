@@ -15,7 +15,7 @@ class Batch:
 
     Args:
         audio: (B, S) float32 mono waveform at the dataset's sample rate; None without audio.
-        video: (B, 3, T, H, W) uint8 RGB; None without video.
+        video: (B, 3, T, H, W) uint8 RGB, in memory as decoded, (B, T, H, W, 3); None without video.
         labels: head name -> (B,) int64 class, -1 where unlabelled; of a multi-label head (B, C) float32 zeros and ones,
             a row of -1 where unlabelled.
         index: (B,) int64 manifest row of each clip; a row with several clips appears several times in a run.

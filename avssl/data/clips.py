@@ -13,6 +13,7 @@ from avssl.data.batch import Batch
 from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import MediaError, MediaFile
+from avssl.data.packing import Allocate, apart
 from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans
 from avssl.data.shards.sample import CachedSample
 from avssl.data.source import open_source
@@ -189,30 +190,43 @@ class ClipDataset(Dataset[Item]):
             video = center_square(frames, self.frame_size)
         return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction)
 
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """Flattens the items' clips to a :class:`Batch`; with no clip at all its tensors have B = 0."""
+    def collate(self, items: Sequence[Item], allocate: Allocate = apart) -> Batch:
+        """Flattens the items' clips to a :class:`Batch`; with no clip at all its tensors have B = 0.
+
+        Args:
+            items: What keys of this dataset gave.
+            allocate: Makes the tensors of the batch, :func:`~avssl.data.packing.together` in one piece of memory.
+        """
         clips = [clip for item in items for clip in item.clips]
-        size = len(clips)
-        audio = video = None
-        if "audio" in self.modalities:
-            audio = torch.empty(size, self.samples)
-            for k, clip in enumerate(clips):
-                audio[k] = torch.from_numpy(clip.audio)
-        if "video" in self.modalities:
-            video = torch.empty(size, 3, self.num_frames, self.frame_size, self.frame_size, dtype=torch.uint8)
-            for k, clip in enumerate(clips):
-                video[k] = torch.from_numpy(clip.video).permute(3, 0, 1, 2)
+        small = {
+            "index": torch.tensor([clip.index for clip in clips], dtype=torch.int64),
+            "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
+            "audio_fraction": torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
+        }
         labels = {head: self._labels(clips, head) for head in self.manifest.heads}
+        shapes = {
+            "audio": ((self.samples,), torch.float32),
+            # As they were decoded: a batch is put into another order by the device that computes with it.
+            "video": ((self.num_frames, self.frame_size, self.frame_size, 3), torch.uint8),
+        }
+        wanted = [((len(clips), *shapes[name][0]), shapes[name][1]) for name in self.modalities]
+        wanted += [(tensor.shape, tensor.dtype) for tensor in (*small.values(), *labels.values())]
+        made = iter(allocate(wanted))
+        large = {name: next(made) for name in self.modalities}
+        for name, tensor in large.items():
+            target = tensor.numpy()
+            for k, clip in enumerate(clips):
+                target[k] = getattr(clip, name)
+        small, labels = ({name: next(made).copy_(x) for name, x in each.items()} for each in (small, labels))
+        video = large.get("video")
         return Batch(
-            audio=audio,
-            video=video,
+            audio=large.get("audio"),
+            video=None if video is None else video.permute(0, 4, 1, 2, 3),
             labels=labels,
-            index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
             clip_ids=[clip.clip_id for clip in clips],
-            start=torch.tensor([clip.start for clip in clips], dtype=torch.float64),
-            audio_fraction=torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
             failures=[failure for item in items for failure in item.failures],
             missing=sum(not item.clips for item in items),
+            **small,
         )
 
     def _labels(self, clips: Sequence[Clip], head: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from avssl.data.batch import Batch
 from avssl.data.clips import ClipDataset, Item
 from avssl.data.failures import DataError
-from avssl.data.packing import PackedBatch, pack
+from avssl.data.packing import PackedBatch, pack, together
 from avssl.data.processes import server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
 
@@ -43,7 +43,7 @@ class ClipLoader(DataLoader[Batch]):
             dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=partial(_packed, dataset.collate) if num_workers else dataset.collate,
+            collate_fn=partial(_packed, dataset) if num_workers else dataset.collate,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             # Its own generator: a loader that draws from the global one would make a resumed run differ.
             generator=torch.Generator(),
@@ -150,8 +150,8 @@ def _init_worker(worker: int, decoding: Tensor) -> None:
     info.dataset.watch = partial(_report, decoding.numpy()[worker])  # type: ignore[attr-defined]
 
 
-def _packed(collate: Callable[[Sequence[Item]], Batch], items: Sequence[Item]) -> PackedBatch:
-    return pack(collate(items))
+def _packed(dataset: ClipDataset, items: Sequence[Item]) -> PackedBatch:
+    return pack(dataset.collate(items, together))
 
 
 def _report(decoding: np.ndarray, index: int) -> None:

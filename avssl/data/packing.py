@@ -1,12 +1,14 @@
 """A batch on its way from a decoding process: all of its tensors in one piece of memory.
 
 A tensor that a worker hands over costs both sides a file descriptor, a connection and a mapping, some half a
-millisecond: for a batch with labels of several heads more than decoding cached clips. In one piece it costs that once.
+millisecond: for a batch with labels of several heads more than decoding cached clips. In one piece it costs that once,
+and clips that are collated into that piece at once are copied only once.
 """
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +20,46 @@ from avssl.data.failures import Failure
 
 _ALIGNMENT = 64
 
+Wanted = tuple[Sequence[int], torch.dtype]
+Allocate = Callable[[Sequence[Wanted]], list[Tensor]]
+
+
+def apart(wanted: Sequence[Wanted]) -> list[Tensor]:
+    """Tensors of these shapes and types, each in memory of its own; their values are not set."""
+    return [torch.empty(tuple(shape), dtype=dtype) for shape, dtype in wanted]
+
+
+def together(wanted: Sequence[Wanted]) -> list[Tensor]:
+    """The same one after another in one piece of memory; in a worker, in shared memory."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
+    *offsets, total = itertools.accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
+    buffer = _allocate(total)
+    return [
+        buffer[offset : offset + size].view(dtype).view(tuple(shape))
+        for offset, size, (shape, dtype) in zip(offsets, sizes, wanted, strict=True)
+    ]
+
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in the buffer."""
+    """Where a tensor lies in a piece of memory; offset and strides in values."""
 
     offset: int
-    shape: torch.Size
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Place":
+        return cls(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
     def view(self, buffer: Tensor) -> Tensor:
-        size = math.prod(self.shape) * self.dtype.itemsize
-        return buffer[self.offset : self.offset + size].view(self.dtype).view(self.shape)
+        return buffer.view(self.dtype).as_strided(self.shape, self.strides, self.offset)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Everything of a :class:`Batch`, its tensors one after another in ``buffer`` (bytes,) uint8."""
+    """Everything of a :class:`Batch`, its tensors in ``buffer`` (bytes,) uint8."""
 
     buffer: Tensor
     places: dict[str, _Place]
@@ -56,20 +81,23 @@ class PackedBatch:
 
 
 def pack(batch: Batch) -> PackedBatch:
-    """Copies the tensors of ``batch``, which are on the CPU, into one buffer; in a worker, into shared memory."""
+    """``batch``, whose tensors :func:`together` made, as one piece; nothing is copied.
+
+    Raises:
+        ValueError: its tensors lie apart.
+    """
     names = ("audio", "video", "index", "start", "audio_fraction")
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
-    everything = [*tensors.values(), *batch.labels.values()]
-    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in everything]
-    *offsets, size = itertools.accumulate(sizes, initial=0)
-    places = [_Place(offset, tensor.shape, tensor.dtype) for offset, tensor in zip(offsets, everything, strict=True)]
-    buffer = _allocate(size)
-    for place, tensor in zip(places, everything, strict=True):
-        place.view(buffer).copy_(tensor)
+    memory = batch.index.untyped_storage()
+    if any(
+        tensor.untyped_storage().data_ptr() != memory.data_ptr()
+        for tensor in (*tensors.values(), *batch.labels.values())
+    ):
+        raise ValueError("only a batch whose tensors lie together can be packed: collate it with allocate=together")
     return PackedBatch(
-        buffer,
-        places=dict(zip(tensors, places[: len(tensors)], strict=True)),
-        labels=dict(zip(batch.labels, places[len(tensors) :], strict=True)),
+        torch.empty(0, dtype=torch.uint8).set_(memory),
+        places={name: _Place.of(tensor) for name, tensor in tensors.items()},
+        labels={head: _Place.of(tensor) for head, tensor in batch.labels.items()},
         clip_ids=batch.clip_ids,
         failures=batch.failures,
         missing=batch.missing,

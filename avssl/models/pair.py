@@ -109,4 +109,4 @@ def center_crop(frames: Tensor, size: int) -> Tensor:
     if min(height, width) < size:
         raise ValueError(f"frames of {height} x {width} are smaller than video.crop_size {size}: raise data.frame_size")
     top, left = (height - size) // 2, (width - size) // 2
-    return frames[..., top : top + size, left : left + size].to(torch.get_default_dtype()) / 255
+    return frames[..., top : top + size, left : left + size].contiguous().to(torch.get_default_dtype()) / 255

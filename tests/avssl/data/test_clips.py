@@ -8,6 +8,7 @@ from loading_samples import wav_manifest, write_clock_video, write_ramp_wav
 
 from avssl.data.clips import ClipDataset, center_square
 from avssl.data.manifest import Manifest
+from avssl.data.packing import pack, together
 
 
 def seconds_of(audio: torch.Tensor) -> torch.Tensor:
@@ -58,11 +59,23 @@ def test_sound_and_frames_show_the_same_span(clock: Manifest, row: int, epoch: i
     assert np.abs(times.numpy() - wanted).max() < 0.16
 
 
+def test_clips_are_collated_into_one_piece_of_memory(clock: Manifest) -> None:
+    dataset = ClipDataset(clock, clip_seconds=1.0, num_frames=3, frame_size=24, mode="center")
+    items = [dataset[0, row] for row in range(3)]
+    one, other = dataset.collate(items), dataset.collate(items, together)
+    for name in ("audio", "video", "index", "start", "audio_fraction"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    assert one.clip_ids == other.clip_ids and pack(other).unpack().clip_ids == one.clip_ids
+    with pytest.raises(ValueError, match="lie together"):
+        pack(one)
+
+
 def test_frames_are_resized_and_cut_to_the_centre(clock: Manifest) -> None:
     dataset = ClipDataset(clock, modalities=("video",), clip_seconds=2.0, num_frames=3, frame_size=24, mode="center")
     batch = dataset.collate([dataset[0, 0], dataset[0, 1]])
     assert batch.audio is None and batch.video is not None
     assert batch.video.shape == (2, 3, 3, 24, 24) and batch.video.dtype == torch.uint8
+    assert batch.video.permute(0, 2, 3, 4, 1).is_contiguous()  # copied as decoded, put into order on the device
     frames = np.arange(6).reshape(1, 1, 6, 1).repeat(4, 1)
     assert center_square(frames, 4)[0, :, :, 0].tolist() == [[1, 2, 3, 4]] * 4
     with pytest.raises(ValueError, match="6x4 hold no 5x5"):

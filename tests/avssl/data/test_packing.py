@@ -8,18 +8,29 @@ import torch
 
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
-from avssl.data.packing import PackedBatch, pack
+from avssl.data.packing import Allocate, PackedBatch, apart, pack, together
 
 
-def make_batch(size: int, modalities: tuple[str, ...]) -> Batch:
+def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = together) -> Batch:
+    tensors = {
+        "audio": torch.randn(size, 17),
+        "video": torch.randint(256, (size, 2, 5, 5, 3), dtype=torch.uint8),
+        "index": torch.arange(size) + 7,
+        "start": torch.rand(size, dtype=torch.float64),
+        "audio_fraction": torch.rand(size),
+        "digit": torch.arange(size),
+        "tags": torch.rand(size, 3),
+    }
+    made = allocate([(tensor.shape, tensor.dtype) for tensor in tensors.values()])
+    placed = {name: place.copy_(tensors[name]) for name, place in zip(tensors, made, strict=True)}
     return Batch(
-        audio=torch.randn(size, 17) if "audio" in modalities else None,
-        video=torch.randint(256, (size, 3, 2, 5, 5), dtype=torch.uint8) if "video" in modalities else None,
-        labels={"digit": torch.arange(size), "tags": torch.rand(size, 3)},
-        index=torch.arange(size) + 7,
+        audio=placed["audio"] if "audio" in modalities else None,
+        video=placed["video"].permute(0, 4, 1, 2, 3) if "video" in modalities else None,
+        labels={"digit": placed["digit"], "tags": placed["tags"]},
+        index=placed["index"],
         clip_ids=[f"clip {k}" for k in range(size)],
-        start=torch.rand(size, dtype=torch.float64),
-        audio_fraction=torch.rand(size),
+        start=placed["start"],
+        audio_fraction=placed["audio_fraction"],
         failures=[Failure("x.wav", "no audio stream")],
         missing=1,
     )
@@ -44,6 +55,11 @@ def test_all_tensors_share_one_piece_of_memory() -> None:
     found = pack(make_batch(3, ("audio", "video"))).unpack()
     tensors = [found.audio, found.video, found.index, found.start, found.audio_fraction, *found.labels.values()]
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}) == 1
+
+
+def test_what_lies_apart_is_not_packed() -> None:
+    with pytest.raises(ValueError, match="allocate=together"):
+        pack(make_batch(2, ("audio",), apart))
 
 
 @pytest.mark.gpu
