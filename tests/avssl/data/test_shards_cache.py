@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 from shard_samples import make_data
 
 from avssl.config import DataConfig
@@ -261,6 +262,16 @@ def test_shards_that_are_cut_off_or_gone_are_counted_failures(copied: Path) -> N
     moved = open_data(str(elsewhere))
     assert [f.reason for f in dataset(moved, mode="center")[(0, 0)].failures] == ["file not found"]
     assert "cannot be read" in verify(str(elsewhere), progress=False)[0]
+
+
+@pytest.mark.parametrize("times", [[1.0], [0.5, 1.5, 1.5]])
+def test_smaller_frames_are_scaled_as_pillow_scales_them(folder: Path, times: list[float]) -> None:
+    with open_source(open_data(str(folder)).row(0).path) as sample:
+        whole, scaled = sample.frames(times), sample.frames(times, size=20)
+    height, width = scaled.shape[1:3]
+    expected = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in whole]
+    assert min(height, width) == 20 < min(whole.shape[1:3])
+    assert np.abs(scaled.astype(int) - np.stack([np.asarray(frame, dtype=int) for frame in expected])).max() <= 2
 
 
 def test_frames_asked_for_are_all_that_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
