@@ -109,7 +109,8 @@ class PoolingAttention(nn.Module):
         parameters = [norm.weight, norm.bias, self.qkv.weight, self.qkv.bias]
         for pool in (self.pool_q, self.pool_k, self.pool_v):
             parameters += [pool.weight, pool.norm.weight, pool.norm.bias]
-        freq, time = self.relative_freq(q_grid[0], k_grid[0]), self.relative_time(q_grid[1], k_grid[1])
+        freq, time = self.relative_freq(q_grid[0], k_grid[0]), self.relative_time.diagonals(q_grid[1], k_grid[1])
+        time = self.relative_time(q_grid[1], k_grid[1]) if time is None else time
         weights = fused.AttentionWeights._make([*parameters, freq, time, self.proj.weight, self.proj.bias])
         return fused.attention_branch(x, settings, weights, shares)
 

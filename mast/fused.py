@@ -61,7 +61,8 @@ class AttentionWeights(NamedTuple):
         norm, norm_bias: of the LayerNorm before it.
         qkv, qkv_bias: (3 * dim_out, dim), (3 * dim_out,).
         q_taps, k_taps, v_taps: (dim_head, 1, 3, 3); their norms are (dim_head,).
-        freq, time: relative positions (F_q, F_k, dim_head) and (T_q, T_k, dim_head).
+        freq, time: relative positions (F_q, F_k, dim_head) and (T_q, T_k, dim_head), or, of time, the diagonals
+            (distances, dim_head) of `mast.relative.RelativeTable`.
         proj, proj_bias: (dim_out, dim_out), (dim_out,).
     """
 
@@ -105,7 +106,8 @@ class Operands(NamedTuple):
         q: (B, heads, F_q, T_q, dim).
         k, v: (B, heads, F_k, T_k, dim).
         by_freq: (B * heads, F_q, T_q, F_k) score of each query with each key frequency.
-        by_time: (B * heads, F_q, T_q, T_k) score of each query with each key time; T_q is the slowest in memory.
+        by_time: (B * heads, F_q, T_q, T_k) score of each query with each key time; a view, the last dimension
+            contiguous.
     """
 
     q: Tensor
@@ -161,12 +163,26 @@ def _columns_last(x: Tensor, rows: int) -> Tensor:
     return x.transpose(0, 1).unflatten(0, (-1, rows))
 
 
+def _pairs(scores: Tensor, keys: int) -> Tensor:
+    """Scores of each query with all distances, contiguous (n, F_q, T_q, distances) -> a view of those with its keys.
+
+    Among falling distances, a query's keys are neighbours, and begin ``step`` later for the query before.
+    """
+    queries, distances = scores.shape[2:]
+    step = (distances - keys) // max(1, queries - 1)
+    strides = (*scores.stride()[:2], distances - step, 1)
+    return scores.as_strided((*scores.shape[:3], keys), strides, (queries - 1) * step)
+
+
 def _operands(projected: Tensor, poolings: list[encoder.Pooling], freq: Tensor, time: Tensor, heads: int) -> Operands:
     """Pools (B, F, T, 3 * dim_out) and scores the positions; see ``mast.relative.position_scores``."""
     q, k, v = (pool.forward(x, heads) for pool, x in zip(poolings, projected.chunk(3, dim=-1), strict=True))
     grid = q.flatten(0, 1)
-    by_time = torch.bmm(_columns_first(grid), time.transpose(1, 2))
-    return Operands(q, k, v, grid @ freq.transpose(1, 2), _columns_last(by_time, grid.shape[1]))
+    if time.ndim == 2:
+        by_time = _pairs(grid @ time.t(), k.shape[3])
+    else:
+        by_time = _columns_last(torch.bmm(_columns_first(grid), time.transpose(1, 2)), grid.shape[1])
+    return Operands(q, k, v, grid @ freq.transpose(1, 2), by_time)
 
 
 class _AttentionBranch(torch.autograd.Function):
@@ -228,7 +244,11 @@ def _attention_backward(
     """From the gradient of the attention's result (B, heads, F_q, T_q, dim) to those of q, k and v, each as terms to be
     summed, and of the relative positions."""
     grad_q, grad_k, grad_v = torch.empty_like(op.q), torch.empty_like(op.k), torch.empty_like(op.v)
+    grid, time = op.q.flatten(0, 1), weights.time
     by_freq, by_time = torch.empty_like(op.by_freq), torch.empty_like(op.by_time)
+    if time.ndim == 2:  # distances that a query has no key at get no gradient
+        by_distance = grid.new_zeros(*grid.shape[:3], len(time))
+        by_time = _pairs(by_distance, op.k.shape[3])
     buffer, second = op.buffer(), op.buffer()
     for heads, rows in op.tiles():
         q, k, v, grad = _flat(op.q)[heads, rows], _flat(op.k)[heads], _flat(op.v)[heads], _flat(grad_out)[heads, rows]
@@ -240,12 +260,17 @@ def _attention_backward(
         torch.bmm(grad_scores, k, out=_flat(grad_q)[heads, rows])
         _flat(grad_k)[heads].baddbmm_(grad_scores.transpose(1, 2), q, beta=so_far)
 
-    grid, columns = op.q.flatten(0, 1), _columns_first(by_time)
-    from_freq = (by_freq @ weights.freq).view_as(op.q)
-    from_time = _columns_last(torch.bmm(columns, weights.time), grid.shape[1]).unflatten(0, op.q.shape[:2])
+    of_q = [grad_q, (by_freq @ weights.freq).view_as(op.q)]
     grad_freq = (by_freq.transpose(2, 3) @ grid).sum(dim=0)
-    grad_time = torch.bmm(columns.transpose(1, 2), _columns_first(grid))
-    return ([grad_q, from_freq, from_time], [grad_k], [grad_v]), grad_freq.float(), grad_time.float()
+    if time.ndim == 2:
+        flat = by_distance.flatten(0, 2)
+        grad_q.flatten(0, 3).addmm_(flat, time)
+        grad_time = flat.t() @ grid.flatten(0, 2)
+    else:
+        columns = _columns_first(by_time)
+        of_q.append(_columns_last(torch.bmm(columns, time), grid.shape[1]).unflatten(0, op.q.shape[:2]))
+        grad_time = torch.bmm(columns.transpose(1, 2), _columns_first(grid))
+    return (of_q, [grad_k], [grad_v]), grad_freq.float(), grad_time.float()
 
 
 class _MlpBranch(torch.autograd.Function):

@@ -46,12 +46,30 @@ class RelativeTable(nn.Module):
 
     def forward(self, q_size: int, k_size: int) -> Tensor:
         """Vectors for all pairs, (q_size, k_size, dim)."""
-        reach = max(q_size, k_size)
+        table = self._covering(max(q_size, k_size))
+        index = cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
+        return table.index_select(0, index).view(q_size, k_size, -1)
+
+    def diagonals(self, q_size: int, k_size: int) -> Tensor | None:
+        """Vectors by falling distance: that of the pair (q, k) is row ``(q_size - 1 - q) * step + k``.
+
+        Returns:
+            ((q_size - 1) * step + k_size, dim) with ``step`` = q_stride / k_stride, much less than all pairs of long
+            inputs; None where keys are pooled more than queries, so that there is no such order.
+        """
+        step, rest = divmod(self.q_stride, self.k_stride)
+        table = self._covering(max(q_size, k_size))
+        first, past = table.shape[0] // 2 - (k_size - 1), table.shape[0] // 2 + (q_size - 1) * step + 1
+        if rest or not step or first < 0 or past > table.shape[0]:
+            return None
+        return table[first:past].flip(0)
+
+    def _covering(self, reach: int) -> Tensor:
+        """The table, of at least ``reach`` steps each way."""
         table: Tensor = self.table
         if 2 * reach - 1 > table.shape[0]:
             table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
-        index = cached(_distance_index, q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
-        return table.index_select(0, index).view(q_size, k_size, -1)
+        return table
 
 
 def _distance_index(

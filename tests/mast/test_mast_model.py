@@ -1,6 +1,7 @@
 """MAST: shapes at any size, gradients, stochastic depth, head, relative positions against the written-out formula."""
 
 import gc
+import itertools
 
 import pytest
 import torch
@@ -169,6 +170,26 @@ def test_relative_table_is_indexed_by_distance() -> None:
     assert torch.equal(table(3, 5)[..., 0], (q[:3] - k[:, :5]).float()), "a shorter input means the same distances"
     longer = table(16, 32)[..., 0]
     assert longer[0, 0] == 0 and longer.abs().max() == 15 and (longer.diff(dim=1) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("q_stride", "k_stride", "sizes"), [(1, 1, (5, 5)), (2, 1, (4, 8)), (2, 1, (4, 7)), (4, 2, (1, 2))]
+)
+@pytest.mark.parametrize("length", [6, 16, 3])  # also shorter than the input, so that the table is interpolated
+def test_diagonals_hold_the_vectors_of_all_pairs(
+    q_stride: int, k_stride: int, sizes: tuple[int, int], length: int
+) -> None:
+    table = relative.RelativeTable(length, q_stride, k_stride, dim=3)
+    pairs, rows = table(*sizes), table.diagonals(*sizes)
+    assert rows is not None
+    step = q_stride // k_stride
+    for q, k in itertools.product(*map(range, sizes)):
+        assert torch.equal(rows[(sizes[0] - 1 - q) * step + k], pairs[q, k])
+    assert len(rows) == (sizes[0] - 1) * step + sizes[1]
+
+
+def test_keys_pooled_more_than_queries_lie_on_no_diagonal() -> None:
+    assert relative.RelativeTable(16, q_stride=1, k_stride=2, dim=3).diagonals(16, 8) is None
 
 
 def test_constants_made_in_inference_mode_do_not_break_training() -> None:
