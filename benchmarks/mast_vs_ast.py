@@ -1,6 +1,7 @@
 """MAST-B against Hugging Face's AST: training step, inference and peak memory, in the same run.
 
     python benchmarks/mast_vs_ast.py --output benchmarks/results
+    python benchmarks/mast_vs_ast.py --precision bf16 --label amx --output benchmarks/results
 
 MAST is first checked against its written-out formula. On a GPU both models run under bf16 autocast, on a CPU in
 float32, unless ``--precision`` says otherwise; ``--compile`` compiles both. Before it is timed, what runs in bf16 or
@@ -198,6 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("train", "inference", "memory"), help="one part only")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
+    parser.add_argument("--label", default="", help="ends the result's name, to keep those of several machines")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
@@ -243,7 +245,7 @@ def main() -> None:
         result["train_peak_mib"] = {"ours": ours, "peer": peer, "fraction": round(ours / peer, 3)}
         print(f"peak memory of a training step: {ours:.0f} MiB against {peer:.0f} MiB, {100 * ours / peer:.0f} %")
     name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
-    name += "_compiled" if args.compile else ""
+    name += ("_compiled" if args.compile else "") + (f"_{args.label}" if args.label else "")
     publish(args, name, "mast_vs_ast", machine, **result)
 
 
