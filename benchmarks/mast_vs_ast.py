@@ -167,6 +167,7 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--peak-of", name, "--batch", str(args.batch), "--frames", str(args.frames)]
     command += ["--mels", str(args.mels), "--precision", args.precision, "--device", args.device]
     command += ["--compile"] if args.compile else []
+    command += ["--keep-memory"] if args.keep_memory else []
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(result.stdout.splitlines()[-1])["peak_mib"])
 
@@ -199,10 +200,15 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("train", "inference", "memory"), help="one part only")
     parser.add_argument("--output", help="folder for the JSON result; none by default")
+    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory, as avssl's runs on a CPU do")
     parser.add_argument("--label", default="", help="ends the result's name, to keep those of several machines")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
+    if args.keep_memory:
+        from avssl.pipelines.launch import keep_freed_memory
+
+        keep_freed_memory()
     if args.peak_of:
         print_peak(args)
         return

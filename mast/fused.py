@@ -245,10 +245,12 @@ def _attention_backward(
     summed, and of the relative positions."""
     grad_q, grad_k, grad_v = torch.empty_like(op.q), torch.empty_like(op.k), torch.empty_like(op.v)
     grid, time = op.q.flatten(0, 1), weights.time
-    by_freq, by_time = torch.empty_like(op.by_freq), torch.empty_like(op.by_time)
-    if time.ndim == 2:  # distances that a query has no key at get no gradient
+    by_freq = torch.empty_like(op.by_freq)
+    if time.ndim == 2:  # distances at which a query has no key get no gradient
         by_distance = grid.new_zeros(*grid.shape[:3], len(time))
         by_time = _pairs(by_distance, op.k.shape[3])
+    else:
+        by_time = torch.empty_like(op.by_time)
     buffer, second = op.buffer(), op.buffer()
     for heads, rows in op.tiles():
         q, k, v, grad = _flat(op.q)[heads, rows], _flat(op.k)[heads], _flat(op.v)[heads], _flat(grad_out)[heads, rows]

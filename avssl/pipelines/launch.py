@@ -1,7 +1,9 @@
-"""Devices, precision and processes of a run."""
+"""Devices, precision, processes and memory of a run."""
 
+import ctypes
 import logging
 import os
+import sys
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -13,6 +15,9 @@ from avssl.data.media.pool import available_cores
 from avssl.models.blocks import shard
 
 logger = logging.getLogger(__name__)
+
+# Of mallopt, as <malloc.h> has them.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
@@ -34,6 +39,8 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"runtime: {error}") from error
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     if runtime.precision != "32-true" and fabric.device.type == "cpu" and not _has_bfloat16():
         logger.warning(
             "runtime.precision: this processor computes bfloat16 (%s) many times more slowly than float32; use 32-true",
@@ -62,6 +69,20 @@ def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:
     if not runtime.threads:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores() - workers)))
     return launch(runtime, seed)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what tensors free, for the next ones; where a ``MALLOC_`` variable is set, that counts.
+
+    glibc by itself maps each tensor of more than 32 MiB anew, and the kernel clears its pages one by one: a seventh of
+    a training step of MAST-B with 16 clips. The price is a tenth more memory, and that none goes back to the system.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _has_bfloat16() -> bool:

@@ -1,6 +1,10 @@
-"""What a user is told before a run starts."""
+"""What a user is told before a run starts, and what the run does with memory."""
 
 import logging
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -19,3 +23,34 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of(
         fabric = launch.launch_single(RuntimeConfig(accelerator="cpu", precision=precision), 0, 0)
     assert fabric.device.type == "cpu"
     assert ("more slowly than float32; use 32-true" in caplog.text) == told
+
+
+FAULTS = """
+import resource
+import torch
+from avssl.config import RuntimeConfig
+from avssl.pipelines.launch import launch
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+launch(RuntimeConfig(accelerator="cpu"), 0)
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about the memory of the GNU C library")
+@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
+def test_a_run_keeps_what_tensors_free_unless_the_user_chose(chosen: dict[str, str], kept: bool) -> None:
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = mine | {"THP_MEM_ALLOC_ENABLE": "0"} | chosen
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    pages = 3 * 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert before > pages / 2, "each tensor is mapped anew"
+    assert after < pages / 10 if kept else after > pages / 2
