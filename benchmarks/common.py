@@ -54,6 +54,13 @@ def _revision() -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """``--output`` and ``--label`` of :func:`publish`, and ``--keep-memory``, which the caller follows."""
+    parser.add_argument("--output", help="folder for the JSON result; none by default")
+    parser.add_argument("--label", default="", help="ends the result's name, to keep those of several machines")
+    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory, as avssl's runs on a CPU do")
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for on the command line: of paths the names alone, and not where the result goes."""
     return {
@@ -143,10 +150,11 @@ def publish(
     """Write what was ``measured``, and all that a reader needs to judge it, as ``name.json``; say where.
 
     Args:
-        args: of the command line; without its ``output``, a folder, nothing is written.
+        args: of the command line; without its ``output``, a folder, nothing is written. Its ``label`` ends the name.
         settings: in place of what :func:`settings_of` finds in ``args``.
     """
     if args.output:
         settings = settings_of(args) if settings is None else settings
+        name += f"_{args.label}" if getattr(args, "label", "") else ""
         result = {"benchmark": benchmark, "settings": settings, "machine": machine, **measured}
         print(f"written: {write_result(args.output, name, result)}")

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import describe_machine, interleave, publish
+from common import add_run_options, describe_machine, interleave, publish
 from mast_vs_ast import CLASSES, build, check, inference, training_step
 
 from mast.complexity import measure
@@ -60,8 +60,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--output", help="folder for the JSON result; none by default")
+    add_run_options(parser)
     args = parser.parse_args()
+    if args.keep_memory:
+        from avssl.pipelines.launch import keep_freed_memory
+
+        keep_freed_memory()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
     lengths = sorted({*args.frames, args.base})
 

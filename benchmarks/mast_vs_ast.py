@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import compare, describe_machine, interleave, peak_rss_mib, publish
+from common import add_run_options, compare, describe_machine, interleave, peak_rss_mib, publish
 from torch import Tensor, nn
 
 import mast
@@ -199,9 +199,7 @@ def main() -> None:
         "--peak-tflops", type=float, help="peak of the device for MFU; default: that of a known GPU in bf16"
     )
     parser.add_argument("--only", choices=("train", "inference", "memory"), help="one part only")
-    parser.add_argument("--output", help="folder for the JSON result; none by default")
-    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory, as avssl's runs on a CPU do")
-    parser.add_argument("--label", default="", help="ends the result's name, to keep those of several machines")
+    add_run_options(parser)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
@@ -251,7 +249,7 @@ def main() -> None:
         result["train_peak_mib"] = {"ours": ours, "peer": peer, "fraction": round(ours / peer, 3)}
         print(f"peak memory of a training step: {ours:.0f} MiB against {peer:.0f} MiB, {100 * ours / peer:.0f} %")
     name = f"mast_vs_ast_{args.model}_{args.device.split(':')[0]}_{args.precision}"
-    name += ("_compiled" if args.compile else "") + (f"_{args.label}" if args.label else "")
+    name += "_compiled" if args.compile else ""
     publish(args, name, "mast_vs_ast", machine, **result)
 
 
