@@ -72,12 +72,14 @@ def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep what tensors free, for the next ones; where a ``MALLOC_`` variable is set, that counts.
+    """Lets this process keep what tensors free, for the next ones, unless ``AVSSL_KEEP_MEMORY`` is 0 or the user has
+    chosen by a ``MALLOC_`` variable.
 
     glibc by itself maps each tensor of more than 32 MiB anew, and the kernel clears its pages one by one: a seventh of
     a training step of MAST-B with 16 clips. The price is a tenth more memory, and that none goes back to the system.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    chosen = os.environ.get("AVSSL_KEEP_MEMORY") == "0" or any(name.startswith("MALLOC_") for name in os.environ)
+    if chosen or sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
     if mallopt is not None:

@@ -45,9 +45,11 @@ print(before, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about the memory of the GNU C library")
-@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [({}, True), ({"AVSSL_KEEP_MEMORY": "0"}, False), ({"MALLOC_MMAP_MAX_": "65536"}, False)]
+)
 def test_a_run_keeps_what_tensors_free_unless_the_user_chose(chosen: dict[str, str], kept: bool) -> None:
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "AVSSL_KEEP"))}
     environment = mine | {"THP_MEM_ALLOC_ENABLE": "0"} | chosen
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
