@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix, to_numpy
 from avssl.evaluation.class_ranking import rank_classes
+from avssl.evaluation.intervals import proportion_interval
 from avssl.evaluation.multilabel import MultilabelReport, multilabel_report
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,10 @@ class ClassificationReport:
     """Metrics of one head with one label a clip.
 
     Attributes:
-        metrics: ``top1``, ``top1_low``, ``top1_high`` (95 % interval), ``top5`` (when there are more than 5 classes),
-            ``mean_class_accuracy``; as VGGSound (Chen et al. 2020) and EPIC-Sounds (Huh et al. 2023) report them, one
-            class against the rest: ``mAP``, ``mAP_low``, ``mAP_high``, ``mAUC``, ``d_prime`` (absent where mAUC is 1);
-            and ``count``, the number of labelled rows.
+        metrics: ``top1``, ``top1_low``, ``top1_high`` (Wilson's 95 % interval), ``top5`` (when there are more
+            than 5 classes), ``mean_class_accuracy``; as VGGSound (Chen et al. 2020) and EPIC-Sounds (Huh et al. 2023)
+            report them, one class against the rest: ``mAP``, ``mAP_low``, ``mAP_high``, ``mAUC``, ``d_prime`` (absent
+            where mAUC is 1); and ``count``, the number of labelled rows.
         confusion: ``(C, C)`` int64 counts, rows the truth, columns the prediction.
         per_class: ``(C,)`` accuracy of each class, NaN for classes without a test row.
         support: ``(C,)`` int64 test rows of each class.
@@ -72,30 +73,13 @@ def one_vs_rest(scores: FloatArray) -> FloatArray:
     return log_softmax(scores.astype(np.float64), axis=1)
 
 
-def bootstrap_interval(
-    correct: Arrayish, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean of zeros and ones (Efron 1979).
-
-    Rows drawn with replacement hold a binomial number of correct ones, so this samples that number directly.
-    All right or all wrong gives an interval of no width: with few rows it understates the doubt there.
-    """
-    hits = to_numpy(correct).astype(bool)
-    if hits.size == 0:
-        return float("nan"), float("nan")
-    means = np.random.default_rng(seed).binomial(hits.size, hits.mean(), size=resamples) / hits.size
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(low), float(high)
-
-
 def classification_report(scores: Arrayish, labels: Arrayish, *, seed: int = 0) -> ClassificationReport:
     """All metrics of one head with one label a clip.
 
     Args:
         scores: ``(N, C)`` logits, log-probabilities or probabilities; higher is likelier.
         labels: ``(N,)`` integers, -1 for rows to leave out.
-        seed: of the bootstrap.
+        seed: of the bootstrap of mAP's interval.
 
     Raises:
         ValueError: NaN or infinite scores, labels outside the classes, or not one labelled row.
@@ -112,7 +96,7 @@ def classification_report(scores: Arrayish, labels: Arrayish, *, seed: int = 0) 
     with np.errstate(invalid="ignore"):
         per_class = np.diag(confusion) / support
     hits = best[:, 0] == truth
-    low, high = bootstrap_interval(hits, seed=seed)
+    low, high = proportion_interval(int(hits.sum()), len(hits))
     metrics = {"top1": float(hits.mean()), "top1_low": low, "top1_high": high}
     if classes > 5:
         metrics["top5"] = float((best == truth[:, None]).any(axis=1).mean())
@@ -124,7 +108,7 @@ def classification_report(scores: Arrayish, labels: Arrayish, *, seed: int = 0) 
 
 
 def action_metrics(
-    verb_scores: Arrayish, noun_scores: Arrayish, verb_labels: Arrayish, noun_labels: Arrayish, *, seed: int = 0
+    verb_scores: Arrayish, noun_scores: Arrayish, verb_labels: Arrayish, noun_labels: Arrayish
 ) -> dict[str, float]:
     """EPIC-KITCHENS-100's *action*: verb and noun both right (Damen et al. 2022).
 
@@ -154,7 +138,7 @@ def action_metrics(
     right = (best_verbs == verb[:, None])[:, :, None] & (best_nouns == noun[:, None])[:, None, :]
     best = ranking(joint, min(5, joint.shape[1]))
     hits = np.take_along_axis(right.reshape(len(verb), -1), best, axis=1)
-    low, high = bootstrap_interval(hits[:, 0], seed=seed)
+    low, high = proportion_interval(int(hits[:, 0].sum()), len(hits))
     metrics = {"top1": float(hits[:, 0].mean()), "top1_low": low, "top1_high": high}
     return metrics | {"top5": float(hits.any(axis=1).mean()), "count": float(len(verb))}
 
@@ -216,6 +200,6 @@ def multi_head_metrics(
     found = head_reports(scores, labels, seed=seed) if reports is None else reports
     metrics = {f"{head}/{name}": value for head, report in found.items() for name, value in report.metrics.items()}
     if {"verb/top1", "noun/top1"} <= metrics.keys():
-        action = action_metrics(scores["verb"], scores["noun"], labels["verb"], labels["noun"], seed=seed)
+        action = action_metrics(scores["verb"], scores["noun"], labels["verb"], labels["noun"])
         metrics |= {f"action/{name}": value for name, value in action.items()}
     return metrics

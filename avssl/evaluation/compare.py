@@ -1,5 +1,6 @@
 """Is one run better than another? Paired tests where both judged the same clips, intervals where they did not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from scipy.stats import binomtest, norm
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_matrix, to_numpy
 from avssl.evaluation.classification import one_vs_rest
+from avssl.evaluation.intervals import proportion_interval
 
 # Resamples times rows times classes of a paired bootstrap stay near this: half a minute at most on one core.
 _WORK = 2e9
@@ -40,7 +42,8 @@ def mcnemar(first: Arrayish, second: Arrayish) -> Difference:
     """Exact McNemar test (1947) of two shares of right answers on the same rows.
 
     Of the rows on which only one of both is right, each is right on half if neither is better: a binomial test. The
-    interval is Wald's for a paired difference (Agresti 2013, eq. 11.2).
+    interval is Newcombe's for a paired difference (1998b, method 10) upon Wilson's of both shares: Wald's would have no
+    width where both are right on all rows.
 
     Args:
         first, second: (N,) whether each was right.
@@ -52,9 +55,26 @@ def mcnemar(first: Arrayish, second: Arrayish) -> Difference:
     p = float(binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
     count = len(one)
     value = (better - worse) / count
-    spread = norm.ppf(0.975) * np.sqrt(max(0.0, better + worse - (better - worse) ** 2 / count)) / count
+    low, high = _paired_bounds(int((one & two).sum()), better, worse, int((~one & ~two).sum()))
     test = f"paired, exact McNemar: of {count} clips {better} right here only, {worse} there only"
-    return Difference(value, value - float(spread), value + float(spread), p, test)
+    return Difference(value, low, high, p, test)
+
+
+def _paired_bounds(both: int, first: int, second: int, none: int) -> tuple[float, float]:
+    """95 % interval of the difference of two shares on the same rows, by the rows right on both, on one, on none."""
+    count = both + first + second + none
+    p, q = (both + first) / count, (both + second) / count
+    (p_low, p_high), (q_low, q_high) = (proportion_interval(both + only, count) for only in (first, second))
+    # Newcombe's phi: the correlation of both, its numerator corrected for continuity where it is positive.
+    product = both * none - first * second
+    numerator = max(product - count / 2, 0) if product > 0 else product
+    sides = (both + first) * (second + none) * (both + second) * (first + none)
+    phi = numerator / math.sqrt(sides) if sides else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))
+
+    return p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
 
 
 def paired_map(first: Arrayish, second: Arrayish, truth: Arrayish, *, seed: int = 0) -> Difference:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from avssl.data.manifest import Manifest
 from avssl.evaluation.arrays import Arrayish, IntArray, as_labels, as_matrix
-from avssl.evaluation.classification import bootstrap_interval
+from avssl.evaluation.intervals import proportion_interval
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,6 @@ def epic_metrics(
     labels: Mapping[str, Arrayish],
     manifest: Manifest,
     index: IntArray,
-    *,
-    seed: int = 0,
 ) -> dict[str, float]:
     """:func:`subset_metrics` of the rows ``index`` of a manifest; nothing where that is not EPIC-KITCHENS.
 
@@ -83,11 +81,11 @@ def epic_metrics(
     if not subsets.known:
         logger.warning("EPIC-Kitchens: no unseen and tail metrics: the official lists are not beside the annotations")
         return {}
-    return subset_metrics(scores, labels, subsets, seed=seed)
+    return subset_metrics(scores, labels, subsets)
 
 
 def subset_metrics(
-    scores: Mapping[str, Arrayish], labels: Mapping[str, Arrayish], subsets: Subsets, *, seed: int = 0
+    scores: Mapping[str, Arrayish], labels: Mapping[str, Arrayish], subsets: Subsets
 ) -> dict[str, float]:
     """Top-1 on the unseen participants and on the tail classes.
 
@@ -95,7 +93,6 @@ def subset_metrics(
         scores: "verb" (N, V) and "noun" (N, M) logits or log-probabilities.
         labels: "verb" and "noun" (N,); a segment without both labels is left out.
         subsets: Of the same N segments.
-        seed: Of the bootstrap of the 95 % intervals.
 
     Returns:
         ``unseen/verb/top1``, ``.../top1_low``, ``.../top1_high``, ``.../count``; likewise ``unseen/noun``,
@@ -119,7 +116,7 @@ def subset_metrics(
         if not len(hits):
             left_out.append(f"{name} ({'no such segment' if member is not None else 'list not found'})")
             continue
-        low, high = bootstrap_interval(hits, seed=seed)
+        low, high = proportion_interval(int(hits.sum()), len(hits))
         values = {"top1": float(hits.mean()), "top1_low": low, "top1_high": high, "count": float(len(hits))}
         metrics |= {f"{name}/{key}": value for key, value in values.items()}
     if left_out:

@@ -1,8 +1,10 @@
-"""95 % intervals: bootstrap over the clips of a test set, and the jackknife where resampling would bias the number."""
+"""95 % intervals: Wilson's of shares, else the bootstrap over clips, and the jackknife where that would be biased."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import binomtest
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, to_numpy
 
@@ -12,22 +14,31 @@ _CHUNK = 4_000_000
 _Z = 1.959964
 
 
-def bootstrap_means(
-    values: Arrayish, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron 1979): rows are drawn with replacement.
+def proportion_interval(successes: float, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share of rows. It has a width where all or none are right, too.
 
     Args:
-        values: (N,) a number for each row, hits 0..1 for example. No rows give NaN.
+        successes: Rows that are right. An expected number, which ties leave between two whole ones, has the interval
+            that holds those of both.
+        count: All rows. No rows give NaN.
     """
-    rows = to_numpy(values).astype(np.float64)
-    return bootstrap(lambda drawn: rows[drawn].mean(axis=1), len(rows), confidence, resamples, seed)
+    if count == 0:
+        return float("nan"), float("nan")
+    fewest, most = math.floor(successes + 1e-6), math.ceil(successes - 1e-6)
+    low, high = (
+        binomtest(hits, count).proportion_ci(confidence_level=confidence, method="wilson") for hits in (fewest, most)
+    )
+    return float(low.low), float(high.high)
 
 
 def bootstrap_medians(
     values: Arrayish, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The same of a median."""
+    """Percentile bootstrap interval of a median (Efron 1979): rows are drawn with replacement.
+
+    Args:
+        values: (N,) a number for each row. No rows give NaN.
+    """
     rows = to_numpy(values).astype(np.float64)
     return bootstrap(lambda drawn: np.median(rows[drawn], axis=1), len(rows), confidence, resamples, seed)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_matrix, unit_rows
-from avssl.evaluation.intervals import bootstrap_means, bootstrap_medians
+from avssl.evaluation.intervals import bootstrap_medians, proportion_interval
 
 # Cosine similarities closer than this are equal: float32 features do not tell them apart.
 TIE = 1e-7
@@ -69,9 +69,10 @@ def retrieval_metrics(
 def retrieval_intervals(
     audio: Arrayish, video: Arrayish, ks: Sequence[int] = (1, 5, 10), *, seed: int = 0, chunk: int = 1024
 ) -> dict[str, float]:
-    """95 % bootstrap intervals of :func:`retrieval_metrics`: queries are drawn anew, among the same N clips.
+    """95 % intervals of :func:`retrieval_metrics` over other queries among the same N clips.
 
-    So they say how much another set of queries would change a number, not what a larger or smaller gallery would.
+    Wilson's of R@k, a bootstrap of the median rank. They say how much another set of queries would change a number, not
+    what a larger or smaller gallery would.
 
     Returns:
         ``.../R@k_low``, ``.../R@k_high``, ``.../median_rank_low`` and ``.../median_rank_high`` both ways.
@@ -80,7 +81,8 @@ def retrieval_intervals(
     bounds: dict[str, float] = {}
     for name, queries, gallery in (("audio_to_video", left, right), ("video_to_audio", right, left)):
         above, ties = _standing(queries, gallery, chunk)
-        spans = {f"R@{k}": bootstrap_means(np.clip((k - above) / (ties + 1), 0, 1), seed=seed) for k in ks}
+        found = {k: float(np.clip((k - above) / (ties + 1), 0, 1).sum()) for k in ks}
+        spans = {f"R@{k}": proportion_interval(hits, len(queries)) for k, hits in found.items()}
         spans["median_rank"] = bootstrap_medians(1 + above + ties / 2, seed=seed)
         for metric, (low, high) in spans.items():
             bounds |= {f"{name}/{metric}_low": low, f"{name}/{metric}_high": high}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from avssl.evaluation.classification import bootstrap_interval
+from avssl.evaluation.intervals import proportion_interval
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Spread:
         mean: Mean over runs.
         std: Standard deviation of the runs (n - 1); NaN of a single one.
         low, high: 95 % interval of the mean by Student's t over the runs. Folds share training rows, so it is rather
-            too narrow (Bengio & Grandvalet 2004); NaN of a single run.
+            too narrow (Bengio & Grandvalet 2004); NaN of a single run, and of runs that are all equal, which would
+            have no width.
         runs: Number of runs with a finite value.
         repeat_std: Standard deviation (n - 1) of the means of the repetitions; NaN of fewer than two.
     """
@@ -46,16 +47,14 @@ def spread(values: Sequence[float], repeats: Sequence[int]) -> Spread:
     if len(array) > 1:
         std = float(array.std(ddof=1))
         reach = float(stats.t.ppf(0.975, len(array) - 1)) * std / math.sqrt(len(array))
-        low, high = mean - reach, mean + reach
+        low, high = (mean - reach, mean + reach) if reach > 0 else (math.nan, math.nan)
     means = [np.mean([v for v, r in kept if r == repeat]) for repeat in dict.fromkeys(r for _, r in kept)]
     repeat_std = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
     return Spread(mean, std, low, high, len(array), repeat_std)
 
 
-def pooled_rate(
-    rates: Sequence[float], counts: Sequence[float], repeats: Sequence[int], *, seed: int = 0
-) -> tuple[float, float, float]:
-    """The share of right rows over all test rows together, and its 95 % bootstrap interval.
+def pooled_rate(rates: Sequence[float], counts: Sequence[float], repeats: Sequence[int]) -> tuple[float, float, float]:
+    """The share of right rows over all test rows together, and its 95 % interval (Wilson's).
 
     Repetitions test the same rows again and tell nothing new of other rows: the interval is that of one repetition's
     number of rows.
@@ -64,15 +63,13 @@ def pooled_rate(
         rates: (R,) share of right rows of each run.
         counts: (R,) its test rows.
         repeats: (R,) its repetition.
-        seed: Seed of the bootstrap.
     """
     rows, total = np.array(counts, dtype=np.float64), float(np.sum(counts))
     if not total:
         return math.nan, math.nan, math.nan
     rate = float(np.dot(rates, rows) / total)
     once = round(total / len(set(repeats)))
-    hits = np.arange(once) < round(rate * once)
-    return rate, *bootstrap_interval(hits, seed=seed)
+    return rate, *proportion_interval(rate * once, once)
 
 
 def spreads(metrics: Sequence[Mapping[str, float]], repeats: Sequence[int]) -> dict[str, Spread]:

@@ -74,7 +74,7 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     reports = head_reports(outcome.scores, labels, seed=config.seed)
     metrics = multi_head_metrics(outcome.scores, labels, seed=config.seed, reports=reports)
     if splits.labelled_test is not None:
-        metrics |= epic_metrics(outcome.scores, labels, splits.labelled_test, outcome.after.index, seed=config.seed)
+        metrics |= epic_metrics(outcome.scores, labels, splits.labelled_test, outcome.after.index)
     covered = coverage(outcome.expected, len(outcome.after), outcome.after.failures)
     protocol = str(splits.protocol)
     result: dict[str, Any] = {

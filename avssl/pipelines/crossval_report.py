@@ -35,7 +35,7 @@ def report_crossval(
     metrics = [_numbers(run["result"]["metrics"]) for run in runs]
     repeats = [run["seed"] for run in runs]
     over = spreads(metrics, repeats)
-    pooled = pool(metrics, repeats, config.seed)
+    pooled = pool(metrics, repeats)
     clusters = [
         _numbers({f"{head}/{name}": value for head, values in run["result"].get("clustering", {}).items()
                   for name, value in values.items() if name not in ("classes", "count")})
@@ -84,16 +84,14 @@ def report_crossval(
     return result | {"tables": tables}
 
 
-def pool(
-    metrics: Sequence[Mapping[str, float]], repeats: Sequence[int], seed: int
-) -> dict[str, tuple[float, float, float]]:
+def pool(metrics: Sequence[Mapping[str, float]], repeats: Sequence[int]) -> dict[str, tuple[float, float, float]]:
     """Rate and 95 % interval over all test rows of every metric in :data:`RATES`, by its full name ``head/metric``."""
     pooled = {}
     for name in dict.fromkeys(name for run in metrics for name in run if name.rpartition("/")[2] in RATES):
         count = f"{name.rpartition('/')[0]}/count"
         having = [(run[name], run[count], repeat) for run, repeat in zip(metrics, repeats, strict=True) if name in run]
         rates, counts, seeds = zip(*having, strict=True)
-        pooled[name] = pooled_rate(rates, counts, seeds, seed=seed)
+        pooled[name] = pooled_rate(rates, counts, seeds)
     return pooled
 
 

@@ -24,12 +24,12 @@ def unseen_tail(bench: Bench) -> Finding:
     """Top-1 of verb, noun and action on unseen participants and on tail classes."""
     scores = bench.scores()
     labels = {head: bench.truth(head) for head in scores}
-    metrics = epic_metrics(scores, labels, bench.split, bench.features.index, seed=bench.config.seed)
+    metrics = epic_metrics(scores, labels, bench.split, bench.features.index)
     rows = []
     for name in [key.removesuffix("/top1") for key in metrics if key.endswith("/top1")]:
         top1, low, high = (f"{metrics[f'{name}/{key}']:.1%}" for key in ("top1", "top1_low", "top1_high"))
         rows.append([name.replace("/", " "), top1, f"{low} to {high}", int(metrics[f"{name}/count"])])
-    title, note = "Unseen participants and tail classes", f"Scores: {bench.clips}. Intervals: bootstrap over segments."
+    title, note = "Unseen participants and tail classes", f"Scores: {bench.clips}. Intervals: Wilson's."
     if not rows:
         return Finding(Section(title, f"{TEXT} The official lists were not found beside the annotations."))
     table = Table(title, ["segments", "top-1", "95 % interval", "count"], rows, note)

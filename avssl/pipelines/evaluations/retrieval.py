@@ -31,6 +31,6 @@ def retrieval(bench: Bench) -> Finding:
         rows.append([name, *cells, f"{metrics[f'{way}/median_rank']:g} {spread}"])
     chance = [f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)]
     rows.append(["chance", *chance, f"{metrics['chance/median_rank']:g}"])
-    note = f"Among {len(audio)} clips; embeddings: {bench.clips}. In brackets 95 %: bootstrap over the queries."
+    note = f"Among {len(audio)} clips; embeddings: {bench.clips}. In brackets 95 % intervals over queries."
     table = Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, note)
     return Finding(Section("Zero-shot retrieval", TEXT, [table]), metrics, headlines)

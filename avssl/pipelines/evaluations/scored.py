@@ -61,6 +61,6 @@ def judge(
         title,
         ["head", *(_COLUMNS[name] for name in columns), f"95 % interval of {first}", "clips"],
         rows,
-        f"Scores: {bench.clips}. Intervals: bootstrap over clips.",
+        f"Scores: {bench.clips}. Intervals: Wilson's of top-1, bootstrap over clips of mAP.",
     )
     return Finding(Section(title, text, [table]), {prefix + k: v for k, v in metrics.items()}, headlines)

@@ -9,7 +9,6 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 import avssl  # noqa: F401
 from avssl.evaluation.classification import (
     action_metrics,
-    bootstrap_interval,
     classification_report,
     mean_average_precision,
     multi_head_metrics,
@@ -43,14 +42,13 @@ def test_metrics_equal_torchmetrics_and_sklearn(scored):
     assert report.metrics["top1_low"] < report.metrics["top1"] < report.metrics["top1_high"]
 
 
-def test_bootstrap_equals_drawing_rows():
-    rng = np.random.default_rng(1)
-    hits = rng.random(120) < 0.7
-    drawn = hits[rng.integers(0, 120, (20_000, 120))].mean(1)
-    np.testing.assert_allclose(
-        bootstrap_interval(hits, resamples=20_000), np.quantile(drawn, (0.025, 0.975)), atol=0.01
-    )
-    assert bootstrap_interval(hits) == bootstrap_interval(hits)
+def test_six_of_six_is_not_100_to_100():
+    labels = np.arange(6) % 2
+    metrics = classification_report(np.eye(2)[labels], labels).metrics
+    assert (metrics["top1"], metrics["top1_high"]) == (1.0, 1.0)
+    assert metrics["top1_low"] == pytest.approx(0.6097, abs=5e-5)
+    action = action_metrics(np.eye(2)[labels], np.eye(2)[labels], labels, labels)
+    assert action["top1_low"] == pytest.approx(0.6097, abs=5e-5)
 
 
 def test_constant_scores_get_chance_not_everything():

@@ -25,12 +25,17 @@ def test_mcnemar_is_a_binomial_test_of_the_discordant(counts) -> None:
     assert found.low <= found.value <= found.high and f"{better} right here only, {worse}" in found.test
 
 
-def test_mcnemar_interval_against_agresti_and_equal_runs() -> None:
-    # Agresti, Categorical Data Analysis, table 11.1: approval 944 and 880 of 1600, discordant 150 and 86.
+def test_mcnemar_interval_against_published_ones_and_equal_runs() -> None:
+    # Agresti, Categorical Data Analysis, table 11.1: approval 944 and 880 of 1600, discordant 150 and 86 (Wald's).
     found = mcnemar(*answers(794, 150, 86, 570))
     assert (found.low, found.high) == pytest.approx((0.022, 0.059), abs=0.001)
+    # Fagerland, Lydersen and Laake 2014, table V: Newcombe's square-and-add interval of (1, 1; 7, 12).
+    found = mcnemar(*answers(1, 1, 7, 12))
+    assert (found.low, found.high) == pytest.approx((-0.507, -0.026), abs=5e-4)
     same = mcnemar([1, 0, 1], [1, 0, 1])
     assert (same.value, same.p) == (0.0, 1.0)
+    perfect = mcnemar(np.ones(6), np.ones(6))
+    assert perfect.low == -perfect.high < -0.3
     with pytest.raises(ValueError, match="same questions"):
         mcnemar([1, 0], [1, 0, 1])
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from avssl.evaluation.retrieval import nearest, retrieval_intervals, retrieval_metrics
 
@@ -74,7 +75,7 @@ def test_nearest_orders_by_cosine():
     np.testing.assert_allclose(similarity[0], [1, 10 / 101**0.5, 0], atol=1e-12)
 
 
-def test_intervals_are_the_bootstrap_of_the_queries_and_hold_the_number():
+def test_intervals_are_wilsons_of_the_queries_and_hold_the_number():
     rng = np.random.default_rng(0)
     audio = rng.normal(size=(120, 8))
     video = audio + 1.2 * rng.normal(size=(120, 8))
@@ -82,8 +83,14 @@ def test_intervals_are_the_bootstrap_of_the_queries_and_hold_the_number():
     assert bounds == retrieval_intervals(audio, video, ks=(1, 5))
     cosine = (audio / np.linalg.norm(audio, axis=1)[:, None]) @ (video / np.linalg.norm(video, axis=1)[:, None]).T
     hits = cosine.argmax(axis=1) == np.arange(120)
-    means = rng.choice(hits, (4000, 120)).mean(axis=1)
+    wilson = binomtest(int(hits.sum()), 120).proportion_ci(method="wilson")
     low, high = (bounds[f"audio_to_video/R@1_{side}"] for side in ("low", "high"))
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.02)
+    assert (low, high) == pytest.approx((wilson.low, wilson.high))
     for name in ("audio_to_video/R@5", "video_to_audio/R@1", "video_to_audio/median_rank"):
         assert bounds[f"{name}_low"] <= metrics[name] <= bounds[f"{name}_high"]
+
+
+def test_perfect_retrieval_among_few_is_not_certain():
+    bounds = retrieval_intervals(np.eye(6), np.eye(6), ks=(1,))
+    assert bounds["audio_to_video/R@1_low"] == pytest.approx(0.6097, abs=5e-5)
+    assert bounds["audio_to_video/R@1_high"] == 1.0

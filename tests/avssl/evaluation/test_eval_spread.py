@@ -26,16 +26,19 @@ def test_repetitions_have_a_deviation_of_their_own() -> None:
 def test_one_run_and_none() -> None:
     one = spread([0.5], [0])
     assert one.mean == 0.5 and one.runs == 1 and all(map(math.isnan, (one.std, one.low, one.high, one.repeat_std)))
+    equal = spread([1.0, 1.0], [0, 0])
+    assert equal.std == 0.0 and math.isnan(equal.low) and math.isnan(equal.high), "not 100 % to 100 %"
     none = spread([math.nan, math.inf], [0, 1])
     assert none.runs == 0 and math.isnan(none.mean)
     assert spread([math.nan, 0.2, 0.4], [0, 0, 0]).mean == pytest.approx(0.3)
 
 
-def test_pooling_weighs_by_rows_and_its_interval_is_the_binomials() -> None:
+def test_pooling_weighs_by_rows_and_its_interval_is_wilsons() -> None:
     rate, low, high = pooled_rate([0.5, 1.0], [100, 300], [0, 0])
     assert rate == pytest.approx(350 / 400)
-    assert (low, high) == (pytest.approx(stats.binom.ppf(0.025, 400, rate) / 400, abs=0.004),
-                           pytest.approx(stats.binom.ppf(0.975, 400, rate) / 400, abs=0.004))  # fmt: skip
+    wilson = stats.binomtest(350, 400).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((wilson.low, wilson.high))
+    assert pooled_rate([1.0, 1.0], [3, 3], [0, 0])[1] < 0.7
 
 
 def test_a_repetition_does_not_narrow_the_interval() -> None:
