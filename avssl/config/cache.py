@@ -10,9 +10,9 @@ class SourceConfig:
     """What to cache.
 
     Args:
-        name: A name in configs/data (demo, grid, vggsound ...), a data YAML, a manifest (.parquet), a .csv, or a folder
+        name: A known name (demo, grid, vggsound ...), a data YAML, a manifest (.parquet), a .csv, or a folder
             of media.
-        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {lists: full}.
     """
 

@@ -12,8 +12,8 @@ class EmbedDataConfig:
     """What to embed, and how it is decoded.
 
     Args:
-        name: A folder of media, a name in configs/data, a data YAML, a manifest (.parquet), or a .csv.
-        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        name: A folder of media, a known name, a data YAML, a manifest (.parquet), or a .csv.
+        root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1}.
         split: Split to embed; default: all rows.
         clip_seconds: Length of a window in seconds; default: that of the checkpoint's training.
@@ -71,9 +71,9 @@ class ExportDataConfig:
     """Real clips that the written file is compared on.
 
     Args:
-        name: A folder of media, a name in configs/data, a data YAML, a manifest (.parquet), or a .csv; default: none,
+        name: A folder of media, a known name, a data YAML, a manifest (.parquet), or a .csv; default: none,
             and the file is compared on noise alone.
-        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1}; default, on the data that the checkpoint was trained on:
             those of its training.
         clip_seconds: Length of a clip in seconds; default: that of the checkpoint's training.

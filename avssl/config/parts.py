@@ -10,18 +10,18 @@ class DataConfig:
     """What to train and evaluate on.
 
     Args:
-        name: A name in configs/data (demo, esc10, fsdd, grid, epic-kitchens ...), a data YAML, a manifest (.parquet),
+        name: A known name (demo, esc50, vggsound, epic-kitchens ...), a data YAML, a manifest (.parquet),
             a .csv, a folder of media, or a cache (a folder or a URL that tools/cache.py wrote).
-        root: Folder of the media; default: the data YAML's, or the environment variable that it names.
+        root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
-        clip_seconds: Length of a clip in seconds; default: the data YAML's.
+        clip_seconds: Length of a clip in seconds; default: as the data state it.
         num_frames: Video frames per clip, spread evenly over it.
         frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
-        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: the
-            data YAML's.
+        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: as
+            the data state it.
         train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
             video apart (sync).
-        heads: Label heads to train on; default: the data YAML's head, or all of the data's where it names none.
+        heads: Label heads to train on; default: the head that the data state, or all of theirs where none is.
         val_fraction: Share of the training split held out for validation where the data has no split of that name.
         train_fraction: Share of the training split to train on: the same of every class of the first head, at least one
             clip of each, drawn with the seed. Validation and test are not affected.

@@ -1,4 +1,4 @@
-"""Data by name: a YAML in configs/data, a folder, a CSV or a saved manifest -> a scanned manifest, scanned once."""
+"""Data by name: a known data set, a data YAML, a folder, a CSV or a saved manifest -> a manifest, scanned once."""
 
 import glob
 import hashlib
@@ -24,7 +24,8 @@ from avssl.data.shards.index import entry_of, is_cache
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
+# Of a folder or a list, for which nobody has stated a length.
+OWN_CLIP_SECONDS = 4.0
 # Part of every cache key: raise it when a scan finds out more than it used to.
 SCAN_VERSION = 1
 # A start with more clips than this that takes longer than so many seconds says why; with fewer, it made the demo set.
@@ -33,14 +34,14 @@ _MANY_CLIPS, _LONG_START = 50_000, 20.0
 
 @dataclass(frozen=True)
 class Entry:
-    """What a data YAML says; its keys are these fields, ``name`` apart.
+    """Some data and the protocol that its numbers go by; a data YAML's keys are these fields, ``name`` apart.
 
     Args:
-        name: The YAML's name without its ending.
+        name: A known name, or that of the file or folder without its ending.
         dataset: Registered data set that builds the manifest.
         root: Folder of the media; environment variables are expanded, a relative one is relative to the YAML.
         options: Options of the data set.
-        clip_seconds: Length of a clip in seconds.
+        clip_seconds: Length of a clip in seconds; None where the data do not state any: see :meth:`seconds`.
         eval_clips: Clips per item in evaluation.
         head: Label head to train and evaluate on; None: all of the manifest's.
     """
@@ -49,18 +50,30 @@ class Entry:
     dataset: str
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    clip_seconds: float = 4.0
+    clip_seconds: float | None = None
     eval_clips: int = 1
     head: str | None = None
 
+    def seconds(self, stated: float | None = None) -> float:
+        """Length of a clip in seconds: as ``stated``, else the data's own, else 4 s, which the log then says."""
+        if stated is not None:
+            return stated
+        if self.clip_seconds is not None:
+            return self.clip_seconds
+        logger.warning(
+            "data %s: no length of a clip is stated: %g s are taken; set data.clip_seconds to that of your sounds",
+            self.name, OWN_CLIP_SECONDS,
+        )  # fmt: skip
+        return OWN_CLIP_SECONDS
+
 
 def names() -> list[str]:
-    """Names of the data YAMLs of the repository, or of the registered data sets where it is not there."""
-    return sorted(file.stem for file in CONFIGS.glob("*.yaml")) or available()
+    """Names of the known data sets, those with a protocol of their own."""
+    return [name for name in available() if get_dataset(name).clip_seconds is not None]
 
 
 def find_entry(name: str) -> Entry:
-    """The entry of a name in configs/data, a path to a YAML, a .csv, a .parquet or a folder, or of a cache.
+    """The entry of a known name, a path to a YAML, a .csv, a .parquet or a folder, or of a cache.
 
     A manifest and a cache have the clips and the head that the data had of which a tool made them.
 
@@ -68,8 +81,8 @@ def find_entry(name: str) -> Entry:
         DataError: none of these; or the YAML is not valid, naming file, key and the nearest valid key.
     """
     path = Path(name).expanduser()
-    if (CONFIGS / f"{name}.yaml").is_file():
-        return read_entry(CONFIGS / f"{name}.yaml")
+    if name in names():
+        return Entry(name, name, **_protocol(name))
     if path.suffix in (".yaml", ".yml"):
         return read_entry(path)
     if is_cache(name):
@@ -80,15 +93,24 @@ def find_entry(name: str) -> Entry:
         entry = Entry(path.stem, "csv", path.resolve().parent, {"file": str(path.resolve())})
         return replace(entry, **(_metadata(name) or {}).get("entry", {}))
     if name in available():
-        return Entry(name, name)
+        return Entry(name, name, **_protocol(name))
     raise DataError(
         f"no data {name!r}{nearest(name, names())}: give one of {', '.join(names())}, a data YAML, a folder of media, "
         "a .csv file, a manifest (.parquet) or a cache (a folder or a URL that tools/cache.py wrote)"
     )
 
 
+def _protocol(dataset: str) -> dict[str, Any]:
+    """What a registered data set states of its clips, as fields of an entry."""
+    known = get_dataset(dataset)
+    return {"clip_seconds": known.clip_seconds, "eval_clips": known.eval_clips, "head": known.head}
+
+
 def read_entry(file: Path) -> Entry:
-    """A data YAML, checked strictly."""
+    """A data YAML, checked strictly; what it does not give is as its data set states it.
+
+    An empty ``head`` takes all heads of the manifest.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -110,14 +132,14 @@ def read_entry(file: Path) -> Entry:
     for key in ("clip_seconds", "eval_clips"):
         if values.get(key) is not None and not values[key] > 0:
             raise DataError(f"{file}: key {key!r} must be positive, got {values[key]}")
-    entry = Entry(file.stem, **{key: value for key, value in values.items() if value is not None})
-    get_dataset(entry.dataset)
-    if entry.root is not None:
-        entry = replace(entry, root=file.parent / Path(os.path.expandvars(entry.root)).expanduser())
-    place = entry.options.get("location") or entry.root
-    if entry.dataset == "cache" and place:
-        entry = replace(entry, **{key: value for key, value in entry_of(str(place)).items() if values.get(key) is None})
-    return entry
+    given = {key: value for key, value in values.items() if value is not None or key == "head"}
+    protocol = _protocol(given["dataset"])
+    if "root" in given:
+        given["root"] = file.parent / Path(os.path.expandvars(given["root"])).expanduser()
+    place = given.get("options", {}).get("location") or given.get("root")
+    if given["dataset"] == "cache" and place:
+        protocol |= entry_of(str(place))
+    return Entry(file.stem, **{**protocol, **given})
 
 
 def open_data(

@@ -146,7 +146,7 @@ def open_splits(
         coverage[train.column("split")[0]]["share"] = {"fraction": config.train_fraction, "clips": len(train)}
         logger.info("training on %d clips, data.train_fraction %g", len(train), config.train_fraction)
     protocol = ClipProtocol(
-        entry.clip_seconds if config.clip_seconds is None else config.clip_seconds,
+        entry.seconds(config.clip_seconds),
         entry.eval_clips if config.eval_clips is None else config.eval_clips,
     )
     return Splits(train, val, test, labels, protocol, manifest.digest, coverage)

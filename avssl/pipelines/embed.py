@@ -136,7 +136,7 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
     if wanted not in choices:
         raise ValueError(f"modalities: {checkpoint} takes {' or '.join(choices)}, not {wanted}; give it or auto")
     modalities = own if wanted == "both" else tuple(name for name in own if name == wanted)
-    seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).clip_seconds
+    seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).seconds()
     if "video" in modalities:
         size = max(size, known.frame_size or 0)
     return Source(encode, modalities, sample_rate, seconds, data.num_frames or num_frames, data.frame_size or size)

@@ -39,7 +39,7 @@ class PrepareOptions:
         deep: Decode every clip, which finds silence, stills, duplicates and streams that break off.
         stats: Take the statistics of the log-mel spectrogram over the training split.
         clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
-            None: the data YAML's, half of which also is what is called a short clip.
+            None: the data's own, half of which also is what is called a short clip.
         progress: Show progress; None: where stderr is a terminal.
     """
 
@@ -82,7 +82,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         )
     listed, key = list_data(options.data, options.root, options.options)
     entry = find_entry(options.data)
-    clip_seconds = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
+    clip_seconds = entry.seconds(options.clip_seconds)
     if not clip_seconds > 0:
         raise DataError(f"--clip-seconds: must be positive, got {clip_seconds}")
     cached = None if options.deep or is_manifest(options.data) else scan_cache(listed, key, None, options.progress)
@@ -94,7 +94,8 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
             keep_scan(scanned, key, cached)
         manifest, report = _examined(scanned, facts, options, clip_seconds, kept)
         stats = _stats(manifest, options, clip_seconds) if options.stats and report["usable"]["audio"] else None
-        settings = {"clip_seconds": clip_seconds, "eval_clips": entry.eval_clips, "head": entry.head}
+        stated = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
+        settings = {"clip_seconds": stated, "eval_clips": entry.eval_clips, "head": entry.head}
         manifest.save(output, settings)
         report = {
             "data": options.data,

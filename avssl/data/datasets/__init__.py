@@ -1,14 +1,14 @@
 """Data sets: one file each, registered by name, from a folder on disk to the rows of a manifest.
 
 A new data set is one file in this folder with a function ``(root, *, option=default, ...) -> Manifest`` under
-``@register_dataset(name)``, and one YAML in ``configs/data``. A builder only lists clips; what it lists is scanned
-once by :func:`avssl.data.catalog.open_data`.
+``@register_dataset(name, ...)``, which also states its protocol: how long a clip is, how many are scored, and by which
+head. A builder only lists clips; what it lists is scanned once by :func:`avssl.data.catalog.open_data`.
 """
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -23,29 +23,63 @@ Builder = Callable[..., Manifest]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A registered builder; ``needs_root`` is false where the data set makes or finds its own folder."""
+    """A registered builder with its protocol; the fields are the arguments of :func:`register_dataset`."""
 
     name: str
     build: Builder
-    needs_root: bool = True
+    clip_seconds: float | None
+    eval_clips: int
+    head: str | None
+    preset: Mapping[str, Any]
+    needs_root: bool
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options and their defaults."""
+        """Options and their defaults under this name."""
         parameters = list(inspect.signature(self.build).parameters.values())[1:]
-        return {parameter.name: parameter.default for parameter in parameters}
+        return {parameter.name: parameter.default for parameter in parameters} | dict(self.preset)
 
 
 _REGISTRY: dict[str, Dataset] = {}
 
 
-def register_dataset(name: str, *, needs_root: bool = True) -> Callable[[Builder], Builder]:
-    """Registers ``builder(root, **options) -> Manifest`` under ``name``."""
+def register_dataset(
+    name: str,
+    *,
+    clip_seconds: float | None,
+    eval_clips: int,
+    head: str | None,
+    options: Mapping[str, Any] | None = None,
+    needs_root: bool = True,
+) -> Callable[[Builder], Builder]:
+    """Registers ``builder(root, **options) -> Manifest`` under ``name``, with the protocol that its numbers go by.
+
+    A builder may be registered under several names, one decorator each.
+
+    Args:
+        name: What ``--data`` takes.
+        clip_seconds: Length of a clip in seconds; None where it depends on what a user brings (a folder, a list).
+        eval_clips: Clips of an item in evaluation: 1 is the centre, N are N uniform ones, whose outputs are averaged.
+        head: Label head to train and evaluate on; None: all of the manifest's.
+        options: Options that have another default under this name than in the builder.
+        needs_root: False where the data set makes or finds its own folder.
+
+    Raises:
+        ValueError: the name is taken, or the protocol cannot be one.
+    """
+    if clip_seconds is not None and not clip_seconds > 0:
+        raise ValueError(f"data set {name!r}: clip_seconds must be positive or None, got {clip_seconds}")
+    if eval_clips < 1:
+        raise ValueError(f"data set {name!r}: eval_clips must be at least 1, got {eval_clips}")
 
     def register(builder: Builder) -> Builder:
         if name in _REGISTRY:
             raise ValueError(f"data set {name!r} is registered twice")
-        _REGISTRY[name] = Dataset(name, builder, needs_root)
+        dataset = Dataset(name, builder, clip_seconds, eval_clips, head, dict(options or {}), needs_root)
+        unknown = set(dataset.options) - set(inspect.signature(builder).parameters)
+        if unknown:
+            raise ValueError(f"data set {name!r}: its builder has no option {', '.join(sorted(unknown))}")
+        _REGISTRY[name] = dataset
         return builder
 
     return register
@@ -102,7 +136,7 @@ def build_manifest(name: str, root: str | Path | None = None, **options: Any) ->
         if not root.is_dir():
             raise DataError(f"data set {name!r}: no folder {root}; give its place with --data.root")
     try:
-        return dataset.build(root, **options)
+        return dataset.build(root, **{**dataset.preset, **options})
     except TypeError as error:  # an option of a wrong type, such as a word for a number
         raise DataError(f"data set {name!r}: {error} (options {options})") from error
 

@@ -8,7 +8,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.shards.index import open_cache
 
 
-@register_dataset("cache", needs_root=False)
+@register_dataset("cache", clip_seconds=None, eval_clips=1, head=None, needs_root=False)
 def cache(root: Path | None, *, location: str | None = None) -> Manifest:
     """A finished cache.
 

@@ -8,7 +8,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import SPLITS, Manifest, ManifestError
 
 
-@register_dataset("csv")
+@register_dataset("csv", clip_seconds=None, eval_clips=1, head=None)
 def csv_file(
     root: Path,
     *,

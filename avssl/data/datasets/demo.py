@@ -7,7 +7,8 @@ from avssl.data.datasets import register_dataset
 from avssl.data.manifest import Manifest
 
 
-@register_dataset("demo", needs_root=False)
+# Two clips cover all of the 2.4 s.
+@register_dataset("demo", clip_seconds=1.2, eval_clips=2, head=None, needs_root=False)
 def demo(
     root: Path | None, *, seed: int = 0, pretrain: int = 800, train_per_class: int = 24, test_per_class: int = 12
 ) -> Manifest:

@@ -18,7 +18,7 @@ SPLIT_FOLDERS = {
 }
 
 
-@register_dataset("folder")
+@register_dataset("folder", clip_seconds=None, eval_clips=1, head=None)
 def folder(root: Path, *, split: str = "train") -> Manifest:
     """A tree of audio and video files.
 

@@ -10,7 +10,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
 
-@register_dataset("fsdd")
+@register_dataset("fsdd", clip_seconds=1.0, eval_clips=1, head="digit")
 def fsdd(root: Path, *, held_out_speakers: Sequence[str] = ()) -> Manifest:
     """``recordings/7_jackson_32.wav`` and the like, or the recordings themselves, under ``root``.
 

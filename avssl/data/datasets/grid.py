@@ -22,7 +22,7 @@ WORDS = {
 }
 
 
-@register_dataset("grid")
+@register_dataset("grid", clip_seconds=2.56, eval_clips=1, head="digit")
 def grid(root: Path, *, test_clips: int = 100, seed: int = 0) -> Manifest:
     """Videos such as ``clips/bbaf3s.mp4`` or ``s1/bbaf3s.mpg`` anywhere under ``root``: "bin blue at F 3 soon".
 

@@ -50,7 +50,7 @@ FILES = {
 SOURCE = "github.com/cvdfoundation/kinetics-dataset"
 
 
-@register_dataset("kinetics-sounds")
+@register_dataset("kinetics-sounds", clip_seconds=10.0, eval_clips=1, head="sound")
 def kinetics_sounds(
     root: Path,
     *,

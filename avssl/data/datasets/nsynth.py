@@ -21,7 +21,7 @@ PITCHES = [str(pitch) for pitch in range(128)]
 SPLITS = {"nsynth-train": "train", "nsynth-valid": "val", "nsynth-test": "test"}
 
 
-@register_dataset("nsynth")
+@register_dataset("nsynth", clip_seconds=4.0, eval_clips=1, head="family")
 def nsynth(root: Path) -> Manifest:
     """``nsynth-train``, ``nsynth-valid`` and ``nsynth-test``, each with ``examples.json`` and ``audio/*.wav``.
 

@@ -25,7 +25,7 @@ from avssl.data.manifest import LABEL_PREFIX, Manifest
 KEYS = ("name", "root", "options", "heads")
 
 
-@register_dataset("union", needs_root=False)
+@register_dataset("union", clip_seconds=None, eval_clips=1, head=None, needs_root=False)
 def union(root: Path | None, *, sets: Sequence[Mapping[str, Any]] = ()) -> Manifest:
     """One manifest of several sets.
 

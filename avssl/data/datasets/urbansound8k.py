@@ -16,7 +16,7 @@ TABLE = "metadata/UrbanSound8K.csv"
 FOLDS = range(1, 11)
 
 
-@register_dataset("urbansound8k")
+@register_dataset("urbansound8k", clip_seconds=4.0, eval_clips=1, head="sound")
 def urbansound8k(root: Path, *, fold: int | None = 1) -> Manifest:
     """``metadata/UrbanSound8K.csv`` and ``audio/fold1`` to ``fold10``, with head "sound" (10 classes).
 

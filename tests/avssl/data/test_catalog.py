@@ -1,4 +1,9 @@
+import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,12 +11,13 @@ from loading_samples import write_ramp_wav
 
 from avssl.data import catalog
 from avssl.data.catalog import find_entry, names, open_data, read_entry
-from avssl.data.datasets import get_dataset
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan_files
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +56,57 @@ def yaml_file(folder: Path, text: str, name: str = "mine.yaml") -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_yaml_of_the_repository_is_valid(name: str) -> None:
-    entry = find_entry(name)
-    assert entry.name == name and entry.root is None and entry.clip_seconds > 0
-    assert set(entry.options) <= set(get_dataset(entry.dataset).options)
+# Clip length in seconds, clips of an item that are scored, head.
+PROTOCOLS = {
+    "audioset": (10.0, 1, "sound"),
+    "audioset-20k": (10.0, 1, "sound"),
+    "demo": (1.2, 2, None),
+    "epic-kitchens": (2.0, 1, None),
+    "epic-sounds": (2.0, 5, "sound"),
+    "esc10": (5.0, 1, "sound"),
+    "esc50": (5.0, 1, "sound"),
+    "fsdd": (1.0, 1, "digit"),
+    "grid": (2.56, 1, "digit"),
+    "kinetics-sounds": (10.0, 1, "sound"),
+    "nsynth": (4.0, 1, "family"),
+    "speech-commands": (1.0, 1, "word"),
+    "urbansound8k": (4.0, 1, "sound"),
+    "vggsound": (10.0, 1, "sound"),
+}
 
 
-def test_the_repository_has_a_yaml_for_every_family() -> None:
-    assert {"demo", "esc10", "esc50", "fsdd", "grid", "epic-kitchens"} <= set(names())
+def test_every_known_name_has_its_protocol_in_code(tmp_path: Path) -> None:
+    script = "import json\nfrom avssl.data.catalog import find_entry, names\n" + (
+        "entries = [find_entry(name) for name in names()]\n"
+        "print(json.dumps({e.name: (e.clip_seconds, e.eval_clips, e.head) for e in entries if e.root is None}))"
+    )
+    package = tmp_path / "installed"  # as from a wheel: the package and nothing beside it
+    package.mkdir()
+    for name in ("avssl", "mast"):
+        shutil.copytree(REPOSITORY / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {**os.environ, "PYTHONPATH": str(package)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {name: tuple(values) for name, values in json.loads(done.stdout).items()} == PROTOCOLS
+
+
+def test_a_known_set_is_not_cut_to_the_length_for_unknown_data(caplog: pytest.LogCaptureFixture) -> None:
+    assert {name: find_entry(name).seconds() for name in names()} == {name: p[0] for name, p in PROTOCOLS.items()}
+    assert find_entry("vggsound").seconds(2.5) == 2.5 and not caplog.text
+
+
+def test_the_length_taken_for_unknown_data_is_in_the_log(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_entry(str(media)).seconds(0.5) == 0.5 and not caplog.text
+    assert find_entry(str(media)).seconds() == catalog.OWN_CLIP_SECONDS
+    assert "no length of a clip is stated: 4 s are taken; set data.clip_seconds" in caplog.text
+
+
+def test_a_yaml_of_a_known_set_has_its_protocol_but_for_what_it_gives(tmp_path: Path) -> None:
+    plain = read_entry(yaml_file(tmp_path, "dataset: epic-sounds\n"))
+    assert (plain.clip_seconds, plain.eval_clips, plain.head) == PROTOCOLS["epic-sounds"]
+    changed = read_entry(yaml_file(tmp_path, "dataset: grid\nclip_seconds: 1.5\nhead:\noptions: {seed: 3}\n"))
+    assert (changed.clip_seconds, changed.eval_clips, changed.head) == (1.5, 1, None)
+    assert changed.options == {"seed": 3}
 
 
 @pytest.mark.parametrize(

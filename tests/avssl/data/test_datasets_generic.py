@@ -5,9 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from avssl.data.datasets import available, build_manifest, get_dataset
+from avssl.data.datasets import available, build_manifest, get_dataset, register_dataset
 from avssl.data.datasets.layout import class_names, media_files, read_table
 from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
 
 
 def touch(root: Path, *paths: str) -> Path:
@@ -27,6 +28,24 @@ def test_the_registry_knows_every_family() -> None:
     assert set(available()) >= {"folder", "csv", "demo", "esc10", "esc50", "fsdd", "grid", "epic-kitchens"}
     for name in available():
         assert inspect.getdoc(get_dataset(name).build), name
+
+
+@pytest.mark.parametrize(
+    ("protocol", "error", "message"),
+    [
+        ({}, TypeError, "clip_seconds"),
+        ({"clip_seconds": 2.0}, TypeError, "eval_clips"),
+        ({"clip_seconds": 0.0, "eval_clips": 1, "head": None}, ValueError, "clip_seconds must be positive or None"),
+        ({"clip_seconds": 2.0, "eval_clips": 0, "head": None}, ValueError, "eval_clips must be at least 1"),
+        ({"clip_seconds": 2.0, "eval_clips": 1, "head": None, "options": {"x": 1}}, ValueError, "no option x"),
+    ],
+)
+def test_a_data_set_without_a_whole_protocol_is_not_registered(
+    protocol: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        register_dataset("unheard", **protocol)(lambda root: Manifest.from_rows([], root))
+    assert "unheard" not in available()
 
 
 @pytest.mark.parametrize(
