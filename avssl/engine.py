@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from avssl.averaging import ExponentialAverage
 from avssl.checkpoint import CheckpointStore, is_sharded
@@ -30,6 +29,7 @@ from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
 from avssl.errors import LostProcessError, NonFiniteError
+from avssl.progress import Meter
 from avssl.signals import stop_signals
 from avssl.tasks.base import Task
 from avssl.tracking import Tracker
@@ -199,17 +199,13 @@ class Engine:
         schedule, progress = self.schedule, self.progress
         if progress.step >= schedule.max_steps or self._out_of_patience():
             return True
-        bar = tqdm(
-            total=schedule.max_steps,
-            initial=progress.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.fabric.is_global_zero,
+        meter = Meter(
+            "training", total=schedule.max_steps, initial=progress.step, unit="step", shown=self.fabric.is_global_zero
         )
         batches = prefetched(loader, self.fabric.device)
         self.task.train()
         window = Window()
-        with stop_signals() as stop, bar, closing(batches):
+        with stop_signals() as stop, meter, closing(batches):
             last = False
             while not last:
                 with window.waiting():
@@ -218,13 +214,13 @@ class Engine:
                     losses, report, norm, stopped = self._step(step_batches, stop)
                 progress.step += 1
                 window.steps += 1
-                bar.update()
+                meter.update()
                 window.clips += sum(batch.size for batch in step_batches) * self.fabric.world_size
                 last = progress.step == schedule.max_steps
                 logging_due = last or progress.step % schedule.log_every == 0
                 if logging_due:
                     row = self._log(losses, report, norm, window)
-                    bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
+                    meter.note(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
                 if validate and not stopped and (last or _due(progress.step, schedule.validate_every)):
                     self._validate(validate)
                     if not last and self._out_of_patience():

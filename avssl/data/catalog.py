@@ -149,7 +149,7 @@ def open_data(
     *,
     cache_dir: str | Path | None = None,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Manifest:
     """The scanned manifest of some data; the scan is kept and reused until the data change.
 
@@ -185,7 +185,7 @@ def open_data(
     return check_usable(scanned, name)
 
 
-def scan_cache(built: Manifest, key: str, cache_dir: str | Path | None = None, progress: bool | None = None) -> Path:
+def scan_cache(built: Manifest, key: str, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
     """Where the scan of a listed manifest is kept, there or not; its name changes with the rows and the files.
 
     Args:

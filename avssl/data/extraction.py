@@ -3,13 +3,10 @@
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -17,6 +14,7 @@ from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_a
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.layout import is_address
 from avssl.evaluation.files import atomic_path
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def extract_all(
     format: str = "flac",
     sample_rate: int | None = None,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Summary:
     """Extracts the sound of every file of a manifest into ``output``, each at its path below the manifest's root.
 
@@ -72,7 +70,7 @@ def extract_all(
         format: "flac" or "wav".
         sample_rate: Hz; None keeps each source's own.
         workers: Processes; None is one for each available core, 0 works in this process.
-        progress: Show the rate and the time left; None where stderr is a terminal.
+        progress: Show the rate and the time left.
 
     Raises:
         DataError: A path outside of the root, or ``output`` holds an extraction with other settings.
@@ -92,16 +90,15 @@ def extract_all(
     for folder in {Path(job.target).parent for job in jobs}:
         remove_abandoned(folder, f".{format}")
     sizes = {job.path: _size(job.path) for job in jobs}
-    shown = sys.stderr.isatty() if progress is None else progress
     workers = available_cores() if workers is None else workers
     results = run_all(extract_audio, jobs, _failed, workers=workers, timeout=TIMEOUT, chunk=1)
     # In bytes, not files: a video of an hour and one of a minute would mislead the time left.
-    with tqdm(total=sum(sizes.values()), desc="extract", unit="B", unit_scale=True, disable=not shown) as bar:
+    with Meter("extracting sound", total=sum(sizes.values()), unit="B", shown=progress) as meter:
         for job, done in results:
-            bar.update(sizes[job.path])
+            meter.update(sizes[job.path])
             if done.error:
                 summary.failures[job.path] = done.error + (f" ({done.detail})" if done.detail else "")
-                bar.set_postfix(failed=len(summary.failures))
+                meter.note(f"{len(summary.failures)} failed")
             else:
                 summary.extracted += 1
                 summary.hours += done.seconds / 3600

@@ -66,7 +66,7 @@ def health_report(
     looks: Looks | None = None,
     *,
     short_seconds: float = 1.0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> tuple[Manifest, dict[str, Any]]:
     """The state of every clip of a set.
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from avssl.data.file_stats import file_stats
 from avssl.data.health_fingerprint import same_sounds
 from avssl.data.manifest import Manifest
 from avssl.data.scan_report import EXAMPLES
+from avssl.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Twins:
         return np.logical_or.reduce(looked) if looked else None
 
 
-def find_twins(manifest: Manifest, words: np.ndarray | None, progress: bool | None = None) -> Twins:
+def find_twins(manifest: Manifest, words: np.ndarray | None, progress: bool = True) -> Twins:
     """Look for clips of one split that are in another one, too.
 
     Args:
@@ -91,7 +90,7 @@ def _across(keys: Iterable[Hashable | None], splits: np.ndarray) -> np.ndarray:
     return groups
 
 
-def _same_bytes(manifest: Manifest, splits: np.ndarray, progress: bool | None) -> np.ndarray:
+def _same_bytes(manifest: Manifest, splits: np.ndarray, progress: bool) -> np.ndarray:
     """Groups of rows with the same span of the same bytes; only files of equal size in different splits are read."""
     paths = manifest.column("path")
     files = list(dict.fromkeys(paths))
@@ -102,10 +101,7 @@ def _same_bytes(manifest: Manifest, splits: np.ndarray, progress: bool | None) -
     }
     suspects = _across([sizes[path] for path in paths], splits) >= 0
     todo = dict.fromkeys(path for path, suspect in zip(paths, suspects, strict=True) if suspect)
-    show = sys.stderr.isatty() if progress is None else progress
-    digests = {
-        path: _digest(manifest, path) for path in tqdm(todo, "compare", unit="file", delay=2.0, disable=not show)
-    }
+    digests = {path: _digest(manifest, path) for path in track(todo, "comparing", "file", shown=progress)}
     keys = []
     for path, start, end in zip(paths, manifest.column("start"), manifest.column("end"), strict=True):
         digest = digests.get(path)

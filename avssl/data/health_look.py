@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from avssl.data.health_fingerprint import WORDS, fingerprint
 from avssl.data.journal import Journal, file_key
@@ -20,6 +19,7 @@ from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import ClipSpan, frame_times
 from avssl.data.scan_report import clip_seconds
 from avssl.data.source import read_audio, read_frames
+from avssl.progress import Meter
 
 # Sound below half of this rate is what models at 16 kHz hear.
 SAMPLE_RATE = 16000
@@ -94,7 +94,7 @@ def look(spot: ClipSpot) -> Look:
     return Look(peak, motion, words, audio_error, video_error)
 
 
-def look_all(manifest: Manifest, workers: int | None, progress: bool | None, journal: Journal) -> Looks:
+def look_all(manifest: Manifest, workers: int | None, progress: bool, journal: Journal) -> Looks:
     """Look at every clip of a scanned manifest that has no error; arguments as for :func:`avssl.data.scan.scan`."""
     count = len(manifest)
     looks = Looks(
@@ -111,14 +111,12 @@ def look_all(manifest: Manifest, workers: int | None, progress: bool | None, jou
             rows.setdefault(spot, []).append(row)
         else:
             _keep(looks, row, _untold(known))
-    bar = tqdm(total=len(rows), desc="look", unit="clip", delay=2.0,
-               disable=not (sys.stderr.isatty() if progress is None else progress))  # fmt: skip
-    with bar:
+    with Meter("looking at clips", total=len(rows), unit="clip", shown=progress) as meter:
         workers = available_cores() if workers is None else workers
         for spot, found in run_all(look, rows, _failed, workers=workers, timeout=120.0, chunk=8):
             for row in rows[spot]:
                 _keep(looks, row, found)
-            bar.update()
+            meter.update()
             if journal.path is not None and "decoder " not in found.audio_error:
                 journal.add(_key(spot), _told(found))
     return looks

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.scan_report import report_lines, scan_report
+from avssl.progress import Meter, track
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class FileFacts:
 def scan(
     manifest: Manifest,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     deep: bool | None = None,
     journal: str | Path | None = None,
 ) -> Manifest:
@@ -70,7 +69,7 @@ def scan(
     Args:
         manifest: the clips; several may share a file.
         workers: processes (a crash or a hang costs one file); None = one per available core, 0 = none, in this process.
-        progress: show files/s and time left; None = where stderr is a terminal. Scans under 2 s show nothing.
+        progress: show files/s and the time left.
         deep: as for `avssl.data.media.probe`: True decodes a bit of each stream, None only if its header is suspicious.
         journal: file that keeps results as they come, so that a killed scan continues; removed when the scan is done.
 
@@ -86,7 +85,7 @@ def scan(
 
 
 def scan_files(
-    manifest: Manifest, workers: int | None, progress: bool | None, deep: bool | None, journal: Journal
+    manifest: Manifest, workers: int | None, progress: bool, deep: bool | None, journal: Journal
 ) -> FileFacts:
     """The facts of every file of the manifest; arguments as for :func:`scan`."""
     paths = manifest.table["path"].combine_chunks().dictionary_encode()
@@ -117,20 +116,17 @@ def scan_files(
             reason[index] = codes[text]
 
     todo = []
-    shown = sys.stderr.isatty() if progress is None else progress
-    for path in tqdm(files, "continue", unit="file", delay=2.0, disable=not shown or not len(journal)):
+    for path in track(files, "continuing", "file", shown=progress and len(journal) > 0):
         known = journal.take(file_key("probe", path)) if len(journal) else None
         if known is None:
             todo.append(path)
         else:
             keep(MediaInfo(path, **known[0]))
-    bar = tqdm(total=len(files), initial=len(files) - len(todo), desc="scan", unit="file", delay=2.0,
-               disable=not shown)  # fmt: skip
-    with bar:
+    with Meter("scan", total=len(files), initial=len(files) - len(todo), unit="file", shown=progress) as meter:
         workers = available_cores() if workers is None else workers
         for info in probe_all(todo, workers=workers, function=partial(probe, deep=deep)):
             keep(info)
-            bar.update()
+            meter.update()
             if journal.path is not None and info.error not in _PASSING:
                 journal.add(file_key("probe", info.path), [_told(info)])
     return facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import mast
 from avssl.data.failures import DataError
@@ -22,6 +20,7 @@ from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import random_span
 from avssl.data.scan_report import clip_seconds
 from avssl.data.source import read_audio
+from avssl.progress import track
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def logmel_stats(
     clips: int = 10_000,
     seed: int = 0,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> MelStats:
     """Mean and standard deviation of ``mast.LogMel`` (its other settings at their defaults) over clips of a set.
 
@@ -118,7 +117,6 @@ def logmel_stats(
         span = random_span(np.random.default_rng((seed, row)), low, low + float(lengths[row]), clip_length)
         jobs.append(_Job(str(clip.path), span.start, span.available, row))
     moments: dict[int, _Moments] = {}
-    show = sys.stderr.isatty() if progress is None else progress
     found = run_all(
         partial(_moments, sample_rate, num_mels),
         jobs,
@@ -126,7 +124,7 @@ def logmel_stats(
         workers=available_cores() if workers is None else workers,
         chunk=8,
     )
-    for job, result in tqdm(found, "log-mel", len(jobs), unit="clip", delay=2.0, disable=not show):
+    for job, result in track(found, "log-mel statistics", "clip", total=len(jobs), shown=progress):
         moments[job.row] = result
     return _merged([moments[row] for row in rows.tolist()], frontend.config, frontend.shift)
 

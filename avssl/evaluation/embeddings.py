@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from avssl.evaluation.arrays import FloatArray, IntArray, unit_rows
 from avssl.evaluation.files import atomic_path
+from avssl.progress import Meter
 
 if TYPE_CHECKING:
     from avssl.data.batch import Batch
@@ -137,11 +137,11 @@ def embed_many(
     clips_per_row = getattr(dataset, "clips_per_item", 1)
     if total is None and hasattr(dataset, "__len__"):
         total = len(dataset) * clips_per_row
-    with torch.inference_mode(), tqdm(total=total, desc=description, unit="clip", disable=not progress) as bar:
+    with torch.inference_mode(), Meter(description, total=total, unit="clip", shown=progress) as meter:
         for batch in batches:
             failures += [(str(failure.path), str(failure.reason)) for failure in batch.failures]
             size = len(batch.clip_ids)
-            bar.update(size + clips_per_row * len(batch.failures))
+            meter.update(size + clips_per_row * len(batch.failures))
             if size == 0:
                 continue
             clips += size

@@ -15,11 +15,11 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from scipy.special import softmax
-from tqdm import tqdm
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, as_matrix
 from avssl.evaluation.classification import ranking
 from avssl.evaluation.files import atomic_path
+from avssl.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def write_submission(
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         header = json.dumps({"version": VERSION, "challenge": CHALLENGE, **levels})
         file.write(header[:-1] + ', "results": {')
-        entries = tqdm(_entries(clip_ids, matrices), desc="submission", unit="segment", total=len(clip_ids), delay=2.0)
+        entries = track(_entries(clip_ids, matrices), "submission", "segment", total=len(clip_ids))
         for number, (clip_id, entry) in enumerate(entries):
             file.write(f"{',' if number else ''}\n{json.dumps(clip_id)}: {entry}")
         file.write("\n}}\n")

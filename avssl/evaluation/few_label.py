@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from avssl.evaluation.arrays import IntArray
 from avssl.evaluation.classification import mean_average_precision
 from avssl.evaluation.embeddings import Embeddings
 from avssl.evaluation.probe import linear_probe, targets_of
+from avssl.progress import track
 
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
 
@@ -89,14 +89,13 @@ def few_label_curve(
     labels, truth = train.labels[head], test.labels[head]
     points = []
     plan = [(share, seed * 1000 + draw) for share in sorted(shares) for draw in range(draws if share < 1 else 1)]
-    with tqdm(plan, desc=f"few labels, {head}", unit="probe", disable=not progress) as bar:
-        values: dict[float, list[float]] = {share: [] for share in sorted(shares)}
-        rows: dict[float, int] = {}
-        for share, draw in bar:
-            chosen = draw_rows(labels, share, draw)
-            rows[share] = len(chosen)
-            scores = linear_probe(train.select(chosen), test, head, num_classes, seed=seed).scores
-            values[share].append(_quality(scores, truth, num_classes))
+    values: dict[float, list[float]] = {share: [] for share in sorted(shares)}
+    rows: dict[float, int] = {}
+    for share, draw in track(plan, f"few labels, {head}", "probe", shown=progress):
+        chosen = draw_rows(labels, share, draw)
+        rows[share] = len(chosen)
+        scores = linear_probe(train.select(chosen), test, head, num_classes, seed=seed).scores
+        values[share].append(_quality(scores, truth, num_classes))
     for share, found in values.items():
         points.append(FewLabelPoint(share, rows[share], tuple(found)))
     return points

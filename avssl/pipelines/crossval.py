@@ -2,20 +2,19 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import distributed
-from tqdm import tqdm
 
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
 from avssl.pipelines.run import check_same
+from avssl.progress import Meter
 from avssl.tracking import end_failed_run
 
 logger = logging.getLogger(__name__)
@@ -59,12 +58,11 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     if results:
         logger.info("%d of %d runs are finished already and kept", len(results), len(cells))
     failed: list[dict[str, Any]] = []
-    quiet = os.environ.get("RANK", "0") != "0"  # one bar for all processes of torchrun
-    with tqdm(total=len(cells), initial=len(results), desc="cross-validation", unit="run", disable=quiet) as bar:
+    with Meter("cross-validation", total=len(cells), initial=len(results), unit="run") as meter:
         for k, cell in enumerate(cells):
             if k in results:
                 continue
-            bar.set_postfix_str(f"{cell.fold}, seed {cell.seed}")
+            meter.note(f"{cell.fold}, seed {cell.seed}")
             try:
                 result = finetune(cell.config)
             except Exception as error:
@@ -77,7 +75,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
                 if not result["finished"]:
                     return {"finished": False}
                 results[k] = result
-            bar.update()
+            meter.update()
     if not results:
         raise ValueError(f"all {len(cells)} folds failed, the first with {failed[0]['error']}")
     if _world_size() > 1 and distributed.get_rank() != 0:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from tqdm import tqdm
 
 from avssl.config import to_dict
 from avssl.config.inference import EmbedConfig
@@ -31,6 +30,7 @@ from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
 from avssl.pipelines.launch import launch_single
 from avssl.pipelines.trained import trained_with
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _embed_windows(
     tables: list[pa.Table] = []
     failures: list[dict[str, Any]] = []
     done = first
-    with tqdm(desc="embed", total=len(windows), initial=first, unit="window", delay=2.0, disable=None) as bar:
+    with Meter("embed", total=len(windows), initial=first, unit="window") as meter:
         for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
             done = min(done + config.batch_size, len(windows))
             for failure in batch.failures:
@@ -240,7 +240,7 @@ def _embed_windows(
             if done - parts.done >= config.part_size or done == len(windows):
                 parts.add(pa.concat_tables(tables) if tables else pa.table({}), done, failures)
                 tables, failures = [], []
-            bar.update(done - bar.n)
+            meter.update(done - meter.count)
 
 
 def _table(features: Mapping[str, Tensor], windows: Manifest, ids: np.ndarray) -> pa.Table:

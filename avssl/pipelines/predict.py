@@ -10,7 +10,6 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from avssl.data.media import MediaError
 from avssl.data.media.stream import stream_audio, stream_raw
@@ -20,6 +19,7 @@ from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
 from avssl.pipelines.sliding import SlidingLogMel
 from avssl.pipelines.trained import trained_with
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +137,14 @@ def predict_files(
 
     Args:
         files: Paths; "-" is a media file on ``stdin``.
-        progress: Show files and the time reached in the one at hand on stderr.
+        progress: Show files and the time reached in the one at hand.
 
     Returns:
         Reasons of failure and how many files have each.
     """
     failures: Counter[str] = Counter()
-    with tqdm(files, "predict", unit="file", delay=2.0, disable=not progress) as bar:
-        for file in bar:
+    with Meter("predict", total=len(files), unit="file", shown=progress) as meter:
+        for file in files:
             name = STDIN_NAME if file == STDIN else file
             source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
             try:
@@ -152,10 +152,11 @@ def predict_files(
                     blocks = stream_audio(source, predictor.sample_rate, name)
                     for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size):
                         writer.write(prediction)
-                        bar.set_postfix_str(f"{prediction.end:.0f} s of {Path(name).name}", refresh=False)
+                        meter.note(f"{prediction.end:.0f} s of {Path(name).name}")
             except MediaError as error:
                 logger.error("%s", error)
                 failures[error.reason] += 1
+            meter.update()
     return failures
 
 
@@ -219,7 +220,7 @@ def run_predict(
             sys.stdin.buffer, predictor, writer, rate=rate, sample_format=sample_format, channels=channels
         )
     else:
-        show = sys.stderr.isatty() and not target.isatty()  # on a terminal the predictions themselves are the progress
+        show = not target.isatty()  # on a terminal the predictions themselves are the progress
         failures = predict_files(files, predictor, writer, batch_size=batch_size, progress=show)
     failed = sum(failures.values())
     if failed:

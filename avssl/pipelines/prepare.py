@@ -40,7 +40,7 @@ class PrepareOptions:
         stats: Take the statistics of the log-mel spectrogram over the training split.
         clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
             None: the data's own, half of which also is what is called a short clip.
-        progress: Show progress; None: where stderr is a terminal.
+        progress: Show progress.
     """
 
     data: str
@@ -55,7 +55,7 @@ class PrepareOptions:
     sample_rate: int = 16000
     num_mels: int = 64
     clip_seconds: float | None = None
-    progress: bool | None = None
+    progress: bool = True
 
 
 def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:

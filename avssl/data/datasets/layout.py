@@ -1,16 +1,15 @@
 """What the data sets share: finding media files under a folder, and reading tables of annotations."""
 
 import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from tqdm import tqdm
 
 from avssl.data.failures import DataError
+from avssl.progress import track
 
 VIDEO = frozenset({".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"})
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".wma"})
@@ -20,10 +19,10 @@ MEDIA = VIDEO | AUDIO
 def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
     """Paths of the media files under ``folder``, relative to it, posix, sorted; hidden ones are left out.
 
-    Symbolic links are followed, a folder being visited once. Where it takes more than 2 s, the number is shown.
+    Symbolic links are followed, a folder being visited once.
     """
     found = _walk(folder, "", frozenset(extensions), set())
-    return sorted(tqdm(found, f"list {folder}", unit="file", delay=2.0, disable=not sys.stderr.isatty()))
+    return sorted(track(found, f"listing {folder}", "file"))
 
 
 def _walk(folder: Path, prefix: str, extensions: frozenset[str], seen: set[str]) -> Iterator[str]:

@@ -3,15 +3,13 @@
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from avssl.data.datasets.layout import AUDIO, media_files
 from avssl.data.failures import DataError
+from avssl.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +67,7 @@ def youtube_rows(
     rows: dict[str, dict[str, Any]] = {}
     missing: list[str] = []
     repeated: list[str] = []
-    hidden = not sys.stderr.isatty()
-    for segment in tqdm(segments, title, total, unit="clip", delay=2.0, disable=hidden):
+    for segment in track(segments, f"listing {title}", "clip", total=total):
         youtube_id, start, end, split, label = segment
         clip_id = f"{youtube_id}_{_padded(start)}"
         if clip_id in rows:

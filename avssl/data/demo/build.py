@@ -20,10 +20,10 @@ from typing import Any
 import av
 import numpy as np
 import scipy
-from tqdm import tqdm
 
 from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.demo.writer import write_mp4
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +156,11 @@ def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
     jobs = [(str(folder), recipe.seed, split, index) for split, index in clips]
     rows, truth = [], {}
     start = time.perf_counter()
-    with tqdm(total=len(jobs), desc="making the demo set", unit="clip") as progress:
+    with Meter("making the demo set", total=len(jobs), unit="clip") as meter:
         for row, facts in _results(jobs, workers):
             rows.append(row)
             truth[row["clip_id"]] = facts
-            progress.update()
+            meter.update()
     logger.info("made %d demo clips in %.1f s", len(jobs), time.perf_counter() - start)
     (folder / TRUTH).write_text(json.dumps(truth))
     versions = {"av": av.__version__, "numpy": np.__version__, "scipy": scipy.__version__}

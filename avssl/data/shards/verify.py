@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from tqdm import tqdm
-
 from avssl.data.shards.index import finished
+from avssl.progress import Meter
 
 
-def verify(location: str, progress: bool | None = None) -> list[str]:
+def verify(location: str, progress: bool = True) -> list[str]:
     """What is wrong with the shards of a finished cache: one line each, none where all is as it was written.
 
     Raises:
@@ -17,8 +14,7 @@ def verify(location: str, progress: bool | None = None) -> list[str]:
     """
     store, about = finished(location)
     wrong: list[str] = []
-    shown = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=about["bytes"], desc="verify", unit="B", unit_scale=True, disable=not shown) as bar:
+    with Meter("verifying", total=about["bytes"], unit="B", shown=progress) as meter:
         for name, expected in about["shards"].items():
             if not expected["samples"]:
                 continue
@@ -31,5 +27,5 @@ def verify(location: str, progress: bool | None = None) -> list[str]:
                 wrong.append(f"{name}: has {length} bytes, not {expected['bytes']}")
             elif digest != expected["sha256"]:
                 wrong.append(f"{name}: SHA-256 is {digest}, not {expected['sha256']}")
-            bar.update(expected["bytes"])
+            meter.update(expected["bytes"])
     return wrong

@@ -7,14 +7,11 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -24,6 +21,7 @@ from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
 from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ def write_cache(
     name: str = "",
     samples_per_shard: int = 128,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Report:
     """Caches every usable row of a scanned manifest in ``output``; a finished cache is left as it is.
 
@@ -87,7 +85,7 @@ def write_cache(
         name: Of the data, for ``cache.json``.
         samples_per_shard: Samples of a tar.
         workers: Processes; None is one for each core, 0 works in this one.
-        progress: Show the rate and the time left; None where stderr is a terminal.
+        progress: Show the rate and the time left.
 
     Raises:
         DataError: ``output`` holds a cache of other data or settings, or nothing could be cached.
@@ -119,12 +117,11 @@ def write_cache(
             done[shard.name] = record
     report.kept = len(done)
     total = sum(len(shard.spans) for shard in shards)
-    shown = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=total, initial=total - sum(len(s.spans) for s in todo), desc="cache", unit="sample",
-              disable=not shown) as bar:  # fmt: skip
+    before = total - sum(len(shard.spans) for shard in todo)
+    with Meter("caching", total=total, initial=before, unit="sample", shown=progress) as meter:
         step = max(1, _AT_A_TIME // samples_per_shard)
         for first in range(0, len(todo), step):
-            for shard, made in _made(manifest, todo[first : first + step], settings, parts, workers, bar, failed):
+            for shard, made in _made(manifest, todo[first : first + step], settings, parts, workers, meter, failed):
                 done[shard.name] = _finish(store, shard, made, parts)
     shutil.rmtree(parts, ignore_errors=True)
     _tell(report, shards, done)
@@ -187,7 +184,7 @@ def _made(
     settings: Settings,
     parts: Path,
     workers: int | None,
-    bar: Any,
+    meter: Meter,
     failed: list[str],
 ) -> Iterator[tuple[Shard, dict[str, Made]]]:
     """Each shard with its samples, as soon as the last of them is made."""
@@ -202,10 +199,10 @@ def _made(
             home[part] = shard
     workers = available_cores() if workers is None else workers
     for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
-        bar.update()
+        meter.update()
         if made.errors:
             failed.append(job.path)
-            bar.set_postfix(failed=len(failed))
+            meter.note(f"{len(failed)} failed")
         shard = home.pop(job.part)
         waiting[shard.name][job.key] = made
         if len(waiting[shard.name]) == len(shard.spans):
