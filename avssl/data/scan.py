@@ -104,7 +104,7 @@ def scan_files(
     def keep(info: MediaInfo) -> None:
         index = files[info.path]
         for name, column in facts.numbers.items():
-            value = info.common_duration if name == "duration" else getattr(info, name)
+            value = _common_end(info) if name == "duration" else getattr(info, name)
             column[index] = np.nan if value is None else value
         for name, flag in facts.flags.items():
             flag[index] = getattr(info, name)
@@ -142,6 +142,11 @@ def fill(manifest: Manifest, facts: FileFacts) -> Manifest:
     for row in np.flatnonzero(given & fine & (start >= columns["duration"])):  # an unknown duration compares as false
         columns["error"][row] = "segment outside file"
     return manifest.with_columns(columns)
+
+
+def _common_end(info: MediaInfo) -> float | None:
+    """When the first of a file's usable streams ends: up to there clips can be cut."""
+    return min((end for end in (info.audio_end, info.video_end) if end is not None), default=None)
 
 
 def _told(info: MediaInfo) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from avssl.data.media.container import decode_frames, find_audio, open_media, seconds, start_of
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import decode_frames, find_audio, open_media, seconds, start_of
 
 # Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
 _RUN_UP = 1.0

@@ -13,7 +13,9 @@ import numpy as np
 from av.audio.stream import AudioStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
+from avssl.data.media.container import open_media
 from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import promised_end
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.media.stream import stream_audio
 from avssl.evaluation.files import atomic_path
@@ -95,11 +97,11 @@ def _refuse_cut_off(info: MediaInfo, seconds: float) -> None:
 
     Containers such as Matroska promise a duration for the whole file only, so that the reader cannot tell.
     """
-    promised = info.duration or 0.0
-    if promised - seconds > max(MISSING_SECONDS, MISSING_SHARE * promised):
-        there = probe(info.path, deep=True).duration or 0.0
-        if promised - there > max(MISSING_SECONDS, MISSING_SHARE * promised):
-            raise MediaError(info.path, "file cut off", f"{there:.2f} of {promised:.2f} s")
+    with open_media(info.path) as container:
+        promised = promised_end(container) or 0.0
+    there = max(seconds, info.duration or 0.0)
+    if promised - there > max(MISSING_SECONDS, MISSING_SHARE * promised):
+        raise MediaError(info.path, "file cut off", f"{there:.2f} of {promised:.2f} s")
 
 
 def remove_abandoned(folder: Path, suffix: str) -> None:

@@ -13,8 +13,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.audio import BEGINNING, AudioClip, Sound, checked, sound_of
+from avssl.data.media.container import find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import find_audio, find_video, open_media
 from avssl.data.media.video import QUICK, frames_of, starts_of
 
 # Files that likely are of a container whose header tells all that reading needs.

@@ -18,7 +18,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from avssl.data.media.probe import start_of
+from avssl.data.media.container import start_of
 from avssl.data.media.timing import frame_indices
 
 # A container may index keyframes only roughly: if a seek lands too late, the next one aims so many seconds earlier.

@@ -16,8 +16,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from avssl.data.media.audio import JITTER, MISSING_SECONDS, MISSING_SHARE, PADDING, declared_extent, mono_samples
+from avssl.data.media.container import decode_frames, find_audio, open_media, seconds, start_of
 from avssl.data.media.errors import MediaError
-from avssl.data.media.probe import decode_frames, find_audio, open_media, seconds, start_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from avssl.data.media.container import decode_frames, find_video, open_media, seconds, start_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.packets import PacketError, SequentialError, packet_starts, read_by_packets
-from avssl.data.media.probe import decode_frames, find_video, open_media, seconds, start_of
 from avssl.data.media.timing import ROUNDING, frame_indices
 
 logger = logging.getLogger(__name__)

@@ -163,8 +163,8 @@ def test_a_cut_off_source_leaves_no_file(tmp_path: Path) -> None:
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) // 2])
     done = extract_audio(Extraction(str(source), str(tmp_path / "out" / "a.flac")))
-    promised = probe(source, deep=False).duration
-    assert promised is not None and promised > 3.9  # by the header
+    there = probe(source, deep=False).duration
+    assert there is not None and there < 3.0  # the header says 4 s
     assert done.error == "file cut off" and done.detail.endswith(" of 4.00 s")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -1,0 +1,224 @@
+"""From when to when each stream of a file runs.
+
+Where the header lists every packet (MP4, MOV) it is believed. Where it only sums up (Matroska, WebM, FLAC, PCM), the
+last seconds are looked at. Elsewhere FFmpeg may have guessed from a bit rate, and all packets are read, undecoded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from avssl.data.media.container import Clock, decoded, find_audio, find_video, open_media, seconds, start_of
+from avssl.data.media.errors import MediaError
+
+Usable = AudioStream | VideoStream
+
+# Containers whose header tells time, size and place of every packet.
+LISTED = {"mov,mp4,m4a,3gp,3g2,mj2"}
+# Containers in which a seek is exact, so that the last packets can be looked at without the rest.
+_SUMMED = {"matroska,webm", "flac"}
+# Containers of sound whose samples have all the same size in PCM, and only then.
+_UNCOMPRESSED = {"wav", "w64", "aiff", "au", "caf"}
+# How long before the end that the header tells the last packets are looked for, in seconds.
+_TAIL = 1.0
+# A header's time that differs from the packets' by less than this is the better one: it knows of priming, padding and
+# of pictures that an edit hides.
+_AGREEMENT = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """``spans``: (start, end) of each stream by its index, in seconds on the file's clock; a stream without one packet
+    that has a time is absent. ``restarted``: the clock of a stream starts over, and what follows does not count.
+    """
+
+    spans: dict[int, tuple[float, float]]
+    restarted: bool = False
+
+
+def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = False) -> Extents:
+    """The extents of the file's usable streams.
+
+    Args:
+        container: The open file, of which nothing has been read; it is left anywhere.
+        path: The file.
+        thorough: Reads all packets in any case.
+
+    Raises:
+        MediaError: the file has vanished.
+    """
+    if thorough:
+        return _packet_extents(path, _identity(path))
+    streams = usable_streams(container, path)
+    if container.format.name in LISTED:
+        listed = _listed(container, streams)
+        if listed is not None:
+            return Extents(listed)
+    elif container.format.name in _SUMMED or (
+        container.format.name in _UNCOMPRESSED and all(s.codec_context.name.startswith("pcm_") for s in streams)
+    ):
+        ends = _from_tail(container, streams)
+        if ends is not None:
+            return Extents(ends)
+    return _packet_extents(path, _identity(path))
+
+
+def usable_streams(container: InputContainer, path: str | Path) -> list[Usable]:
+    """The sound and the pictures that are read, where there are any."""
+    streams: list[Usable] = []
+    for find in (find_audio, find_video):
+        try:
+            streams.append(find(container, path))
+        except MediaError:
+            continue
+    return streams
+
+
+def extent_in_file(path: str | Path, stream: Usable) -> tuple[float, float] | None:
+    """The extent of one stream of a file that is opened for it; None where it has no packets."""
+    with open_media(path) as container:
+        return extents_of(container, path).spans.get(stream.index)
+
+
+def listed_extent(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
+    """What the header says of a stream; None where it does not list every packet, or lists some beyond the file."""
+    entries = stream.index_entries
+    begin, length = seconds(stream, stream.start_time), seconds(stream, stream.duration)
+    if container.format.name not in LISTED or begin is None or not length or not stream.frames or not len(entries):
+        return None  # of a fragmented file the header lists nothing
+    last = entries[len(entries) - 1]
+    if last.pos + last.size > container.size:  # cut off
+        return None
+    begin = max(0.0, begin - start_of(container))
+    return begin, begin + length
+
+
+def promised_end(container: InputContainer) -> float | None:
+    """When the file ends as its header has it, which FFmpeg has not guessed; None where it promises nothing."""
+    if container.format.name not in LISTED | _SUMMED | _UNCOMPRESSED or not container.duration:
+        return None
+    return container.duration / av.time_base
+
+
+def _listed(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
+    spans = {stream.index: listed_extent(container, stream) for stream in streams}
+    known = {index: span for index, span in spans.items() if span is not None}
+    return known if len(known) == len(streams) else None
+
+
+def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
+    """By the first and the last packets; None where a stream has none among the last ones, or the seek fails."""
+    if not container.duration or not streams:
+        return None
+    origin = start_of(container)
+    tracks = {stream.index: _Track(stream, origin) for stream in streams}
+    try:
+        for packet in container.demux(*streams):
+            if packet.size:
+                tracks[packet.stream_index].add(packet)
+            if all(track.begun for track in tracks.values()):
+                break
+        heads = {index: track.span() for index, track in tracks.items()}
+        tracks = {stream.index: _Track(stream, origin) for stream in streams}
+        container.seek(max(0, (container.start_time or 0) + container.duration - int(_TAIL * av.time_base)))
+        for packet in container.demux(*streams):
+            if packet.size:
+                tracks[packet.stream_index].add(packet)
+    except av.FFmpegError:
+        return None
+    spans = {}
+    for index, track in tracks.items():
+        head, tail = heads[index], track.span()
+        if head is None or tail is None or track.restarted:
+            return None
+        spans[index] = (head[0], tail[1])
+    return spans
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MediaError(path, "file not found") from error
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
+    """By all packets; kept, since a run reads many spans of a file."""
+    with open_media(path) as container:
+        streams = usable_streams(container, path)
+        origin = start_of(container)
+        tracks = {stream.index: _Track(stream, origin) for stream in streams}
+        listed = {stream.index: listed_extent(container, stream) for stream in streams}
+        try:
+            for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
+                if packet.size:  # the empty ones at the end do not tell their stream
+                    tracks[packet.stream_index].add(packet)
+        except av.FFmpegError:
+            pass  # the file ends here as far as any reader is concerned
+    spans = {}
+    for index, track in tracks.items():
+        span, promise = track.span(), listed[index]
+        if span is not None and promise is not None:
+            first, last = (p if abs(p - s) < _AGREEMENT else s for p, s in zip(promise, span, strict=True))
+            span = first, last
+        if span is not None:
+            spans[index] = span
+    return Extents(spans, any(track.restarted for track in tracks.values()))
+
+
+class _Track:
+    """First and last time of the packets of one stream."""
+
+    def __init__(self, stream: Usable, origin: float) -> None:
+        self.stream, self.origin = stream, origin
+        self.restarted = False
+        self._clock = Clock()
+        self._first = self._last = self._end = None  # type: float | None
+        self._packets = 0
+
+    @property
+    def begun(self) -> bool:
+        return self._first is not None
+
+    def add(self, packet: Packet) -> None:
+        if self.restarted or packet.is_discard:
+            return
+        if self._clock.restarts(packet):
+            self.restarted = True
+            return
+        time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
+        time = (self._end if self._end is not None else self.origin) if time is None else time
+        length = self._length(packet)
+        self._packets += 1
+        self._first = time if self._first is None else min(self._first, time)
+        self._last = time if self._last is None else max(self._last, time)
+        self._end = time + length if self._end is None else max(self._end, time + length)
+
+    def _length(self, packet: Packet) -> float:
+        """Seconds that a packet lasts: what it says, else, of sound, what comes out of it."""
+        length = seconds(packet, packet.duration)
+        if length or isinstance(self.stream, VideoStream):
+            return length or 0.0
+        return sum(frame.samples / frame.sample_rate for frame in decoded(packet))
+
+    def span(self) -> tuple[float, float] | None:
+        """(start, end) on the file's clock; None where there was no packet."""
+        if self._first is None or self._last is None or self._end is None:
+            return None
+        end = self._end
+        if end <= self._last and isinstance(self.stream, VideoStream):  # it stays as long as the others do
+            rate = self.stream.average_rate or self.stream.guessed_rate
+            typical = (self._last - self._first) / (self._packets - 1) if self._packets > 1 else 0.0
+            end = self._last + (typical or (1 / float(rate) if rate else 0.0))
+        return max(0.0, self._first - self.origin), end - self.origin
