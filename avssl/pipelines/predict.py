@@ -11,6 +11,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 import torch
 
+from avssl.data.failures import printable
 from avssl.data.media import MediaError
 from avssl.data.media.stream import stream_audio, stream_raw
 from avssl.data.windows import Window, sliding_windows
@@ -145,7 +146,7 @@ def predict_files(
     failures: Counter[str] = Counter()
     with Meter("predict", total=len(files), unit="file", shown=progress) as meter:
         for file in files:
-            name = STDIN_NAME if file == STDIN else file
+            name = STDIN_NAME if file == STDIN else printable(file)
             source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
             try:
                 with writer.file(name):

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from avssl.data.failures import DataError
+from avssl.data.failures import DataError, printable
 from avssl.data.manifest import Manifest
 
 Builder = Callable[..., Manifest]
@@ -130,6 +130,8 @@ def build_manifest(name: str, root: str | Path | None = None, **options: Any) ->
             )
     if root is not None:
         root = Path(root).expanduser()
+        if printable(str(root)) != str(root):
+            raise DataError(f"{printable(str(root))}: the folder's name is not UTF-8; rename it")
     if dataset.needs_root:
         if root is None:
             raise DataError(f"data set {name!r} needs the folder of its media: give --data.root")

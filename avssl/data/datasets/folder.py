@@ -3,19 +3,9 @@
 from pathlib import Path
 
 from avssl.data.datasets import register_dataset
-from avssl.data.datasets.layout import class_names, media_files
+from avssl.data.datasets.layout import class_name, class_names, media_files, split_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-
-SPLIT_FOLDERS = {
-    "pretrain": "pretrain",
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 @register_dataset("folder", clip_seconds=None, eval_clips=1, head=None)
@@ -34,14 +24,14 @@ def folder(root: Path, *, split: str = "train") -> Manifest:
     rows: list[dict[str, object]] = []
     for path in media_files(root):
         parts = path.split("/")[:-1]
-        found = SPLIT_FOLDERS.get(parts[0].lower()) if parts else None
+        found = split_name(parts[0]) if parts else None
         classes = parts[1:] if found else parts
         rows.append(
             {
                 "clip_id": path,
                 "path": path,
                 "split": found or split,
-                "label.label": classes[-1] if classes else None,
+                "label.label": class_name(classes[-1]) if classes else None,
             }
         )
     if not rows:

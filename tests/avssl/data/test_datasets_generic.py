@@ -1,4 +1,7 @@
+import errno
 import inspect
+import os
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,9 +73,74 @@ def test_a_missing_root_says_how_to_give_it(tmp_path: Path) -> None:
 
 
 def test_media_files_are_found_whatever_their_case_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    touch(tmp_path, "b/x.MP4", "a/y.wav", "a/notes.txt", ".hidden/z.wav", "a/.z.wav", "c.flac")
-    (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert media_files(tmp_path) == ["a/y.wav", "b/x.MP4", "c.flac"]
+    touch(
+        tmp_path, "b/x.MP4", "a/y.wav", "a/notes.txt", ".hidden/z.wav", "a/.z.wav", "a/._y.wav", "c.OGV", "a/.DS_Store"
+    )
+    assert media_files(tmp_path) == ["a/y.wav", "b/x.MP4", "c.OGV"]
+
+
+def test_a_name_that_is_not_utf8_costs_that_file_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "dog/1.wav", os.fsdecode(b"dog/b\xe4r.wav"), os.fsdecode(b"k\xe4fer/2.wav"), "bär/3.wav")
+    manifest = build_manifest("folder", tmp_path)
+    assert manifest.column("path") == ["bär/3.wav", "dog/1.wav"] and manifest.heads == {"label": ["bär", "dog"]}
+    assert r"2 left out: names that are not UTF-8, rename them: dog/b\xe4r.wav, k\xe4fer/2.wav" in caplog.text
+    manifest.save(tmp_path / "saved.parquet")
+
+
+def test_a_linked_class_folder_does_not_rename_the_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "cat/1.wav", "dog/2.wav", "Bird/3.wav")
+    (tmp_path / "Bird" / "loop").symlink_to("../cat")  # comes first in the alphabet
+    (tmp_path / "Alias").symlink_to("dog")
+    manifest = build_manifest("folder", tmp_path)
+    assert manifest.column("path") == ["Bird/3.wav", "cat/1.wav", "dog/2.wav"]
+    assert manifest.heads == {"label": ["Bird", "cat", "dog"]}
+    assert "2 left out: links to folders that are listed already: Alias, Bird/loop" in caplog.text
+
+
+def test_links_that_lead_back_end_and_others_are_followed_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = touch(tmp_path / "root", "dog/1.wav")
+    touch(tmp_path / "elsewhere", "cat/2.wav", "cat/more/3.wav", "pool/4.wav")
+    (root / "dog" / "up").symlink_to(root)
+    (root / "self").symlink_to("self")
+    (root / "self.wav").symlink_to("self.wav")
+    (root / "gone.wav").symlink_to("nowhere.wav")  # listed, for the scan to say that it is missing
+    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (root / "cat2").symlink_to(tmp_path / "elsewhere" / "cat" / "more")
+    (root / "dog" / "same.wav").symlink_to("1.wav")
+    for name in ("bird", "fowl"):
+        (root / name).mkdir()
+        (root / name / "4.wav").symlink_to(tmp_path / "elsewhere" / "pool" / "4.wav")
+    assert media_files(root) == ["bird/4.wav", "cat/2.wav", "cat/more/3.wav", "dog/1.wav", "gone.wav", "self.wav"]
+    assert "2 left out: links to folders that are listed already: cat2, dog/up" in caplog.text
+    assert "2 left out: links to files that are listed already: dog/same.wav, fowl/4.wav" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "dog/1.wav", "cat/2.wav")
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root, as which tests may run, may read everything
+        if path.endswith("cat"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert media_files(tmp_path) == ["dog/1.wav"]
+    assert "1 left out: folders that cannot be read (Permission denied): cat/" in caplog.text
+
+
+def test_names_of_classes_keep_what_they_hold_but_for_unicodes_form(tmp_path: Path) -> None:
+    decomposed, composed = (unicodedata.normalize(form, "Café") for form in ("NFD", "NFC"))
+    touch(tmp_path, 'dog, "big"/1.wav', "dog /2.wav", "dog/3.wav", f"{decomposed}/4.wav", f"{composed}/5.wav")
+    manifest = build_manifest("folder", tmp_path)
+    assert manifest.heads == {"label": [composed, "dog", "dog ", 'dog, "big"']}
+    assert sorted(manifest.labels("label").tolist()) == [0, 0, 1, 2, 3] and f"{decomposed}/4.wav" in manifest.column(
+        "path"
+    )
 
 
 def test_folder_classes(tmp_path: Path) -> None:
@@ -135,6 +203,45 @@ def test_csv_with_nothing_but_paths(tmp_path: Path) -> None:
     assert manifest.heads == {} and manifest.row(0).labels == {} and manifest.row(0).end is None
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_as_programs_write_it(tmp_path: Path, delimiter: str, newline: str) -> None:
+    lines = [
+        "Path, LABEL ,Split,speaker,duration",
+        "a.wav, dog ,Validation,ann,9",
+        '"b,;c.wav",dog,TEST,,9',
+        "c.wav, ,,bob,9",
+    ]
+    text = newline.join(lines).replace(",", delimiter).replace(f'"b{delimiter};c', '"b,;c') + newline
+    (tmp_path / "index.csv").write_bytes(("\ufeff" + text).encode())
+    manifest = build_manifest("csv", tmp_path)
+    assert manifest.column("path") == ["a.wav", "b,;c.wav", "c.wav"] and manifest.heads == {"label": ["dog"]}
+    assert manifest.column("split") == ["val", "test", ""] and manifest.labels("label").tolist() == [0, 0, -1]
+    assert manifest.column("speaker") == ["ann", None, "bob"] and manifest.column("duration") == [None] * 3
+
+
+def test_csv_with_several_labels_in_a_cell(tmp_path: Path) -> None:
+    text = "path,tags\na.wav,dog | bark\nb.wav,dog\nc.wav,|\nd.wav,\n"
+    manifest = build_manifest("csv", table(tmp_path, text), label="tags", separator="|")
+    assert manifest.heads == {"tags": ["bark", "dog"]} and manifest.multilabel == {"tags"}
+    assert manifest.labels("tags").tolist() == [[1, 1], [0, 1], [0, 0], [-1, -1]]
+
+
+def test_a_row_that_is_not_utf8_costs_that_row_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "index.csv").write_bytes(
+        b"path,label\na.wav,dog\nb\xe4r.wav,bear\nc.wav,k\xe4fer\nb\xc3\xa4r.wav,dog\n"
+    )
+    manifest = build_manifest("csv", tmp_path)
+    assert manifest.column("path") == ["a.wav", "bär.wav"] and manifest.heads == {"label": ["dog"]}
+    assert r"2 of 4 rows left out, they are not UTF-8: row 2 (b\xe4r.wav), row 3 (k\xe4fer)" in caplog.text
+
+
+def test_a_folder_whose_own_name_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    root = touch(tmp_path / os.fsdecode(b"k\xe4fer"), "dog/1.wav")
+    with pytest.raises(DataError, match=r"k\\xe4fer: the folder's name is not UTF-8; rename it"):
+        build_manifest("folder", root)
+
+
 def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
     columns = {"path": ["a.wav", "b.wav"], "start": [0.5, None], "label": [7, 10]}
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
@@ -156,6 +263,10 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
         ("path,x\na.wav,1,2\n", {}, r"index\.csv: cannot be read as a table"),
         ("path\n../a.wav\n", {}, r"index\.csv: .*leaves the root"),
         ("path\n", {}, r"index\.csv: no row"),
+        ("path,end\na.wav,inf\n", {}, r"index\.csv: row 1, column 'end': 'inf' is not a number"),
+        ("path,Label,LABEL\na.wav,1,2\n", {}, r"index\.csv: which column is 'label': 'Label' or 'LABEL'\? rename one"),
+        ("path,x,x\na.wav,1,2\n", {}, r"index\.csv: two columns are named 'x'; rename one"),
+        ("path\na.wav\n", {"separator": ""}, r"option separator must be a sign"),
     ],
 )
 def test_csv_errors_name_file_row_and_column(tmp_path: Path, text: str, options: dict, message: str) -> None:

@@ -81,7 +81,7 @@ def test_groups_are_tested_once_each_by_a_head_or_a_column(media: Path, cache, t
     assert_a_partition(folds, 60)
     for fold, speaker in zip(folds, SPEAKERS, strict=True):
         assert set(clip.split("_")[1] for clip in rows_tested(fold).column("clip_id")) == {speaker}
-        assert fold.data.heads == ["digit"] and fold.data.clip_seconds == 1.0  # the data YAML's
+        assert fold.data.heads == ["digit"] and fold.data.clip_seconds == 1.0  # as fsdd states it
     assert [fold.name for fold in divide(media, "fsdd", tmp_path, by="take")] == [f"take {k}" for k in range(5)]
 
 

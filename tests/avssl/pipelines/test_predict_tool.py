@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 from scipy.io import wavfile
 
 import mast
+from avssl.data.catalog import find_entry
 from avssl.data.media import read_audio
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.pipelines.classifiers import checkpoint_settings, read_classifier, save_classifier
@@ -320,11 +322,22 @@ def test_the_window_is_the_length_of_training(classifier: Path, tmp_path) -> Non
         Predictor(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(yaml.safe_dump({"data": {"name": "esc10", "clip_seconds": None}}))
-    assert (
-        Predictor(tmp_path / "run").seconds
-        == yaml.safe_load((ROOT / "configs/data/esc10.yaml").read_text())["clip_seconds"]
-    )
+    assert Predictor(tmp_path / "run").seconds == find_entry("esc10").clip_seconds == 5.0
     config.write_text(yaml.safe_dump({"data": {"name": "esc10", "clip_seconds": 2.5}}))
     assert Predictor(export).seconds == 2.5
     assert Predictor(export, window=0.3).seconds == 0.3
     assert Predictor(classifier).seconds == 1.0
+
+
+def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, tmp_path) -> None:
+    files = [
+        write_wav(tmp_path / os.fsdecode(b"k\xe4se.wav"), changing_noise(1.0)),
+        tmp_path / os.fsdecode(b"\xe4.wav"),
+    ]
+    files.append(write_wav(tmp_path / "after.wav", changing_noise(1.0)))
+    target = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    predictor = Predictor(classifier)
+    writer = create_writer("json", target, predictor.labels, 1)
+    assert predict_files([str(file) for file in files], predictor, writer) == {"file not found": 1}
+    target.seek(0)
+    assert [Path(json.loads(line)["file"]).name for line in target] == [r"k\xe4se.wav", "after.wav"]
