@@ -30,7 +30,7 @@ def read_offline_run(folder: Path) -> dict[str, list]:
     """Records of the finished offline W&B runs under ``folder``, by kind."""
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     # finish() returns before W&B's own process has written all: on a busy machine the file is empty for a moment.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     records = _read(files)
     while len(records.get("exit", [])) < len(files) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -122,7 +122,7 @@ class Stuck(ClipDataset):
             self.watch(1)
             if self.fatal:
                 os._exit(11)
-            time.sleep(60)
+            time.sleep(600)
         return super().__getitem__(key)
 
 
@@ -130,11 +130,16 @@ class Stuck(ClipDataset):
 def test_a_stuck_or_dead_worker_is_an_error_that_names_the_file(tmp_path: Path, fatal: bool) -> None:
     dataset = Stuck(wav_manifest(tmp_path, 3), modalities=("audio",), clip_seconds=0.5, mode="center")
     dataset.fatal = fatal
-    loader = make_eval_loader(dataset, 1, num_workers=1, timeout=3.0)
-    begin = time.monotonic()
+    # Once without trouble: then the server of processes has its imports, and a worker is there at once.
+    list(
+        make_eval_loader(
+            ClipDataset(wav_manifest(tmp_path, 1), modalities=("audio",), clip_seconds=0.5, mode="center"),
+            1,
+            num_workers=1,
+        )
+    )
     with pytest.raises(DataError, match=r"001\.wav \(row 1"):
-        list(loader)
-    assert time.monotonic() - begin < 20
+        list(make_eval_loader(dataset, 1, num_workers=1, timeout=5.0))
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch_names_the_file(tmp_path: Path, monkeypatch) -> None:

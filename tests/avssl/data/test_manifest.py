@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -168,7 +167,7 @@ def test_with_columns_checks_again(manifest):
         manifest.with_columns({"end": [None, 0.5, None, None]})
 
 
-def test_a_hundred_thousand_rows_load_and_travel_fast(tmp_path):
+def test_a_hundred_thousand_rows_travel_whole_and_a_subset_alone(tmp_path):
     count = 100_000
     table = pa.table({
         "clip_id": [f"clip{i}" for i in range(count)],
@@ -177,12 +176,8 @@ def test_a_hundred_thousand_rows_load_and_travel_fast(tmp_path):
     })  # fmt: skip
     manifest = Manifest(table, tmp_path, HEADS)
     manifest.save(tmp_path / "m.parquet")
-    begin = time.perf_counter()
     loaded = Manifest.load(tmp_path / "m.parquet")
-    assert time.perf_counter() - begin < 2.0  # about 0.15 s alone; the bound is for a busy machine
-    begin = time.perf_counter()
     copy = pickle.loads(pickle.dumps(loaded))
-    assert time.perf_counter() - begin < 1.0
     assert copy.row(99_999) == loaded.row(99_999)
     assert len(pickle.dumps(loaded.take([5, 7]))) < 10_000, "a subset must not carry the whole table"
 

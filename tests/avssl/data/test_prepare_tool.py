@@ -40,7 +40,7 @@ def media(tmp_path: Path) -> Path:
 
 def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "--data", str(media), "--output", str(tmp_path / "out.parquet"), "--deep"]
-    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.load(tmp_path / "out.parquet")
     assert len(manifest) == 4 and manifest.usable(audio=True)[1] == {"not a media file": 1}

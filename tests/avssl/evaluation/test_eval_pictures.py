@@ -212,7 +212,7 @@ def test_umap_separates_what_is_separate_and_is_the_same_again():
 def test_without_umap_the_error_says_what_to_install():
     code = "import sys; sys.modules['umap'] = None; from avssl.evaluation.pictures.maps import umap_map, has_umap; "
     code += "import numpy as np; print(has_umap()); umap_map(np.eye(9))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False" and "pip install 'avssl[umap]'" in done.stderr.splitlines()[-1]
 
 

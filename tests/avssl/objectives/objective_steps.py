@@ -1,8 +1,11 @@
 """Steps and tasks small enough to compare with references: fixed embeddings, and a pair without batch statistics."""
 
+import multiprocessing
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import mast
@@ -86,3 +89,9 @@ def exact_batch(size: int = 8, seed: int = 1) -> Batch:
         start=torch.arange(size, dtype=torch.float64) % 2,
         audio_fraction=torch.ones(size),
     )
+
+
+def start_processes(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Runs ``function(rank, *arguments)`` in ``count`` processes, which fork from one that has the imports."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["avssl.tasks", "torch.distributed.fsdp"])
+    mp.start_processes(function, arguments, nprocs=count, start_method="forkserver")

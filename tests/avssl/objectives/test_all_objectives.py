@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from objective_cases import CASES
-from objective_steps import SHAPES, exact_batch, exact_task
+from objective_steps import SHAPES, exact_batch, exact_task, start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl.data.batch import Batch
@@ -67,7 +66,7 @@ def on_processes(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module", params=[2, 4])
 def distributed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list:
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(on_processes, (request.param, str(folder)), nprocs=request.param)
+    start_processes(on_processes, (request.param, str(folder)), request.param)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
 
 

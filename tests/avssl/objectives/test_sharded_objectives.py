@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from objective_cases import CASES
+from objective_steps import start_processes
 from test_all_objectives import BATCHES, make_task, share_of, train
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -40,7 +40,7 @@ def sharded(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(sharded, (str(folder),), nprocs=2)
+    start_processes(sharded, (str(folder),), 2)
     return torch.load(Path(folder) / "results.pt")
 
 
