@@ -19,5 +19,14 @@ def usable(x: Tensor, dim: int) -> bool:
     if not _INSTALLED or not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16) or not 16 <= dim <= 128:
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not exporting()
     return x.numel() > 0 and not torch.jit.is_tracing() and not transformed()
+
+
+def exporting() -> bool:
+    """Whether torch.export traces this.
+
+    Not ``torch.compiler.is_exporting()``: within any torch.compile of torch 2.11 that is true, and compiled blocks
+    would never reach a kernel. What it returns elsewhere is this flag.
+    """
+    return torch.compiler._is_exporting_flag

@@ -318,6 +318,7 @@ def _(q, k, v, a_freq, a_time, out, lse, grad):  # type: ignore[no-untyped-def]
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)  # nobody differentiates what is kept beside the output
     ctx.save_for_backward(*inputs, *output)
 
 

@@ -252,6 +252,7 @@ def _(x, weight, gain, mean, rstd, grad, stride):  # type: ignore[no-untyped-def
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, gain, bias, _, stride, _ = inputs
+    ctx.set_materialize_grads(False)  # nobody differentiates what is kept beside the output
     ctx.save_for_backward(x, weight, gain, *output[1:])
     ctx.stride, ctx.types = stride, (weight.dtype, gain.dtype, bias.dtype)
 

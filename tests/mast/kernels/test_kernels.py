@@ -10,6 +10,19 @@ def test_a_cpu_is_not_served() -> None:
     assert not kernels.usable(torch.zeros(1, dtype=torch.bfloat16), 96)
 
 
+class Asks(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if kernels.exporting() else x
+
+
+def test_a_compiled_model_reaches_the_kernels_and_an_exported_one_does_not() -> None:
+    x = torch.zeros(2)
+    assert torch.compile(Asks(), backend="eager", fullgraph=True)(x).sum() == 0
+    for strict in (True, False):
+        assert torch.export.export(Asks(), (x,), strict=strict).module()(x).sum() == 2
+    assert torch.compile(Asks(), backend="eager", fullgraph=True)(x).sum() == 0, "also after an export"
+
+
 @pytest.mark.gpu
 def test_half_precision_and_usual_heads_are_served() -> None:
     x = torch.zeros(1, dtype=torch.bfloat16, device="cuda")
