@@ -1,31 +1,34 @@
-"""Command lines of the tools: ``--config FILE``, dotted overrides, ``--data NAME``, one clear line on an error."""
+"""Command lines of the commands: ``--config FILE``, dotted overrides, ``--data NAME``, one clear line on an error."""
 
-import errno
-import logging
-import os
 import sys
 from argparse import SUPPRESS, Action
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from avssl.config import PretrainConfig
-from avssl.data.failures import DataError
-from avssl.data.media import MediaError
-from avssl.errors import LostProcessError, NonFiniteError
+from avssl.errors import SettingsError
 
 Config = TypeVar("Config")
-logger = logging.getLogger(__name__)
-
-# What a user can cause and mend is told in one line, without a traceback; anything else is a defect and shows its own.
-USER_ERRORS = (OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError, LostProcessError)
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """Reads ``config_class`` from ``argv``; an unknown key or a wrong type exits with status 2 and a clear line.
+    """:func:`read_settings` for a shell: what is wrong ends the process with status 2 and a clear line."""
+    try:
+        return read_settings(config_class, sys.argv[1:] if argv is None else argv)
+    except SettingsError as error:
+        sys.stderr.write(f"error: {error}; see --help\n")
+        sys.exit(2)
+
+
+def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
+    """Reads ``config_class`` from ``argv``.
 
     Several ``--config`` files are merged, the later over the earlier, and options over both.
+
+    Raises:
+        SettingsError: an unknown key or a wrong value; the message is one line.
     """
     description = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(description=description, exit_on_error=False)
@@ -37,10 +40,9 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
             "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
         )
     try:
-        arguments = parser.parse_args(_configs_first(_data_names(sys.argv[1:] if argv is None else argv)))
+        arguments = parser.parse_args(_configs_first(_data_names(argv)))
     except ArgumentError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}; see --help\n")
-        sys.exit(2)
+        raise SettingsError(" ".join(str(error).split())) from error
     values = parser.instantiate_classes(arguments).as_dict()
     values.pop("config", None)
     return config_class(**values)
@@ -107,25 +109,3 @@ def _data_names(argv: Sequence[str]) -> list[str]:
             argument = "--data.name" + argument.removeprefix("--data")
         out.append(argument)
     return out
-
-
-def run(main: Callable[[Any], Any], config_class: type[Any], argv: Sequence[str] | None = None) -> Any:
-    """Parses the command line and calls ``main`` with the config; expected errors end in one line and status 1."""
-    logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "matplotlib", "lightning.fabric", "libav"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = parse(config_class, argv)
-    try:
-        return main(config)
-    except USER_ERRORS as error:
-        if os.environ.get("AVSSL_DEBUG"):
-            raise
-        sys.exit(f"error: {_one_line(error)}")
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left for {error.filename or 'the output folder'}; free some and run with --resume auto"
-    if isinstance(error, KeyError):
-        return str(error.args[0]) if error.args else "missing key"
-    return str(error) or type(error).__name__

@@ -1,17 +1,8 @@
-"""Trains a linear or a full head to classify audio, video or both; with no arguments on the demo set."""
+"""``avssl finetune``, from a clone."""
 
 import sys
 
-
-def main() -> int:
-    """Runs the command line; returns the exit status."""
-    # Not at the top: decoding workers import this file, too, and must not wait for all this.
-    from avssl.cli import run
-    from avssl.config import FinetuneConfig
-    from avssl.pipelines.finetune import finetune
-
-    return 0 if run(finetune, FinetuneConfig).get("finished", True) else 130
-
+from avssl.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["finetune", *sys.argv[1:]]))

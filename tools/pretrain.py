@@ -1,17 +1,8 @@
-"""Pretrains an audio-visual pair on raw video; with no arguments on the demo set."""
+"""``avssl pretrain``, from a clone."""
 
 import sys
 
-
-def main() -> int:
-    """Runs the command line; returns the exit status."""
-    # Not at the top: decoding workers import this file, too, and must not wait for all this.
-    from avssl.cli import run
-    from avssl.config import PretrainConfig
-    from avssl.pipelines.pretrain import pretrain
-
-    return 0 if run(pretrain, PretrainConfig).get("finished", True) else 130
-
+from avssl.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

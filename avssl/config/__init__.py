@@ -22,19 +22,26 @@ from avssl.config.parts import (
     VideoConfig,
     WandbConfig,
 )
-from avssl.config.runs import AugmentSheetConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+from avssl.config.prepare import PrepareOptions
+from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+
+# Recipes of runs: files in a wheel, in a clone a link to its folder configs.
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 __all__ = [
+    "CONFIGS",
     "AudioConfig",
     "AugmentConfig",
     "AugmentSheetConfig",
     "BottleneckConfig",
     "CrossvalConfig",
     "DataConfig",
+    "DemoConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "LogConfig",
     "OptimConfig",
+    "PrepareOptions",
     "PretrainConfig",
     "RuntimeConfig",
     "VideoConfig",

@@ -181,3 +181,29 @@ class AugmentSheetConfig:
     views: int = 3
     output: Path | None = None
     seed: int = 0
+
+
+@dataclass
+class DemoConfig:
+    """The whole way on the demo set: pretraining, then four ways to a classifier, and a table of them.
+
+    Args:
+        output: Folder of the runs and of the summary.
+        data: What to train on.
+        pretrain: Settings of pretraining.
+        finetune: Optimizer of the two full fine-tunings.
+        augment: Augmentation of the two full fine-tunings.
+        runtime: Devices and precision. One CPU thread trains: operators this small gain nothing from a second one,
+            which decodes instead.
+        wandb: Weights & Biases.
+        seed: Seed of everything random.
+    """
+
+    output: Path = Path("runs/demo")
+    data: DataConfig = field(default_factory=DataConfig)
+    pretrain: OptimConfig = field(default_factory=lambda: PretrainConfig().optim)
+    finetune: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
+    augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
+    runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0

@@ -1,19 +1,10 @@
 """The main job on the demo set: pretrain, then probe and fine-tune from random and from pretrained weights."""
 
 import logging
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
-from avssl.config import (
-    AugmentConfig,
-    DataConfig,
-    FinetuneConfig,
-    OptimConfig,
-    PretrainConfig,
-    RuntimeConfig,
-    WandbConfig,
-)
+from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig
 from avssl.evaluation.pictures import head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
@@ -21,32 +12,6 @@ from avssl.pipelines.finetune import finetune
 from avssl.pipelines.pretrain import pretrain, retrieval_table
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DemoConfig:
-    """The whole way on the demo set: pretraining, then four ways to a classifier, and a table of them.
-
-    Args:
-        output: Folder of the runs and of the summary.
-        data: What to train on.
-        pretrain: Settings of pretraining.
-        finetune: Optimizer of the two full fine-tunings.
-        augment: Augmentation of the two full fine-tunings.
-        runtime: Devices and precision. One CPU thread trains: operators this small gain nothing from a second one,
-            which decodes instead.
-        wandb: Weights & Biases.
-        seed: Seed of everything random.
-    """
-
-    output: Path = Path("runs/demo")
-    data: DataConfig = field(default_factory=DataConfig)
-    pretrain: OptimConfig = field(default_factory=lambda: PretrainConfig().optim)
-    finetune: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
-    augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
-    runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    seed: int = 0
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from avssl.config.prepare import PrepareOptions
 from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
 from avssl.data.failures import DataError
 from avssl.data.health import apply_looks, health_report
@@ -24,38 +23,6 @@ from avssl.evaluation.result import provenance, write_result
 
 # Raised when a journal of an older version would not tell what this one does.
 _JOURNAL_VERSION = 1
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare.
-
-    Args:
-        data: See :func:`avssl.data.catalog.find_entry`.
-        root: Folder of the media; None: the data YAML's, else ``$AVSSL_DATA/NAME``.
-        options: Options of the data set.
-        output: The manifest (.parquet); its summary and page are written beside it (.json, .html).
-        workers: Processes that read files; None: one per core.
-        deep: Decode every clip, which finds silence, stills, duplicates and streams that break off.
-        stats: Take the statistics of the log-mel spectrogram over the training split.
-        clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
-            None: the data's own, half of which also is what is called a short clip.
-        progress: Show progress.
-    """
-
-    data: str
-    output: Path
-    root: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    workers: int | None = None
-    deep: bool = False
-    stats: bool = False
-    clips: int = 10_000
-    seed: int = 0
-    sample_rate: int = 16000
-    num_mels: int = 64
-    clip_seconds: float | None = None
-    progress: bool = True
 
 
 def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avssl.cli import join_list, parse, run
+from avssl.cli import join_list, parse
 from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, to_dict, to_yaml
 from avssl.objectives import Shapes, list_objectives
 from avssl.pipelines.training import create_objectives
@@ -115,23 +115,6 @@ def test_yaml_cannot_name_classes_or_run_code(tmp_path) -> None:
     with pytest.raises(SystemExit):
         parse(FinetuneConfig, ["--config", str(file)])
     assert not (tmp_path / "ran").exists()
-
-
-def test_expected_errors_are_one_line_and_status_1(capsys) -> None:
-    def main(config: FinetuneConfig) -> None:
-        raise ValueError("data.heads: no such head")
-
-    with pytest.raises(SystemExit) as stop:
-        run(main, FinetuneConfig, [])
-    assert stop.value.code == "error: data.heads: no such head"
-
-
-def test_defects_keep_their_traceback() -> None:
-    def main(config: FinetuneConfig) -> None:
-        raise AttributeError("a defect")
-
-    with pytest.raises(AttributeError):
-        run(main, FinetuneConfig, [])
 
 
 def test_unknown_data_name_suggests_the_nearest(tmp_path) -> None:

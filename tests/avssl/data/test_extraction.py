@@ -1,16 +1,15 @@
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from media_factory import noise, write_media
 
+from avssl.commands import main
 from avssl.data.datasets import build_manifest
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.failures import DataError
@@ -18,15 +17,6 @@ from avssl.data.media import probe, read_audio
 from avssl.data.media.extract import Extraction, extract_audio
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "extract_audio.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("extract_audio_tool", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -169,11 +159,11 @@ def test_a_cut_off_source_leaves_no_file(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_errors_are_told_in_a_line(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool.main(["--data", "epic-kitchen", "--output", str(tmp_path)]) == 1
+def test_errors_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extract-audio", "--data", "epic-kitchen", "--output", str(tmp_path)]) == 1
     assert "did you mean 'epic-kitchens'" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"no video" * 99)
     arguments = ["--data", str(tmp_path / "bad"), "--output", str(tmp_path / "out"), "--workers", "0"]
-    assert tool.main(arguments) == 1  # nothing at all was extracted
+    assert main(["extract-audio", *arguments]) == 1  # nothing at all was extracted
     assert "1 x not a media file" in capsys.readouterr().out

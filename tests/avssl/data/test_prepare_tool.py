@@ -1,26 +1,16 @@
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from loading_samples import write_ramp_wav
 
+from avssl.commands import main
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.manifest import Manifest
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_tool", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -54,37 +44,38 @@ def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) ->
     assert f"wrote {tmp_path / 'out.parquet'}" in done.stdout
 
 
-def test_the_manifest_keeps_what_the_yaml_says(tool: ModuleType, media: Path, tmp_path: Path) -> None:
+def test_the_manifest_keeps_what_the_yaml_says(media: Path, tmp_path: Path) -> None:
     file, output = tmp_path / "mine.yaml", tmp_path / "out.parquet"
     file.write_text(f"dataset: folder\nroot: {media}\nclip_seconds: 0.4\neval_clips: 3\nhead: label\n")
-    assert tool.main(["--data", str(file), "--output", str(output), "--workers", "0"]) == 0
+    assert main(["prepare", "--data", str(file), "--output", str(output), "--workers", "0"]) == 0
     entry = find_entry(str(output))
     assert (entry.name, entry.clip_seconds, entry.eval_clips, entry.head) == ("out", 0.4, 3, "label")
-    assert tool.main(["--data", str(file), "--output", str(output), "--workers", "0", "--clip-seconds", "0.2"]) == 0
+    assert (
+        main(["prepare", "--data", str(file), "--output", str(output), "--workers", "0", "--clip-seconds", "0.2"]) == 0
+    )
     assert find_entry(str(output)).clip_seconds == 0.2
-    assert tool.main(["--data", str(file), "--output", str(output), "--clip-seconds", "0"]) == 1
+    assert main(["prepare", "--data", str(file), "--output", str(output), "--clip-seconds", "0"]) == 1
 
 
-def test_what_is_prepared_is_not_scanned_again(tool: ModuleType, media: Path, tmp_path: Path, cache: Path) -> None:
-    assert tool.main(["--data", str(media), "--output", str(tmp_path / "out.parquet"), "--workers", "0"]) == 0
+def test_what_is_prepared_is_not_scanned_again(media: Path, tmp_path: Path, cache: Path) -> None:
+    assert main(["prepare", "--data", str(media), "--output", str(tmp_path / "out.parquet"), "--workers", "0"]) == 0
     kept = list((cache / "manifests").iterdir())
     opened = open_data(str(media))
     assert list((cache / "manifests").iterdir()) == kept and len(kept) == 1
     assert opened.usable(audio=True)[1] == {"not a media file": 1}
     # A deep look finds more out than a run that names the data would: it stays in the manifest alone.
     assert (
-        tool.main(["--data", str(media), "--output", str(tmp_path / "deep.parquet"), "--deep", "--workers", "0"]) == 0
+        main(["prepare", "--data", str(media), "--output", str(tmp_path / "deep.parquet"), "--deep", "--workers", "0"])
+        == 0
     )
     assert list((cache / "manifests").iterdir()) == kept
 
 
-def test_nothing_usable_is_an_error_with_the_reasons(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.wav").write_bytes(b"not sound" * 100)
     output = tmp_path / "bad.parquet"
-    assert tool.main(["--data", str(tmp_path / "bad"), "--output", str(output), "--workers", "0"]) == 1
+    assert main(["prepare", "--data", str(tmp_path / "bad"), "--output", str(output), "--workers", "0"]) == 1
     told = capsys.readouterr()
     assert "1 clips: not a media file: 1.wav" in told.out
     assert told.err.startswith("error: ") and "none of 1 clips can be used" in told.err
@@ -104,18 +95,16 @@ def test_nothing_usable_is_an_error_with_the_reasons(
         ),
     ],
 )
-def test_errors_are_one_clear_line(
-    tool: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert tool.main(arguments) == 1
+def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *arguments]) == 1
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and message in told.err and told.out == ""
 
 
 @pytest.mark.realdata
-def test_real_odd_media_are_told_apart(tool: ModuleType, real_data: Path, tmp_path: Path) -> None:
+def test_real_odd_media_are_told_apart(real_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "odd.parquet"
-    assert tool.main(["--data", str(real_data / "odd_media"), "--output", str(output), "--workers", "1"]) == 0
+    assert main(["prepare", "--data", str(real_data / "odd_media"), "--output", str(output), "--workers", "1"]) == 0
     report = json.loads(output.with_suffix(".json").read_text())
     assert report["clips"] == 45 and report["errors"]
     reasons = Manifest.load(output).usable(audio=True, video=True)[1]

@@ -1,21 +1,19 @@
 """Runs side by side: what is shown, what is tested how, and what is refused."""
 
 import copy
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from avssl.commands import main
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.predictions import write_predictions
 from avssl.pipelines.compare import compare, differing_options, read_runs
 
-ROOT = Path(__file__).parents[3]
 RESULT = {
     "kind": "finetune-full",
     "clip_protocol": "1 clip of 1 s",
@@ -182,18 +180,15 @@ def test_a_table_too_wide_for_text_has_runs_as_columns_and_no_deviations(tmp_pat
     assert [line.split()[0] for line in lines[4:12]] == [f"few_label/x/{k}%/top1" for k in range(1, 9)]
 
 
-def test_text_and_html(runs, tmp_path, monkeypatch, capsys) -> None:
+def test_text_and_html(runs, tmp_path, capsys) -> None:
     plain, bold = compare(runs), compare(runs, bold=True)
     assert re.search(r"good .*100\.0 %.* \*", plain) and "\033[1m" in bold and "\033" not in plain
-    spec = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools" / "compare.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     page = tmp_path / "out" / "page.html"
-    arguments = ["compare.py", *map(str, runs), "--format", "html", "--output", str(page)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert tool.main() == 0 and capsys.readouterr().out == ""
+    assert (
+        main(["compare", *map(str, runs), "--format", "html", "--output", str(page)]) == 0
+        and capsys.readouterr().out == ""
+    )
     html = page.read_text()
     assert "<b>yes</b>" in html and "<td>good</td>" in html and "http" not in html
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(runs[0]), "nowhere"])
-    assert tool.main() == 1
+    assert main(["compare", str(runs[0]), "nowhere"]) == 1
     assert capsys.readouterr().err == "error: runs: nowhere has no result.json; is the run finished?\n"

@@ -1,12 +1,10 @@
 """Predictions over time against the model called directly, on files, pipes and raw streams, whole and broken."""
 
 import csv
-import importlib.util
 import io
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import yaml
 from scipy.io import wavfile
 
 import mast
+from avssl.commands import main
 from avssl.data.catalog import find_entry
 from avssl.data.media import read_audio
 from avssl.models.visual_classifier import build_visual_classifier
@@ -215,30 +214,17 @@ def test_text_joins_neighbours_that_agree() -> None:
     assert len(text(False)) == 2 + 5
 
 
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_broken_files_are_told_and_counted_and_the_rest_is_judged(
-    classifier: Path, tmp_path, monkeypatch, capsys, caplog
-) -> None:
+def test_broken_files_are_told_and_counted_and_the_rest_is_judged(classifier: Path, tmp_path, capsys, caplog) -> None:
     good = write_wav(tmp_path / "good.wav", changing_noise(1.0))
     (tmp_path / "text.wav").write_text("no sound\n" * 50)
     files = [str(tmp_path / "text.wav"), good, str(tmp_path / "none.wav"), str(tmp_path)]
-    tool = load_tool("predict")
-    common = ["predict.py", "--checkpoint", str(classifier), "--format", "json"]
-    monkeypatch.setattr(sys, "argv", [*common, *files])
+    common = ["predict", "--checkpoint", str(classifier), "--format", "json"]
     with caplog.at_level(logging.ERROR):
-        assert tool.main() == 1
+        assert main([*common, *files]) == 1
     assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [good]
     assert "3 of 4 files failed: not a media file x1, file not found x1, not a file x1" in caplog.text
-    monkeypatch.setattr(sys, "argv", [*common, good])
-    assert tool.main() == 0
-    monkeypatch.setattr(sys, "argv", [*common, good, "--window", "0.001"])
-    assert tool.main() == 1
+    assert main([*common, good]) == 0
+    assert main([*common, good, "--window", "0.001"]) == 1
     assert capsys.readouterr().err.startswith("error: window: 0.001 s are shorter than one frame")
 
 

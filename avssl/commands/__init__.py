@@ -1,0 +1,94 @@
+"""The command ``avssl``: one module for each of its commands, with its help, its parser and its run.
+
+A command parses before it imports what it needs: help and a typo are answered without torch. It raises its errors, and
+:func:`main` tells those that a user can cause and mend in one line.
+"""
+
+import ast
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from avssl.errors import user_errors
+
+COMMANDS = (
+    "demo",
+    "prepare",
+    "cache",
+    "extract-audio",
+    "pretrain",
+    "finetune",
+    "crossval",
+    "evaluate",
+    "compare",
+    "predict",
+    "embed",
+    "export",
+    "average",
+    "augment",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that ``argv`` begins with; default: the arguments of the process.
+
+    Returns:
+        The exit status: 0; 1 after an error, told in one line; 2 for settings that cannot be parsed; 130 where a signal
+        ended the work.
+    """
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if name == "--version":
+        from avssl import __version__
+
+        sys.stdout.write(f"{__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1, cutoff=0.5)
+        told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        return _fail(f"no command {name!r}; {told} See avssl --help", 2)
+    command = import_module(f"avssl.commands.{name.replace('-', '_')}")
+    level = getattr(command, "LOG_LEVEL", logging.INFO)
+    logging.basicConfig(format="%(levelname).1s %(message)s", level=level, stream=sys.stderr)
+    for noisy in ("httpx", "matplotlib", "lightning.fabric", "libav"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        status: int = command.run(rest)
+        return status
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    except Exception as error:
+        # Anything else is a defect and shows its traceback.
+        if os.environ.get("AVSSL_DEBUG") or not isinstance(error, user_errors()):
+            raise
+        return _fail(_one_line(error), 1)
+
+
+def _help() -> str:
+    lines = ["usage: avssl COMMAND [OPTIONS]    avssl COMMAND --help lists its options", ""]
+    for name in COMMANDS:
+        source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+        summary = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+        lines.append(f"  {name:13}  {summary}")
+    return "\n".join(lines) + "\n"
+
+
+def _fail(told: str, status: int) -> int:
+    sys.stderr.write(f"error: {told}\n")
+    return status
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left for {error.filename or 'the output folder'}; free some and run with --resume auto"
+    if isinstance(error, KeyError):
+        return " ".join(str(error.args[0]).split()) if error.args else "missing key"
+    return " ".join(str(error).split()) or type(error).__name__

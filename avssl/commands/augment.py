@@ -1,0 +1,16 @@
+"""Draws what augmentation does to clips, and writes them to listen to; with no arguments on the demo set."""
+
+from collections.abc import Sequence
+
+from avssl.cli import parse
+from avssl.config import AugmentSheetConfig
+from avssl.pipelines.recipes import recipe_arguments
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    config = parse(AugmentSheetConfig, recipe_arguments(argv))
+    from avssl.pipelines.augment import augment_sheet
+
+    augment_sheet(config)
+    return 0

@@ -1,0 +1,19 @@
+"""Writes a checkpoint whose weights are the mean of several checkpoints of one run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser("avssl average", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="files of one run, for example step-*.ckpt")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write; any --checkpoint takes it")
+    arguments = parser.parse_args(argv)
+    from avssl.averaging import average_checkpoints, write_average
+
+    write_average(average_checkpoints(arguments.checkpoints), arguments.output)
+    sys.stdout.write(f"mean of {len(arguments.checkpoints)} checkpoints: {arguments.output}\n")
+    return 0

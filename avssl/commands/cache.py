@@ -1,0 +1,24 @@
+"""Caches any data once, as small frames and 16 kHz sound in WebDataset shards, which train many times faster.
+
+avssl cache --data vggsound --data.root PATH --output caches/vggsound
+avssl pretrain --data caches/vggsound
+"""
+
+import sys
+from collections.abc import Sequence
+
+from avssl.cli import join_list, parse, switch_on
+from avssl.config.cache import CacheConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    config = parse(CacheConfig, switch_on(join_list(argv, "--modalities"), "--verify"))
+    from avssl.pipelines.cache import cache
+
+    try:
+        cache(config)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command continues\n")
+        return 130
+    return 0

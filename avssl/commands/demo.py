@@ -1,0 +1,20 @@
+"""The main job, end to end, on the demo set: pretrain, linear probe, fine-tune, retrieval, and a table of it all."""
+
+import sys
+from collections.abc import Sequence
+
+from avssl.cli import parse
+from avssl.config import DemoConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status, 130 where a signal ended the run."""
+    config = parse(DemoConfig, argv)
+    from avssl.pipelines.demo import demo, text_table
+
+    result = demo(config)
+    if not result["finished"]:
+        return 130
+    for table in result["tables"]:
+        sys.stdout.write(f"\n{text_table(table)}\n")
+    return 0

@@ -1,0 +1,17 @@
+"""Evaluates a checkpoint on any data; all that its kind allows, or what is named.
+
+avssl evaluate --checkpoint runs/pretrain-videos --data esc50 --data.root PATH --evaluations probe knn
+"""
+
+from collections.abc import Sequence
+
+from avssl.cli import join_list, parse
+from avssl.config import EvaluateConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status, 130 where a signal ended the run."""
+    config = parse(EvaluateConfig, join_list(argv, "--evaluations"))
+    from avssl.pipelines.evaluate import evaluate
+
+    return 0 if evaluate(config).get("finished", True) else 130

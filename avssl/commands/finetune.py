@@ -1,0 +1,14 @@
+"""Trains a linear or a full head to classify audio, video or both; with no arguments on the demo set."""
+
+from collections.abc import Sequence
+
+from avssl.cli import parse
+from avssl.config import FinetuneConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status, 130 where a signal ended the run."""
+    config = parse(FinetuneConfig, argv)
+    from avssl.pipelines.finetune import finetune
+
+    return 0 if finetune(config).get("finished", True) else 130

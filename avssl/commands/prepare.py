@@ -1,0 +1,53 @@
+"""Lists and checks any data once: writes its manifest (Parquet) and a health report (HTML, JSON).
+
+It says what is missing, broken, silent, still, short or in two splits, the classes, and with --stats what the frontend
+should normalize by.
+
+avssl prepare --data grid --root data/grid --deep --stats
+avssl pretrain --data grid.parquet
+
+A killed run, started again with the same arguments, goes on where it was.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from avssl.config import AudioConfig, PrepareOptions
+from avssl.data.catalog import names
+
+LOG_LEVEL = logging.WARNING  # what it did is told on standard output
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    audio = AudioConfig()
+    default = {item.name: item.default for item in fields(PrepareOptions)}
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("avssl prepare", description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--data", required=True, help=f"{', '.join(names())}, a data YAML, a folder, a .csv or .parquet")
+    add("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")
+    add("--options", type=yaml.safe_load, default={}, help="options of the data set: '{fold: 2}'")
+    add("--output", type=Path, help="the manifest, default NAME.parquet; the report becomes NAME.html and NAME.json")
+    add("--workers", type=int, help="processes that read files; default: one per core")
+    add("--deep", action="store_true", help="decode every clip: finds silence, stills, duplicates, broken streams")
+    add("--clip-seconds", type=float, help="length of a clip; a clip of less than half of it is short; "
+        "default: the data YAML's")  # fmt: skip
+    add("--stats", action="store_true", help="mean and deviation of the log-mel over the training split")
+    add("--clips", type=int, default=default["clips"], help="--stats: so many clips at most")
+    add("--seed", type=int, default=default["seed"], help="--stats: seed of the choice of clips")
+    add("--sample-rate", type=int, default=audio.sample_rate, help="--stats: of the frontend, in Hz")
+    add("--num-mels", type=int, default=audio.num_mels, help="--stats: of the frontend")
+    arguments = parser.parse_args(argv)
+    if arguments.output is None:
+        arguments.output = Path(f"{Path(arguments.data).stem}.parquet")
+    from avssl.pipelines.prepare import prepare
+
+    prepare(PrepareOptions(**vars(arguments)), tell=lambda line: sys.stdout.write(f"{line}\n"))
+    return 0

@@ -1,0 +1,14 @@
+"""Pretrains an audio-visual pair on raw video; with no arguments on the demo set."""
+
+from collections.abc import Sequence
+
+from avssl.cli import parse
+from avssl.config import PretrainConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status, 130 where a signal ended the run."""
+    config = parse(PretrainConfig, argv)
+    from avssl.pipelines.pretrain import pretrain
+
+    return 0 if pretrain(config).get("finished", True) else 130

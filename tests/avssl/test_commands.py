@@ -1,0 +1,98 @@
+"""The command ``avssl``: its help, its errors, what it does not import, and the twins in tools/."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from avssl import commands
+from avssl.commands import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "lightning_fabric", "lightly", "wandb", "matplotlib", "sklearn", "scipy")
+# Runs a command and writes which heavy packages it imported; --help and errors end in SystemExit.
+IMPORTED = f"""
+import sys
+from avssl.commands import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+sys.stderr.write("\\nimported: " + " ".join(name for name in {HEAVY} if name in sys.modules))
+"""
+
+
+def module_of(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def test_help_lists_every_command_with_a_line(capsys) -> None:
+    assert main(["--help"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == list(COMMANDS)
+    assert all(20 < len(what) <= 120 for _, what in lines)
+
+
+def test_no_command_is_missing_from_the_list() -> None:
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {module_of(name) for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_tool_is_the_twin_of_its_command(name: str, monkeypatch) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(import_module(f"avssl.commands.{module_of(name)}"), "run", lambda argv: given.append(argv) or 7)
+    monkeypatch.setattr(sys, "argv", ["tool.py", "--some", "option"])
+    source = ROOT / "tools" / f"{module_of(name)}.py"
+    with pytest.raises(SystemExit) as ended:
+        exec(compile(source.read_text(), str(source), "exec"), {"__name__": "__main__"})
+    assert ended.value.code == 7 and given == [["--some", "option"]]
+
+
+@pytest.mark.parametrize(("typed", "near"), [("pretain", "pretrain"), ("extract_audio", "extract-audio")])
+def test_a_misspelt_command_names_the_nearest(typed: str, near: str, capsys) -> None:
+    assert main([typed]) == 2
+    assert capsys.readouterr().err == f"error: no command {typed!r}; did you mean {near!r}? See avssl --help\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["pretain"],
+        *[[name, "--help"] for name in COMMANDS],
+        ["finetune", "--optim.lrr", "1"],
+        ["pretrain", "--bad"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_typos_are_answered_without_torch(argv: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *argv], capture_output=True, text=True, cwd=ROOT)
+    *_, imported = done.stderr.splitlines()
+    assert imported.split(": ") == ["imported"] or imported == "imported: ", done.stderr
+    assert done.stdout if "--help" in argv or not argv else "error: " in done.stderr
+
+
+def test_expected_errors_are_one_line_and_status_1(monkeypatch, capsys) -> None:
+    def run(argv: list[str]) -> int:
+        raise ValueError("data.heads: no\n such head")
+
+    monkeypatch.setattr(import_module("avssl.commands.finetune"), "run", run)
+    assert main(["finetune"]) == 1
+    assert capsys.readouterr().err == "error: data.heads: no such head\n"
+
+
+def test_defects_keep_their_traceback(monkeypatch) -> None:
+    def run(argv: list[str]) -> int:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(import_module("avssl.commands.finetune"), "run", run)
+    with pytest.raises(AttributeError):
+        main(["finetune"])
+
+
+def test_python_m_avssl_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "avssl", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip()
