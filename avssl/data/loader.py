@@ -33,6 +33,10 @@ class ClipLoader(DataLoader[Batch]):
         options: dict[str, Any] = {}
         self.decoding = torch.full((max(1, num_workers), 2), -1.0, dtype=torch.float64)  # row and since when, by worker
         if num_workers > 0:
+            if type(dataset).__module__ == "__main__":
+                kind = type(dataset).__name__
+                raise DataError(f"{kind} is defined in the script that is run, which decoding processes do not import: "
+                                "put it into a module of its own, or give num_workers 0")  # fmt: skip
             self.decoding.share_memory_()
             options = {
                 "multiprocessing_context": server(),

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ import scipy
 
 from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.demo.writer import write_mp4
+from avssl.data.processes import server
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -172,15 +172,14 @@ def _results(jobs: list[tuple[str, int, str, int]], workers: int) -> Iterator[tu
     if workers <= 1 or len(jobs) <= IN_PROCESS:
         yield from map(_make, jobs)
         return
-    # Spawned, not forked: the caller may hold threads and an initialised accelerator.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=server())
     try:
         yield from pool.map(_make, jobs, chunksize=8)
     except BrokenProcessPool as error:
         raise DemoError(
             errno.ECHILD,
-            "a worker process of the demo builder died; guard your script with `if __name__ == '__main__':`, "
-            "or pass workers=0 to make the clips in this process",
+            "a worker process of the demo builder died: the machine may be out of memory; pass workers=0 to make the "
+            "clips in this process",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -122,8 +122,10 @@ class _Worker:
         try:
             self.connection.recv()  # "ready": from here on, time counts against a file
         except EOFError as error:
-            message = 'a worker did not start; a script must guard its main part by if __name__ == "__main__"'
-            raise RuntimeError(message) from error
+            told = (
+                f"a process did not start: {self.function!r} must be importable, not defined in the script that is run"
+            )
+            raise RuntimeError(told) from error
 
     def stop(self) -> None:
         self.connection.close()
