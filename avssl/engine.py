@@ -354,6 +354,7 @@ class Engine:
         key = self.schedule.monitor
         if key and metrics.get(key, -math.inf) > self.progress.best:
             self.progress.best, self.progress.best_step, self.progress.worse = metrics[key], self.progress.step, 0
+            self.tracker.summary({f"best/val/{key}": metrics[key], "best/step": self.progress.step})
             self.save("best.ckpt")
         else:
             self.progress.worse += 1

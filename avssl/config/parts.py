@@ -252,18 +252,22 @@ class LogConfig:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases.
+    """Weights & Biases. What is not given is taken from its environment variables (WANDB_MODE, WANDB_PROJECT, ...).
 
     Args:
-        mode: online, offline or disabled; default: online with a login and a network, else offline.
-        project: Project that the run belongs to.
-        entity: User or team.
+        mode: online, offline or disabled; default: online with a login and a server that answers, else offline.
+        project: Project that the run belongs to; default: avssl.
+        entity: User or team; default: the login's own.
         name: Name of the run; default: the output folder's name.
+        group: Group that the run belongs to; default: none, and for a cross-validation its folder's name.
+        notes: Notes on the run, shown beside it.
         tags: Tags of the run.
     """
 
     mode: Literal["online", "offline", "disabled"] | None = None
-    project: str = "avssl"
+    project: str | None = None
     entity: str | None = None
     name: str | None = None
+    group: str | None = None
+    notes: str | None = None
     tags: list[str] = field(default_factory=list)

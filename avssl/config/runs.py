@@ -39,6 +39,7 @@ class PretrainConfig:
             warm-up is over; a collapsed one has 1. 0 never warns.
         online_probe: Fit a linear probe on the audio features at each validation, where the data has labels.
         wandb: Weights & Biases.
+        tensorboard: Write TensorBoard event files, too, into tensorboard/ of the run.
         output: Folder of the run; default: runs/pretrain-NAME.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
             under another name; a path continues that checkpoint.
@@ -61,6 +62,7 @@ class PretrainConfig:
     collapse_rank: float = 1.5
     online_probe: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
     output: Path | None = None
     resume: str = "auto"
     seed: int = 0
@@ -91,6 +93,7 @@ class FinetuneConfig:
         runtime: Devices and precision.
         log: Logging and checkpoints.
         wandb: Weights & Biases.
+        tensorboard: Write TensorBoard event files, too, into tensorboard/ of the run.
         output: Folder of the run; default: runs/finetune-NAME-HEAD-START, with the modality after HEAD where it is not
             audio.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
@@ -114,6 +117,7 @@ class FinetuneConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
     output: Path | None = None
     resume: str = "auto"
     seed: int = 0
@@ -196,6 +200,7 @@ class DemoConfig:
         runtime: Devices and precision. One CPU thread trains: operators this small gain nothing from a second one,
             which decodes instead.
         wandb: Weights & Biases.
+        tensorboard: Write TensorBoard event files, too, into tensorboard/ of each run.
         seed: Seed of everything random.
     """
 
@@ -206,4 +211,5 @@ class DemoConfig:
     augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
     seed: int = 0

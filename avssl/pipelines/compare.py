@@ -26,6 +26,7 @@ _UNIMPORTANT = (
     "output",
     "resume",
     "wandb",
+    "tensorboard",
     "log",
     "cache",
     "batch_size",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def make_cells(config: CrossvalConfig, folder: Path) -> Iterator[Cell]:
     for seed in seeds:
         for fold in make_folds(config.data, config.folds, config.group_by, seed, folder / "folds"):
             output = folder / f"{fold.slug}-seed-{seed}"
-            wandb = replace(config.wandb, name=f"{config.wandb.name or folder.name}/{output.name}")
+            group = config.wandb.group or os.environ.get("WANDB_RUN_GROUP") or folder.name
+            wandb = replace(config.wandb, name=f"{config.wandb.name or folder.name}/{output.name}", group=group)
             yield Cell(
                 fold.name,
                 seed,

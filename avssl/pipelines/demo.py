@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Runs everything, resuming what is done already, and writes the table to ``result.json`` and ``report.html``."""
-    common: dict[str, Any] = {"runtime": config.runtime, "wandb": config.wandb, "seed": config.seed}
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "seed")}
     folder = config.output / "pretrain"
     pretraining = replace(PretrainConfig(**common), optim=config.pretrain, output=folder)
     pretraining.data = replace(config.data, val_fraction=pretraining.data.val_fraction)

@@ -16,7 +16,6 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, embed, embed_many
 from avssl.evaluation.probe import linear_probe
-from avssl.lineage import log_model, use_model
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes
 from avssl.pipelines.classification_report import Outcome, report_classification
@@ -38,6 +37,7 @@ from avssl.pipelines.training import (
 from avssl.tasks import FinetuneTask
 from avssl.tasks.finetune import JOINT
 from avssl.tracking import sweep_folder
+from avssl.tracking.lineage import log_model, use_model
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     folder = config.output or sweep_folder() or Path("runs") / name
     run = Run(config, folder, fabric, config.wandb, "finetune")
     classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
+    run.describe({"classifier": classifier}, splits.digest)
     frontend = classifier.frontend
     sample_rate = config.audio.sample_rate if frontend is None else frontend.config["sample_rate"]
     loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
@@ -103,7 +104,8 @@ def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
         return folder
     if config.data.name == "demo":
         logger.info("no pretraining run of the demo yet: running it first")
-        before = PretrainConfig(runtime=config.runtime, wandb=config.wandb, output=folder, seed=config.seed)
+        watched: dict[str, Any] = {"wandb": config.wandb, "tensorboard": config.tensorboard}
+        before = PretrainConfig(**watched, runtime=config.runtime, output=folder, seed=config.seed)
         if not pretrain(before)["finished"]:
             raise ValueError("pretraining was stopped; run the same command again to continue it")
         return folder

@@ -18,7 +18,6 @@ from avssl.evaluation.pictures import RetrievalExample, loss_curves, retrieval_e
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
-from avssl.lineage import log_model
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes
 from avssl.pipelines.data import Loaders, Splits, open_splits
@@ -36,6 +35,7 @@ from avssl.pipelines.training import (
 )
 from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
+from avssl.tracking.lineage import log_model
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     warmup = round(optim.warmup * engine.schedule.max_steps)
     run.tracker.watch(CollapseMonitor(config.collapse_rank, after=warmup).see)
     probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
+    run.describe({"pair": task.pair, "audio": task.pair.audio, "video": task.pair.video}, splits.digest)
     if fabric.is_global_zero:
         _log_samples(run, loaders, splits.val or splits.train, config.audio.sample_rate)
 
@@ -235,9 +236,9 @@ def draw_retrieval(
 
 def _log_samples(run: Run, loaders: Loaders, manifest: Manifest, sample_rate: int) -> None:
     """Four clips for the tracker to play, once a run."""
-    if run.checkpoint or run.tracker.run is None:
+    if run.checkpoint or run.tracker.wandb is None:
         return
     batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
     if batch.size:
         assert batch.audio is not None and batch.video is not None
-        run.tracker.log_clips("clips", batch.audio.numpy(), batch.video.numpy(), sample_rate, batch.clip_ids)
+        run.tracker.wandb.log_clips("clips", batch.audio.numpy(), batch.video.numpy(), sample_rate, batch.clip_ids)

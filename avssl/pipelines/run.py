@@ -2,16 +2,18 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning_fabric import Fabric
+from torch import nn
 
 from avssl.checkpoint import CheckpointStore, is_sharded, read_checkpoint
 from avssl.config import WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
-from avssl.tracking import Tracker
+from avssl.tracking import Tracker, check_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ FREE_SETTINGS = (
     "runtime",
     "log",
     "wandb",
+    "tensorboard",
     "resume",
     "output",
     "data.num_workers",
@@ -40,12 +43,13 @@ class Run:
         job_type: pretrain or finetune.
 
     Raises:
-        ValueError: when the folder holds a run of other settings.
+        ValueError: when the folder holds a run of other settings, or what shall watch the run cannot be had.
         OSError: when the folder cannot be written to.
     """
 
     def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
         self.folder, self.fabric, self.config = folder, fabric, config
+        check_tracking(wandb.mode, config.tensorboard)
         if fabric.is_global_zero:
             self._prepare()
         fabric.barrier()
@@ -55,12 +59,9 @@ class Run:
         self.tracker = Tracker(
             folder,
             to_dict(config),
-            mode=wandb.mode,
-            project=wandb.project,
-            entity=wandb.entity,
-            name=wandb.name,
-            tags=wandb.tags,
+            **vars(wandb),
             job_type=job_type,
+            tensorboard=config.tensorboard,
             run_id=run_id,
             resumed=self.checkpoint is not None,
             enabled=fabric.is_global_zero,
@@ -100,6 +101,11 @@ class Run:
             )
         run_id: str | None = state["wandb_id"]
         return run_id
+
+    def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
+        """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""
+        counts = {name: sum(part.numel() for part in model.parameters()) for name, model in models.items()}
+        self.tracker.summary({f"parameters/{name}": count for name, count in counts.items()} | {"data/digest": digest})
 
     def picture(self, name: str) -> Path:
         """Path of a picture of this run."""

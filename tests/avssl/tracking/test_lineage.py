@@ -11,8 +11,8 @@ import pytest
 from offline_runs import read_offline_run
 from wandb.errors import CommError
 
-from avssl.lineage import RECORD, ModelArtifact, log_model, use_model
 from avssl.tracking import Tracker
+from avssl.tracking.lineage import RECORD, ModelArtifact, log_model, use_model
 
 
 def pretrained(folder: Path, mode: str = "offline") -> str | None:
@@ -93,7 +93,7 @@ def test_run_that_starts_from_a_model_uses_it_online(known: bool, tmp_path, capl
         config=SimpleNamespace(update=lambda values, allow_val_change: config.update(values)),
     )
     with caplog.at_level(logging.WARNING):
-        use_model(SimpleNamespace(run=run), tmp_path / "pretrain")
+        use_model(SimpleNamespace(wandb=SimpleNamespace(run=run)), tmp_path / "pretrain")
     assert used == [(f"p/pretrain:run-{run_id}", "model")]
     assert config["pretrained_from"]["run_id"] == run_id
     assert ("no such artifact" in caplog.text) is not known
@@ -101,7 +101,7 @@ def test_run_that_starts_from_a_model_uses_it_online(known: bool, tmp_path, capl
 
 def test_nothing_is_noted_without_a_run_or_a_record(tmp_path) -> None:
     pretrained(tmp_path / "pretrain")
-    use_model(SimpleNamespace(run=None), tmp_path / "pretrain")
-    untouchable = SimpleNamespace(run=SimpleNamespace())
+    use_model(SimpleNamespace(wandb=None), tmp_path / "pretrain")
+    untouchable = SimpleNamespace(wandb=SimpleNamespace(run=SimpleNamespace()))
     use_model(untouchable, None)
     use_model(untouchable, tmp_path)

@@ -10,7 +10,8 @@ from typing import Any
 import wandb
 
 from avssl.evaluation.files import atomic_path
-from avssl.tracking import WANDB_ERRORS, Tracker
+from avssl.tracking.tracker import Tracker
+from avssl.tracking.wandb_run import WANDB_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ def log_model(tracker: Tracker, folder: Path, metadata: dict[str, Any]) -> None:
     if not tracker.enabled:
         return
     (tracker.folder / RECORD).unlink(missing_ok=True)
-    run = tracker.run
-    if run is None:
+    if tracker.wandb is None:
         return
+    run = tracker.wandb.run
     name, alias = re.sub(r"[^A-Za-z0-9_.-]", "-", tracker.folder.name)[:128], f"run-{run.id}"
     try:
         artifact = wandb.Artifact(name, type="model", metadata=metadata)
@@ -92,9 +93,9 @@ def use_model(tracker: Tracker, checkpoint: Path | None) -> None:
     It goes into W&B's config as ``pretrained_from`` and, online, into the lineage graph, which needs the server.
     """
     found = ModelArtifact.find(checkpoint) if checkpoint else None
-    run = tracker.run
-    if run is None or found is None:
+    if tracker.wandb is None or found is None:
         return
+    run = tracker.wandb.run
     origin = asdict(found) | {"reference": found.reference}
     run.config.update({"pretrained_from": origin}, allow_val_change=True)
     if run.offline:

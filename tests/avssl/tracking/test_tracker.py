@@ -1,23 +1,23 @@
-"""Metrics files, and the offline W&B run read back from its file."""
+"""Metrics files, what is sent where, and the offline W&B run read back from its file."""
 
 import json
 import logging
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from offline_runs import history, read_offline_run
-from PIL import Image
 from scipy.io import wavfile
 
-from avssl.tracking import Tracker, default_mode, end_failed_run, read_rows, sweep_folder
+from avssl.tracking import Tracker, end_failed_run, read_rows, sweep_folder
 
 
 def test_offline_run_holds_what_was_logged(tmp_path) -> None:
     tracker = Tracker(tmp_path, {"optim": {"lr": 0.5}}, mode="offline", project="p", name="n", tags=["t"])
     tracker.log({"train/loss": 1.5, "train/lr": 0.1}, step=10)
-    tracker.log_clips("clips", np.zeros((1, 1600), np.float32), np.zeros((1, 3, 2, 8, 8), np.uint8), 16000, ["a"])
-    tracker.log_confusion("event", np.array([0, 1]), np.array([0, 0]), ["x", "y"])
+    assert tracker.wandb is not None
+    tracker.wandb.log_confusion("event", np.array([0, 1]), np.array([0, 0]), ["x", "y"])
     tracker.summary({"test/top1": 0.75})
     run_id = tracker.run_id
     tracker.finish()
@@ -28,7 +28,6 @@ def test_offline_run_holds_what_was_logged(tmp_path) -> None:
     assert config["optim"] == {"lr": 0.5}
     rows = history(records)
     assert any(row.get("train/loss") == 1.5 and row.get("step") == 10 for row in rows)
-    assert any("clips/path" in row for row in rows)
     assert any("confusion_matrix/event_table/path" in row for row in rows)
     summary = {item.key: item.value_json for record in records["summary"] for item in record.summary.update}
     assert json.loads(summary["test/top1"]) == 0.75
@@ -65,45 +64,92 @@ def test_other_processes_write_nothing(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("netrc", ["", "machine api.wandb.ai login user password x"])
-def test_offline_without_login_or_network(netrc, tmp_path, monkeypatch) -> None:
-    # With a login but a server that does not answer, and without a login, the default is offline.
-    (tmp_path / ".netrc").write_text(netrc)
-    (tmp_path / ".netrc").chmod(0o600)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://localhost:1")
-    monkeypatch.setattr("socket.create_connection", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
-    assert default_mode() == "offline"
-
-
-def test_online_with_login_and_network(monkeypatch) -> None:
-    class Connection:
-        def close(self) -> None: ...
-
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    monkeypatch.setattr("socket.create_connection", lambda *a, **k: Connection())
-    assert default_mode() == "online"
-
-
-def test_table_of_clips_holds_sound_and_picture(tmp_path, monkeypatch) -> None:
+def test_clips_of_the_table_play(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # where W&B keeps files to upload
     tracker = Tracker(tmp_path, {}, mode="offline")
-    sound = np.array([[0.0, 0.5, -0.5, 2.0] * 400, [0.25, 0.0, 0.0, -3.0] * 400], np.float32)
-    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 10), dtype=np.uint8)
-    tracker.log_clips("clips", sound, frames, 16000, ["a", "b"])
+    sound = np.array([[0.0, 0.5, -0.5, 2.0] * 4000, [0.25, 0.0, 0.0, -3.0] * 4000], np.float32)
+    # Five frames in two seconds, each of one grey, in a size that H.264 does not take.
+    greys = np.array([[0, 60, 120, 180, 240], [240, 180, 120, 60, 0]], np.uint8)
+    frames = np.broadcast_to(greys[:, None, :, None, None], (2, 3, 5, 31, 45))
+    assert tracker.wandb is not None
+    tracker.wandb.log_clips("clips", sound, frames, 8000, ["a", "b"])
     tracker.finish()
     (record,) = read_offline_run(tmp_path)["artifact"]
     staged = {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
     table = json.loads(staged["clips.table.json"].read_text())
-    assert table["columns"] == ["clip", "audio", "frame"]
-    for number, (name, audio, picture) in enumerate(table["data"]):
-        assert (name, audio["caption"], audio["_type"]) == ("ab"[number], "ab"[number], "audio-file")
+    assert table["columns"] == ["clip", "video", "audio"]
+    for number, (name, film, audio) in enumerate(table["data"]):
+        assert (name, film["caption"]) == ("ab"[number], "ab"[number])
+        assert (film["_type"], audio["_type"]) == ("video-file", "audio-file")
         rate, played = wavfile.read(staged[audio["path"]])
-        assert rate == 16000
+        assert rate == 8000
         np.testing.assert_allclose(played / 32767, sound[number].clip(-1, 1), atol=1e-4)
-        shown = np.asarray(Image.open(staged[picture["path"]]))
-        np.testing.assert_array_equal(shown, frames[number, :, 2].transpose(1, 2, 0))
+        with av.open(str(staged[film["path"]])) as file:
+            shown = [(frame.time, frame.to_ndarray(format="rgb24").mean()) for frame in file.decode(video=0)]
+            seconds = float(file.streams.audio[0].duration * file.streams.audio[0].time_base)
+        np.testing.assert_allclose([time for time, _ in shown], np.arange(5) / 2.5, atol=1e-3)
+        np.testing.assert_allclose([grey for _, grey in shown], greys[number], atol=6)
+        assert seconds == pytest.approx(2.0, abs=0.2), "the film has its sound, of the same length"
+
+
+def test_predictions_are_a_table(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    tracker = Tracker(tmp_path, {}, mode="offline")
+    assert tracker.wandb is not None
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.0, 1.0, 0.0]], np.float32)
+    tracker.wandb.log_predictions("event", ["a", "b", "c"], np.array([0, 1, -1]), scores, ["x", "y", "z"])
+    several = np.array([[1, 1, 0], [0, 1, 0], [-1, -1, -1]], np.float32)
+    tracker.wandb.log_predictions("tags", ["a", "b", "c"], several, scores, ["x", "y", "z"])
+    tracker.finish()
+    tables = {}
+    for record in read_offline_run(tmp_path)["artifact"]:
+        for entry in record.artifact.manifest.contents:
+            tables[entry.path] = json.loads(Path(entry.local_path).read_text())
+    event, tags = tables["predictions/event.table.json"], tables["predictions/tags.table.json"]
+    assert event["columns"] == ["clip", "truth", "predicted", "score", "right"]
+    rows = [[*row[:3], round(row[3], 4), row[4]] for row in event["data"]]
+    assert rows == [["a", "x", "x", 0.9, True], ["b", "y", "z", 0.5, False], ["c", None, "y", 1.0, None]]
+    rows = [[row[1], row[2], row[4]] for row in tags["data"]]
+    assert rows == [["x, y", "x", True], ["y", "z", False], [None, "y", None]]
+
+
+def test_what_never_changes_is_config_and_no_chart(tmp_path) -> None:
+    tracker = Tracker(tmp_path, {}, mode="offline")
+    row = {"val/audio_to_video/R@1": 0.5, "val/chance/R@1": 0.1, "val/count": 10.0}
+    for step in (1, 2):
+        tracker.log(row, step)
+    tracker.summary({"test/event/top1": 0.5, "test/event/count": 7.0})
+    tracker.finish()
+    assert read_rows(tmp_path / "metrics.jsonl")[0] == {"step": 1} | row, "the file has all"
+    records = read_offline_run(tmp_path)
+    charts = set().union(*history(records))
+    assert "val/audio_to_video/R@1" in charts and not {"val/chance/R@1", "val/count"} & charts
+    assert json.loads(config_of(records)["constants"]) == {
+        "val/chance/R@1": 0.1,
+        "val/count": 10.0,
+        "test/event/count": 7.0,
+    }
+    summary = {item.key for record in records["summary"] for item in record.summary.update}
+    assert "test/event/top1" in summary and "test/event/count" not in summary
+
+
+def config_of(records: dict[str, list]) -> dict[str, str]:
+    """The last JSON value of each key of a run's config."""
+    updates = [record.run.config for record in records["run"]] + [record.config for record in records.get("config", [])]
+    return {item.key: item.value_json for update in updates for item in update.update}
+
+
+def test_offline_run_says_how_to_send_it(tmp_path, caplog, monkeypatch) -> None:
+    caplog.set_level(logging.INFO)
+    tracker = Tracker(tmp_path, {}, mode="offline")
+    tracker.finish()
+    (line,) = [record.getMessage() for record in caplog.records if "wandb sync" in record.getMessage()]
+    folder = Path(line.split("wandb sync ")[1])
+    assert list(folder.glob("*.wandb")) == list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    Tracker(tmp_path, {}, mode="offline").finish()
+    assert any("wandb sync wandb/offline-run-" in record.getMessage() for record in caplog.records)
 
 
 def said(caplog) -> list[str]:
