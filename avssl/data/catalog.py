@@ -19,15 +19,13 @@ from avssl.data.datasets import available, build_manifest, get_dataset, nearest
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
-from avssl.data.scan import scan
+from avssl.data.scan import SCAN_VERSION, scan
 from avssl.data.shards.index import entry_of, is_cache
 
 logger = logging.getLogger(__name__)
 
 # Of a folder or a list, for which nobody has stated a length.
 OWN_CLIP_SECONDS = 4.0
-# Part of every cache key: raise it when a scan finds out more than it used to.
-SCAN_VERSION = 1
 # A start with more clips than this that takes longer than so many seconds says why; with fewer, it made the demo set.
 _MANY_CLIPS, _LONG_START = 50_000, 20.0
 
@@ -168,8 +166,12 @@ def open_data(
     """
     began = time.monotonic()
     built, key = list_data(name, root, options)
-    if not built.table["has_audio"].null_count:  # a saved manifest that was scanned
+    if built.scanned:  # a saved manifest
         return check_usable(built, name)
+    if is_manifest(name):
+        logger.info(
+            "%s does not say when streams begin and end: its files are scanned; prepare it anew to keep that", name
+        )
     cached = scan_cache(built, key, cache_dir, progress)
     if (took := time.monotonic() - began) > _LONG_START and len(built) > _MANY_CLIPS:
         logger.info(

@@ -14,7 +14,17 @@ from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import MediaError, MediaFile
 from avssl.data.packing import Allocate, apart
-from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans
+from avssl.data.sampling import (
+    APART,
+    BARELY,
+    MIN_SHARE,
+    OUTSIDE,
+    ClipSpan,
+    center_span,
+    frame_times,
+    random_span,
+    uniform_spans,
+)
 from avssl.data.shards.sample import CachedSample
 from avssl.data.source import open_source
 
@@ -53,10 +63,10 @@ class ClipDataset(Dataset[Item]):
     """Decodes clips of a scanned manifest; keys are ``(epoch, row)``.
 
     All randomness comes from ``(seed, epoch, row)``: whichever worker decodes a key, and whether or not the run was
-    interrupted before, the clip is the same. A clip lies inside the row's segment, or anywhere in the file where the
-    row has none; a segment shorter than ``clip_seconds`` is zero-padded at the end (``Batch.audio_fraction`` tells)
-    and its frames are spread over the media that is there. Frames are ``num_frames`` midpoints of equal parts of the
-    span, their short side resized to ``frame_size``, then the centre square is cut out.
+    interrupted before, the clip is the same. A clip lies where every stream of ``modalities`` runs, inside the row's
+    segment if it has one: see :meth:`Manifest.spans`. What is shorter than ``clip_seconds`` is zero-padded at the end
+    (``Batch.audio_fraction`` tells) and its frames are spread over the media that is there. Frames are ``num_frames``
+    midpoints of equal parts of the span, their short side resized to ``frame_size``, then the centre square is cut out.
 
     In training (``mode="random"``) a row that cannot be read is replaced by another one, drawn from the same
     ``(seed, epoch, row)``, at most ``retries`` times. In evaluation a row is never replaced: it is absent from the
@@ -148,15 +158,19 @@ class ClipDataset(Dataset[Item]):
         """The spans of a row's clips.
 
         Raises:
-            MediaError: the row's segment is empty, lies beyond the file, or has no known end.
+            MediaError: the row has no known end; its streams do not cover its segment, do not overlap, or cover less
+                than 5 % of what the segment would give.
         """
-        low = row.start or 0.0
-        ends = [end for end in (row.end, row.duration) if end is not None]
-        if not ends:
+        low, high = row.span(self.modalities)
+        if np.isnan(high):
             raise MediaError(row.path, "unknown duration")
-        high = min(ends)
+        first, last = row.span(())
         if high <= low:
-            raise MediaError(row.path, "segment is empty or beyond the end of the file")
+            alone = [row.span([name]) for name in self.modalities]
+            raise MediaError(row.path, OUTSIDE if any(end <= start for start, end in alone) else APART)
+        wanted = min(self.clip_seconds, last - first)
+        if min(high - low, wanted) < MIN_SHARE * wanted:
+            raise MediaError(row.path, BARELY, f"{high - low:.2f} of {wanted:.2f} s")
         if self.mode == "random":
             return [random_span(rng, low, high, self.clip_seconds) for _ in range(self.clips_per_item)]
         if self.mode == "center":

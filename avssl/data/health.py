@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 from avssl.data.health_duplicates import find_twins, twins_report
 from avssl.data.health_look import Looks
 from avssl.data.manifest import LABEL_PREFIX, SPLITS, Manifest
+from avssl.data.sampling import OUTSIDE
 from avssl.data.scan import FileFacts
-from avssl.data.scan_report import END_TOLERANCE, EXAMPLES, clip_seconds, scan_report
+from avssl.data.scan_report import END_TOLERANCE, EXAMPLES, apart, cut_short, scan_report, span_seconds
 
 # A clip without any sample above this level is silent: dither lies at -90 dBFS, quiet recordings peak above -50.
 SILENT_DBFS = -60.0
 # A picture of which no pixel changes by more than this (of 255, see `health_look.Look.motion`) is still: re-encoded
 # stills flicker by up to 2 (h264, vp8, measured), while a talking face (GRID) changes by 16 at the least.
 STILL_CHANGE = 5.0
-MISSING, OUTSIDE = "file not found", "segment outside file"
+MISSING = "file not found"
 ILLS_COLUMN = "ills"
 
 
@@ -44,7 +45,9 @@ def ills_of(short_seconds: float) -> list[Ill]:
         Ill("silent", "silent", f"no sample above {SILENT_DBFS:g} dBFS"),
         Ill("still", "still picture", f"no pixel changes by more than {STILL_CHANGE:g} of 255"),
         Ill("short", "short", f"less than {short_seconds:g} s"),
-        Ill("cut_short", "cut short", f"the segment ends more than {END_TOLERANCE:g} s after its file"),
+        Ill("cut_short", "cut short", f"the segment reaches more than {END_TOLERANCE:g} s beyond its file"),
+        Ill("partial", "used in part", "the rest of the file is cut off, or on a clock that starts over"),
+        Ill("apart", "no common time", "sound and pictures never run at the same time"),
         Ill("duplicate", "in two splits", "the same video, bytes or sound is in another split, too"),
     ]
 
@@ -81,9 +84,9 @@ def health_report(
         The manifest with the column "ills" (names joined by commas, "" for a healthy clip), and the report, JSON-able:
         the keys of :func:`avssl.data.scan_report.scan_report` and
 
-        - ``ills``: name -> {"title", "meaning", "expected", "clips", "splits", "examples"}, of "corrupt" also
-          "reasons". ``clips`` is None where it was not looked at; ``expected`` is true of having no pictures in a set
-          of which most have none;
+        - ``ills``: name -> {"title", "meaning", "expected", "clips", "splits", "examples"}, of "corrupt" and
+          "partial" also "reasons". ``clips`` is None where it was not looked at; ``expected`` is true of having no
+          pictures in a set of which most have none;
         - ``healthy``: clips without an ill, expected ones apart; ``available``: clips whose file can be read;
         - ``duplicates``, ``splits``, ``class_counts`` {head: {split: {class: clips}}};
         - ``seconds``: a histogram of the lengths of the clips that can be read.
@@ -91,8 +94,9 @@ def health_report(
     twins = find_twins(manifest, None if looks is None else looks.words, progress)
     reasons = _reasons(manifest, facts, looks)
     fine = np.asarray(manifest.column("error"), dtype=object) == ""
-    length, end = clip_seconds(manifest)
-    duration = manifest.table["duration"].fill_null(0.0).to_numpy()
+    length = span_seconds(manifest)
+    warnings = np.asarray(manifest.column("warning"), dtype=object)
+    told = {"corrupt": reasons, "partial": warnings}
     broken = ~np.isin(reasons, ["", MISSING, OUTSIDE])
     found: dict[str, np.ndarray | None] = {
         "missing": reasons == MISSING,
@@ -103,7 +107,9 @@ def health_report(
         "silent": None if looks is None else looks.peak < SILENT_DBFS,  # NaN, not looked at, compares as false
         "still": None if looks is None else looks.motion <= STILL_CHANGE,
         "short": fine & (length > 0) & (length < short_seconds),
-        "cut_short": fine & (duration > 0) & (end > duration + END_TOLERANCE),
+        "cut_short": fine & cut_short(manifest),
+        "partial": fine & (warnings != ""),
+        "apart": apart(manifest),
         "duplicate": twins.rows(),
     }
     splits = np.asarray(manifest.column("split"), dtype=object)
@@ -118,8 +124,8 @@ def health_report(
                 "splits": _counts(splits[rows]),
                 "examples": paths[rows][:EXAMPLES].tolist(),
             }
-            if ill.name == "corrupt":
-                entry["reasons"] = _counts(reasons[rows])
+            if ill.name in told:
+                entry["reasons"] = _counts(told[ill.name][rows])
         ills[ill.name] = entry
     names = _joined({name: rows for name, rows in found.items() if rows is not None}, len(manifest))
     with_pictures = manifest.table["has_video"].fill_null(False).to_numpy() & fine

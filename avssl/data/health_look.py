@@ -17,7 +17,6 @@ from avssl.data.manifest import Manifest
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import ClipSpan, frame_times
-from avssl.data.scan_report import clip_seconds
 from avssl.data.source import read_audio, read_frames
 from avssl.progress import Meter
 
@@ -32,13 +31,14 @@ _FLOOR_DB = -120.0
 
 
 class ClipSpot(NamedTuple):
-    """Where a clip is: seconds ``start`` to ``end`` of the file ``path``, and which of its streams are looked at."""
+    """Where a clip is: the seconds (start, end) of the file ``path`` that each stream has of it, None without any.
+
+    Each stream is looked at for itself: sound that begins late is no fault of the pictures.
+    """
 
     path: str
-    start: float
-    end: float
-    audio: bool
-    video: bool
+    audio: tuple[float, float] | None
+    video: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,17 @@ def look(spot: ClipSpot) -> Look:
     audio_error = video_error = ""
     if spot.audio:
         try:
-            sounds = [read_audio(spot.path, start, seconds, SAMPLE_RATE).waveform for start, seconds in _parts(spot)]
+            parts = _parts(*spot.audio)
+            sounds = [read_audio(spot.path, start, seconds, SAMPLE_RATE).waveform for start, seconds in parts]
             loudest = max(float(np.abs(sound).max()) for sound in sounds)
             peak = max(_FLOOR_DB, 20 * float(np.log10(max(loudest, 1e-9))))
             words = fingerprint(sounds[0], SAMPLE_RATE)
         except MediaError as error:
             audio_error = error.reason
     if spot.video:
-        length = spot.end - spot.start
+        length = spot.video[1] - spot.video[0]
         try:
-            frames = read_frames(spot.path, frame_times(ClipSpan(spot.start, length, length), FRAMES), FRAME_SIZE)
+            frames = read_frames(spot.path, frame_times(ClipSpan(spot.video[0], length, length), FRAMES), FRAME_SIZE)
             luminance = frames.astype(np.float32) @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
             motion = float(np.ptp(luminance, axis=0).max()) if length >= MOTION_SECONDS else None
         except MediaError as error:
@@ -126,30 +127,26 @@ def _failed(spot: ClipSpot, reason: str) -> Look:
     return Look(audio_error=reason, video_error=reason)
 
 
-def _parts(spot: ClipSpot) -> list[tuple[float, float]]:
+def _parts(low: float, high: float) -> list[tuple[float, float]]:
     """(start, seconds) to listen to."""
-    length = spot.end - spot.start
+    length = high - low
     if length <= WHOLE_SECONDS:
-        return [(spot.start, length)]
-    return [(spot.start + share * (length - PART_SECONDS), PART_SECONDS) for share in (0.0, 0.5, 1.0)]
+        return [(low, length)]
+    return [(low + share * (length - PART_SECONDS), PART_SECONDS) for share in (0.0, 0.5, 1.0)]
 
 
 def _spots(manifest: Manifest) -> Iterator[tuple[int, ClipSpot]]:
     """The clips that can be looked at: without an error, of known length."""
-    seconds, _ = clip_seconds(manifest)
-    columns = zip(
-        manifest.table["path"],
-        manifest.table["start"].fill_null(0.0).to_numpy(),
-        seconds,
-        manifest.table["has_audio"].fill_null(False).to_numpy(),
-        manifest.table["has_video"].fill_null(False).to_numpy(),
-        manifest.table["error"],
-        strict=True,
-    )
-    for row, (path, start, length, audio, video, error) in enumerate(columns):
-        if not error.as_py() and length > 0 and (audio or video):
-            name = str(Path(manifest.root) / path.as_py())
-            yield row, ClipSpot(name, float(start), float(start + length), bool(audio), bool(video))
+
+    def spans(name: str) -> list[tuple[float, float] | None]:
+        there = manifest.table[f"has_{name}"].fill_null(False).to_pylist()
+        pairs = zip(there, *(bounds.tolist() for bounds in manifest.spans([name])), strict=True)
+        return [(low, high) if present and high > low else None for present, low, high in pairs]
+
+    columns = zip(manifest.table["path"], spans("audio"), spans("video"), manifest.table["error"], strict=True)
+    for row, (path, audio, video, error) in enumerate(columns):
+        if not error.as_py() and (audio or video):
+            yield row, ClipSpot(str(Path(manifest.root) / path.as_py()), audio, video)
 
 
 def _keep(looks: Looks, row: int, found: Look) -> None:
@@ -162,7 +159,7 @@ def _keep(looks: Looks, row: int, found: Look) -> None:
 
 
 def _key(spot: ClipSpot) -> str | None:
-    return file_key("look", spot.path, spot.start, spot.end, spot.audio, spot.video)
+    return file_key("look", spot.path, spot.audio, spot.video)
 
 
 def _told(found: Look) -> list[Any]:

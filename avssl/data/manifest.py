@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +33,19 @@ from avssl.data.manifest_checks import (
     normalise,
     to_array,
 )
+from avssl.data.sampling import APART, BARELY, MIN_SHARE, OUTSIDE, covered
 
 METADATA_KEY = b"avssl.manifest"
-_ROW_COLUMNS = ("clip_id", "start", "end", "duration", "has_audio", "has_video", "split")
+_SPAN_COLUMNS = ("audio_start", "audio_end", "video_start", "video_end")
+_ROW_COLUMNS = ("clip_id", "start", "end", "duration", *_SPAN_COLUMNS, "has_audio", "has_video", "split")
 
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
     """One clip. ``path`` lies under the manifest's root; ``start``/``end`` are seconds in the file, None = its bounds.
 
-    ``duration`` is the whole file's, in seconds. ``has_audio``/``has_video`` are None until the manifest is scanned.
+    ``duration`` is the whole file's, in seconds, and ``audio_start`` to ``video_end`` say between which seconds of the
+    file each stream runs. ``has_audio``/``has_video`` are None until the manifest is scanned, the others where unknown.
     ``labels`` maps every head to a class index, or to a list of them where the head is multi-label; None where the clip
     is unlabelled.
     """
@@ -52,10 +55,25 @@ class ClipRow:
     start: float | None
     end: float | None
     duration: float | None
+    audio_start: float | None
+    audio_end: float | None
+    video_start: float | None
+    video_end: float | None
     has_audio: bool | None
     has_video: bool | None
     labels: dict[str, int | list[int] | None]
     split: str
+
+    def span(self, modalities: Collection[str]) -> tuple[float, float]:
+        """`Manifest.spans` of this clip: (low, high) seconds in the file."""
+
+        def known(name: str) -> float:
+            value = getattr(self, name)
+            return np.nan if value is None else value
+
+        streams = [(known(f"{name}_start"), known(f"{name}_end")) for name in modalities]
+        low, high = covered(known("start"), known("end"), known("duration"), streams)
+        return float(low), float(high)
 
 
 class Manifest:
@@ -248,19 +266,73 @@ class Manifest:
             table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
         return Manifest(table, self.root, self.heads, allow_absolute=self.allow_absolute)
 
-    def reasons(self, audio: bool = False, video: bool = False) -> list[str]:
-        """Why each clip cannot be used when audio and/or video are needed; "" where it can."""
+    @property
+    def scanned(self) -> bool:
+        """Whether all is known that a scan finds out; it is not of manifests from before streams had their spans."""
+        if self.table["has_audio"].null_count or self.table["has_video"].null_count:
+            return False
+        fine = pc.equal(self.table["error"], "")
+        for name in ("audio", "video"):
+            unknown = pc.and_(self.table[f"{name}_start"].is_null(), self.table[f"{name}_end"].is_null())
+            if pc.any(pc.and_(pc.and_(fine, self.table[f"has_{name}"]), unknown)).as_py():
+                return False
+        return True
+
+    def spans(self, modalities: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The seconds of its file from which each clip can be cut: where all streams of ``modalities`` run.
+
+        Returns:
+            (N,) low and (N,) high; nothing can be cut where ``high <= low``, and high is NaN where it is unknown.
+            Without any modality it is the segment as far as the file has it.
+        """
+
+        def bounds(name: str) -> np.ndarray:
+            return self.table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
+
+        streams = [(bounds(f"{name}_start"), bounds(f"{name}_end")) for name in modalities]
+        return covered(bounds("start"), bounds("end"), bounds("duration"), streams)
+
+    def reasons(self, audio: bool = False, video: bool = False, clip_seconds: float | None = None) -> list[str]:
+        """Why each clip cannot be used when audio and/or video are needed; "" where it can.
+
+        With ``clip_seconds`` also "streams cover too little of the clip": of a clip of that length, or of all that a
+        shorter segment has, the streams cover less than 5 %.
+        """
         errors = self.table["error"].to_pylist()
-        for name, needed in (("audio", audio), ("video", video)):
-            if needed:
-                for i, present in enumerate(self.table[f"has_{name}"].to_pylist()):
-                    if not errors[i] and not present:
-                        errors[i] = "not scanned" if present is None else f"no {name} stream"
+        modalities = [name for name, needed in (("audio", audio), ("video", video)) if needed]
+        for name in modalities:
+            for i, present in enumerate(self.table[f"has_{name}"].to_pylist()):
+                if not errors[i] and not present:
+                    errors[i] = "not scanned" if present is None else f"no {name} stream"
+        alone = [self.spans([name]) for name in modalities]
+        outside = np.any([high <= low for low, high in alone], axis=0) if alone else np.zeros(len(self), dtype=bool)
+        low, high = self.spans(modalities)
+        shares = self.shares(modalities, clip_seconds) if clip_seconds else np.ones(len(self))
+        for i in np.flatnonzero((high <= low) | (shares < MIN_SHARE)).tolist():
+            errors[i] = errors[i] or (OUTSIDE if outside[i] or not alone else APART if high[i] <= low[i] else BARELY)
         return errors
 
-    def usable(self, audio: bool = False, video: bool = False) -> tuple[Manifest, Counter[str]]:
-        """Drop clips with an error or without a needed stream; returns the rest and the counted reasons."""
-        reasons = self.reasons(audio, video)
+    @property
+    def partly_used(self) -> dict[str, int]:
+        """Clips of files of which only a part is used, by the reason."""
+        return dict(Counter(filter(None, self.table["warning"].to_pylist())).most_common())
+
+    def shares(self, modalities: Collection[str], clip_seconds: float) -> np.ndarray:
+        """(N,) share, 0 to 1, that the streams of ``modalities`` cover of a clip, or of a segment that is shorter.
+
+        The rest of the clip would be padding. 1 where it is unknown.
+        """
+        low, high = self.spans(modalities)
+        first, last = self.spans(())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            there = np.clip(high - low, 0.0, clip_seconds) / np.clip(last - first, 0.0, clip_seconds)
+        return np.nan_to_num(there, nan=1.0)
+
+    def usable(
+        self, audio: bool = False, video: bool = False, clip_seconds: float | None = None
+    ) -> tuple[Manifest, Counter[str]]:
+        """Drop clips that cannot be used (see `reasons`); returns the rest and the counted reasons."""
+        reasons = self.reasons(audio, video, clip_seconds)
         return self.select(mask=[not reason for reason in reasons]), Counter(filter(None, reasons))
 
     def coverage(self, audio: bool = False, video: bool = False) -> dict[str, Any]:

@@ -21,6 +21,10 @@ COLUMNS: dict[str, pa.DataType] = {
     "end": pa.float64(),
     "split": pa.string(),
     "duration": pa.float64(),
+    "audio_start": pa.float64(),
+    "audio_end": pa.float64(),
+    "video_start": pa.float64(),
+    "video_end": pa.float64(),
     "has_audio": pa.bool_(),
     "has_video": pa.bool_(),
     "sample_rate": pa.int32(),
@@ -29,6 +33,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
     "error": pa.string(),
+    "warning": pa.string(),
 }
 CLASS = pa.int64()
 CLASSES = pa.list_(pa.int64())
@@ -143,7 +148,7 @@ def normalise(table: pa.Table, heads: Collection[str]) -> pa.Table:
                 column = table[name].cast(dtype).combine_chunks()
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise ManifestError(f"column {name!r} must hold {dtype}: {error}") from error
-        columns[name] = column.fill_null("") if name in ("clip_id", "path", "split", "error") else column
+        columns[name] = column.fill_null("") if name in ("clip_id", "path", "split", "error", "warning") else column
     return pa.table(columns)
 
 

@@ -1,8 +1,17 @@
 """Where in a file a clip lies: arithmetic on seconds, shared by audio and frames so that both show the same span."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+# A clip of which the needed streams cover a smaller share would be judged by its padding: it is not cut.
+MIN_SHARE = 0.05
+# Why a clip cannot be cut.
+OUTSIDE = "segment outside file"
+APART = "sound and pictures do not overlap"
+BARELY = "streams cover too little of the clip"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,26 @@ def _check(low: float, high: float, seconds: float) -> None:
         raise ValueError(f"clip_seconds must be positive, got {seconds}")
     if not 0 <= low < high:
         raise ValueError(f"a segment needs 0 <= start < end, got {low}..{high}")
+
+
+def covered(start: Any, end: Any, duration: Any, streams: Sequence[tuple[Any, Any]] = ()) -> tuple[Any, Any]:
+    """The part of a segment that its file, and every one of ``streams``, covers.
+
+    The one rule by which everything is cut: training, evaluation, windows, caches, reports.
+
+    Args:
+        start, end: Of the segment, in seconds of the file; NaN: the bounds of the file.
+        duration: Of the file.
+        streams: (start, end) of each stream that a clip needs, NaN where unknown: then second 0 and the file's end.
+
+    Returns:
+        ``(low, high)`` in seconds, scalars or (N,) as the arguments are. Nothing is covered where ``high <= low``;
+        ``high`` is NaN where no end is known.
+    """
+    low, high = np.fmax(start, 0.0), np.fmin(end, duration)
+    for first, last in streams:
+        low, high = np.fmax(low, first), np.fmin(high, last)
+    return low, high
 
 
 def random_span(rng: np.random.Generator, low: float, high: float, seconds: float) -> ClipSpan:

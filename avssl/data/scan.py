@@ -20,9 +20,12 @@ from avssl.progress import Meter, track
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS = ("duration", "sample_rate", "channels", "fps", "width", "height")
+# Part of the name of every scan that is kept: raise it when a scan finds out more, or otherwise, than it used to.
+SCAN_VERSION = 2
+_SPANS = ("duration", "audio_start", "audio_end", "video_start", "video_end")
+_NUMBERS = (*_SPANS, "sample_rate", "channels", "fps", "width", "height")
 _FLAGS = ("has_audio", "has_video")
-_REASONS = ("error", "audio_error", "video_error")
+_REASONS = ("error", "warning", "audio_error", "video_error")
 _TOLD = [item.name for item in fields(MediaInfo) if item.name != "path"]
 # What the state of the process decides rather than the file is found out anew by a scan that continues.
 _PASSING = {"decoder hung", "decoder crashed", "unreadable file"}
@@ -37,9 +40,9 @@ class FileFacts:
     Attributes:
         rows: (N,) int64, the file of each row of the manifest.
         numbers: name -> (F,) float64, NaN where unknown; seconds, Hz, frames per second, pixels. ``duration`` is the
-            time for which all of a file's streams run.
+            largest end of a file's streams.
         flags: "has_audio", "has_video" -> (F,) bool.
-        reasons: "error", "audio_error", "video_error" -> (F,) int32, indices into ``vocabulary``.
+        reasons: "error", "warning", "audio_error", "video_error" -> (F,) int32, indices into ``vocabulary``.
         vocabulary: reasons, "" first: nothing wrong.
     """
 
@@ -63,8 +66,9 @@ def scan(
 ) -> Manifest:
     """Probe each file once and fill the manifest's columns; a file that cannot be used gets its reason in ``error``.
 
-    ``duration`` becomes the seconds for which all of a file's streams run. A segment that starts after its file ends
-    gets the error "segment outside file"; one that only ends after it stays, and is counted by `scan_report`.
+    ``duration`` becomes the end of the file, ``audio_start`` to ``video_end`` those of its streams. A segment that
+    starts after its file ends gets the error "segment outside file"; `Manifest.reasons` tells which are outside of a
+    stream that is needed. One that only ends after it stays, and is counted by `scan_report`.
 
     Args:
         manifest: the clips; several may share a file.
@@ -76,7 +80,7 @@ def scan(
     Returns:
         A manifest of the same clips in the same order.
     """
-    with Journal(journal, f"scan 1 deep={deep}") as kept:
+    with Journal(journal, f"scan {SCAN_VERSION} deep={deep}") as kept:
         result = fill(manifest, scan_files(manifest, workers, progress, deep, kept))
         kept.remove()
     for line in report_lines(scan_report(result)):
@@ -104,7 +108,7 @@ def scan_files(
     def keep(info: MediaInfo) -> None:
         index = files[info.path]
         for name, column in facts.numbers.items():
-            value = _common_end(info) if name == "duration" else getattr(info, name)
+            value = getattr(info, name)
             column[index] = np.nan if value is None else value
         for name, flag in facts.flags.items():
             flag[index] = getattr(info, name)
@@ -135,18 +139,10 @@ def scan_files(
 def fill(manifest: Manifest, facts: FileFacts) -> Manifest:
     """The manifest with what a scan found out."""
     columns: dict[str, Any] = {name: values[facts.rows] for name, values in (facts.numbers | facts.flags).items()}
-    columns["error"] = facts.reason("error").tolist()
-    start = manifest.table["start"].fill_null(0.0).to_numpy()
-    given = manifest.table["start"].is_valid().to_numpy()
-    fine = facts.reasons["error"][facts.rows] == 0
-    for row in np.flatnonzero(given & fine & (start >= columns["duration"])):  # an unknown duration compares as false
-        columns["error"][row] = "segment outside file"
-    return manifest.with_columns(columns)
-
-
-def _common_end(info: MediaInfo) -> float | None:
-    """When the first of a file's usable streams ends: up to there clips can be cut."""
-    return min((end for end in (info.audio_end, info.video_end) if end is not None), default=None)
+    columns |= {name: facts.reason(name).tolist() for name in ("error", "warning")}
+    scanned = manifest.with_columns(columns)
+    errors = [reason or outside for reason, outside in zip(columns["error"], scanned.reasons(), strict=True)]
+    return scanned.with_columns({"error": errors})
 
 
 def _told(info: MediaInfo) -> dict[str, Any]:

@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from avssl.data.manifest import Manifest
+from avssl.data.sampling import APART
 
 EXAMPLES = 3
-# A segment may end this many seconds after its file without being called cut short (rounded annotations).
+# A segment may reach this many seconds beyond a stream without being called cut short (rounded annotations).
 END_TOLERANCE = 0.1
+# Sound and pictures of a whole recording rarely begin and end together; what differs by less is not told.
+OVERLAP_TOLERANCE = 0.5
+NEEDS = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
+_NAMES = {"audio": "sound", "video": "pictures", "both": "both"}
 
 
 def scan_report(manifest: Manifest) -> dict[str, Any]:
     """What a scanned manifest holds, JSON-able.
 
-    Keys: ``clips``, ``files``, ``usable`` {"audio", "video", "both"} in clips, ``hours`` of clips without an error,
-    ``errors`` {reason: {"clips", "examples"}}, ``cut_short`` (segments that end after their file), and counts by
-    value of ``sample_rates``, ``channels``, ``fps`` and ``sizes`` ("180x144").
+    Keys: ``clips``, ``files``, ``hours`` of clips without an error, ``errors`` {reason: {"clips", "examples"}},
+    ``warnings`` likewise (why only a part of the clips' files is used), and counts by value of ``sample_rates``,
+    ``channels``, ``fps`` and ``sizes`` ("180x144"). By what is needed, "audio", "video" or "both":
+
+    - ``usable``: clips;
+    - ``usable_hours``: what they can be cut from;
+    - ``cut_short``: segments that reach beyond the streams.
+
+    And of the clips that have sound and pictures, each {"clips", "examples"}: ``apart`` (never at the same time) and
+    ``overlap`` (at the same time in part only).
     """
-    table = manifest.table
     reasons = np.asarray(manifest.column("error"), dtype=object)
     fine = reasons == ""
-    audio = table["has_audio"].fill_null(False).to_numpy() & fine
-    video = table["has_video"].fill_null(False).to_numpy() & fine
-    duration = table["duration"].fill_null(0.0).to_numpy()
-    seconds, end = clip_seconds(manifest)
+    usable = {need: np.asarray(manifest.reasons("audio" in m, "video" in m)) == "" for need, m in NEEDS.items()}
+    seconds = {need: span_seconds(manifest, m) for need, m in NEEDS.items()}
     paths = manifest.column("path")
-    errors = {
-        reason: {"clips": count, "examples": [paths[i] for i in np.flatnonzero(reasons == reason)[:EXAMPLES]]}
-        for reason, count in Counter(reasons[~fine].tolist()).most_common()
-    }
+    warnings = np.where(fine, np.asarray(manifest.column("warning"), dtype=object), "")
+
+    def counted(texts: np.ndarray) -> dict[str, dict[str, Any]]:
+        return {
+            text: {"clips": count, "examples": [paths[i] for i in np.flatnonzero(texts == text)[:EXAMPLES]]}
+            for text, count in Counter(filter(None, texts.tolist())).most_common()
+        }
+
     shapes = zip(manifest.column("width"), manifest.column("height"), strict=True)
     sizes = [f"{w}x{h}" if w and h else None for w, h in shapes]
     return {
         "clips": len(manifest),
         "files": len(set(paths)),
-        "usable": {"audio": int(audio.sum()), "video": int(video.sum()), "both": int((audio & video).sum())},
-        "hours": float(seconds[fine].sum() / 3600),
-        "errors": errors,
-        "cut_short": int((fine & (duration > 0) & (end > duration + END_TOLERANCE)).sum()),
+        "usable": {need: int(rows.sum()) for need, rows in usable.items()},
+        "usable_hours": {need: float(seconds[need][rows].sum() / 3600) for need, rows in usable.items()},
+        "hours": float(span_seconds(manifest)[fine].sum() / 3600),
+        "errors": counted(reasons),
+        "warnings": counted(warnings),
+        "cut_short": {need: int((cut_short(manifest, NEEDS[need]) & rows).sum()) for need, rows in usable.items()},
+        "apart": _entry(apart(manifest), manifest),
+        "overlap": _entry(
+            usable["both"] & (np.maximum(seconds["audio"], seconds["video"]) > seconds["both"] + OVERLAP_TOLERANCE),
+            manifest,
+        ),
         "sample_rates": histogram(manifest.column("sample_rate")),
         "channels": histogram(manifest.column("channels")),
         "fps": histogram([None if fps is None else round(fps, 2) for fps in manifest.column("fps")]),
@@ -50,13 +70,34 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def clip_seconds(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row, (N,) seconds that are there (0 where unknown), and (N,) the second in the file at which it ends."""
-    table = manifest.table
-    start = table["start"].fill_null(0.0).to_numpy()
-    duration = table["duration"].fill_null(0.0).to_numpy()
-    end = np.where(table["end"].is_null().to_numpy(), duration, table["end"].fill_null(0.0).to_numpy())
-    return np.clip(np.minimum(end, duration) - start, 0.0, None), end
+def span_seconds(manifest: Manifest, modalities: Collection[str] = ()) -> np.ndarray:
+    """(N,) seconds of `Manifest.spans`, 0 where they are unknown."""
+    low, high = manifest.spans(modalities)
+    return np.nan_to_num(np.clip(high - low, 0.0, None))
+
+
+def cut_short(manifest: Manifest, modalities: Collection[str] = ()) -> np.ndarray:
+    """(N,) bool: the clip is a segment that reaches beyond its file, or beyond a stream of ``modalities``."""
+    low, high = manifest.spans(modalities)
+    start, end = (manifest.table[name].fill_null(np.nan).to_numpy() for name in ("start", "end"))
+    return (high > low) & ((end > high + END_TOLERANCE) | (start < low - END_TOLERANCE))
+
+
+def apart(manifest: Manifest) -> np.ndarray:
+    """(N,) bool: the clip has sound and pictures, but never at the same time."""
+    return np.asarray(manifest.reasons(audio=True, video=True), dtype=object) == APART
+
+
+def _entry(rows: np.ndarray, manifest: Manifest) -> dict[str, Any]:
+    chosen = np.flatnonzero(rows)
+    (sound, sound_end), (pictures, pictures_end) = (manifest.spans(NEEDS[need]) for need in ("audio", "video"))
+    paths = manifest.table["path"]
+    examples = [
+        f"{paths[i].as_py()}: sound {sound[i]:.2f} to {sound_end[i]:.2f} s, "
+        f"pictures {pictures[i]:.2f} to {pictures_end[i]:.2f} s"
+        for i in chosen[:EXAMPLES].tolist()
+    ]
+    return {"clips": len(chosen), "examples": examples}
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
@@ -66,11 +107,20 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         f"{report['clips']} clips in {report['files']} files, {report['hours']:.2f} h; usable: {usable['audio']} with "
         f"sound, {usable['video']} with pictures, {usable['both']} with both"
     ]
-    for reason, entry in report["errors"].items():
-        more = ", ..." if entry["clips"] > len(entry["examples"]) else ""
-        lines.append(f"{entry['clips']} clips: {reason}: {', '.join(entry['examples'])}{more}")
-    if report["cut_short"]:
-        lines.append(f"{report['cut_short']} segments end after their file does; their clips will be shorter")
+    for kind, effect in (("errors", ""), ("warnings", ", used up to there")):
+        for reason, entry in report[kind].items():
+            more = ", ..." if entry["clips"] > len(entry["examples"]) else ""
+            lines.append(f"{entry['clips']} clips: {reason}{effect}: {', '.join(entry['examples'])}{more}")
+    hours = report["usable_hours"]
+    for key, meaning in (
+        ("apart", "sound and pictures never at the same time, of no use where both are needed"),
+        ("overlap", f"sound and pictures at the same time only in part, {hours['both']:.2f} h of the usable clips"),
+    ):
+        if report[key]["clips"]:
+            lines.append(f"{report[key]['clips']} clips: {meaning}: {'; '.join(report[key]['examples'])}")
+    if any(report["cut_short"].values()):
+        told = ", ".join(f"{name} {report['cut_short'][need]}" for need, name in _NAMES.items())
+        lines.append(f"segments that reach beyond what is there, their clips will be shorter: {told}")
     for name, title in (("sample_rates", "sample rates (Hz)"), ("fps", "frames per second"), ("sizes", "frame sizes")):
         if report[name]:
             lines.append(f"{title}: " + ", ".join(f"{value} x {count}" for value, count in report[name].items()))

@@ -18,7 +18,6 @@ from avssl.data.manifest import Manifest
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import random_span
-from avssl.data.scan_report import clip_seconds
 from avssl.data.source import read_audio
 from avssl.progress import track
 
@@ -104,8 +103,8 @@ def logmel_stats(
         raise ValueError(f"need clip_length > 0 s and clips >= 1, got {clip_length} and {clips}")
     frontend = mast.LogMel(sample_rate, num_mels, mean=None, std=None)
     manifest, _ = manifest.usable(audio=True)
-    lengths, _ = clip_seconds(manifest)
-    rows = np.flatnonzero(lengths > 0)
+    lows, highs = manifest.spans(["audio"])
+    rows = np.flatnonzero(highs > lows)
     if not len(rows):
         raise DataError("no clip with sound to take statistics of: check the splits and the manifest's errors")
     rng = np.random.default_rng((seed, 11))
@@ -113,8 +112,7 @@ def logmel_stats(
     jobs = []
     for row in rows.tolist():
         clip = manifest.row(row)
-        low = clip.start or 0.0
-        span = random_span(np.random.default_rng((seed, row)), low, low + float(lengths[row]), clip_length)
+        span = random_span(np.random.default_rng((seed, row)), float(lows[row]), float(highs[row]), clip_length)
         jobs.append(_Job(str(clip.path), span.start, span.available, row))
     moments: dict[int, _Moments] = {}
     found = run_all(

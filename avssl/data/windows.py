@@ -1,17 +1,15 @@
 """Windows over recordings of any length: sliding over sound that comes in blocks, or as the rows of a manifest."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from avssl.data.manifest import LABEL_PREFIX, Manifest
-from avssl.data.sampling import center_span, uniform_spans
+from avssl.data.sampling import MIN_SHARE, center_span, uniform_spans
 
-# A last window with a smaller share of sound than this would be judged by its padding, and is left out.
-MIN_SHARE = 0.05
 # Seconds below which two times are the same.
 _ROUNDING = 1e-6
 
@@ -69,7 +67,13 @@ def sliding_windows(
 
 
 def cut_into_windows(
-    manifest: Manifest, seconds: float, mode: str = "center", *, count: int = 1, hop: float | None = None
+    manifest: Manifest,
+    seconds: float,
+    mode: str = "center",
+    *,
+    modalities: Collection[str] = (),
+    count: int = 1,
+    hop: float | None = None,
 ) -> tuple[Manifest, np.ndarray]:
     """A manifest with a row for each window of each clip, to be read with ``ClipDataset(mode="center")``.
 
@@ -79,6 +83,7 @@ def cut_into_windows(
         mode: "center", "uniform" (``count`` evenly spread ones; fewer where a clip is too short to tell them apart), or
             "all" (one every ``hop`` seconds, default one after the other; the last may be cut short as by
             `sliding_windows`).
+        modalities: Streams that all have to run where windows are cut, see :meth:`Manifest.spans`.
 
     Returns:
         The windows, whose ``clip_id`` is made unique by their number and which have no labels, and (N,) the row of
@@ -96,10 +101,9 @@ def cut_into_windows(
     ids: list[str] = []
     starts: list[float] = []
     ends: list[float] = []
-    columns = zip(*(manifest.column(name) for name in ("clip_id", "start", "end", "duration")), strict=True)
-    for row, (clip_id, start, end, duration) in enumerate(columns):
-        low, high = start or 0.0, min((bound for bound in (end, duration) if bound is not None), default=0.0)
-        if high <= low:
+    lows, highs = (bounds.tolist() for bounds in manifest.spans(modalities))
+    for row, (clip_id, low, high) in enumerate(zip(manifest.column("clip_id"), lows, highs, strict=True)):
+        if not high > low:
             continue
         if mode == "all":
             spans = _hopped(low, high, seconds, hop)

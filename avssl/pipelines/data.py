@@ -15,6 +15,7 @@ from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.scan_report import cut_short
 from avssl.data.shards.index import check_frame_size, shard_numbers
 from avssl.data.strata import training_share
 
@@ -113,14 +114,19 @@ def open_splits(
         check_frame_size(manifest, config.frame_size)
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
+    protocol = ClipProtocol(
+        entry.seconds(config.clip_seconds),
+        entry.eval_clips if config.eval_clips is None else config.eval_clips,
+    )
     coverage: dict[str, dict[str, Any]] = {}
 
     def usable(split: str) -> Manifest | None:
         rows = manifest.select(split)
         if not len(rows):
             return None
-        good, reasons = rows.usable(audio="audio" in modalities, video="video" in modalities)
+        good, reasons = rows.usable("audio" in modalities, "video" in modalities, protocol.seconds)
         coverage[split] = {"expected": len(rows), "usable": len(good), "reasons": dict(reasons)}
+        coverage[split] |= _shortened(good, modalities, protocol.seconds, f"{config.name}/{split}")
         if reasons:
             missing = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
             logger.warning("%s/%s: %d of %d clips usable (%s)", config.name, split, len(good), len(rows), missing)
@@ -145,11 +151,23 @@ def open_splits(
         train = training_share(train, next(iter(heads), None), config.train_fraction, seed)
         coverage[train.column("split")[0]]["share"] = {"fraction": config.train_fraction, "clips": len(train)}
         logger.info("training on %d clips, data.train_fraction %g", len(train), config.train_fraction)
-    protocol = ClipProtocol(
-        entry.seconds(config.clip_seconds),
-        entry.eval_clips if config.eval_clips is None else config.eval_clips,
-    )
     return Splits(train, val, test, labels, protocol, manifest.digest, coverage)
+
+
+def _shortened(rows: Manifest, modalities: Sequence[Modality], seconds: float, name: str) -> dict[str, Any]:
+    """Usable rows that give less than they name, which the log says: "cut_short", "mostly_padding", "partly_used"."""
+    short = int(cut_short(rows, modalities).sum())
+    padded = int((rows.shares(modalities, seconds) < 0.5).sum())
+    if short:
+        logger.warning("%s: %d segments reach beyond their %s and are cut short", name, short, " or ".join(modalities))
+    if padded:
+        logger.warning(
+            "%s: of %d clips of %g s more than half is padding, since the streams cover only a part of them",
+            *(name, padded, seconds),
+        )
+    for reason, count in rows.partly_used.items():
+        logger.warning("%s: %d clips are of files used in part: %s", name, count, reason)
+    return {"cut_short": short, "mostly_padding": padded, "partly_used": rows.partly_used}
 
 
 @dataclass

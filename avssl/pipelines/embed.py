@@ -73,7 +73,14 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
     fabric = launch_single(config.runtime, 0, config.data.num_workers)
     source = open_source(config, checkpoint, fabric.device)
     clips, left_out = select(config, source)
-    windows, rows = cut_into_windows(clips, source.seconds, config.windows, count=config.num_windows, hop=config.hop)
+    windows, rows = cut_into_windows(
+        clips,
+        source.seconds,
+        config.windows,
+        modalities=source.modalities,
+        count=config.num_windows,
+        hop=config.hop,
+    )
     settings = {
         "checkpoint": [str(checkpoint.resolve()), _stamp(checkpoint)],
         "windows": windows.digest,
@@ -96,6 +103,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "windows": total,
         "embedded": embedded,
         "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
+        "partly_used": clips.partly_used,
         "clip_seconds": source.seconds,
         "manifest": clips.digest,
         "config": to_dict(config),
@@ -103,6 +111,8 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
     }
     write_result(config.output.with_suffix(".json"), summary)
     logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
+    for reason, count in clips.partly_used.items():
+        logger.warning("%d clips are of files used in part: %s", count, reason)
     if failures:
         told = ", ".join(f"{reason} x{count}" for reason, count in reasons.items())
         logger.warning("left out: %s; listed in %s", told, config.output.with_suffix(".json"))
@@ -187,11 +197,10 @@ def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str
         if config.data.split not in SPLITS:
             raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
         manifest = manifest.select(config.data.split)
-    reasons = manifest.reasons("audio" in source.modalities, "video" in source.modalities)
-    durations = zip(manifest.column("end"), manifest.column("duration"), strict=True)
+    reasons = manifest.reasons("audio" in source.modalities, "video" in source.modalities, source.seconds)
+    unknown = np.isnan(manifest.spans(source.modalities)[1])
     reasons = [
-        reason or ("unknown duration" if end is None and duration is None else "")
-        for reason, (end, duration) in zip(reasons, durations, strict=True)
+        reason or ("unknown duration" if nowhere else "") for reason, nowhere in zip(reasons, unknown, strict=True)
     ]
     names = zip(manifest.column("clip_id"), manifest.column("path"), reasons, strict=True)
     left_out = [{"clip_id": name, "path": path, "reason": reason} for name, path, reason in names if reason]

@@ -22,7 +22,7 @@ from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
 
 # Raised when a journal of an older version would not tell what this one does.
-_JOURNAL_VERSION = 1
+_JOURNAL_VERSION = 2
 
 
 def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:

@@ -12,16 +12,17 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
 from avssl.data.media.container import decoded, find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
-from avssl.data.media.extents import extents_of
+from avssl.data.media.extents import extents_of, promised_end
 
 # A header that promises this much more than the file could hold belongs to a file that was cut off.
 _PROMISED_SIZE = 1.25
 # A stream whose first packets do not decode is given this many before it is called undecodable.
 _TRIAL_PACKETS = 200
-# What `MediaInfo.warning` says of a file whose clock starts over.
-RESTARTS = "timestamps start over"
+# What `MediaInfo.warning` says of a file whose clock starts over, and of one that ends long before its header says.
+RESTARTS, CUT_OFF = "timestamps start over", "file cut off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class MediaInfo:
     Times are on the file's clock, on which second 0 is the start of its earliest stream, as for the readers. A stream
     that is absent or cannot be decoded leaves its fields None and says why in ``audio_error`` / ``video_error``;
     ``error`` is set only if neither sound nor pictures can be had. "" means fine. ``warning`` is why only a part of a
-    file can be used: "timestamps start over", as where two broadcasts were joined; the part before that counts.
+    file can be used: "timestamps start over", as where two broadcasts were joined, or "file cut off"; the part before
+    that counts.
     """
 
     path: str
@@ -114,8 +116,12 @@ def _read_header(container: InputContainer, path: str, thorough: bool) -> tuple[
         span = None if stream is None else extents.spans.get(stream.index)
         if span is not None:
             facts[f"{kind}_start"], facts[f"{kind}_end"] = span
+    length = promised_end(container) or 0.0
+    ends = [end for _, end in extents.spans.values()]
     if extents.restarted:
         facts["warning"] = RESTARTS
+    elif ends and length - max(ends) > max(MISSING_SECONDS, MISSING_SHARE * length):
+        facts["warning"] = CUT_OFF
     return MediaInfo(path, container=container.format.name, **facts), suspicious
 
 

@@ -69,7 +69,7 @@ class Job:
         part: Where the sample's bytes go; beside it, with the suffix .error, goes why there are none.
         key: Its name in the shard.
         start, end: Seconds of the file.
-        audio, video: Whether the file has any.
+        audio, video: Between which of them each stream runs; None where the file has none.
         about: What its JSON says besides: "source" and "clips".
         settings: How.
     """
@@ -79,8 +79,8 @@ class Job:
     key: str
     start: float
     end: float
-    audio: bool
-    video: bool
+    audio: tuple[float, float] | None
+    video: tuple[float, float] | None
     about: dict[str, Any]
     settings: Settings
 
@@ -132,7 +132,8 @@ def describe(key: str, part: bytes) -> Made:
     facts |= {} if sound is None else {"sample_rate": sound["sample_rate"], "channels": 1}
     if frames is not None:
         facts |= {"width": frames["size"][0], "height": frames["size"][1]}
-        facts["fps"] = len(frames["starts"]) / (about["end"] - about["start"])
+        low, high = frames["span"]
+        facts["fps"] = len(frames["starts"]) / (high - low)
     return Made(key, len(part), len(header), crc(header), about["errors"], facts)
 
 
@@ -142,18 +143,19 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
     Its JSON holds ``source`` (the file, relative to the data's root), ``start`` and ``end`` (seconds in it), ``clips``
     (id, split and labels of the rows), ``errors``, and
 
-    - ``frames``: ``size`` and ``original`` (width, height), and of every frame its ``starts`` (seconds in the file),
-      ``bytes`` and ``crc``;
-    - ``sound``: ``sample_rate``, ``samples``, the value of full ``scale``, the ``intervals`` that have sound and the
-      ``extent`` that should (seconds in the file), and the ``crc`` of every ``block`` samples.
+    - ``frames``: ``size`` and ``original`` (width, height), upright; the ``span`` (seconds in the file) that they are
+      of, and of every frame its ``starts`` (seconds in the file), ``bytes`` and ``crc``;
+    - ``sound``: ``sample_rate``, the ``start`` (seconds in the file) of its first sample, ``samples``, the
+      value of full ``scale``, the ``intervals`` that have sound and the ``extent`` that should (seconds in the file),
+      and the ``crc`` of every ``block`` samples.
     """
     about: dict[str, Any] = {**job.about, "start": job.start, "end": job.end, "errors": {}}
     members: dict[str, bytes] = {}
     with MediaFile(job.path) as file:
-        for name, there, read in (("audio", job.audio, _sound), ("video", job.video, _frames)):
-            if there and name in job.settings.modalities:
+        for name, span, read in (("audio", job.audio, _sound), ("video", job.video, _frames)):
+            if span and name in job.settings.modalities:
                 try:
-                    read(job, file, about, members)
+                    read(job, span, file, about, members)
                 except (MediaError, av.FFmpegError) as error:
                     reason = error.reason if isinstance(error, MediaError) else "does not decode"
                     detail = error.detail if isinstance(error, MediaError) else str(error)
@@ -165,17 +167,20 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
     return pack(job.key, ordered), about["errors"]
 
 
-def _sound(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str, bytes]) -> None:
-    rate = job.settings.sample_rate
-    sound = file.sound(job.start, job.end - job.start, rate)
+def _sound(
+    job: Job, span: tuple[float, float], file: MediaFile, about: dict[str, Any], members: dict[str, bytes]
+) -> None:
+    rate, (low, high) = job.settings.sample_rate, span
+    sound = file.sound(low, high - low, rate)
     if not sound.intervals:
-        raise MediaError(job.path, "no audio in span", f"{job.start:.2f} to {job.end:.2f} s")
+        raise MediaError(job.path, "no audio in span", f"{low:.2f} to {high:.2f} s")
     # Lossy codecs overshoot full scale; what is louder is stored softer rather than clipped.
     scale = max(1.0, float(np.abs(sound.waveform).max()))
     integers = np.clip(np.rint(sound.waveform * (32768.0 / scale)), -32768, 32767).astype("<i2").tobytes()
     block = _BLOCK * rate
     about["sound"] = {
         "sample_rate": rate,
+        "start": low,
         "samples": len(integers) // 2,
         "scale": scale,
         "intervals": sound.intervals,
@@ -195,14 +200,16 @@ def _wav_header(size: int, rate: int) -> bytes:
     return header
 
 
-def _frames(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str, bytes]) -> None:
+def _frames(
+    job: Job, span: tuple[float, float], file: MediaFile, about: dict[str, Any], members: dict[str, bytes]
+) -> None:
     settings = job.settings
     original = file.frame_size()
     side = min(settings.short_side, *original)
     starts: list[float] = []
     images: list[bytes] = []
     size = original
-    for times in _windows(job, file):
+    for times in _windows(span, settings.fps, file):
         for start, frame in zip(times.tolist(), file.frames(np.maximum(times, 0.0), side), strict=True):
             buffer = io.BytesIO()
             Image.fromarray(frame).save(buffer, "JPEG", quality=settings.quality)
@@ -212,6 +219,7 @@ def _frames(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str,
     about["frames"] = {
         "size": size,
         "original": original,
+        "span": span,
         "starts": [round(start, 6) for start in starts],
         "bytes": [len(image) for image in images],
         "crc": [crc(image) for image in images],
@@ -219,17 +227,18 @@ def _frames(job: Job, file: MediaFile, about: dict[str, Any], members: dict[str,
     members["mjpeg"] = b"".join(images)
 
 
-def _windows(job: Job, file: MediaFile) -> Iterator[np.ndarray]:
+def _windows(span: tuple[float, float], fps: float | None, file: MediaFile) -> Iterator[np.ndarray]:
     """Start of every frame to keep: those on screen at any time of the span, or at every 1 / fps seconds of it."""
     last = -np.inf
-    low = job.start
-    while low < job.end:
-        high = min(low + _WINDOW, job.end)
+    start, end = span
+    low = start
+    while low < end:
+        high = min(low + _WINDOW, end)
         starts = file.frame_starts(low, high)
         kept = starts
-        if job.settings.fps is not None:
-            count = int(np.ceil((high - job.start) * job.settings.fps))
-            grid = job.start + np.arange(int(np.ceil((low - job.start) * job.settings.fps)), count) / job.settings.fps
+        if fps is not None:
+            count = int(np.ceil((high - start) * fps))
+            grid = start + np.arange(int(np.ceil((low - start) * fps)), count) / fps
             shown = np.searchsorted(starts, grid + ROUNDING, side="right") - 1
             kept = starts[np.unique(np.maximum(shown, 0))]
         kept = kept[kept > last]  # the one on screen at the border was kept with the window before

@@ -23,7 +23,8 @@ ABOUT = "cache.json"
 INDEX = "index.parquet"
 # Beside the copies of both that stand in for a cache at a URL.
 LOCATION = "location.json"
-FORMAT = 1
+# 2: the spans of both streams, frames upright, the channel.
+FORMAT = 2
 
 
 def is_cache(name: str) -> bool:

@@ -36,9 +36,9 @@ def plan(manifest: Manifest, samples_per_shard: int) -> list[Shard]:
     """The shards of a scanned manifest: the same rows give the same ones."""
     spans: dict[tuple[str, str, float, float], list[int]] = {}
     reasons = manifest.reasons()
-    names = ("split", "path", "start", "end", "duration")
-    for row, (split, path, start, end, duration) in enumerate(zip(*map(manifest.column, names), strict=True)):
-        low, high = start or 0.0, min((bound for bound in (end, duration) if bound is not None), default=0.0)
+    lows, highs = (bounds.tolist() for bounds in manifest.spans(()))
+    columns = zip(manifest.column("split"), manifest.column("path"), lows, highs, strict=True)
+    for row, (split, path, low, high) in enumerate(columns):
         if not reasons[row] and high > low:
             spans.setdefault((split, path, low, high), []).append(row)
     shards: list[Shard] = []

@@ -72,7 +72,7 @@ class CachedSample:
         about = self.about.get("sound")
         if about is None:
             raise MediaError(self.path, "no audio stream")
-        rate, origin = about["sample_rate"], round(self.about["start"] * about["sample_rate"])
+        rate, origin = about["sample_rate"], round(about["start"] * about["sample_rate"])
         end = origin / rate + about["samples"] / rate if duration is None else start + duration
         margin = 0.0 if rate == sample_rate else _MARGIN
         # Begins on an instant that is a whole number of samples at both rates, as in a file.

@@ -215,10 +215,11 @@ def _job(manifest: Manifest, span: Span, key: str, part: str, settings: Settings
         labels = {head: _class_names(manifest.heads[head], label) for head, label in row.labels.items()}
         clips.append({"clip_id": row.clip_id, "split": row.split, "labels": labels})
     first = manifest.row(span.rows[0])
+    streams = {"audio": first.has_audio, "video": first.has_video}
+    spans = {name: first.span([name]) if there else (0.0, 0.0) for name, there in streams.items()}
+    audio, video = ((low, high) if high > low else None for low, high in spans.values())
     about = {"source": span.path, "clips": clips}
-    return Job(
-        str(first.path), part, key, span.start, span.end, bool(first.has_audio), bool(first.has_video), about, settings
-    )
+    return Job(str(first.path), part, key, span.start, span.end, audio, video, about, settings)
 
 
 def _class_names(names: list[str], label: int | list[int] | None) -> str | list[str] | None:

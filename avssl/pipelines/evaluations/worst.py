@@ -88,14 +88,16 @@ def _missed_of_several(
 
 
 def _sounds(bench: Bench, wanted: _Clips) -> list[Sound]:
-    """The centre clips of some evaluated rows, decoded now; those without a sound are left out."""
+    """The sound of the clips that were judged, in the middle of some rows, decoded now; silent ones are left out."""
     index = bench.features.index
     audible = bench.split.select(mask=np.isin(np.arange(len(bench.split)), [index[row] for row, _, _ in wanted]))
     audible = audible.usable(audio=True)[0]
     if not len(audible):
         return []
     protocol = replace(bench.protocol, eval_clips=1)
-    loaders = replace(bench.loaders, modalities=("audio",), protocol=protocol)
+    # With the pictures, where they were judged: a clip lies where all of its streams run.
+    modalities = tuple(dict.fromkeys((*bench.loaders.modalities, "audio")))
+    loaders = replace(bench.loaders, modalities=modalities, protocol=protocol)
     waves: dict[str, FloatArray] = {}
     for batch in loaders.evaluate(audible):
         if batch.audio is not None:

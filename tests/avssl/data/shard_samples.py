@@ -25,7 +25,8 @@ def make_data(root: Path) -> Manifest:
     write_media(root / "sound.wav", seconds=3.0, video_codec=None, audio_codec="pcm_s16le", waveform=noise(3.0, 16000))
     broken = write_media(root / "broken.mp4", seconds=3.0, size=SIZE, options={"movflags": "faststart"})
     data = broken.read_bytes()
-    broken.write_bytes(data[:2000] + bytes(len(data) - 2000))  # a good header, and nothing behind it
+    begin = data.index(b"mdat") + 4
+    broken.write_bytes(data[:begin] + bytes(len(data) - begin))  # a good header, and nothing behind it
     (root / "text.mp4").write_text("no media at all")
     rows = [
         {"clip_id": "clock", "path": "clock.mp4", "split": "train"},

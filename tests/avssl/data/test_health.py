@@ -26,6 +26,8 @@ ILLS = (
     "still",
     "short",
     "cut_short",
+    "partial",
+    "apart",
     "duplicate",
 )
 
@@ -73,6 +75,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film(root / "short.mp4", 9, seconds=0.8, waveform=noise(0.8, RATE, 9))
     film(root / "cut_short.mp4", 10)
     film(root / "outside.mp4", 11)
+    film(root / "apart.mkv", 13, audio_start=4.0)
+    (root / "partial.ts").write_bytes(2 * film(root / "partial.ts", 14).read_bytes())
     film(root / "train.mp4", 12)
     (root / "test.mp4").write_bytes((root / "train.mp4").read_bytes())
     return root
@@ -84,6 +88,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     folder = tmp_path_factory.mktemp("prepared")
     names = ["good0.mp4", "good1.mp4", "good2.mp4", "good3.mp4", "gone.mp4", "corrupt.mp4", "no_sound.mp4"]
     names += ["no_pictures.wav", "silent.mp4", "still.mp4", "short.mp4", "cut_short.mp4", "outside.mp4"]
+    names += ["apart.mkv", "partial.ts"]
     rows = [{"clip_id": name, "path": name, "split": "train", "label.kind": k % 2} for k, name in enumerate(names)]
     rows += [
         {"clip_id": f"{split}.mp4", "path": f"{split}.mp4", "split": split, "label.kind": 1}
@@ -118,14 +123,17 @@ def test_each_illness_has_its_own_row_and_no_other(prepared) -> None:
     expected |= {
         "gone.mp4": "missing",
         "no_pictures.wav": "no_pictures",
+        "apart.mkv": "apart",
+        "partial.ts": "partial",
         "train.mp4": "duplicate",
         "test.mp4": "duplicate",
     }
     assert ills == {**{f"good{k}.mp4": "" for k in range(4)}, **expected}
     assert {name: ill["clips"] for name, ill in report["ills"].items()} == {**dict.fromkeys(ILLS, 1), "duplicate": 2}
+    assert report["ills"]["partial"]["reasons"] == {"timestamps start over": 1}
     assert report["ills"]["corrupt"]["reasons"] == {"audio does not decode": 1}
     assert report["ills"]["silent"]["examples"] == ["silent.mp4"] and report["ills"]["silent"]["splits"] == {"train": 1}
-    assert (report["clips"], report["available"], report["healthy"]) == (15, 12, 4)
+    assert (report["clips"], report["available"], report["healthy"]) == (17, 14, 4)
 
 
 def test_headers_alone_say_what_was_not_looked_at(prepared) -> None:
@@ -146,10 +154,10 @@ def test_a_stream_that_does_not_decode_is_not_used(prepared) -> None:
 
 def test_numbers_of_the_report(prepared) -> None:
     _, report = prepared(True)
-    assert report["class_counts"] == {"kind": {"train": {"odd <b>": 7, "even": 7}, "test": {"odd <b>": 0, "even": 1}}}
-    assert report["splits"] == {"train": 14, "test": 1}
+    assert report["class_counts"] == {"kind": {"train": {"odd <b>": 8, "even": 8}, "test": {"odd <b>": 0, "even": 1}}}
+    assert report["splits"] == {"train": 16, "test": 1}
     seconds = report["seconds"]
-    assert sum(seconds["counts"]) == 12 and seconds["median"] == pytest.approx(3.0, abs=0.1)
+    assert sum(seconds["counts"]) == 14 and seconds["median"] == pytest.approx(3.0, abs=0.1)
     assert seconds["shortest"] == pytest.approx(0.8, abs=0.1)
 
 

@@ -93,7 +93,7 @@ def test_report_counts_and_names(manifest, caplog):
     assert report["usable"] == {"audio": 4, "video": 4, "both": 3}
     assert report["hours"] * 3600 == pytest.approx(4 + 1 + 1 + 2 + 2, abs=0.3)
     assert report["errors"]["file not found"] == {"clips": 1, "examples": ["gone.mp4"]}
-    assert report["cut_short"] == 1
+    assert report["cut_short"] == {"audio": 1, "video": 1, "both": 1}
     assert report["sample_rates"] == {"44100": 4, "8000": 1} and report["sizes"] == {"80x48": 4, "64x64": 1}
     assert report_lines(report) == caplog.messages
     assert "1 clips: file not found: gone.mp4" in caplog.messages

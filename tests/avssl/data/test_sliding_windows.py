@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from avssl.data.manifest import Manifest
-from avssl.data.windows import MIN_SHARE, cut_into_windows, sliding_windows
+from avssl.data.sampling import MIN_SHARE
+from avssl.data.windows import cut_into_windows, sliding_windows
 
 
 def reference(wave: np.ndarray, size: int, hop: int) -> list[tuple[int, int]]:

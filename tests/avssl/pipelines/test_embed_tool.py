@@ -228,15 +228,29 @@ def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
     assert feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 2}).done == 0
 
 
-def test_files_that_break_while_they_are_read_are_listed(pair_run: Path, media: Path, tmp_path) -> None:
+def test_files_that_break_off_are_told_and_their_windows_are_full(pair_run: Path, media: Path, tmp_path) -> None:
     folder = tmp_path / "media"
     folder.mkdir()
     whole = (media / "0.mkv").read_bytes()
     (folder / "good.mkv").write_bytes(whole)
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 3])
     summary = embed_media(config(pair_run, folder, tmp_path / "f.npz", "--windows", "all", "--modalities", "audio"))
+    assert summary["partly_used"] == {"file cut off": 1} and summary["left_out"]["count"] == 0
+    ids = read_features(tmp_path / "f.npz")["clip_id"].tolist()
+    assert 0 < ids.count("cut.mkv") < ids.count("good.mkv")
+
+
+def test_files_that_break_while_they_are_read_are_listed(pair_run: Path, media: Path, tmp_path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    whole = bytearray((media / "0.mkv").read_bytes())
+    (folder / "good.mkv").write_bytes(whole)
+    middle = len(whole) // 2
+    whole[middle : middle + 20_000] = bytes(20_000)
+    (folder / "hole.mkv").write_bytes(whole)
+    summary = embed_media(config(pair_run, folder, tmp_path / "f.npz", "--windows", "all", "--modalities", "audio"))
     items = summary["left_out"]["items"]
-    assert items and {item["clip_id"] for item in items} == {"cut.mkv"}
+    assert items and {item["clip_id"] for item in items} == {"hole.mkv"}
     assert summary["embedded"] + len(items) == summary["windows"]
     assert len(read_features(tmp_path / "f.npz")["clip_id"]) == summary["embedded"]
 

@@ -114,6 +114,7 @@ def test_a_saved_manifest_with_a_column_fold_has_official_folds(media: Path, cac
 def test_rows_without_a_label_or_a_group_are_left_out(cache, tmp_path) -> None:
     rows = [
         {"clip_id": str(k), "path": f"{k}.wav", "split": "pretrain" if k == 0 else "train", "has_audio": True,
+         "audio_end": 1.0, "has_video": False,
          "label.kind": None if k == 1 else "ab"[k % 2], "place": None if k == 2 else "xyz"[k % 3]}
         for k in range(30)
     ]  # fmt: skip
@@ -126,7 +127,8 @@ def test_rows_without_a_label_or_a_group_are_left_out(cache, tmp_path) -> None:
 def test_random_folds_of_several_labels_a_clip(cache, tmp_path) -> None:
     """Every fold has its share of the rare class."""
     rows = [
-        {"clip_id": str(k), "path": f"{k}.wav", "split": "train", "has_audio": True, "has_video": False,
+        {"clip_id": str(k), "path": f"{k}.wav", "split": "train", "has_audio": True,
+         "audio_end": 1.0, "has_video": False,
          "label.tags": ["common", "rare"] if k % 10 == 0 else ["common"]}
         for k in range(60)
     ]  # fmt: skip

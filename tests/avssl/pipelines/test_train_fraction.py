@@ -18,7 +18,8 @@ def name(tmp_path) -> str:
             "path": f"{k}.wav",
             "split": split,
             "has_audio": True,
-            "has_video": True,
+            "audio_end": 1.0,
+            "has_video": False,
             "label.kind": None if split == "pretrain" else "rare" if k % 20 == 0 else "common",
         }
         for k, split in enumerate(splits)
