@@ -14,15 +14,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-class _RepairFirst(MetaPathFinder):
-    """Before torchvision or torchaudio is imported, mast repairs CPU-only torch beside builds linked against CUDA.
+class _Imports(MetaPathFinder):
+    """What is done before others' packages are imported; it finds nothing itself.
 
-    Not at once, because mast imports torch, which nobody who asks for help need wait for.
+    Before torchvision or torchaudio, mast repairs CPU-only torch beside builds that are linked against CUDA; not at
+    once, because mast imports torch, which nobody who asks for help need wait for. And lightning_fabric imports
+    torchmetrics only to see its version, which costs as much as Fabric itself and more where transformers is installed:
+    it is told that there is none.
     """
 
     def find_spec(self, fullname: str, *_: object) -> None:
         if fullname in ("torchvision", "torchaudio"):
             import mast  # noqa: F401
+        elif fullname == "torchmetrics":
+            asking = sys.modules.get("lightning_fabric.utilities.imports")
+            if getattr(getattr(asking, "__spec__", None), "_initializing", False):
+                raise ModuleNotFoundError("lightning_fabric needs no torchmetrics", name=fullname)
 
 
-sys.meta_path.insert(0, _RepairFirst())
+sys.meta_path.insert(0, _Imports())
