@@ -241,6 +241,7 @@ def _set_metadata(file: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def require(*packages: str) -> None:
+    """Raises ImportError with the command that installs them where some of ``packages`` are missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {' and '.join(missing)}: {INSTALL}")
+        raise ImportError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: {INSTALL}")

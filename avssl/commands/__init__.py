@@ -66,8 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped\n")
         return 130
     except Exception as error:
+        # An import that failed names its module; without one it is our word on an optional package, with its command.
+        optional = isinstance(error, ImportError) and error.name is None
         # Anything else is a defect and shows its traceback.
-        if os.environ.get("AVSSL_DEBUG") or not isinstance(error, user_errors()):
+        if os.environ.get("AVSSL_DEBUG") or not (optional or isinstance(error, user_errors())):
             raise
         return _fail(_one_line(error), 1)
 

@@ -26,6 +26,7 @@ from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
 from avssl.pipelines.trained import Trained, trained_with
+from mast.export import require
 from mast.exported import Exported
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
 def _check(config: ExportConfig) -> None:
     if config.output.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"output: {config.output} must end in .onnx or .pt2")
+    if config.output.suffix == ".onnx":
+        require("onnx", "onnxscript", "onnxruntime")  # the last one compares the file with the model
     if config.quantize == "int8" and config.output.suffix != ".onnx":
         raise ValueError(f"quantize: int8 is for .onnx files, not {config.output}")
     if config.batch_size < 1 or config.data.max_clips < 1:

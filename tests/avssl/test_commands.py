@@ -84,6 +84,26 @@ def test_expected_errors_are_one_line_and_status_1(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "error: data.heads: no such head\n"
 
 
+def test_a_missing_optional_package_is_told_with_its_command_before_any_work(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    argv = ["export", "--checkpoint", str(tmp_path / "not looked at"), "--output", str(tmp_path / "model.onnx")]
+    assert main(argv) == 1
+    assert capsys.readouterr().err == "error: onnxscript is not installed: pip install 'avssl[export]'\n"
+    assert main([*argv[:-1], str(tmp_path / "model.pt2")]) == 1  # needs none: goes on to the checkpoint
+    assert "not looked at" in capsys.readouterr().err
+
+
+def test_a_broken_import_keeps_its_traceback(monkeypatch) -> None:
+    def run(argv: list[str]) -> int:
+        import avssl.nothing  # noqa: F401
+
+        return 0
+
+    monkeypatch.setattr(import_module("avssl.commands.finetune"), "run", run)
+    with pytest.raises(ModuleNotFoundError):
+        main(["finetune"])
+
+
 def test_defects_keep_their_traceback(monkeypatch) -> None:
     def run(argv: list[str]) -> int:
         raise AttributeError("a defect")
