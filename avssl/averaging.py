@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from avssl.checkpoint import read_checkpoint
 from avssl.evaluation.files import atomic_path
+from avssl.progress import track
 
 
 class ExponentialAverage(AveragedModel):
@@ -64,7 +65,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         raise ValueError("checkpoints: there is none to average")
     result: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}
-    for path in paths:
+    for path in track(paths, "averaging", "checkpoint"):
         result = read_checkpoint(path)
         weights = result["average"] or result["task"]
         if sums and (sums.keys() != weights.keys() or any(sums[key].shape != weights[key].shape for key in sums)):

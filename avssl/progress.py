@@ -17,10 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -52,6 +54,11 @@ def track(
         for item in items:
             yield item
             meter.update()
+
+
+def lines_above_bars() -> AbstractContextManager[None]:
+    """Has what is logged to a terminal meanwhile go above the bars, not through them."""
+    return logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
 
 
 class Meter:
@@ -166,7 +173,7 @@ class Meter:
     def _measure(self, count: float) -> str:
         if self.unit == "B":
             return f"{tqdm.format_sizeof(count)}B"
-        return f"{count:.0f} {self.unit}{'' if count == 1 else 's'}"
+        return f"{count:.0f} {self.unit if count == 1 else self._units()}"
 
     def _rate(self, count: int, seconds: float) -> str:
         rate = count / max(seconds, 1e-9)
@@ -174,7 +181,10 @@ class Meter:
             return f"{tqdm.format_sizeof(rate)}B/s"
         if rate < 1:
             return f"{1 / rate:.1f} s a {self.unit}"
-        return f"{rate:.1f} {self.unit}s/s"
+        return f"{rate:.1f} {self._units()}/s"
+
+    def _units(self) -> str:
+        return self.unit + ("es" if self.unit.endswith(("ch", "s", "x")) else "s")
 
     def _seconds(self) -> float:
         return time.monotonic() - self._start

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from avssl.errors import user_errors
+from avssl.progress import lines_above_bars
 
 COMMANDS = (
     "demo",
@@ -59,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname).1s %(message)s", level=level, stream=sys.stderr)
     for noisy in ("httpx", "matplotlib", "lightning.fabric", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("avssl.progress").setLevel(logging.INFO)  # of commands that tell nothing else on stderr, too
     try:
-        status: int = command.run(rest)
+        with lines_above_bars():
+            status: int = command.run(rest)
         return status
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

@@ -17,4 +17,5 @@ def run(argv: Sequence[str]) -> int:
         return 130
     for table in result["tables"]:
         sys.stdout.write(f"\n{text_table(table)}\n")
+    sys.stdout.write(f"\nreport: {result['report']}\n")
     return 0

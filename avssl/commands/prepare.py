@@ -4,7 +4,7 @@ It says what is missing, broken, silent, still, short or in two splits, the clas
 should normalize by.
 
 avssl prepare --data grid --root data/grid --deep --stats
-avssl pretrain --data grid.parquet
+avssl pretrain --data runs/prepare-grid/grid.parquet
 
 A killed run, started again with the same arguments, goes on where it was.
 """
@@ -34,7 +34,8 @@ def run(argv: Sequence[str]) -> int:
     add("--data", required=True, help=f"{', '.join(names())}, a data YAML, a folder, a .csv or .parquet")
     add("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")
     add("--options", type=yaml.safe_load, default={}, help="options of the data set: '{fold: 2}'")
-    add("--output", type=Path, help="the manifest, default NAME.parquet; the report becomes NAME.html and NAME.json")
+    add("--output", type=Path, help="the manifest, with the report (.html, .json) beside it; "
+        "default: runs/prepare-NAME/NAME.parquet")  # fmt: skip
     add("--workers", type=int, help="processes that read files; default: one per core")
     add("--deep", action="store_true", help="decode every clip: finds silence, stills, duplicates, broken streams")
     add("--clip-seconds", type=float, help="length of a clip; a clip of less than half of it is short; "
@@ -45,8 +46,6 @@ def run(argv: Sequence[str]) -> int:
     add("--sample-rate", type=int, default=audio.sample_rate, help="--stats: of the frontend, in Hz")
     add("--num-mels", type=int, default=audio.num_mels, help="--stats: of the frontend")
     arguments = parser.parse_args(argv)
-    if arguments.output is None:
-        arguments.output = Path(f"{Path(arguments.data).stem}.parquet")
     from avssl.pipelines.prepare import prepare
 
     prepare(PrepareOptions(**vars(arguments)), tell=lambda line: sys.stdout.write(f"{line}\n"))

@@ -13,7 +13,8 @@ class PrepareOptions:
         data: See :func:`avssl.data.catalog.find_entry`.
         root: Folder of the media; None: the data YAML's, else ``$AVSSL_DATA/NAME``.
         options: Options of the data set.
-        output: The manifest (.parquet); its summary and page are written beside it (.json, .html).
+        output: The manifest (.parquet), beside which its summary and page are written (.json, .html); None:
+            runs/prepare-NAME/NAME.parquet.
         workers: Processes that read files; None: one per core.
         deep: Decode every clip, which finds silence, stills, duplicates and streams that break off.
         stats: Take the statistics of the log-mel spectrogram over the training split.
@@ -23,7 +24,7 @@ class PrepareOptions:
     """
 
     data: str
-    output: Path
+    output: Path | None = None
     root: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     workers: int | None = None

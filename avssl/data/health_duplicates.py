@@ -15,7 +15,7 @@ from avssl.data.file_stats import file_stats
 from avssl.data.health_fingerprint import same_sounds
 from avssl.data.manifest import Manifest
 from avssl.data.scan_report import EXAMPLES
-from avssl.progress import track
+from avssl.progress import Meter, track
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ def find_twins(manifest: Manifest, words: np.ndarray | None, progress: bool = Tr
         youtube = _across(manifest.column(YOUTUBE_COLUMN), splits)
     if words is None:
         return Twins(youtube, None, None)
-    return Twins(youtube, _same_bytes(manifest, splits, progress), same_sounds(words, splits))
+    same_bytes = _same_bytes(manifest, splits, progress)
+    with Meter("comparing sounds", shown=progress):
+        return Twins(youtube, same_bytes, same_sounds(words, splits))
 
 
 def twins_report(manifest: Manifest, twins: Twins) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 from avssl.evaluation.arrays import FloatArray, IntArray, as_labels, as_matrix
 from avssl.evaluation.embeddings import Embeddings
 from avssl.evaluation.multilabel_probe import choose_penalty, fit_logistic
+from avssl.progress import Meter
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ def linear_probe(
     rotation = np.linalg.svd(standard, full_matrices=False)[2].T if len(standard) < standard.shape[1] else None
     standard = (standard if rotation is None else standard @ rotation).astype(np.float32)
     fit = _fit_single if labels.ndim == 1 else _fit_several
-    coefficients, bias, present, chosen, quality = fit(standard, labels, num_classes, sorted(cs), folds, max_iter, seed)
+    settings = (sorted(cs), folds, max_iter, seed)
+    with Meter(f"fitting a linear probe of {head}"):
+        coefficients, bias, present, chosen, quality = fit(standard, labels, num_classes, *settings)
     weight = np.zeros((num_classes, features.shape[1]))
     weight[present] = (coefficients if rotation is None else coefficients @ rotation.T) / std
     bias[present] -= weight[present] @ mean

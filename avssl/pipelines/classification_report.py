@@ -1,6 +1,7 @@
 """The files of a classification run: result.json, pictures, report.html."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Splits
-from avssl.pipelines.run import Run
+from avssl.pipelines.run import Run, next_command
 from avssl.tracking import read_rows
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,13 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     )
     for head, name in shown.items():
         values = [100 * metrics[f"{head}/{key}"] for key in (name, f"{name}_low", f"{name}_high")]
-        logger.info("%s: %s %.1f %% (95 %% interval %.1f to %.1f)", head, HEADLINES[name], *values)
+        clips = int(metrics[f"{head}/count"])
+        logger.info("%s: %s %.1f %% (95 %% interval %.1f to %.1f), %d clips", head, HEADLINES[name], *values, clips)
     logger.info("report: %s", run.folder / "report.html")
+    steps = [next_command("evaluate", run.folder, config.data)]
+    if config.modality == "audio":
+        steps.insert(0, shlex.join(["avssl", "predict", "--checkpoint", str(run.folder)]) + " FILE...")
+    logger.info("next: %s", "\n   or: ".join(steps))
     return result
 
 

@@ -16,6 +16,7 @@ from avssl.evaluation.files import atomic_path
 from avssl.evaluation.predictions import FILE, Predictions, read_predictions
 from avssl.evaluation.report import is_share, show
 from avssl.pipelines.comparison_tables import Cell, CellTable, render
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def compare(
     runs = read_runs(paths)
     notes = check_conditions(runs, force)
     names = shared_metrics(runs, metrics)
-    tables = [_metric_table(runs, names), _difference_table(runs, names, notes)]
+    with Meter("paired tests"):
+        tables = [_metric_table(runs, names), _difference_table(runs, names, notes)]
     text = render(format, tables, notes, bold=bold and output is None)
     if output is not None:
         with atomic_path(output) as temporary:

@@ -15,7 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Runs everything, resuming what is done already, and writes the table to ``result.json`` and ``report.html``."""
+    """Runs everything, resuming what is done already, and writes the table to ``result.json`` and ``report.html``.
+
+    Returns:
+        What ``result.json`` holds, with ``finished``, which is False where a signal ended a run early, the ``tables``,
+        and the path of the ``report``.
+    """
     common: dict[str, Any] = {name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "seed")}
     folder = config.output / "pretrain"
     pretraining = replace(PretrainConfig(**common), optim=config.pretrain, output=folder)
@@ -78,7 +83,7 @@ def _summarize(
         )
         if (config.output / path).is_file()
     ]
-    write_report(
+    report = write_report(
         config.output,
         title="avssl demo",
         summary={
@@ -91,7 +96,7 @@ def _summarize(
         config_yaml=(config.output / "pretrain" / "config.yaml").read_text(),
         provenance=result["provenance"],
     )
-    return result | {"finished": True, "tables": [classification, retrieval]}
+    return result | {"finished": True, "tables": [classification, retrieval], "report": report}
 
 
 def text_table(table: Table) -> str:

@@ -26,6 +26,7 @@ from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
 from avssl.pipelines.trained import Trained, trained_with
+from avssl.progress import Meter, track
 from mast.export import require
 from mast.exported import Exported
 
@@ -116,7 +117,8 @@ class _Subject:
     def write(self, path: Path) -> None:
         frontend = self.frontend if self.takes_waveform else None
         write = mast.export_onnx if path.suffix == ".onnx" else mast.save_program
-        write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels)
+        with Meter(f"writing {path.suffix}"):
+            write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels)
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
@@ -159,7 +161,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
                 f"{summary['float32']['largest_difference']:.1e}, more than the tolerance {config.tolerance:.1e}"
             )
         if config.quantize == "int8":
-            mast.quantize_onnx(whole, temporary)
+            with Meter("quantizing"):
+                mast.quantize_onnx(whole, temporary)
             summary["int8"] = _tell("int8", _compare(config, subject, temporary, clips))
             summary["float32"]["bytes"] = whole.stat().st_size
         summary["bytes"] = temporary.stat().st_size
@@ -217,7 +220,7 @@ def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
 def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[Manifest, float] | None) -> Comparison:
     exported = mast.open_exported(path, threads=config.threads)
     comparison = Comparison()
-    for waveform in _noise(subject, exported):
+    for waveform in track(_noise(subject, exported), "checking the file with noise", "batch"):
         _add(comparison, subject, exported, waveform)
     if clips is None:
         return comparison
@@ -227,7 +230,8 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
     single = [head for head in set(rows.heads) - rows.multilabel if subject.labels.get(head) == rows.heads[head]]
     if subject.labels and not single:
         logger.warning("data: %s has no head of single labels with the model's classes: no accuracy", config.data.name)
-    for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
+    loader = make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers)
+    for batch in track(loader, "checking the file with clips", "batch", total=-(-len(rows) // config.batch_size)):
         if not batch.size or batch.audio is None:
             continue
         if not comparison.clips:  # other lengths of real sound once

@@ -34,6 +34,7 @@ from avssl.pipelines.training import (
     video_augment,
     wave_augment,
 )
+from avssl.progress import Meter
 from avssl.tasks import FinetuneTask
 from avssl.tasks.finetune import JOINT
 from avssl.tracking import sweep_folder
@@ -84,7 +85,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         if config.head == "linear" and not checkpoint:
             before = after  # nothing was trained that a picture could show
         outcome = Outcome(scores, after, before, len(test), start, *titles)
-        result |= report_classification(config, run, splits, outcome)
+        with Meter("metrics, pictures and report"):
+            result |= report_classification(config, run, splits, outcome)
         use_model(run.tracker, checkpoint)
         log_model(run.tracker, export, extra | result["metrics"])
     run.tracker.finish(exit_code=0 if finished else 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,8 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     Raises:
         DataError: wrong options, or nothing that can be used (manifest and reports are written all the same).
     """
-    output = options.output
+    name = Path(options.data).resolve().stem
+    output = options.output or Path("runs") / f"prepare-{name}" / f"{name}.parquet"
     if output.suffix != ".parquet":
         raise DataError(f"--output {output}: a manifest's name ends in .parquet")
     if not isinstance(options.options, dict):
@@ -86,6 +89,10 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     if not any(report["usable"].values()):
         raise DataError(f"{options.data}: none of {len(manifest)} clips can be used; see {page} for the reasons")
     tell(f"wrote {output}, digest {manifest.digest}, and {page}")
+    if report["usable"]["both"]:
+        tell(f"next: {shlex.join(['avssl', 'pretrain', '--data', str(output)])}")
+    elif manifest.heads:
+        tell(f"next: {shlex.join(['avssl', 'finetune', '--data', str(output), '--checkpoint', 'none'])}")
     return report
 
 

@@ -24,7 +24,7 @@ from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
 from avssl.pipelines.launch import launch
 from avssl.pipelines.online_probe import OnlineProbe
-from avssl.pipelines.run import Run
+from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.training import (
     build_engine,
     create_objectives,
@@ -192,8 +192,23 @@ def _evaluate(
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
     )
+    for line in _told(metrics):
+        logger.info("%s", line)
     logger.info("report: %s", run.folder / "report.html")
+    labelled = config.data if splits.labels else None
+    steps = [next_command("finetune", run.folder, labelled)]
+    steps += [] if test is None else [next_command("evaluate", run.folder, config.data)]
+    logger.info("next: %s", "\n   or: ".join(steps))
     return result
+
+
+def _told(metrics: dict[str, float]) -> list[str]:
+    """Retrieval both ways beside chance, a line each, where it was evaluated."""
+    lines = []
+    for way in ("audio_to_video", "video_to_audio") if metrics else ():
+        recalls = [f"R@{k} {metrics[f'{way}/R@{k}']:.1%} (chance {metrics[f'chance/R@{k}']:.1%})" for k in (1, 5, 10)]
+        lines.append(f"{way.replace('_', ' ')}: {', '.join(recalls)}, {metrics['count']:.0f} clips")
+    return lines
 
 
 def retrieval_table(metrics: dict[str, float]) -> Table:

@@ -1,6 +1,8 @@
 """The folder of a run: what it holds, and when it may be continued."""
 
+import json
 import logging
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from avssl.checkpoint import CheckpointStore, is_sharded, read_checkpoint
-from avssl.config import WandbConfig, to_dict, to_yaml
+from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
 from avssl.tracking import Tracker, check_tracking
 
@@ -110,6 +112,18 @@ class Run:
     def picture(self, name: str) -> Path:
         """Path of a picture of this run."""
         return self.folder / "pictures" / f"{name}.png"
+
+
+def next_command(command: str, checkpoint: Path, data: DataConfig | None) -> str:
+    """The command line that goes on from a run with the same data; None: with data that are still to be named."""
+    words = ["avssl", command, "--checkpoint", str(checkpoint)]
+    if data is None:
+        return f"{shlex.join(words)} --data LABELLED_DATA"
+    words += ["--data", data.name]
+    words += [] if data.root is None else ["--data.root", str(data.root)]
+    words += ["--data.options", json.dumps(data.options)] if data.options else []
+    words += [] if data.clip_seconds is None else ["--data.clip_seconds", f"{data.clip_seconds:g}"]
+    return shlex.join(words)
 
 
 def check_same(folder: Path, config: Any) -> None:

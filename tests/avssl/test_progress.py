@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from avssl import progress
+from avssl.commands import main
 from avssl.progress import Meter, track
 
 
@@ -64,6 +66,7 @@ class _NoThread:
 
 
 def test_bytes_are_scaled(lines) -> None:
+    assert progress.Meter("x", total=3, unit="batch")._amount() == "0 of 3 batches (0 %)"
     with Meter("verifying", total=4_000_000, unit="B") as meter:
         meter.update(1_000_000)
         wait_for(lambda: any("25 %" in line for line in lines()))
@@ -120,6 +123,27 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog) -> None:
     assert re.search(r"scan:\s+25%\|.*50/200 .*file/s, loss 2.000\]", screen.getvalue())
     assert re.search(r"scan:\s+100%\|", screen.getvalue()) and screen.getvalue().endswith("\n")
     assert not caplog.records
+
+
+def test_commands_that_are_quiet_show_progress_and_lines_go_above_the_bars(monkeypatch, capsys) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(progress, "BAR_DELAY", 0.01)
+    monkeypatch.setattr("sys.stderr", screen)
+    handler = logging.StreamHandler(screen)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(progress.logger, "level", logging.NOTSET)
+
+    def run(_: list[str]) -> int:
+        assert progress.logger.isEnabledFor(logging.INFO) and not logging.getLogger("avssl").isEnabledFor(logging.INFO)
+        with Meter("scan", total=9, unit="file"):
+            wait_for(lambda: "0/9" in screen.getvalue())
+            logging.getLogger("avssl.data").warning("a file is broken")
+        return 0
+
+    monkeypatch.setitem(sys.modules, "avssl.commands.prepare", SimpleNamespace(run=run, LOG_LEVEL=logging.WARNING))
+    assert main(["prepare"]) == 0
+    before, after = screen.getvalue().split("a file is broken")
+    assert before.rsplit("\r", 1)[1].strip() == "" and after.startswith("\n"), "the bar was cleared before the line"
 
 
 def test_there_is_one_way_to_show_progress() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from avssl.data.datasets import nearest
 from avssl.evaluation.report import Section
 from avssl.pipelines.evaluations.bench import Bench
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ def run_all(names: Sequence[str], bench: Bench) -> dict[str, Finding]:
     findings = {}
     for number, name in enumerate(names, 1):
         logger.info("evaluation %d of %d: %s", number, len(names), name)
-        findings[name] = _REGISTRY[name].function(bench)
+        with Meter(name):
+            findings[name] = _REGISTRY[name].function(bench)
     return findings
 
 

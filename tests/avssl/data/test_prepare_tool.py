@@ -7,8 +7,10 @@ import pytest
 from loading_samples import write_ramp_wav
 
 from avssl.commands import main
+from avssl.config import PrepareOptions
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.manifest import Manifest
+from avssl.pipelines.prepare import prepare
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
 
@@ -42,6 +44,26 @@ def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) ->
                  "seconds a clip: median 0.50, 0.50 to 0.50"):  # fmt: skip
         assert told in done.stdout
     assert f"wrote {tmp_path / 'out.parquet'}" in done.stdout
+
+
+def test_by_default_it_writes_into_runs_alone(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    before = sorted(media.rglob("*"))
+    told: list[str] = []
+    prepare(PrepareOptions(str(media), workers=0), told.append)
+    assert [path.name for path in here.iterdir()] == ["runs"] and sorted(media.rglob("*")) == before
+    folder = here / "runs" / "prepare-media"
+    assert sorted(path.name for path in folder.iterdir()) == ["media.html", "media.json", "media.parquet"]
+    assert told[-1] == "next: avssl finetune --data runs/prepare-media/media.parquet --checkpoint none"
+    assert len(Manifest.load("runs/prepare-media/media.parquet")) == 4
+    monkeypatch.chdir(media)
+    prepare(PrepareOptions(".", workers=0, output=tmp_path / "m.parquet"), told.append)
+    monkeypatch.chdir(here)
+    assert main(["prepare", "--data", f"{media}/", "--workers", "0"]) == 0
+    assert [path.name for path in here.iterdir()] == ["runs"]
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["prepare-media"]
 
 
 def test_the_manifest_keeps_what_the_yaml_says(media: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def pretrained(tool, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
     done = tool("pretrain", *pretrain_arguments(folder), "--tensorboard", "true", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
+    folder.with_name("told.txt").write_text(done.stderr)
     return folder
 
 
@@ -71,6 +72,17 @@ def test_pretraining_leaves_a_whole_run(pretrained: Path) -> None:
     assert result["metrics"]["count"] == result["coverage"]["evaluated"]["expected"]
     assert result["coverage"]["pretrain"] == {"expected": 48, "usable": 48, "reasons": {}}
     assert list(pretrained.glob("tensorboard/events.out.tfevents.*"))
+
+
+def test_pretraining_tells_its_numbers_and_how_to_go_on(pretrained: Path) -> None:
+    told = pretrained.with_name("told.txt").read_text()
+    metrics = json.loads((pretrained / "result.json").read_text())["metrics"]
+    assert f"video to audio: R@1 {metrics['video_to_audio/R@1']:.1%} (chance {metrics['chance/R@1']:.1%})" in told
+    assert f"report: {pretrained / 'report.html'}" in told
+    following = told[told.index("next: ") :].splitlines()
+    assert following[0].startswith(f"next: avssl finetune --checkpoint {pretrained} --data demo --data.options ")
+    assert following[1].startswith(f"   or: avssl evaluate --checkpoint {pretrained} --data demo --data.options ")
+    assert "wandb sync " in told
 
 
 def test_summary_of_a_run_says_what_model_data_and_step_it_is(pretrained: Path) -> None:
@@ -115,6 +127,9 @@ def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, tool, tmp_
     done = tool("finetune", *common, *STEPS, "--head", head, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((output / "result.json").read_text())
+    assert f"event: top-1 {100 * result['metrics']['event/top1']:.1f} % (95 % interval " in done.stderr
+    assert f"report: {output / 'report.html'}" in done.stderr
+    assert f"next: avssl predict --checkpoint {output} FILE..." in done.stderr
     assert {path.name for path in (output / "pictures").iterdir()} >= {"confusion-event.png", "tsne-event.png"}
     assert (output / "report.html").stat().st_size > 10_000
     evaluate = ["--data.options", DATA, "--data.clip_seconds", "1.0", "--data.num_workers", "0"]

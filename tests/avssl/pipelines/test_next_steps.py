@@ -1,0 +1,49 @@
+"""What a finished run tells its user: commands that go on from it, and where the demo's report is."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from avssl.cli import read_settings
+from avssl.commands import main
+from avssl.config import DataConfig, DemoConfig, EvaluateConfig, FinetuneConfig
+from avssl.pipelines import demo as pipeline
+from avssl.pipelines.run import next_command
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataConfig("demo"),
+        DataConfig("esc50", Path("/data/my sounds"), {"fold": 2, "held_out": ["a b", "c'd"]}),
+        DataConfig("my clips/$x", clip_seconds=2.5),
+    ],
+)
+@pytest.mark.parametrize(("command", "config"), [("finetune", FinetuneConfig), ("evaluate", EvaluateConfig)])
+def test_the_line_that_is_told_can_be_pasted(data, command, config) -> None:
+    program, name, *arguments = shlex.split(next_command(command, Path("runs/a run"), data))
+    assert (program, name) == ("avssl", command)
+    settings = read_settings(config, arguments)
+    assert settings.checkpoint == "runs/a run"
+    assert (settings.data.name, settings.data.root, settings.data.options) == (data.name, data.root, data.options)
+    assert settings.data.clip_seconds == data.clip_seconds
+
+
+def test_unlabelled_data_cannot_be_fine_tuned_on() -> None:
+    assert next_command("finetune", Path("runs/x"), None) == "avssl finetune --checkpoint runs/x --data LABELLED_DATA"
+
+
+def test_the_demo_tells_where_its_report_is(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "config.yaml").write_text("seed: 0\n")
+    ways = {f"{way}/{name}": 0.5 for way in ("audio_to_video", "video_to_audio", "chance")
+            for name in ("R@1", "R@5", "R@10", "median_rank")}  # fmt: skip
+    shares = {"random": 0.25, "pretrained": 0.75}
+    accuracy = {"linear probe": shares, "full fine-tune": shares}
+    intervals = {protocol: {start: (0.2, 0.8) for start in shares} for protocol in accuracy}
+    done = pipeline._summarize(DemoConfig(tmp_path), {"metrics": ways}, accuracy, intervals)
+    monkeypatch.setattr(pipeline, "demo", lambda config: done)
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+    assert (tmp_path / "report.html").is_file()
