@@ -5,12 +5,14 @@ from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from avssl.config import PretrainConfig
+from avssl.config import PretrainConfig, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
 
 Config = TypeVar("Config")
+_PRINT = "--print_config"
+_FLAGS = ("-h", "--help", _PRINT, "--list-objectives")
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -25,27 +27,35 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
 def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
     """Reads ``config_class`` from ``argv``.
 
-    Several ``--config`` files are merged, the later over the earlier, and options over both.
+    Several ``--config`` files are merged, the later over the earlier, and options over both, wherever they stand.
+    Without a file the recipe of the data is taken; see :func:`avssl.config.resolve`.
 
     Raises:
         SettingsError: an unknown key or a wrong value; the message is one line.
     """
-    description = (config_class.__doc__ or "").split("\n")[0]
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    what = "YAML file of settings that differ from the defaults; of several, the later wins."
-    parser.add_argument("--config", action="config", help=what)
+    flags = [word for word in argv if word in _FLAGS]
+    if flags and flags[0] != _PRINT:
+        _help_parser(config_class).parse_args(flags[:1])
+    files, given = given_options(config_class, [word for word in argv if word not in _FLAGS])
+    config = resolve(config_class, given, files)
+    if flags:
+        sys.stdout.write(to_yaml(config))
+        sys.exit(0)
+    return config
+
+
+def _help_parser(config_class: type) -> ArgumentParser:
+    """What ``--help`` prints."""
+    parser = ArgumentParser(description=(config_class.__doc__ or "").split("\n")[0])
+    what = "YAML file of settings, or the name of a recipe in configs/; of several, the later wins."
+    parser.add_argument("--config", help=what)
+    parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:
         parser.add_argument(
             "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
         )
-    try:
-        arguments = parser.parse_args(_configs_first(_data_names(argv)))
-    except ArgumentError as error:
-        raise SettingsError(" ".join(str(error).split())) from error
-    values = parser.instantiate_classes(arguments).as_dict()
-    values.pop("config", None)
-    return config_class(**values)
+    return parser
 
 
 class _ListObjectives(Action):
@@ -84,28 +94,4 @@ def switch_on(argv: Sequence[str], option: str) -> list[str]:
         out.append(argument)
         if argument == option and (place + 1 == len(argv) or argv[place + 1].startswith("-")):
             out.append("true")
-    return out
-
-
-def _configs_first(argv: Sequence[str]) -> list[str]:
-    """Config files before the options, in their order: an option wins over them wherever it stands."""
-    files: list[str] = []
-    options: list[str] = []
-    rest = list(argv)
-    while rest:
-        argument = rest.pop(0)
-        if argument == "--config" and rest:
-            files += [argument, rest.pop(0)]
-        else:
-            (files if argument.startswith("--config=") else options).append(argument)
-    return files + options
-
-
-def _data_names(argv: Sequence[str]) -> list[str]:
-    """``--data NAME`` is short for ``--data.name NAME``."""
-    out = []
-    for argument in argv:
-        if argument == "--data" or argument.startswith("--data="):
-            argument = "--data.name" + argument.removeprefix("--data")
-        out.append(argument)
     return out

@@ -49,9 +49,11 @@ def create_model(name: str, *, num_classes: int = 0, **overrides: Any) -> Spectr
 
 
 def build_with(cls: type[SpectrogramModel], defaults: dict[str, Any], overrides: dict[str, Any]) -> SpectrogramModel:
-    """Build ``cls`` with overrides; one that it does not take is a TypeError that lists those it does."""
+    """Build ``cls`` with overrides; one that it does not take is a TypeError that names the nearest and lists all."""
     accepted = list(inspect.signature(cls).parameters)
     unknown = sorted(set(overrides) - set(accepted))
     if unknown:
-        raise TypeError(f"{cls.__name__} has no argument {', '.join(unknown)}; it takes {', '.join(accepted)}")
+        close = difflib.get_close_matches(unknown[0], accepted, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ";"
+        raise TypeError(f"{cls.__name__} has no argument {', '.join(unknown)}{hint} it takes {', '.join(accepted)}")
     return cls(**{**defaults, **overrides})

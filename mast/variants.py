@@ -29,3 +29,15 @@ def mast_tiny(**overrides: Any) -> SpectrogramModel:
 def mast_pico(**overrides: Any) -> SpectrogramModel:
     """6.17 M parameters, 3.62 G MACs: for small data and for CPUs."""
     return build_with(MAST, {"embed_dim": 48, "depths": (1, 2, 5, 2), "drop_path": 0.0}, overrides)
+
+
+@register_model
+def mast_micro(**overrides: Any) -> SpectrogramModel:
+    """1.82 M parameters, 1.66 G MACs: for sets of a few hundred clips."""
+    return build_with(MAST, {"embed_dim": 32, "depths": (1, 2, 4, 1), "drop_path": 0.0}, overrides)
+
+
+@register_model
+def mast_nano(**overrides: Any) -> SpectrogramModel:
+    """1.36 M parameters, 1.19 G MACs: for the demo and for tests."""
+    return build_with(MAST, {"embed_dim": 32, "depths": (1, 1, 2, 1), "drop_path": 0.0}, overrides)

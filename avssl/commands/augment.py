@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config import AugmentSheetConfig
-from avssl.pipelines.recipes import recipe_arguments
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    config = parse(AugmentSheetConfig, recipe_arguments(argv))
+    config = parse(AugmentSheetConfig, argv)
     from avssl.pipelines.augment import augment_sheet
 
     augment_sheet(config)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from avssl.config import AudioConfig, PrepareOptions
+from avssl.config import PrepareOptions
 from avssl.data.catalog import names
 
 LOG_LEVEL = logging.WARNING  # what it did is told on standard output
@@ -26,7 +26,6 @@ LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    audio = AudioConfig()
     default = {item.name: item.default for item in fields(PrepareOptions)}
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("avssl prepare", description=__doc__, formatter_class=formatter)
@@ -43,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     add("--stats", action="store_true", help="mean and deviation of the log-mel over the training split")
     add("--clips", type=int, default=default["clips"], help="--stats: so many clips at most")
     add("--seed", type=int, default=default["seed"], help="--stats: seed of the choice of clips")
-    add("--sample-rate", type=int, default=audio.sample_rate, help="--stats: of the frontend, in Hz")
-    add("--num-mels", type=int, default=audio.num_mels, help="--stats: of the frontend")
+    add("--sample-rate", type=int, default=default["sample_rate"], help="--stats: of the frontend, in Hz")
+    add("--num-mels", type=int, default=default["num_mels"], help="--stats: of the frontend")
     arguments = parser.parse_args(argv)
     from avssl.pipelines.prepare import prepare
 

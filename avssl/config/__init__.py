@@ -1,7 +1,8 @@
 """Typed configuration of a run: dataclasses, filled from YAML deltas and dotted command-line overrides.
 
-The defaults are the demo's, so that a tool with no arguments runs it. A config stops at construction: modules take
-keyword arguments and never see these classes.
+Defaults hold for any data and model; the sizes of a run are in its recipe (``configs/``), which :func:`resolve` puts
+between the defaults and what is given. A config stops at construction: modules take keyword arguments and never see
+these classes.
 """
 
 from dataclasses import asdict
@@ -23,10 +24,9 @@ from avssl.config.parts import (
     WandbConfig,
 )
 from avssl.config.prepare import PrepareOptions
+from avssl.config.recipes import CONFIGS, Source
+from avssl.config.resolution import demo_settings, given_options, resolve
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
-
-# Recipes of runs: files in a wheel, in a clone a link to its folder configs.
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 __all__ = [
     "CONFIGS",
@@ -44,9 +44,13 @@ __all__ = [
     "PrepareOptions",
     "PretrainConfig",
     "RuntimeConfig",
+    "Source",
     "VideoConfig",
     "WandbConfig",
     "crossval_arguments",
+    "demo_settings",
+    "given_options",
+    "resolve",
     "to_dict",
     "to_yaml",
 ]

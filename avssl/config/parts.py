@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+# Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
+REGULARIZATION = ("drop_path",)
+
 
 @dataclass
 class DataConfig:
@@ -15,8 +18,9 @@ class DataConfig:
         root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
         clip_seconds: Length of a clip in seconds; default: as the data state it.
-        num_frames: Video frames per clip, spread evenly over it.
-        frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop.
+        num_frames: Video frames per clip, spread evenly over it; default: the video encoder's own number.
+        frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop; default: 8/7
+            of the crop.
         eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: as
             the data state it.
         train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
@@ -37,8 +41,8 @@ class DataConfig:
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     clip_seconds: float | None = None
-    num_frames: int = 8
-    frame_size: int = 56
+    num_frames: int | None = None
+    frame_size: int | None = None
     eval_clips: int | None = None
     train_clips: int = 1
     heads: list[str] | None = None
@@ -52,38 +56,38 @@ class DataConfig:
 
 @dataclass
 class AudioConfig:
-    """The audio encoder and its frontend.
+    """The audio encoder and its frontend. What is not given is the checkpoint's where one is given.
 
     Args:
-        model: Any name that ``python -m mast --list`` prints.
-        options: Keyword arguments of the model, for example {drop_path: 0.1}.
-        sample_rate: Rate that audio is resampled to, in Hz.
-        num_mels: Mel bins of the log-mel spectrogram.
+        model: A name that ``python -m mast`` prints: mast_base ... mast_nano, ast_base; default: mast_pico.
+        options: Keyword arguments of the model, for example {drop_path: 0.1}, over those that its name stands for.
+        sample_rate: Rate that audio is resampled to, in Hz; default: 16000.
+        num_mels: Mel bins of the log-mel spectrogram; default: the model's own number.
         mean: Mean of the log-mel over the data, subtracted; default: the frontend's own.
         std: Standard deviation of the log-mel over the data; default: the frontend's own.
     """
 
-    model: str = "mast_pico"
-    options: dict[str, Any] = field(default_factory=lambda: {"embed_dim": 32, "depths": [1, 1, 2, 1]})
-    sample_rate: int = 16000
-    num_mels: int = 64
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    sample_rate: int | None = None
+    num_mels: int | None = None
     mean: float | None = None
     std: float | None = None
 
 
 @dataclass
 class VideoConfig:
-    """The video encoder.
+    """The video encoder. What is not given is the checkpoint's where one is given.
 
     Args:
-        model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d; default: tiny.
         pretrained: Start from torchvision's Kinetics-400 weights (downloads them on first use).
-        crop_size: Side of the square frames that the encoder sees, in pixels.
+        crop_size: Side of the square frames that the encoder sees, in pixels; default: the encoder's own size.
     """
 
-    model: str = "tiny"
+    model: str | None = None
     pretrained: bool = False
-    crop_size: int = 48
+    crop_size: int | None = None
 
 
 @dataclass

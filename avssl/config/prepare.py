@@ -33,6 +33,6 @@ class PrepareOptions:
     clips: int = 10_000
     seed: int = 0
     sample_rate: int = 16000
-    num_mels: int = 64
+    num_mels: int = 128
     clip_seconds: float | None = None
     progress: bool = True

@@ -1,4 +1,4 @@
-"""The configs of the command lines, made of parts; their defaults are the demo's."""
+"""The configs of the command lines, made of parts. Their defaults hold for any data and model: sizes are in recipes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,14 +51,12 @@ class PretrainConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     embedding_dim: int = 128
     time_bins: int = 1
-    objectives: list[dict[str, Any]] = field(
-        default_factory=lambda: [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5}]
-    )
+    objectives: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "infonce"}])
     teacher_momentum: float = 0.99
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=lambda: LogConfig(validate_every=110))
+    log: LogConfig = field(default_factory=LogConfig)
     collapse_rank: float = 1.5
     online_probe: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -109,11 +107,11 @@ class FinetuneConfig:
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask=0.1, freq_mask=0.1))
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.1
     head_weights: dict[str, float] = field(default_factory=dict)
     objectives: list[dict[str, Any]] = field(default_factory=list)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=24, epochs=12))
+    optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -180,11 +178,17 @@ class AugmentSheetConfig:
     data: DataConfig = field(default_factory=lambda: PretrainConfig().data)
     audio: AudioConfig = field(default_factory=AudioConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
-    augment: AugmentConfig = field(default_factory=lambda: PretrainConfig().augment)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     clips: int = 4
     views: int = 3
     output: Path | None = None
     seed: int = 0
+
+
+def _demo_of(config_class: type[Any]) -> Any:
+    from avssl.config.resolution import demo_settings  # which resolves these classes
+
+    return demo_settings(config_class)
 
 
 @dataclass
@@ -205,10 +209,10 @@ class DemoConfig:
     """
 
     output: Path = Path("runs/demo")
-    data: DataConfig = field(default_factory=DataConfig)
-    pretrain: OptimConfig = field(default_factory=lambda: PretrainConfig().optim)
-    finetune: OptimConfig = field(default_factory=lambda: FinetuneConfig().optim)
-    augment: AugmentConfig = field(default_factory=lambda: FinetuneConfig().augment)
+    data: DataConfig = field(default_factory=lambda: _demo_of(FinetuneConfig).data)
+    pretrain: OptimConfig = field(default_factory=lambda: _demo_of(PretrainConfig).optim)
+    finetune: OptimConfig = field(default_factory=lambda: _demo_of(FinetuneConfig).optim)
+    augment: AugmentConfig = field(default_factory=lambda: _demo_of(FinetuneConfig).augment)
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False

@@ -76,7 +76,7 @@ def logmel_stats(
     clip_length: float,
     *,
     sample_rate: int = 16000,
-    num_mels: int = 64,
+    num_mels: int = 128,
     clips: int = 10_000,
     seed: int = 0,
     workers: int | None = None,

@@ -101,11 +101,18 @@ class VideoEncoder(nn.Module):
 
 Builder = Callable[[int, int, bool], tuple[nn.Module, int, FeatureMap]]
 _BUILDERS: dict[str, Builder] = {}
+_SIZES: dict[str, tuple[int, int]] = {}
 
 
-def _register(builder: Builder) -> Builder:
-    _BUILDERS[builder.__name__] = builder
-    return builder
+def _register(num_frames: int, frame_size: int) -> Callable[[Builder], Builder]:
+    """Registers an encoder with the frames of a clip, and their side, that it was made for."""
+
+    def register(builder: Builder) -> Builder:
+        _BUILDERS[builder.__name__] = builder
+        _SIZES[builder.__name__] = (num_frames, frame_size)
+        return builder
+
+    return register
 
 
 def list_video_encoders() -> list[str]:
@@ -113,27 +120,38 @@ def list_video_encoders() -> list[str]:
     return sorted(_BUILDERS)
 
 
+def own_size(name: str) -> tuple[int, int]:
+    """Frames of a clip, and their height and width, that the video encoder ``name`` was made for.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in _SIZES:
+        near = difflib.get_close_matches(name, _SIZES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
+        )
+    return _SIZES[name]
+
+
 def create_video_encoder(
-    name: str, *, num_frames: int = 16, frame_size: int = 224, pretrained: bool = False
+    name: str, *, num_frames: int | None = None, frame_size: int | None = None, pretrained: bool = False
 ) -> VideoEncoder:
     """Builds the video encoder ``name``.
 
     Args:
         name: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
-        num_frames: Frames T of a clip; mvit_v2_s takes 16 only.
-        frame_size: Height and width of the frames; mvit_v2_s takes 224 only.
+        num_frames: Frames T of a clip; mvit_v2_s takes 16 only; None: :func:`own_size`.
+        frame_size: Height and width of the frames; mvit_v2_s takes 224 only; None: :func:`own_size`.
         pretrained: Load torchvision's Kinetics-400 weights.
 
     Raises:
         ValueError: for an unknown name, or weights that do not exist or do not fit.
         OSError: when the weights cannot be downloaded.
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, _BUILDERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
-        )
+    frames, side = own_size(name)
+    num_frames, frame_size = num_frames or frames, frame_size or side
     try:
         backbone, num_features, feature_map = _BUILDERS[name](num_frames, frame_size, pretrained)
     except URLError as error:
@@ -172,7 +190,7 @@ def _headless(
     return model, width, FeatureMap(layer, width, arrange)
 
 
-@_register
+@_register(16, 224)
 def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
         raise ValueError(
@@ -186,13 +204,13 @@ def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Mo
     return _headless(model, weights, "head", "norm", _mvit_tokens)
 
 
-@_register
+@_register(16, 112)
 def r2plus1d_18(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     weights = zoo.R2Plus1D_18_Weights.KINETICS400_V1 if pretrained else None
     return _headless(zoo.r2plus1d_18(), weights, "fc", "layer4")
 
 
-@_register
+@_register(16, 224)
 def swin3d_t(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     weights = zoo.Swin3D_T_Weights.KINETICS400_V1 if pretrained else None
     return _headless(zoo.swin3d_t(), weights, "head", "norm", _channels_last)
@@ -209,7 +227,7 @@ class _S3D(nn.Module):
         return self.features(frames).mean(dim=(2, 3, 4))
 
 
-@_register
+@_register(16, 224)
 def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     model = zoo.s3d()
     if pretrained:
@@ -242,14 +260,14 @@ class _Motion(nn.Module):
         return torch.cat([x, 3 * (x - x.mean(dim=2, keepdim=True))], dim=1)
 
 
-@_register
+@_register(8, 48)
 def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
     _no_weights("tiny", pretrained)
     return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
-@_register
+@_register(8, 48)
 def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
     _no_weights("tiny_motion", pretrained)

@@ -24,7 +24,7 @@ from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.pictures import View, contact_sheet
 from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
-from avssl.pipelines.encoders import frontend_options
+from avssl.pipelines.encoders import SAMPLE_RATE, complete_pair, frontend_options
 from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def augment_sheet(config: AugmentSheetConfig) -> dict[str, Any]:
     for name in ("clips", "views"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
+    config = complete_pair(config)
     batch, seconds = read_clips(config)
     folder = config.output or Path("runs") / f"augment-{Path(config.data.name).stem}"
     versions = list(_versions(config, batch))
@@ -68,7 +69,7 @@ def augment_sheet(config: AugmentSheetConfig) -> dict[str, Any]:
         views = []
         for version in versions:
             waves.append(folder / "waves" / f"{i + 1}-{_slug(clip_id)}-{_slug(version.title)}.wav")
-            cut = write_wave(waves[-1], version.waveform[i].numpy(), config.audio.sample_rate)
+            cut = write_wave(waves[-1], version.waveform[i].numpy(), config.audio.sample_rate or SAMPLE_RATE)
             if cut:
                 logger.warning("%s: %d of %d samples are clipped", waves[-1].name, cut, version.waveform.shape[1])
             clipped += cut
@@ -93,7 +94,8 @@ def read_clips(config: AugmentSheetConfig) -> tuple[Batch, float]:
     count = min(config.clips, len(splits.train))
     rows = np.random.default_rng(config.seed).choice(len(splits.train), count, replace=False)
     protocol = ClipProtocol(splits.protocol.seconds)
-    loaders = Loaders(config.data, protocol, modalities, config.audio.sample_rate, count, config.seed)
+    rate = config.audio.sample_rate or SAMPLE_RATE
+    loaders = Loaders(config.data, protocol, modalities, rate, count, config.seed)
     batch = next(iter(loaders.evaluate(splits.train.take(np.sort(rows)))))
     for failure in batch.failures:
         logger.warning("left out: %s", failure)
@@ -128,6 +130,7 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     assert batch.audio is not None
     frontend = mast.LogMel(**frontend_options(config.audio))
     wave, spectrogram = wave_augment(config.augment).train(), spectrogram_augment(config.augment).train()
+    assert config.video.crop_size is not None
     video = video_augment(config.augment, config.video.crop_size).train()
     silent = [""] * batch.size
     whole = None if batch.video is None else batch.video / 255
@@ -149,6 +152,7 @@ def _view(config: AugmentSheetConfig, version: _Version, clip: int, cut: int) ->
     waveform, pixels, crop = version.waveform[clip], None, None
     if version.frames is not None:
         pixels = (version.frames[clip].permute(1, 2, 3, 0) * 255).round().byte()
+        assert config.video.crop_size is not None and config.data.frame_size is not None
         crop = config.video.crop_size / config.data.frame_size if version.title == "as it is" else None
     level = 20 * waveform.square().mean().sqrt().clamp_min(1e-5).log10()
     remarks = "; ".join(filter(None, [f"{cut} samples clipped" if cut else "", version.notes[clip]]))

@@ -15,6 +15,7 @@ from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
 from avssl.pipelines.run import check_same
+from avssl.pipelines.starts import check_start, complete_start
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
 
@@ -52,6 +53,8 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     if config.resume not in ("auto", "none"):
         raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
     checkpoint = resolve_checkpoint(config)
+    check_start(config, checkpoint)
+    config = complete_start(config, checkpoint)
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
     cells = list(make_cells(replace(config, checkpoint=str(checkpoint or "none")), folder))

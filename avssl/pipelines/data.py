@@ -111,7 +111,7 @@ def open_splits(
     entry = find_entry(config.name)
     manifest = open_data(config.name, root=config.root, options=config.options)
     if "video" in modalities:
-        check_frame_size(manifest, config.frame_size)
+        check_frame_size(manifest, config.frame_size or 0)
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
     protocol = ClipProtocol(
@@ -191,13 +191,16 @@ class Loaders:
     seed: int
 
     def _dataset(self, manifest: Manifest, **options: Any) -> ClipDataset:
+        if "video" in self.modalities:
+            frames, size = self.config.num_frames, self.config.frame_size
+            if frames is None or size is None:
+                raise ValueError("data.num_frames and data.frame_size: the model's are not known here; give both")
+            options |= {"num_frames": frames, "frame_size": size}
         return ClipDataset(
             manifest,
             modalities=self.modalities,
             clip_seconds=self.protocol.seconds,
             sample_rate=self.sample_rate,
-            num_frames=self.config.num_frames,
-            frame_size=self.config.frame_size,
             seed=self.seed,
             **options,
         )

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any, Literal
 
-from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig
+from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settings
 from avssl.evaluation.pictures import head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
@@ -23,7 +23,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """
     common: dict[str, Any] = {name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "seed")}
     folder = config.output / "pretrain"
-    pretraining = replace(PretrainConfig(**common), optim=config.pretrain, output=folder)
+    pretraining = replace(demo_settings(PretrainConfig), **common, optim=config.pretrain, output=folder)
     pretraining.data = replace(config.data, val_fraction=pretraining.data.val_fraction)
     pretrained = pretrain(pretraining)
     if not pretrained["finished"]:
@@ -36,7 +36,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         for start, checkpoint in (("random", "none"), ("pretrained", str(folder))):
             logger.info("%s from %s weights", protocol, start)
             result = finetune(
-                FinetuneConfig(
+                replace(
+                    demo_settings(FinetuneConfig),
                     **common,
                     data=config.data,
                     checkpoint=checkpoint,

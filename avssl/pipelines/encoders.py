@@ -1,24 +1,30 @@
-"""Audio encoders and pairs from what ``--checkpoint`` names: a run folder, an export, a .ckpt file, or none."""
+"""Audio encoders and pairs: their sizes, and what ``--checkpoint`` names: a run, an export, a .ckpt file, or none."""
 
+import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import mast
 from avssl.checkpoint import read_checkpoint
-from avssl.config import AudioConfig
+from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, PretrainConfig, VideoConfig
+from avssl.config.parts import REGULARIZATION
 from avssl.data.batch import Batch
 from avssl.models.pair import AudioVisualPair
+from avssl.models.video import own_size
 
+PairConfig = TypeVar("PairConfig", PretrainConfig, AugmentSheetConfig)
 logger = logging.getLogger(__name__)
 
 EXPORT = "audio_encoder"
-# Options of a model that its weights do not depend on.
-REGULARIZATION = ("drop_path",)
+# The models that are built where none is named.
+AUDIO_MODEL, VIDEO_MODEL = "mast_pico", "tiny"
+# Of the frontend, where neither the settings nor the model say any.
+SAMPLE_RATE, NUM_MELS = 16000, 128
 
 
 @dataclass
@@ -35,15 +41,66 @@ class AudioEncoder:
         return self.encoder.forward_head(self.encoder.forward_features(self.frontend(batch.audio)), pre_logits=True)
 
 
+def complete_audio(config: AudioConfig) -> AudioConfig:
+    """``config`` with the model's own sizes where it has none.
+
+    Raises:
+        ValueError: an unknown model, or options that it has not or refuses; the message names the setting.
+    """
+    name = AUDIO_MODEL if config.model is None else config.model
+    if name not in mast.list_models():
+        near = difflib.get_close_matches(name, mast.list_models(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"audio.model: unknown model {name!r}{hint} (models: {', '.join(mast.list_models())})")
+    if "num_classes" in config.options:
+        raise ValueError("audio.options: num_classes is set by the data's heads; leave it out")
+    try:
+        with torch.device("meta"):
+            model = mast.create_model(name, num_classes=0, **config.options)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"audio.options: {name} cannot be built with {config.options}: {error}") from error
+    rate = SAMPLE_RATE if config.sample_rate is None else config.sample_rate
+    mels = int(model.config.get("mels", NUM_MELS)) if config.num_mels is None else config.num_mels
+    return replace(config, model=name, sample_rate=rate, num_mels=mels)
+
+
+def complete_video(video: VideoConfig, data: DataConfig) -> tuple[VideoConfig, DataConfig]:
+    """``video`` and ``data`` with the encoder's own size and number of frames where they have none.
+
+    Raises:
+        ValueError: an unknown encoder.
+    """
+    name = VIDEO_MODEL if video.model is None else video.model
+    frames, side = own_size(name)
+    crop = side if video.crop_size is None else video.crop_size
+    number = frames if data.num_frames is None else data.num_frames
+    size = frame_size_for(crop) if data.frame_size is None else data.frame_size
+    return replace(video, model=name, crop_size=crop), replace(data, num_frames=number, frame_size=size)
+
+
+def frame_size_for(crop: int) -> int:
+    """Side of the frames to decode for a crop: 8/7 of it, up to a multiple of 8 (256 for 224)."""
+    return -(-crop // 7) * 8
+
+
+def complete_pair(config: PairConfig) -> PairConfig:
+    """``config`` with the encoders' own sizes where it has none, as the run's ``config.yaml`` keeps them."""
+    video, data = complete_video(config.video, config.data)
+    return replace(config, audio=complete_audio(config.audio), video=video, data=data)
+
+
 def frontend_options(config: AudioConfig) -> dict[str, Any]:
     """Keyword arguments of the frontend."""
+    config = complete_audio(config)
     options: dict[str, Any] = {"sample_rate": config.sample_rate, "num_mels": config.num_mels}
     return options | {key: value for key in ("mean", "std") if (value := getattr(config, key)) is not None}
 
 
 def random_encoder(config: AudioConfig) -> AudioEncoder:
     """The encoder of ``config`` with random weights."""
+    config = complete_audio(config)
     frontend = mast.LogMel(**frontend_options(config))
+    assert config.model is not None
     return AudioEncoder(mast.create_model(config.model, num_classes=0, **config.options), frontend, {})
 
 
@@ -76,7 +133,7 @@ def load_audio_encoder(path: Path) -> AudioEncoder:
 
 
 def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
-    """A checkpoint's encoder under the audio settings that are given beside it, as a recipe gives them.
+    """A checkpoint's encoder under the audio settings that are given beside it.
 
     Regularization is changed to what they say; everything else they say must be true of the encoder already.
 
@@ -87,15 +144,17 @@ def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
         return source
     encoder, frontend = source.encoder, source.frontend.config
     pairs: dict[str, tuple[Any, Any]] = {"model": (encoder.name, config.model)}
-    pairs |= {key: (frontend[key], value) for key, value in frontend_options(config).items()}
+    pairs |= {key: (frontend[key], getattr(config, key)) for key in ("sample_rate", "num_mels", "mean", "std")}
     pairs |= {f"options.{key}": (encoder.config.get(key), value) for key, value in config.options.items()}
     for key, (own, given) in pairs.items():
-        if own != given and key.removeprefix("options.") not in REGULARIZATION:
+        if given is not None and own != given and key.removeprefix("options.") not in REGULARIZATION:
             raise ValueError(
                 f"audio.{key}: the checkpoint's encoder has {own!r}, not {given!r}; beside a checkpoint leave audio "
                 "settings out, or give its own"
             )
     changed = {key: value for key, value in config.options.items() if key in REGULARIZATION}
+    if not changed:
+        return source
     twin = mast.create_model(encoder.name, **encoder.config | changed)
     twin.load_state_dict(encoder.state_dict())
     return AudioEncoder(twin, source.frontend, source.labels)
@@ -141,3 +200,13 @@ def export_audio_encoder(
     with torch.no_grad():
         mast.save_pretrained(encoder, folder, frontend=frontend, labels=labels, extra=extra)
     logger.info("exported the audio encoder to %s", folder)
+
+
+def audio_settings(source: AudioEncoder, given: AudioConfig) -> AudioConfig:
+    """The settings that rebuild ``source``, with the regularization of ``given``."""
+    encoder, frontend = source.encoder, source.frontend.config
+    with torch.device("meta"):
+        plain = mast.create_model(encoder.name).config
+    options = {key: value for key, value in encoder.config.items() if key != "num_classes" and value != plain[key]}
+    options |= {key: value for key, value in given.options.items() if key in REGULARIZATION}
+    return AudioConfig(encoder.name, options, *(frontend[key] for key in ("sample_rate", "num_mels", "mean", "std")))

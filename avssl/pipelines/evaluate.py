@@ -18,6 +18,7 @@ from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Loaders, Splits, open_splits
+from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch_single
 from avssl.pipelines.trained import Trained, run_folder, trained_with
@@ -69,11 +70,15 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
     Its number and size of frames; and of a classifier, on the data that it was fine-tuned on, the length and number of
     clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
     """
-    usual = DataConfig()
     taken: dict[str, Any] = {}
-    if subject.pair is not None or "video" in subject.modalities:
-        for name, value in (("num_frames", known.num_frames), ("frame_size", known.frame_size)):
-            if value is not None and getattr(data, name) == getattr(usual, name) != value:
+    sizes = subject.frames
+    if sizes is not None:
+        number, crop = sizes
+        for name, value in (
+            ("num_frames", known.num_frames or number),
+            ("frame_size", known.frame_size or frame_size_for(crop)),
+        ):
+            if getattr(data, name) is None:
                 taken[name] = value
     if subject.classifier is not None and data.name == known.data:
         entry = find_entry(data.name)

@@ -10,7 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from avssl.config import FinetuneConfig, PretrainConfig
+from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
+from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
@@ -21,11 +22,11 @@ from avssl.objectives import Shapes
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import EXPORT, AudioEncoder
+from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run
-from avssl.pipelines.starts import MODALITIES, check_start, random_twin, start_classifier
+from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
 from avssl.pipelines.training import (
     build_engine,
     create_objectives,
@@ -51,6 +52,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     checkpoint = resolve_checkpoint(config)
     check_start(config, checkpoint)
+    config = complete_start(config, checkpoint)
     fabric = launch(config.runtime, config.seed)
     modalities = MODALITIES[config.modality]
     splits = open_splits(config.data, modalities=modalities, labelled=True, seed=config.seed, fabric=fabric)
@@ -61,7 +63,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
     run.describe({"classifier": classifier}, splits.digest)
     frontend = classifier.frontend
-    sample_rate = config.audio.sample_rate if frontend is None else frontend.config["sample_rate"]
+    sample_rate = SAMPLE_RATE if frontend is None else frontend.config["sample_rate"]  # without sound it is not read
     loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
     test = splits.labelled_test
     if test is None:
@@ -96,18 +98,21 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
     """The path that ``checkpoint`` means; the demo's pretraining is run where it is missing."""
-    if config.checkpoint == "none":
-        return None
-    if config.checkpoint != "auto":
+    if config.checkpoint not in ("none", "auto"):
         return Path(config.checkpoint)
-    folder = Path("runs") / f"pretrain-{Path(config.data.name).stem}"
+    folder = pretraining_folder(config.data.name)
+    if config.checkpoint == "none":
+        if (folder / EXPORT).is_dir():
+            logger.info("starting from random weights; --checkpoint %s would start from that pretraining", folder)
+        return None
     if (folder / EXPORT).is_dir():
         logger.info("starting from %s", folder)
         return folder
     if config.data.name == "demo":
         logger.info("no pretraining run of the demo yet: running it first")
+        recipe = resolve(PretrainConfig, [Source("the demo", {"data": config.data.name})])
         watched: dict[str, Any] = {"wandb": config.wandb, "tensorboard": config.tensorboard}
-        before = PretrainConfig(**watched, runtime=config.runtime, output=folder, seed=config.seed)
+        before = replace(recipe, **watched, runtime=config.runtime, output=folder, seed=config.seed)
         if not pretrain(before)["finished"]:
             raise ValueError("pretraining was stopped; run the same command again to continue it")
         return folder

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from avssl.config import PretrainConfig, to_dict, to_yaml
+from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.engine import Engine
@@ -21,7 +22,7 @@ from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import EXPORT, export_audio_encoder, frontend_options
+from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, complete_pair, export_audio_encoder, frontend_options
 from avssl.pipelines.launch import launch
 from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.run import Run, next_command
@@ -46,13 +47,19 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
     """
+    config = complete_pair(config)
     fabric = launch(config.runtime, config.seed)
     splits = open_splits(config.data, modalities=("audio", "video"), labelled=False, seed=config.seed, fabric=fabric)
-    folder = config.output or sweep_folder() or Path("runs") / f"pretrain-{Path(config.data.name).stem}"
+    folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
     run = Run(config, folder, fabric, config.wandb, "pretrain")
     batch_size = config.optim.batch_size
     loaders = Loaders(
-        config.data, splits.protocol, ("audio", "video"), config.audio.sample_rate, batch_size, config.seed
+        config.data,
+        splits.protocol,
+        ("audio", "video"),
+        config.audio.sample_rate or SAMPLE_RATE,
+        batch_size,
+        config.seed,
     )
     task = build_task(config, len(splits.train), splits.protocol.seconds)
     prepare_encoders(config.runtime, task.pair.audio, task.pair.video)
@@ -72,7 +79,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
     run.describe({"pair": task.pair, "audio": task.pair.audio, "video": task.pair.video}, splits.digest)
     if fabric.is_global_zero:
-        _log_samples(run, loaders, splits.val or splits.train, config.audio.sample_rate)
+        _log_samples(run, loaders, splits.val or splits.train, loaders.sample_rate)
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -98,6 +105,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> PretrainTask:
     """The pair with its objectives and augmentation, for a training split of ``clips`` rows."""
+    config = complete_pair(config)
+    assert config.audio.model and config.video.model and config.video.crop_size and config.data.num_frames
     pair = AudioVisualPair.build(
         audio=config.audio.model,
         audio_options=config.audio.options,

@@ -17,7 +17,7 @@ def test_unknown_name_suggests() -> None:
 
 
 def test_unknown_argument_lists_the_known_ones() -> None:
-    with pytest.raises(TypeError, match=r"no argument depth; it takes .*depths"):
+    with pytest.raises(TypeError, match=r"no argument depth; did you mean depths\? it takes .*drop_path"):
         mast.create_model("mast_pico", depth=3)
 
 

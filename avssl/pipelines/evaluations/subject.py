@@ -47,6 +47,16 @@ class Subject:
         return "pair" if self.pair is not None else "classifier" if self.classifier is not None else "encoder"
 
     @property
+    def frames(self) -> tuple[int, int] | None:
+        """Number and side in pixels of the frames that its video encoder takes; None without one."""
+        if self.pair is not None:
+            return int(self.pair.settings["num_frames"]), int(self.pair.settings["crop_size"])
+        seeing = self.classifier
+        if seeing is None or seeing.num_frames is None or seeing.crop_size is None:
+            return None
+        return seeing.num_frames, seeing.crop_size
+
+    @property
     def labels(self) -> dict[str, list[str]]:
         """Classes of the classifier's heads; empty for none."""
         return self.classifier.labels if self.classifier is not None else {}

@@ -18,7 +18,6 @@ from avssl.evaluation.pictures import View, contact_sheet
 from avssl.evaluation.pictures import sheet as sheet_module
 from avssl.evaluation.pictures.style import save
 from avssl.pipelines.augment import augment_sheet, in_words, write_wave
-from avssl.pipelines.recipes import recipe_arguments
 
 MEDIA = Path(__file__).parents[1] / "data" / "media_factory.py"
 ROOT = Path(__file__).parents[3]
@@ -111,10 +110,10 @@ def test_recipes_of_training_runs_are_cut_to_what_a_sheet_shows(tmp_path) -> Non
     recipe = PretrainConfig(augment=AugmentConfig(hue=0.2), output=tmp_path / "run", seed=5)
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(recipe))
-    config = parse(AugmentSheetConfig, recipe_arguments(["--config", str(file), "--views", "7"]))
+    config = parse(AugmentSheetConfig, ["--config", str(file), "--views", "7"])
     assert config == AugmentSheetConfig(augment=AugmentConfig(hue=0.2), seed=5, views=7)
     file.write_text(to_yaml(FinetuneConfig(augment=AugmentConfig(mix=0.2))))
-    assert parse(AugmentSheetConfig, recipe_arguments([f"--config={file}"])).augment.mix == 0.2
+    assert parse(AugmentSheetConfig, [f"--config={file}"]).augment.mix == 0.2
 
 
 @pytest.mark.parametrize(
@@ -122,22 +121,22 @@ def test_recipes_of_training_runs_are_cut_to_what_a_sheet_shows(tmp_path) -> Non
 )
 def test_recipes_of_the_repository_can_be_looked_at(recipe: Path) -> None:
     values = yaml.safe_load(recipe.read_text())
-    config = parse(AugmentSheetConfig, recipe_arguments(["--config", str(recipe)]))
+    config = parse(AugmentSheetConfig, ["--config", str(recipe)])
     assert all(getattr(config.augment, name) == value for name, value in values.get("augment", {}).items())
 
 
 def test_a_sheets_own_file_is_taken_whole_and_typos_are_errors(tmp_path, capsys) -> None:
     file = tmp_path / "sheet.yaml"
     file.write_text("views: 2\noutput: here\naugment: {hue: 0.1}\n")
-    config = parse(AugmentSheetConfig, recipe_arguments(["--config", str(file)]))
+    config = parse(AugmentSheetConfig, ["--config", str(file)])
     assert (config.views, config.output, config.augment.hue) == (2, Path("here"), 0.1)
     for text in ("augment: {hew: 0.1}", "optim: {lr: 1}\naugment: {hew: 0.1}", "optin: {lr: 1}"):
         file.write_text(text)
         with pytest.raises(SystemExit) as stop:
-            parse(AugmentSheetConfig, recipe_arguments(["--config", str(file)]))
+            parse(AugmentSheetConfig, ["--config", str(file)])
         assert stop.value.code == 2 and ("hew" if "hew" in text else "optin") in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        parse(AugmentSheetConfig, recipe_arguments(["--config", str(tmp_path / "nowhere.yaml")]))
+        parse(AugmentSheetConfig, ["--config", str(tmp_path / "nowhere.yaml")])
 
 
 def test_defaults_are_those_of_pretraining() -> None:

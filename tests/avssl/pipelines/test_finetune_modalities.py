@@ -69,7 +69,7 @@ def config(output: Path, checkpoint: Path | str, **options) -> FinetuneConfig:
 
 def loaders_of(modalities) -> tuple[Loaders, object]:
     splits = open_splits(DATA, modalities=modalities, labelled=True)
-    return Loaders(DATA, splits.protocol, modalities, 16000, 8, 0), splits
+    return Loaders(replace(DATA, frame_size=56), splits.protocol, modalities, 16000, 8, 0), splits
 
 
 def test_bottleneck_from_a_pretrained_pair_beside_contrast(pretrained: Path, tmp_path: Path) -> None:
@@ -141,10 +141,17 @@ def test_late_fusion_from_random_weights_resumes(tmp_path: Path) -> None:
     [
         ({"fusion": "bottleneck"}, "fusion: bottleneck needs modality both, not audio"),
         ({"modality": "both", "fusion": "bottleneck"}, "bottleneck has layers to train; use head full"),
-        ({"modality": "video", "video": VideoConfig(model="tiny_motion")}, "the encoder is the checkpoint's"),
+        (
+            {"modality": "video", "video": VideoConfig(model="tiny_motion")},
+            r"video\.model: .* 'tiny', not",
+        ),
+        ({"modality": "both", "video": VideoConfig(pretrained=True)}, r"video\.pretrained: the weights are the"),
         ({"modality": "both", "audio": AudioConfig(num_mels=96)}, r"audio\.num_mels: the checkpoint's encoder has"),
         ({"modality": "video", "audio": AUDIO}, "audio: modality video has no audio encoder"),
-        ({"modality": "video", "data": DataConfig(num_frames=8, options=DATA.options)}, "takes 4 frames a clip, not 8"),
+        (
+            {"modality": "video", "data": DataConfig(num_frames=8, options=DATA.options)},
+            "num_frames: .* has 4, not 8",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(options, told, pretrained, tmp_path) -> None:

@@ -1,12 +1,22 @@
-"""A recipe beside a checkpoint: what it says of the encoder must be true, or may be changed."""
+"""Sizes of encoders: by name, as given, and beside a checkpoint, where what is given must be true or may be changed."""
 
 import copy
 
 import pytest
 import torch
 
-from avssl.config import AudioConfig
-from avssl.pipelines.encoders import random_encoder, with_settings
+from avssl.config import AudioConfig, DataConfig, FinetuneConfig, VideoConfig
+from avssl.pipelines.encoders import (
+    AudioEncoder,
+    audio_settings,
+    complete_audio,
+    complete_video,
+    export_audio_encoder,
+    frame_size_for,
+    random_encoder,
+    with_settings,
+)
+from avssl.pipelines.starts import complete_start
 
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.0}
 
@@ -45,3 +55,62 @@ def test_true_settings_and_other_regularization(source) -> None:
 def test_a_false_one_is_named(source, config, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         with_settings(source, config)
+
+
+def test_what_is_not_given_is_not_compared(source) -> None:
+    assert with_settings(source, AudioConfig(model="mast_pico", num_mels=48)) is source
+    assert with_settings(source, AudioConfig(options={"drop_path": 0.5})).encoder.config["drop_path"] == 0.5
+
+
+def test_a_checkpoints_settings_rebuild_it_and_are_kept_in_the_config(source, tmp_path) -> None:
+    known = audio_settings(source, AudioConfig(options={"drop_path": 0.2}))
+    assert known.model == "mast_pico" and known.num_mels == 48 and known.sample_rate == 16000
+    assert known.options == SMALL | {"drop_path": 0.2}
+    assert random_encoder(known).encoder.config == source.encoder.config | {"drop_path": 0.2}
+    export_audio_encoder(tmp_path, source.encoder, source.frontend, {}, {})
+    config = complete_start(FinetuneConfig(), tmp_path)
+    assert config.audio == audio_settings(source, AudioConfig())
+    assert complete_start(config, tmp_path) == config
+    assert config.video == VideoConfig() and config.data == DataConfig()  # an audio task says nothing of video
+
+
+@pytest.mark.parametrize("name", ["ast_base", "mast_nano"])
+def test_a_variant_by_name_keeps_its_name_alone(name: str) -> None:
+    encoder = random_encoder(AudioConfig(name, num_mels=64))
+    assert audio_settings(AudioEncoder(encoder.encoder, encoder.frontend, {}), AudioConfig()).options == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [("mvit_v2_s", (16, 256, 224)), ("r2plus1d_18", (16, 128, 112)), ("tiny", (8, 56, 48)), (None, (8, 56, 48))],
+)
+def test_a_video_encoder_has_its_own_size_where_none_is_given(model, sizes) -> None:
+    video, data = complete_video(VideoConfig(model), DataConfig())
+    assert (data.num_frames, data.frame_size, video.crop_size) == sizes
+    video, data = complete_video(VideoConfig(model, crop_size=96), DataConfig(num_frames=4))
+    assert (data.num_frames, data.frame_size, video.crop_size) == (4, 112, 96)
+
+
+@pytest.mark.parametrize("crop", range(1, 300, 7))
+def test_frames_are_never_smaller_than_their_crop(crop: int) -> None:
+    assert crop < frame_size_for(crop) < crop * 8 / 7 + 8 and frame_size_for(crop) % 8 == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            AudioConfig("mast_bse"),
+            r"audio\.model: unknown model 'mast_bse'; did you mean mast_base\?",
+        ),
+        (AudioConfig(options={"drop_pth": 0.1}), r"audio\.options: mast_pico .* did you mean drop_path\?"),
+        (AudioConfig("ast_base", {"depths": [1, 1]}), r"audio\.options: ast_base .* no argument depths"),
+        (AudioConfig(options={"depths": "many"}), r"audio\.options: mast_pico cannot be built"),
+        (AudioConfig(options={"embed_dim": 0}), r"audio\.options: .*embed_dim=0"),
+        (AudioConfig(options={"num_classes": 5}), r"audio\.options: num_classes is set by the data's heads"),
+    ],
+)
+def test_a_wrong_model_or_option_is_one_line_that_names_the_setting(config, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        complete_audio(config)
+    assert "\n" not in str(error.value)

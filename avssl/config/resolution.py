@@ -1,0 +1,308 @@
+"""From what is given to a config: typed defaults, then the recipe, then the given values, in the shell as in Python."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from avssl.config.crossval import CrossvalConfig
+from avssl.config.parts import REGULARIZATION, DataConfig
+from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
+from avssl.config.runs import AugmentSheetConfig, FinetuneConfig, PretrainConfig
+from avssl.errors import SettingsError
+
+Config = TypeVar("Config")
+logger = logging.getLogger(__name__)
+
+# Recipes of a config, by their folder. A sheet of augmented clips looks at a part of pretraining's.
+RECIPES: dict[type, str] = {
+    PretrainConfig: "pretrain",
+    FinetuneConfig: "finetune",
+    CrossvalConfig: "finetune",
+    AugmentSheetConfig: "pretrain",
+}
+# What belongs to the thing that a setting names: where a later source names another one, it goes.
+BELONGS = {
+    "audio.model": ("audio.options", "audio.num_mels"),
+    "video.model": ("video.pretrained", "video.crop_size", "data.num_frames", "data.frame_size"),
+    "data.name": (
+        "data.root", "data.options", "data.clip_seconds", "data.eval_clips", "data.heads", "data.split", "head_weights",
+    ),
+}  # fmt: skip
+# A checkpoint brings its encoders with all their sizes.
+_OF_CHECKPOINT = ("audio", "video", "data.num_frames", "data.frame_size")
+_NO_CHECKPOINT = (None, "none", "auto")
+
+
+def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence[str] = ()) -> Config:
+    """The config of typed defaults, the recipe and the given values; the log names a recipe that was not asked for.
+
+    Args:
+        config_class: One of the configs.
+        given: What is given, the later over the earlier; ``data`` may be a name alone, and keys may be dotted.
+        files: Recipes that are given (``--config``), the later over the earlier, all below ``given``; without one, the
+            recipe of the data's name is taken where there is one, else the small one.
+
+    Raises:
+        SettingsError: an unknown or wrong setting, or a file that is none; one line that names it and the fix.
+    """
+    given = [Source(source.name, _nested(source.values)) for source in given]
+    command = RECIPES.get(config_class)
+    sources: list[Source] = []
+    for name in files:
+        sources += read_recipe(find_recipe(command, name))
+    if command and not files:
+        file, line = choose_recipe(command, _data_name(given))
+        logger.info("%s", line)
+        sources += read_recipe(file)
+    sources = [Source(source.name, _nested(source.values)) for source in sources]
+    if config_class is AugmentSheetConfig:
+        sources = [_of_sheet(source) for source in sources]
+    sources += given
+    for source in sources:
+        check_keys(config_class, source)
+    finetunes = issubclass(config_class, FinetuneConfig)
+    if finetunes and (run := _own_pretraining(sources)):
+        sources.insert(len(sources) - len(given), Source(str(run), {"checkpoint": str(run)}))
+        sources.append(Source("", {"checkpoint": "auto"}))
+    values, left_out = merge(sources, takes_checkpoint=finetunes)
+    for line in left_out:
+        logger.info("%s", line)
+    return _typed(config_class, values, sources)
+
+
+def pretraining_folder(data: str) -> Path:
+    """Where pretraining on ``data`` puts its run, and fine-tuning with checkpoint auto looks for it."""
+    return Path("runs") / f"pretrain-{Path(data).stem}"
+
+
+def demo_settings(config_class: type[Config]) -> Config:
+    """The settings of a command on the demo: its recipe alone."""
+    return resolve(config_class, [], [str(CONFIGS / RECIPES[config_class] / "demo.yaml")])
+
+
+def merge(sources: Sequence[Source], takes_checkpoint: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """The values of all sources in one, and a line on each that was left out.
+
+    Of ``options`` and all other groups, given keys replace, others stay. But where a source names another model (or
+    other data) than the sources before it, what those gave for the former one is left out, see :data:`BELONGS`. With
+    ``takes_checkpoint`` a checkpoint counts as the name of its encoders.
+    """
+    merged: dict[str, Any] = {}
+    lines: list[str] = []
+    for source in sources:
+        for name, owned in BELONGS.items():
+            before, now = _get(merged, name), _get(source.values, name)
+            if before is not None and now is not None and before != now:
+                gone = [key for key in owned if _drop(merged, key)]
+                if gone:
+                    lines.append(f"{name} is {now}: {', '.join(gone)} given for {before} left out")
+        checkpoint = _get(source.values, "checkpoint")
+        if takes_checkpoint and checkpoint not in _NO_CHECKPOINT and _get(merged, "checkpoint") != checkpoint:
+            kept = {key: value for key, value in (_get(merged, "audio.options") or {}).items() if key in REGULARIZATION}
+            gone = [key for key in _OF_CHECKPOINT if _drop(merged, key)]
+            if kept:
+                merged["audio"] = {"options": kept}
+            if gone:
+                lines.append(f"the encoders are those of {checkpoint}: {', '.join(gone)} of the recipe left out")
+        merged = _merged(merged, source.values)
+    return merged, lines
+
+
+def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], list[Source]]:
+    """The files of ``--config``, and the options as sources of one name, in their order.
+
+    Raises:
+        SettingsError: an option that there is not, or a value of the wrong type.
+    """
+    parser = _parser(config_class)
+    required = [item.name for item in fields(config_class) if item.default is item.default_factory is MISSING]
+    files: list[str] = []
+    values: dict[str, Any] = {}
+    for option, rest in _options(argv):
+        name = option.removeprefix("--")
+        if name == "config":
+            files += rest
+            continue
+        _check_path(config_class, name)
+        stand_ins = [other for other in required if other != name]
+        try:
+            one = parser.parse_args([*(f"--{other}=x" for other in stand_ins), option, *rest], defaults=False).as_dict()
+        except ArgumentError as error:
+            raise SettingsError(_told(error)) from error
+        for other in stand_ins:
+            one.pop(other)
+        values = _merged(values, one)
+    return files, [Source("command line", values)] if values else []
+
+
+def check_keys(config_class: type, source: Source) -> None:
+    """Raises SettingsError for a key that ``config_class`` has not, with the nearest one that it has."""
+
+    def walk(values: Mapping[str, Any], kind: type, prefix: str) -> None:
+        known = _members(kind)
+        for key, value in values.items():
+            if key not in known:
+                _unknown(config_class, f"{prefix}{key}", source.name)
+            inner = known[key]
+            if inner is not None and isinstance(value, Mapping):
+                walk(value, inner, f"{prefix}{key}.")
+
+    walk(source.values, config_class, "")
+
+
+def _typed(config_class: type[Config], values: dict[str, Any], sources: Sequence[Source]) -> Config:
+    parser = _parser(config_class)
+    try:
+        parsed = parser.instantiate(parser.parse_object(values)).as_dict()
+    except ArgumentError as error:
+        told = _told(error)
+        key = told.split(":")[0]
+        place = next((source.name for source in reversed(sources) if _get(source.values, key) is not None), "")
+        raise SettingsError(told if place in ("", "command line") else f"{place}: {told}") from error
+    return config_class(**parsed)
+
+
+def _parser(config_class: type) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _told(error: ArgumentError) -> str:
+    """jsonargparse's message as one line that begins with the setting."""
+    text = " ".join(str(error).split())
+    if text.startswith('Parser key "'):
+        key, _, rest = text.removeprefix('Parser key "').partition('": ')
+        text = f"{key}: {rest}"
+    return text.replace("<class '", "").replace("'>", "").replace("typing.Literal", "one of ")
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each option with its value; of ``--name=value`` too, and ``--data`` means ``--data.name``."""
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise SettingsError(f"{word!r}: no option; options begin with -- and take one value, lists as '[a, b]'")
+        option, equals, value = word.partition("=")
+        option = "--data.name" if option == "--data" else option
+        if equals:
+            yield option, [value]
+        else:
+            yield option, [rest.pop(0)] if rest and not rest[0].startswith("--") else []
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with dotted keys as groups, and data that is a name alone as that of ``data``."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "data" and isinstance(value, str | Path):
+            value = {"name": str(value)}
+        for part in reversed(str(key).split(".")[1:]):
+            value = {part: value}
+        out = _merged(out, {str(key).split(".")[0]: value})
+    return out
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(under)
+    for key, value in over.items():
+        before = out.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        out[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
+def _get(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return None
+        found = found[part]
+    return found
+
+
+def _drop(values: dict[str, Any], key: str) -> bool:
+    """Takes ``key`` out of ``values``; whether it was there."""
+    first, _, rest = key.partition(".")
+    if first not in values:
+        return False
+    if not rest:
+        return bool(values.pop(first))
+    inner = dict(values[first]) if isinstance(values[first], Mapping) else {}
+    was_there = _drop(inner, rest)
+    values[first] = inner
+    return was_there
+
+
+def _data_name(given: Sequence[Source]) -> str:
+    names = [name for source in given if (name := _get(source.values, "data.name")) is not None]
+    return str(names[-1]) if names else DataConfig().name
+
+
+def _own_pretraining(sources: Sequence[Source]) -> Path | None:
+    """The pretraining run that checkpoint auto, which none of ``sources`` overrides, will start from; its encoders win
+    over those of a recipe."""
+    checkpoints = [found for source in sources if (found := _get(source.values, "checkpoint")) is not None]
+    run = pretraining_folder(_data_name(sources))
+    return run if (checkpoints or ["auto"])[-1] == "auto" and (run / "audio_encoder").is_dir() else None
+
+
+def _of_sheet(source: Source) -> Source:
+    """What a sheet of augmented clips shows of a training run's recipe, or of the ``config.yaml`` of a run."""
+    own = {item.name for item in fields(AugmentSheetConfig)}
+    training = {item.name for kind in (PretrainConfig, FinetuneConfig) for item in fields(kind)} - own
+    if not training & source.values.keys():
+        return source
+    dropped = training | {"output"}  # the run's folder is not the sheet's
+    return Source(source.name, {key: value for key, value in source.values.items() if key not in dropped})
+
+
+def _members(kind: type) -> dict[str, type | None]:
+    """The settings of a config class; the class of each that is a group of settings itself."""
+    hints = get_type_hints(kind)
+    return {
+        item.name: next((t for t in (hints[item.name], *get_args(hints[item.name])) if is_dataclass(t)), None)  # type: ignore[misc]
+        for item in fields(kind)
+    }
+
+
+def _paths(kind: type, prefix: str = "") -> Iterator[str]:
+    for name, inner in _members(kind).items():
+        yield f"{prefix}{name}"
+        if inner is not None:
+            yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _check_path(config_class: type, path: str) -> None:
+    kind: type | None = config_class
+    parts = path.removesuffix("+").split(".")
+    for count, part in enumerate(parts, start=1):
+        members = _members(kind) if kind is not None else None
+        if members is None:
+            return  # a key of a dict, such as options, whose keys are the model's
+        if part not in members:
+            _unknown(config_class, ".".join(parts[:count]))
+        kind = members[part]
+
+
+def _unknown(config_class: type, path: str, place: str = "") -> None:
+    paths = list(_paths(config_class))
+    last = path.rpartition(".")[2]
+    near = [other for other in paths if other.rpartition(".")[2] == last]
+    near = near or get_close_matches(path, paths, n=1, cutoff=0.75)
+    group = path.rpartition(".")[0]
+    siblings = [other for other in paths if other.rpartition(".")[0] == group]
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"there are {', '.join(siblings or list(_members(config_class)))}"
+    )
+    before = f"{place}: " if place else ""
+    option = path if place else f"--{path}"
+    raise SettingsError(f"{before}{option}: no such setting; {hint}")
