@@ -3,7 +3,12 @@
 import os
 import sys
 from importlib.abc import MetaPathFinder
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from avssl.api import Embeddings, Predictions, Result, embed, evaluate, finetune, predict, pretrain
+
+__all__ = ["Embeddings", "Predictions", "Result", "embed", "evaluate", "finetune", "predict", "pretrain"]
 __version__ = "0.1.0"
 
 # OpenMP threads that spin while they wait take the core from the decoding processes, and each operator then waits for
@@ -33,3 +38,16 @@ class _Imports(MetaPathFinder):
 
 
 sys.meta_path.insert(0, _Imports())
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of :mod:`avssl.api`, which are imported at first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from avssl import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

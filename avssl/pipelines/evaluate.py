@@ -180,4 +180,4 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[s
     for headline in headlines:
         logger.info("%s: %s", headline.name, headline)
     logger.info("result: %s", bench.folder / "result.json")
-    return result
+    return result | {"folder": str(bench.folder)}

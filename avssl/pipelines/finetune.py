@@ -93,7 +93,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         log_model(run.tracker, export, extra | result["metrics"])
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
-    return result
+    return result | {"folder": str(run.folder)}
 
 
 def resolve_checkpoint(config: FinetuneConfig) -> Path | None:

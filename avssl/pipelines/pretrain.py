@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
 
     Returns:
-        What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
+        What ``result.json`` holds, and the run's ``folder``; ``finished`` is False when a signal ended the run early.
     """
     config = complete_pair(config)
     fabric = launch(config.runtime, config.seed)
@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         result |= _evaluate(config, run, pair, loaders, splits, engine)
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
-    return result
+    return result | {"folder": str(run.folder)}
 
 
 def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> PretrainTask:
