@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -17,8 +18,9 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from avssl.data.media.container import decode_frames, find_audio, open_media, seconds, start_of
+from avssl.data.media.container import decoded, find_audio, open_media, packets_of, seconds, start_of
 from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import may_seek, promised_span, span_of
 
 # Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
 _RUN_UP = 1.0
@@ -27,11 +29,18 @@ _MARGIN = 0.05
 # A span that starts before this many seconds is decoded from the beginning, without a seek: the codec's run-up there is
 # not found again by one.
 BEGINNING = _RUN_UP + 2 * _MARGIN
+# Containers whose sound can be taken up anywhere, though a seek may lead astray. Elsewhere (ADPCM) what comes out of a
+# decoder may depend on all that went in.
+_SKIPPABLE = {"mpeg", "mpegts", "ogg"}
 # Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
 JITTER = 0.03
+# How the channels of a file become one: their mean, or the one of this number, counted from 0.
+Channel = Literal["mean"] | int
 _DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 # PyAV counts one plane too many from 8 planar channels on (7.1), and reading that one is a segmentation fault.
 _MAX_PLANES = 8
+# Channels whose mean has less than this share of their energy (30 dB less) cancel.
+_CANCELLED = 1e-3
 # A codec fills its last block; the header knows where the sound ends within it.
 PADDING = 0.15
 # What may be missing inside the stream's own extent: the larger of these (codec delay and tails; header rounding).
@@ -72,6 +81,7 @@ def sound_of(
     start: float = 0.0,
     duration: float | None = None,
     sample_rate: int = 16000,
+    channel: Channel = "mean",
 ) -> Sound:
     """``[start, start + duration)`` seconds of sound, however much of it is there; see `MediaFile.audio`.
 
@@ -80,26 +90,42 @@ def sound_of(
             left anywhere.
         stream: Its sound, from `find_audio`.
         path: The file.
-        start, duration, sample_rate: As for `MediaFile.audio`.
+        start, duration, sample_rate, channel: As for `MediaFile.audio`.
 
     Raises:
-        MediaError: "non-finite audio".
+        MediaError: "non-finite audio"; "no such channel".
     """
-    declared = declared_extent(container, stream)
     end = math.inf if duration is None else start + duration
-    track = _decode(container, stream, start, end, sample_rate)
-    if track.broken_seek:
-        # The seek landed beyond its target or gave no timestamps: start over and decode up to the span.
+    track = None
+    if start < BEGINNING:
+        track = _decode(container, stream, path, start, end, sample_rate, channel)
+    elif may_seek(container, stream, path):
+        track = _decode(container, stream, path, start, end, sample_rate, channel, seek=True)
+    if track is None:  # the seek landed beyond its target or gave no timestamps, or there can be none
         with open_media(path) as again:
-            track = _decode(again, find_audio(again, path), start, end, sample_rate, seek=False)
+            track = _decode(again, find_audio(again, path), path, start, end, sample_rate, channel)
+    intervals = track.intervals(start, end)
+    whole = duration is not None and len(intervals) == 1 and intervals[0][1] - intervals[0][0] > duration - 1e-6
+    header = promised_span(container, stream)
+    promised = (start, end) if whole else header or span_of(container, stream, path)
     if duration is None:
-        padded = declared[1] < track.end < declared[1] + PADDING
-        end = max(declared[1] if padded else max(track.end, declared[1]), start + 1 / sample_rate)
+        end = max(sound_end(promised[1], track.end, header is not None), start + 1 / sample_rate)
+        intervals = track.intervals(start, end)
     count = round((end - start if duration is None else duration) * sample_rate)
     waveform = track.resampled(start, count, sample_rate)
     if not np.isfinite(waveform).all():
         raise MediaError(path, "non-finite audio", f"{start:.2f} to {end:.2f} s")
-    return Sound(waveform, start, end, track.intervals(start, end), (declared[0], max(declared[1], track.end)))
+    return Sound(waveform, start, end, intervals, (promised[0], max(promised[1], track.end)))
+
+
+def sound_end(promised: float, decoded: float, by_header: bool) -> float:
+    """When the sound of a file ends, which is when it should, by its header or packets, or when its last sample is.
+
+    A header knows how much of the last block is padding; the times of packets are rounded.
+    """
+    if by_header and promised <= decoded < promised + PADDING:
+        return promised
+    return decoded if not by_header and abs(decoded - promised) < PADDING else max(promised, decoded)
 
 
 def checked(sound: Sound, path: str | Path) -> AudioClip:
@@ -127,7 +153,6 @@ class Track:
         self.pieces: list[tuple[int, np.ndarray]] = []  # (position in samples after origin, samples)
         self.cursor = 0  # where the next piece goes if its timestamp agrees
         self.begun = False
-        self.broken_seek = False
 
     @property
     def end(self) -> float:
@@ -187,72 +212,117 @@ class Track:
         return wanted
 
 
-def declared_extent(container: InputContainer, stream: AudioStream) -> tuple[float, float]:
-    """Seconds between which the header promises sound; (x, x) where it promises nothing."""
-    begin = seconds(stream, stream.start_time)
-    begin = 0.0 if begin is None else begin - start_of(container)
-    length = seconds(stream, stream.duration)
-    return begin, begin + (length or 0.0)
-
-
 def _decode(
     container: InputContainer,
     stream: AudioStream,
+    path: str | Path,
     start: float,
     end: float,
     sample_rate: int,
-    seek: bool = True,
-) -> Track:
+    channel: Channel,
+    seek: bool = False,
+) -> Track | None:
+    """The sound from somewhat before ``start`` until after ``end``; None where a seek missed."""
     rate = stream.codec_context.sample_rate
     # Begin on an instant that is a whole number of samples at both rates, so that any span of a file is cut from
     # the same resampling grid.
     grid = math.gcd(rate, sample_rate)
     track = Track(math.floor(max(0.0, start - _MARGIN) * grid) / grid)
-    file_start = start_of(container)
-    sought = seek and track.origin > _RUN_UP
-    if sought:
+    file_start, run_up = start_of(container), track.origin - _RUN_UP
+    if seek:
         assert stream.time_base is not None
         try:
-            container.seek(int((track.origin - _RUN_UP + file_start) / stream.time_base), stream=stream)
+            container.seek(int((run_up + file_start) / stream.time_base), stream=stream)
         except av.FFmpegError:
-            track.broken_seek = True
-            return track
+            return None
     tick: float | None = None
-    for frame in decode_frames(container, stream):
-        if tick is None:
-            tick = seconds(frame, 1)
-        time = None if frame.pts is None or tick is None else frame.pts * tick - file_start
-        if sought and not track.begun and (time is None or time > track.origin):
-            track.broken_seek = True
-            return track
-        samples = mono_samples(frame)
-        if not track.begun and time is None:
-            time = 0.0
-        track.add(time, samples, frame.sample_rate)
+    for packet in packets_of(container, stream):
+        if packet.size and not seek and not track.begun and container.format.name in _SKIPPABLE:
+            time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
+            if time is not None and time + (seconds(packet, packet.duration) or 0.0) < run_up + file_start:
+                continue  # read on the way, since a seek would not land where it says
+        for frame in decoded(packet):
+            if tick is None:
+                tick = seconds(frame, 1)
+            time = None if frame.pts is None or tick is None else frame.pts * tick - file_start
+            if seek and not track.begun and (time is None or time > track.origin):
+                return None
+            if not track.begun and time is None:
+                time = 0.0
+            track.add(time, mono_samples(frame, channel, path), frame.sample_rate)
         if track.end >= end + _MARGIN:
             break
     return track
 
 
-def mono_samples(frame: AudioFrame) -> np.ndarray:
-    """(S,) float32: integers scaled to [-1, 1), channels averaged."""
+def mono_samples(frame: AudioFrame, channel: Channel = "mean", path: str | Path = "") -> np.ndarray:
+    """(S,) float32: integers scaled to [-1, 1), and the channels' mean or one of them.
+
+    Raises:
+        MediaError: "no such channel" in the sound of ``path``.
+    """
+    planes = _planes(frame)
+    if channel != "mean":
+        if channel >= len(planes):
+            raise MediaError(path, "no such channel", f"channel {channel} of {len(planes)}, counted from 0")
+        planes = planes[channel : channel + 1]
+    elif len(planes) > 2:
+        full_range = [i for i, known in enumerate(frame.layout.channels) if not known.name.startswith("LFE")]
+        planes = [planes[i] for i in full_range] or planes
+    mono = planes[0].astype(np.float32)
+    for plane in planes[1:]:
+        mono += plane
+    dtype = planes[0].dtype
+    if dtype == np.uint8:
+        mono -= 128 * len(planes)
+    scale = len(planes) * (1 if np.issubdtype(dtype, np.floating) else 1 << (8 * dtype.itemsize - 1))
+    return mono if scale == 1 else mono / np.float32(scale)
+
+
+def _planes(frame: AudioFrame) -> list[np.ndarray]:
+    """The samples of each channel, (S,) of the file's type."""
     channels = frame.layout.nb_channels
     if frame.format.is_planar and channels >= _MAX_PLANES:
         frame = av.AudioResampler(format="flt", layout=frame.layout.name).resample(frame)[0]
     dtype = _DTYPES[frame.format.packed.name]
     # Several times faster than frame.to_ndarray(), which stacks copies; there are dozens of frames a second.
     if frame.format.is_planar:
-        planes = [np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes]  # type: ignore[call-overload]
-    else:
-        together = np.frombuffer(frame.planes[0], dtype, frame.samples * channels)  # type: ignore[call-overload]
-        planes = [together[channel::channels] for channel in range(channels)]
-    if channels > 2:
-        full_range = [i for i, channel in enumerate(frame.layout.channels) if not channel.name.startswith("LFE")]
-        planes = [planes[i] for i in full_range] or planes
-    mono = planes[0].astype(np.float32)
-    for plane in planes[1:]:
-        mono += plane
-    if dtype == np.uint8:
-        mono -= 128 * len(planes)
-    scale = len(planes) * (1 if np.issubdtype(dtype, np.floating) else 1 << (8 * np.dtype(dtype).itemsize - 1))
-    return mono if scale == 1 else mono / np.float32(scale)
+        return [np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes]  # type: ignore[call-overload]
+    together = np.frombuffer(frame.planes[0], dtype, frame.samples * channels)  # type: ignore[call-overload]
+    return [together[channel::channels] for channel in range(channels)]
+
+
+def check_channel(channel: Channel) -> None:
+    """Refuses, with a ValueError, what is neither "mean" nor the number of a channel."""
+    if channel != "mean" and (not isinstance(channel, int) or isinstance(channel, bool) or channel < 0):
+        raise ValueError(f"channel: must be 'mean' or the number of a channel, counted from 0; got {channel!r}")
+
+
+def cancels(path: str | Path, start: float = 0.0, duration: float = 30.0) -> bool:
+    """Whether the channels of a file cancel when they are averaged, as those of a stereo with one phase inverted do.
+
+    Such a file sounds to a person and is silence to a model: take one channel of it.
+
+    Args:
+        path: The file.
+        start, duration: Seconds that are listened to, as far as there are any.
+
+    Raises:
+        MediaError: no usable sound.
+    """
+    total = mean = 0.0
+    with open_media(path) as container:
+        stream, origin = find_audio(container, path), start_of(container)
+        if stream.codec_context.channels < 2:
+            return False
+        for packet in packets_of(container, stream):
+            time = (seconds(packet, packet.pts) or 0.0) - origin
+            if packet.size and time < start:
+                continue
+            if time > start + duration:
+                break
+            for frame in decoded(packet):
+                channels = [mono_samples(frame, k, path) for k in range(frame.layout.nb_channels)]
+                total += sum(float(np.square(samples).sum()) for samples in channels) / len(channels)
+                mean += float(np.square(mono_samples(frame)).sum())
+    return total > 0 and mean < _CANCELLED * total

@@ -28,6 +28,8 @@ LISTED = {"mov,mp4,m4a,3gp,3g2,mj2"}
 _SUMMED = {"matroska,webm", "flac"}
 # Containers of sound whose samples have all the same size in PCM, and only then.
 _UNCOMPRESSED = {"wav", "w64", "aiff", "au", "caf"}
+# Further containers that store times, or of which FFmpeg indexes every packet on the way to a seek's target.
+_SEEKABLE = {"ogg", "mpegts", "flv", "asf", "avi", "nut", "mxf", "mp3", "aac", "ac3", "eac3"}
 # How long before the end that the header tells the last packets are looked for, in seconds.
 _TAIL = 1.0
 # A header's time that differs from the packets' by less than this is the better one: it knows of priming, padding and
@@ -63,9 +65,7 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
         listed = _listed(container, streams)
         if listed is not None:
             return Extents(listed)
-    elif container.format.name in _SUMMED or (
-        container.format.name in _UNCOMPRESSED and all(s.codec_context.name.startswith("pcm_") for s in streams)
-    ):
+    elif container.format.name in _SUMMED or all(_is_pcm(container, stream) for stream in streams):
         ends = _from_tail(container, streams)
         if ends is not None:
             return Extents(ends)
@@ -83,23 +83,54 @@ def usable_streams(container: InputContainer, path: str | Path) -> list[Usable]:
     return streams
 
 
-def extent_in_file(path: str | Path, stream: Usable) -> tuple[float, float] | None:
-    """The extent of one stream of a file that is opened for it; None where it has no packets."""
-    with open_media(path) as container:
-        return extents_of(container, path).spans.get(stream.index)
+def span_of(container: InputContainer, stream: Usable, path: str | Path) -> tuple[float, float]:
+    """(start, end) between which a stream of an open file should be, the file being whole or cut off.
+
+    The container is left as it is. (x, x) where nothing is known.
+    """
+    span = promised_span(container, stream)
+    if span is None:
+        with open_media(path) as again:
+            span = extents_of(again, path).spans.get(stream.index)
+    return span or (0.0, 0.0)
 
 
-def listed_extent(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
-    """What the header says of a stream; None where it does not list every packet, or lists some beyond the file."""
-    entries = stream.index_entries
-    begin, length = seconds(stream, stream.start_time), seconds(stream, stream.duration)
-    if container.format.name not in LISTED or begin is None or not length or not stream.frames or not len(entries):
-        return None  # of a fragmented file the header lists nothing
-    last = entries[len(entries) - 1]
-    if last.pos + last.size > container.size:  # cut off
+def promised_span(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
+    """What the header says of one stream; None where it says nothing, or FFmpeg may have guessed."""
+    name = container.format.name
+    counted = stream.frames if name in LISTED else _is_pcm(container, stream) or name == "flac"  # fragments are not
+    length = seconds(stream, stream.duration)
+    if not counted or not length:
         return None
-    begin = max(0.0, begin - start_of(container))
+    begin = max(0.0, (seconds(stream, stream.start_time) or 0.0) - start_of(container))
     return begin, begin + length
+
+
+def may_seek(container: InputContainer, stream: Usable, path: str | Path) -> bool:
+    """Whether a seek lands where the packets then say they are.
+
+    It does where the container stores times, or where all samples are of one size. A byte rate, which headers of
+    ADPCM have wrong, leads elsewhere; MPEG program streams are off by a frame; of two files joined, the second would be
+    found.
+    """
+    name = container.format.name
+    if name in LISTED | _SUMMED or _is_pcm(container, stream):
+        return True
+    return name in _SEEKABLE and not _packet_extents(path, _identity(path)).restarted
+
+
+def _listed_span(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
+    """What the header says of a stream of which it lists all packets, if these are all there; else None."""
+    entries = stream.index_entries
+    if container.format.name not in LISTED or not len(entries):
+        return None
+    last = entries[len(entries) - 1]
+    return None if last.pos + last.size > container.size else promised_span(container, stream)
+
+
+def _is_pcm(container: InputContainer, stream: Usable) -> bool:
+    """Whether all samples of a file are of one size, one after the other."""
+    return container.format.name in _UNCOMPRESSED and stream.codec_context.name.startswith("pcm_")
 
 
 def promised_end(container: InputContainer) -> float | None:
@@ -110,7 +141,7 @@ def promised_end(container: InputContainer) -> float | None:
 
 
 def _listed(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
-    spans = {stream.index: listed_extent(container, stream) for stream in streams}
+    spans = {stream.index: _listed_span(container, stream) for stream in streams}
     known = {index: span for index, span in spans.items() if span is not None}
     return known if len(known) == len(streams) else None
 
@@ -159,7 +190,7 @@ def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
         streams = usable_streams(container, path)
         origin = start_of(container)
         tracks = {stream.index: _Track(stream, origin) for stream in streams}
-        listed = {stream.index: listed_extent(container, stream) for stream in streams}
+        listed = {stream.index: _listed_span(container, stream) for stream in streams}
         try:
             for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
                 if packet.size:  # the empty ones at the end do not tell their stream

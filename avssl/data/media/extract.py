@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
 
-from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, Channel
 from avssl.data.media.container import open_media
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_end
@@ -33,6 +33,7 @@ class Extraction:
         path: the source.
         target: the sound file; its suffix is one of `CODECS`.
         sample_rate: Hz of the sound file, None for the source's.
+        channel: "mean" of the channels, or the number of the one to take, counted from 0.
         seconds: length of the sound file.
         error: short and countable, "" where all is well.
         detail: what is particular to this failure.
@@ -41,6 +42,7 @@ class Extraction:
     path: str
     target: str
     sample_rate: int | None = None
+    channel: Channel = "mean"
     seconds: float = 0.0
     error: str = ""
     detail: str = ""
@@ -60,15 +62,15 @@ def extract_audio(job: Extraction) -> Extraction:
             raise MediaError(job.path, info.error or info.audio_error)
         rate = job.sample_rate or info.sample_rate
         with atomic_path(target) as temporary:
-            samples = write_audio(temporary, stream_audio(job.path, rate), rate)
+            samples = write_audio(temporary, stream_audio(job.path, rate, channel=job.channel), rate)
             if not samples:
                 raise MediaError(job.path, "no audio")
             _refuse_cut_off(info, samples / rate)
     except MediaError as error:
-        return Extraction(job.path, job.target, job.sample_rate, error=error.reason, detail=error.detail)
+        return replace(job, error=error.reason, detail=error.detail)
     except (OSError, av.FFmpegError) as error:
-        return Extraction(job.path, job.target, job.sample_rate, error="cannot be written", detail=str(error))
-    return Extraction(job.path, job.target, job.sample_rate, seconds=samples / rate)
+        return replace(job, error="cannot be written", detail=str(error))
+    return replace(job, seconds=samples / rate)
 
 
 def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> int:

@@ -12,9 +12,10 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from avssl.data.media.audio import BEGINNING, AudioClip, Sound, checked, sound_of
+from avssl.data.media.audio import BEGINNING, AudioClip, Channel, Sound, check_channel, checked, sound_of
 from avssl.data.media.container import find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
+from avssl.data.media.orientation import upright_size
 from avssl.data.media.video import QUICK, frames_of, starts_of
 
 # Files that likely are of a container whose header tells all that reading needs.
@@ -52,16 +53,25 @@ class MediaFile:
         self._container = self._audio = self._video = None
         self._fresh = True
 
-    def audio(self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000) -> AudioClip:
+    def audio(
+        self,
+        start: float = 0.0,
+        duration: float | None = None,
+        sample_rate: int = 16000,
+        channel: Channel = "mean",
+    ) -> AudioClip:
         """Reads ``[start, start + duration)`` seconds as mono at ``sample_rate``.
 
-        Channels are averaged (without the low-frequency one), so that a mono sound keeps its level in any layout; rates
-        are converted by soxr. Second 0 is the start of the file's earliest stream, for sound and pictures alike.
+        Channels are averaged (without the low-frequency one), so that a mono sound keeps its level in any layout, or
+        one of them is taken; rates are converted by soxr. Second 0 is the start of the file's earliest stream, for
+        sound and pictures alike.
 
         Args:
             start: seconds from the file's start.
             duration: seconds; None reads to the end of the sound.
             sample_rate: of the result, Hz.
+            channel: "mean", or the number of a channel, counted from 0: where the mean cancels them, see
+                `avssl.data.media.audio.cancels`.
 
         Returns:
             AudioClip of exactly ``round(duration * sample_rate)`` samples. Where the stream has not begun or has ended
@@ -70,18 +80,26 @@ class MediaFile:
         Raises:
             MediaError: no usable audio stream; "no audio in span"; "audio shorter than expected" when more than
                 max(0.1 s, 10 % of the span) is missing inside the stream's own extent (corrupt or cut-off file);
-                "non-finite audio".
+                "non-finite audio"; "no such channel".
+            ValueError: a span or a channel that no file can have.
         """
-        return checked(self.sound(start, duration, sample_rate), self.path)
+        return checked(self.sound(start, duration, sample_rate, channel), self.path)
 
-    def sound(self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000) -> Sound:
+    def sound(
+        self,
+        start: float = 0.0,
+        duration: float | None = None,
+        sample_rate: int = 16000,
+        channel: Channel = "mean",
+    ) -> Sound:
         """As :meth:`audio`, without judging whether enough is there."""
         check_span(start, duration, sample_rate)
+        check_channel(channel)
         if not self._fresh and start < BEGINNING:
             self.close()
         container, stream = self._audio_stream()
         self._fresh = False
-        return sound_of(container, stream, self.path, start, duration, sample_rate)
+        return sound_of(container, stream, self.path, start, duration, sample_rate, channel)
 
     def frames(self, times: Sequence[float] | np.ndarray, size: int | None = None) -> np.ndarray:
         """The frames on screen at ``times``.
@@ -91,7 +109,7 @@ class MediaFile:
             size: scale the short side to this many pixels, keeping the aspect; done while decoding. None keeps it.
 
         Returns:
-            (T, H, W, 3) uint8 RGB; rotation flags are not applied.
+            (T, H, W, 3) uint8 RGB, upright where the file says how its pictures are to be turned.
 
         Raises:
             MediaError: no usable video stream; "frame outside video" for an instant more than 0.5 s (or one frame, if
@@ -103,9 +121,9 @@ class MediaFile:
         return frames_of(container, stream, self.path, self._size, wanted, size)
 
     def frame_size(self) -> tuple[int, int]:
-        """(width, height) of the pictures, in pixels."""
-        self._video_stream()
-        return self._size
+        """(width, height) of the pictures when they are upright, in pixels."""
+        container, _ = self._video_stream()
+        return upright_size(self.path, container.format.name, self._size)
 
     def frame_starts(self, start: float, end: float) -> np.ndarray:
         """Start of each frame that is on screen at a time from ``start`` to before ``end``: (N,) ascending seconds.
@@ -162,11 +180,15 @@ class MediaFile:
 
 
 def read_audio(
-    path: str | Path, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000
+    path: str | Path,
+    start: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = 16000,
+    channel: Channel = "mean",
 ) -> AudioClip:
     """:meth:`MediaFile.audio` of a file that is opened for it."""
     with MediaFile(path) as file:
-        return file.audio(start, duration, sample_rate)
+        return file.audio(start, duration, sample_rate, channel)
 
 
 def read_frames(path: str | Path, times: Sequence[float] | np.ndarray, size: int | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from avssl.data.media.container import start_of
+from avssl.data.media.orientation import upright
 from avssl.data.media.timing import frame_indices
 
 # A container may index keyframes only roughly: if a seek lands too late, the next one aims so many seconds earlier.
@@ -43,14 +44,14 @@ def read_by_packets(
     shape: tuple[int, int],
     path: str | Path,
 ) -> np.ndarray:
-    """The frames on screen at ``wanted`` (T,) seconds after the file's start, (T, H, W, 3) uint8 RGB.
+    """The frames on screen at ``wanted`` (T,) seconds after the file's start, (T, H, W, 3) uint8 RGB, upright.
 
     Args:
         container: Open; it is left somewhere behind the span.
         stream: One of it, with an open or unopened decoder.
         wanted: In any order.
         original: (width, height) of the pictures, from the header.
-        shape: (width, height) of the result.
+        shape: (width, height) of the result, before pictures are turned upright.
         path: The file's name, for errors.
 
     Raises:
@@ -73,7 +74,7 @@ def read_by_packets(
             if frame.pts is not None and frame.pts in missing:
                 missing.discard(frame.pts)
                 scaled = reformat.reformat(frame, shape[0], shape[1], "rgb24", interpolation="BICUBIC")
-                images[frame.pts] = scaled.to_ndarray()
+                images[frame.pts] = upright(scaled.to_ndarray(), frame)
         if not intact:  # intra refresh: the picture is renewed stripe by stripe, and no frame stands alone
             raise SequentialError("a keyframe of the container is none of the codec")
     if missing:

@@ -16,6 +16,7 @@ from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
 from avssl.data.media.container import decoded, find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import extents_of, promised_end
+from avssl.data.media.orientation import upright_size
 
 # A header that promises this much more than the file could hold belongs to a file that was cut off.
 _PROMISED_SIZE = 1.25
@@ -27,7 +28,7 @@ RESTARTS, CUT_OFF = "timestamps start over", "file cut off"
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """Facts of a file (checked by decoding when ``deep``). Times in seconds, rates in Hz, sizes in pixels.
+    """Facts of a file (checked by decoding when ``deep``). Times in seconds, rates in Hz, sizes in pixels, upright.
 
     Times are on the file's clock, on which second 0 is the start of its earliest stream, as for the readers. A stream
     that is absent or cannot be decoded leaves its fields None and says why in ``audio_error`` / ``video_error``;
@@ -103,7 +104,8 @@ def _read_header(container: InputContainer, path: str, thorough: bool) -> tuple[
     try:
         video = find_video(container, path)
         pictures, rate = video.codec_context, video.average_rate or video.guessed_rate
-        facts.update(has_video=True, fps=float(rate) if rate else None, width=pictures.width, height=pictures.height,
+        width, height = upright_size(path, container.format.name, (pictures.width, pictures.height))
+        facts.update(has_video=True, fps=float(rate) if rate else None, width=width, height=height,
                      video_codec=pictures.name)  # fmt: skip
         bit_rate += video.bit_rate or 0
     except MediaError as error:

@@ -15,9 +15,19 @@ import soxr
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from avssl.data.media.audio import JITTER, MISSING_SECONDS, MISSING_SHARE, PADDING, declared_extent, mono_samples
+from avssl.data.media.audio import (
+    JITTER,
+    MISSING_SECONDS,
+    MISSING_SHARE,
+    PADDING,
+    Channel,
+    check_channel,
+    mono_samples,
+    sound_end,
+)
 from avssl.data.media.container import decode_frames, find_audio, open_media, seconds, start_of
 from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import promised_span, span_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +49,9 @@ _ZEROS = 1 << 16
 _LONGEST_GAP = 600.0
 
 
-def stream_audio(source: str | Path | BinaryIO, sample_rate: int, name: str = "") -> Iterator[np.ndarray]:
+def stream_audio(
+    source: str | Path | BinaryIO, sample_rate: int, name: str = "", channel: Channel = "mean"
+) -> Iterator[np.ndarray]:
     """The sound as blocks (S,) float32, mono at ``sample_rate``; put together they are what `read_audio` gives.
 
     Second 0 is the start of the file's earliest stream; where there is no sound yet, or a gap, there are zeros.
@@ -48,11 +60,14 @@ def stream_audio(source: str | Path | BinaryIO, sample_rate: int, name: str = ""
         source: a media file, or an open one that is read from its beginning to its end and need not seek.
         sample_rate: Hz of the blocks.
         name: what an open file is called in errors.
+        channel: "mean" of the channels, or the number of the one to take, counted from 0.
 
     Raises:
-        MediaError: no media, no usable audio stream, nothing decodes, "non-finite audio", "broken timestamps", or, at
-            the end, "audio shorter than expected": the blocks until then are good.
+        MediaError: no media, no usable audio stream, nothing decodes, "no such channel", "non-finite audio", "broken
+            timestamps", or, at the end, "audio shorter than expected": the blocks until then are good.
+        ValueError: a channel that no file can have.
     """
+    check_channel(channel)
     name = name or str(source)
     with ExitStack() as stack:
         if isinstance(source, str | Path):
@@ -60,8 +75,13 @@ def stream_audio(source: str | Path | BinaryIO, sample_rate: int, name: str = ""
         else:
             container = stack.enter_context(_open_pipe(source, name))
         stream = find_audio(container, name)
+        promised, by_header = promised_span(container, stream), True
+        if promised is None:
+            promised, by_header = (0.0, 0.0), False
+            if isinstance(source, str | Path):
+                promised = span_of(container, stream, source)
         rate = stream.codec_context.sample_rate
-        yield from _resampled(_laid_out(container, stream, name), rate, sample_rate, name)
+        yield from _resampled(_laid_out(container, stream, name, promised, by_header, channel), rate, sample_rate, name)
 
 
 def stream_raw(
@@ -97,16 +117,23 @@ def _open_pipe(file: BinaryIO, name: str) -> InputContainer:
         raise MediaError(name, "not a media file", detail) from error
 
 
-def _laid_out(container: InputContainer, stream: AudioStream, name: str) -> Iterator[np.ndarray]:
-    """The stream's samples at its first rate from second 0 on, without a gap, up to where the header says it ends."""
+def _laid_out(
+    container: InputContainer,
+    stream: AudioStream,
+    name: str,
+    promised: tuple[float, float],
+    by_header: bool,
+    channel: Channel,
+) -> Iterator[np.ndarray]:
+    """The stream's samples at its first rate from second 0 on, without a gap, up to where they are promised to end."""
     origin = start_of(container)
-    first, last = declared_extent(container, stream)
+    first, last = promised
     rate = clock = given = 0  # `clock`: where the next piece goes if its timestamp agrees; `given`: samples yielded
     covered = 0  # samples that the file gave, not counting gaps
     held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
     begun = False
     for frame in decode_frames(container, stream):
-        samples = mono_samples(frame)
+        samples = mono_samples(frame, channel, name)
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
             samples = soxr.resample(samples, frame.sample_rate, rate)
@@ -126,18 +153,21 @@ def _laid_out(container: InputContainer, stream: AudioStream, name: str) -> Iter
         pieces = [np.zeros(min(_ZEROS, gap - k), dtype=np.float32) for k in range(0, gap, _ZEROS)]
         for piece in [*pieces, samples]:
             held.append(piece)
-            if last <= 0 or not last * rate < given + sum(map(len, held)) < (last + PADDING) * rate:
+            if not by_header or not last * rate < given + sum(map(len, held)) < (last + PADDING) * rate:
                 yield from held
                 given += sum(map(len, held))
                 held = []
     if not begun:
         raise MediaError(name, "audio does not decode")
-    keep = round(last * rate) - given
-    if held and keep > 0:
-        yield np.concatenate(held)[:keep]
+    end = round(sound_end(last, clock / rate, by_header) * rate)
+    if held and end > given:
+        yield np.concatenate(held)[: end - given]
+        given = min(end, given + sum(map(len, held)))
     expected = max(last, clock / rate) - max(0.0, first)
     if expected - covered / rate > max(MISSING_SECONDS, MISSING_SHARE * expected):
         raise MediaError(name, "audio shorter than expected", f"{covered / rate:.2f} of {expected:.2f} s")
+    if end > given:
+        yield np.zeros(end - given, dtype=np.float32)
 
 
 def _raw_samples(file: BinaryIO, dtype: np.dtype, channels: int, name: str) -> Iterator[np.ndarray]:

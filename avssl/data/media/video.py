@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
-import decord
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
-from avssl.data.media.container import decode_frames, find_video, open_media, seconds, start_of
+from avssl.data.media.container import decoded, find_video, open_media, packets_of, seconds, start_of
 from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import LISTED, may_seek
+from avssl.data.media.orientation import upright
 from avssl.data.media.packets import PacketError, SequentialError, packet_starts, read_by_packets
 from avssl.data.media.timing import ROUNDING, frame_indices
 
 logger = logging.getLogger(__name__)
-decord.logging.set_level(decord.logging.QUIET)
 
 # A seek aims this many seconds early, since containers index keyframes only roughly.
 _RUN_UP = 1.0
@@ -28,10 +32,16 @@ _PATCHED_SHARE = 0.1
 _SANE_SECONDS = 1e9
 # Containers whose header tells the times and parameters of their streams, so that no frame need be decoded to open
 # them; and those that store the time of every packet, and which are keyframes: nearly all video there is.
-QUICK = {"mov,mp4,m4a,3gp,3g2,mj2"}
-TIMED = QUICK | {"matroska,webm"}
-# Broadcast streams, in which decord cannot seek, and containers that store no timestamps: it fails on most, loudly.
-_NOT_FOR_DECORD = {"mpegts", "mpeg", "avi", "pmp"}
+QUICK = LISTED
+TIMED = QUICK | {"matroska,webm", "flv"}
+# Where decord is exact (tests/avssl/data/test_media_readers.py): with codecs that have no B-frames, in a container that
+# stores frames without times. It is off by 1 to 50 frames where frames are reordered (H.264 with open GOPs, HEVC,
+# MPEG-1, 2 and 4 with B-frames, in any container), and in ASF, MPEG-TS and Ogg.
+_FOR_DECORD = {"avi": {"mjpeg", "ffv1", "flv", "msmpeg4", "msmpeg4v2", "wmv2"}}
+# Containers that store one time for each frame, in the order of decoding.
+_ONE_TIME = {"avi", "asf"}
+# Packets after which the order of the frames of such a container is known.
+_ORDER_PACKETS = 32
 
 
 def frames_of(
@@ -57,17 +67,30 @@ def frames_of(
             return read_by_packets(container, stream, wanted, original, shape, path)
         except SequentialError as error:
             logger.debug("%s: decoded from its beginning (%s)", path, error)
-            return _read_with_pyav(path, wanted, shape, seek=False)
+            return _read_with_pyav(path, wanted, shape, ways=("all",))
         except PacketError as error:
             logger.debug("%s: not by packets (%s)", path, error)
-    if container.format.name not in _NOT_FOR_DECORD:
+    decord = _decord()
+    if decord and stream.codec_context.name in _FOR_DECORD.get(container.format.name, ()):
         start = seconds(stream, stream.start_time)
         offset = 0.0 if start is None else start - start_of(container)
         try:
-            return _read_with_decord(path, wanted - offset, shape)
+            return _read_with_decord(decord, path, wanted - offset, shape)
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError) as error:
             logger.debug("%s: decord failed (%s); reading with PyAV", path, str(error).split("\n")[0])
-    return _read_with_pyav(path, wanted, shape)
+    ways = ("seek", "skip", "all") if may_seek(container, stream, path) else ("skip", "all")
+    return _read_with_pyav(path, wanted, shape, ways=ways)
+
+
+@cache
+def _decord() -> Any:
+    """The module decord, quiet; None where there is none: it has no build for some machines."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
 
 
 def starts_of(container: InputContainer, stream: VideoStream, path: str | Path, start: float, end: float) -> np.ndarray:
@@ -81,7 +104,9 @@ def starts_of(container: InputContainer, stream: VideoStream, path: str | Path, 
     if starts is None:
         with open_media(path) as again:
             video = find_video(again, path)
-            starts = np.asarray(_decode_until(again, video, np.asarray([end]), start_of(again), None, False)[0])
+            lag = _lag(path) if again.format.name in _ONE_TIME else None
+            packets = packets_of(again, video)
+            starts = np.asarray(_decode_until(packets, video, np.asarray([end]), start_of(again), None, False, lag)[0])
     if not len(starts):
         raise MediaError(path, "video does not decode")
     first = max(0, int(np.searchsorted(starts, start + ROUNDING, side="right")) - 1)
@@ -96,7 +121,7 @@ def scaled_shape(width: int, height: int, size: int | None) -> tuple[int, int]:
     return max(size, round(width * scale)), max(size, round(height * scale))
 
 
-def _read_with_decord(path: str | Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _read_with_decord(decord: Any, path: str | Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     reader = decord.VideoReader(
         str(path), ctx=decord.cpu(0), width=shape[0], height=shape[1], num_threads=1, fault_tol=_PATCHED_SHARE
     )
@@ -108,31 +133,88 @@ def _read_with_decord(path: str | Path, wanted: np.ndarray, shape: tuple[int, in
     return reader.get_batch(indices.tolist()).asnumpy()[inverse]
 
 
-def _read_with_pyav(path: str | Path, wanted: np.ndarray, shape: tuple[int, int], seek: bool = True) -> np.ndarray:
-    """Decode from the keyframe before the first instant; slower than decord, and for what decord cannot read."""
-    for may_seek in (True, False) if seek else (False,):
+def _read_with_pyav(
+    path: str | Path, wanted: np.ndarray, shape: tuple[int, int], ways: tuple[str, ...] = ("seek", "skip", "all")
+) -> np.ndarray:
+    """Decode from a keyframe before the first instant; slower, and for what the other readers cannot read.
+
+    Args:
+        path, wanted, shape: As for `read_by_packets`.
+        ways: To find that keyframe, tried in turn: "seek"; "skip" all packets before it; or decode "all" of the file.
+    """
+    first = float(wanted.min())
+    if first <= _RUN_UP:
+        ways = ("all",)
+    for way in ways:
         with open_media(path) as container:
             stream = find_video(container, path)
-            assert stream.time_base is not None
-            origin, sought = start_of(container), may_seek and wanted.min() > _RUN_UP
-            if sought:
-                with suppress(av.FFmpegError):  # some containers cannot seek: decode from the beginning
-                    container.seek(int((wanted.min() - _RUN_UP + origin) / stream.time_base), stream=stream)
-            starts, images = _decode_until(container, stream, np.sort(wanted) + ROUNDING, origin, shape, sought)
-        if not sought or (starts and starts[0] <= wanted.min()):
-            break  # else the seek landed beyond its target: once more, from the beginning
+            origin = start_of(container)
+            lag = _lag(path) if container.format.name in _ONE_TIME else None
+            packets = _from_keyframe(container, stream, first - _RUN_UP + origin, way)
+            instants = np.sort(wanted) + ROUNDING
+            starts, images = _decode_until(packets, stream, instants, origin, shape, way != "all", lag)
+        if way == "all" or (starts and starts[0] <= first):
+            break
     if not starts:
         raise MediaError(path, "video does not decode")
     return np.stack([images[i] for i in frame_indices(np.asarray(starts), wanted, path)])
 
 
+def _from_keyframe(container: InputContainer, stream: VideoStream, target: float, way: str) -> Iterator[Packet]:
+    """Packets from a keyframe at or before ``target``, in seconds of the stream, or where a seek finds none, later."""
+    if way == "seek":
+        assert stream.time_base is not None
+        with suppress(av.FFmpegError):  # some containers cannot seek: what follows is read from the beginning
+            container.seek(int(target / stream.time_base), stream=stream)
+    held: list[Packet] = []
+    begun = way == "all"
+    for packet in packets_of(container, stream):
+        if begun:
+            yield packet
+            continue
+        time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
+        if packet.is_keyframe and packet.size:
+            held.clear()
+        elif not held:
+            continue  # in the middle of a group: some decoders make garbage of it
+        held.append(packet)
+        if way == "seek" or not packet.size or (time is not None and time >= target):
+            begun = True
+            yield from held
+            held.clear()
+
+
+def _lag(path: str | Path) -> float | None:
+    """Seconds by which the times of packets run behind those of the frames that come out; None where they do not.
+
+    A container that stores one time for each frame gives H.264 and HEVC with B-frames times in the order of decoding.
+    The decoder gives the frames in the order of display with the rising times of the packets that went in.
+    """
+    with open_media(path) as container:
+        stream = find_video(container, path)
+        if not stream.codec_context.has_b_frames:
+            return None
+        stamps: list[int] = []
+        lag: float | None = None
+        for packet in packets_of(container, stream):
+            if packet.pts is not None:
+                stamps.append(packet.pts)
+            for frame in decoded(packet):
+                if lag is None and frame.pts is not None and frame.dts is not None:
+                    lag = seconds(frame, frame.dts - frame.pts)
+            if len(stamps) >= _ORDER_PACKETS:
+                break
+    return lag if stamps == sorted(stamps) else None
+
+
 def _decode_until(
-    container: InputContainer,
+    packets: Iterator[Packet],
     stream: VideoStream,
     instants: np.ndarray,
     origin: float,
     shape: tuple[int, int] | None,
     sought: bool,
+    lag: float | None,
 ) -> tuple[list[float], dict[int, np.ndarray]]:
     """Start of every frame up to the last instant, and as RGB the ones on screen at an instant, if a shape is given."""
     starts: list[float] = []
@@ -144,13 +226,13 @@ def _decode_until(
         if shape is None:
             return
         scaled = frame.reformat(width=shape[0], height=shape[1], format="rgb24", interpolation="BICUBIC")
-        images[len(starts) - 1] = scaled.to_ndarray()
+        images[len(starts) - 1] = upright(scaled.to_ndarray(), frame)
 
-    for frame in decode_frames(container, stream):
+    for frame in (frame for packet in packets for frame in decoded(packet)):
         after = starts[-1] if starts else -np.inf
-        stamp = frame.dts if frame.pts is None else frame.pts
+        stamp = frame.dts if frame.pts is None or lag is not None else frame.pts
         if stamp is not None:
-            time = max((seconds(stream, stamp) or 0.0) - origin, after)
+            time = max((seconds(frame, stamp) or 0.0) - (lag or 0.0) - origin, after)
         elif starts:
             time = after + interval
         else:

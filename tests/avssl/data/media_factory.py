@@ -40,6 +40,17 @@ def noise(seconds: float, sample_rate: int, seed: int = 0, cutoff: float = 3000.
     return (0.5 * wave / np.abs(wave).max()).astype("f4")
 
 
+def place_of(piece: np.ndarray, whole: np.ndarray, sample_rate: int) -> float:
+    """Second of ``whole`` from which ``piece`` is cut, by the peak of their cross-correlation; both are noise."""
+    size = 1 << (len(piece) + len(whole)).bit_length()
+    spectrum = np.fft.rfft(whole, size) * np.conj(np.fft.rfft(piece, size))
+    correlation = np.fft.irfft(spectrum, size)
+    peak = int(correlation.argmax())
+    if correlation[peak] < 8 * correlation.std():
+        raise AssertionError("the sound is of no place")
+    return (peak if peak < len(whole) else peak - size) / sample_rate
+
+
 def write_media(
     path: str | Path,
     *,
@@ -56,8 +67,11 @@ def write_media(
     frame_times: np.ndarray | None = None,
     format: str | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    gop: int = 12,
+    rotation: int = 0,
 ) -> Path:
-    """Write a file; frame i shows the number i.
+    """Write a file that tells its times: frame i shows the number i, and sound such as `noise` tells where it is from.
 
     Args:
         path: its extension chooses the container unless ``format`` does.
@@ -68,19 +82,27 @@ def write_media(
         audio_start: seconds by which the sound starts later than the pictures.
         frame_times: seconds at which frames start, for a variable rate; replaces ``fps``.
         options: of the container, such as {"movflags": "faststart"}.
+        codec_options: of the video's encoder, such as {"bf": "2"}.
+        gop: frames from one keyframe to the next.
+        rotation: degrees counterclockwise by which the pictures are to be turned before they are seen.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=format, options=options or {}) as container:
         video = audio = None
         if video_codec is not None:
-            video = container.add_stream(video_codec, rate=Fraction(fps).limit_denominator(1001))
-            video.width, video.height, video.pix_fmt = *size, "yuv420p"
-            video.codec_context.gop_size = 12
+            rate = Fraction(fps).limit_denominator(1001)
+            video = container.add_stream(video_codec, rate=rate, options=codec_options or {})
+            video.width, video.height, video.pix_fmt = *size, "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
+            video.codec_context.gop_size = gop
             video.codec_context.thread_count = 1
+            if rotation:
+                video.set_display_rotation(rotation)
         if audio_codec is not None:
             audio = container.add_stream(audio_codec, rate=sample_rate, layout=layout)
             audio.codec_context.thread_count = 1
+            if audio_codec.startswith("wma"):
+                audio.bit_rate = 128_000
         if video is not None:
             _write_frames(container, video, seconds, fps, size, frame_times)
         if audio is not None:

@@ -46,7 +46,7 @@ def test_blocks_are_what_a_whole_reading_gives(name: str, tmp_path) -> None:
     path = write_media(tmp_path / name, **FILES[name], waveform=noise(2.3, rate), seconds=2.3)
     expected = read_audio(path, 0.0, None, 16000).waveform
     got = whole(stream_audio(path, 16000))
-    assert abs(len(got) - len(expected)) <= 400
+    assert abs(len(got) - len(expected)) <= 2
     common = min(len(got), len(expected))
     difference = np.abs(got[:common] - expected[:common])
     assert common > 16000 and difference[:-200].max() < 1e-4
@@ -133,7 +133,7 @@ def test_odd_files_give_what_a_whole_reading_gives(real_data: Path) -> None:
             continue
         got = whole(stream_audio(path, 16000))
         common = min(len(got), len(expected))
-        assert abs(len(got) - len(expected)) <= 800, path.name
-        assert np.abs(got[:common] - expected[:common]).max() < 5e-3, path.name
+        assert abs(len(got) - len(expected)) <= 2, path.name
+        assert np.abs(got[:common] - expected[:common])[:-100].max() < 5e-3, path.name  # the end has no neighbours
         compared += 1
     assert compared >= 15
