@@ -1,6 +1,7 @@
 """avssl.pretrain() and the others: the settings, recipes and errors of the shell, and a typed result."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 import avssl
 from avssl.cli import parse
-from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, to_dict
+from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, Source, resolve, to_dict
 from avssl.data.failures import DataError
 from avssl.errors import SettingsError
 
@@ -136,6 +137,33 @@ def test_errors_are_exceptions_of_one_line(settings: dict, error: type[Exception
         avssl.finetune(output=tmp_path / "run", **settings, **QUICK)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_s_python_runs(pretrained: avssl.Result, folder: Path, tmp_path, monkeypatch, capsys) -> None:
+    """On the demo's clips in the place of the page's, and for a few steps."""
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "videos").mkdir()
+    for file in sorted((folder / "cache").rglob("pretrain/*.mp4")):
+        (tmp_path / "videos" / file.name).symlink_to(file)
+    (tmp_path / "recording.wav").symlink_to(next((folder / "cache").rglob("test/*.mp4")))
+    code = code.replace("/path/to/videos", "videos").replace("sound", "event")
+    code = code.replace('{"name": "esc50", "root": "/path/to/ESC-50"}', repr(DATA))
+    few: dict[str, dict] = {"optim": {"max_steps": 1, "batch_size": 4}, "log": {"validate_every": 0}}
+    shorter = {
+        PretrainConfig: few | QUICK | {"audio": AUDIO, "data": {"num_workers": 0}},
+        FinetuneConfig: few | QUICK,
+    }
+
+    def short(config_class: type, given: list, files: list) -> object:
+        return resolve(config_class, [*given, Source("test", shorter.get(config_class, {}))], files)
+
+    monkeypatch.setattr("avssl.api.resolve", short)
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(compile(code, "docs/python.md", "exec"), scope)
+    assert scope["again"].metrics["event/top1"] == pytest.approx(scope["tuned"].metrics["event/top1"])
+    assert Path("features.parquet").is_file() and "0.0 s: " in capsys.readouterr().out
 
 
 def test_the_api_is_found_without_being_imported() -> None:
