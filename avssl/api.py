@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.inference import EmbedConfig
@@ -132,6 +132,7 @@ def predict(
     hop: float | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    channel: int | Literal["mean"] | None = None,
 ) -> Predictions:
     """Says which classes are heard when.
 
@@ -142,6 +143,7 @@ def predict(
         hop: Seconds from window to window; default: one after the other.
         batch_size: Windows judged together.
         device: auto takes a GPU where there is one.
+        channel: What is heard of several channels: the mean, or the number of one, from 0 on; default: as in training.
 
     Raises:
         FileNotFoundError: there is no classifier at ``checkpoint``.
@@ -151,7 +153,7 @@ def predict(
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    predictor = Predictor(Path(checkpoint), window=window, hop=hop, device=device)
+    predictor = Predictor(Path(checkpoint), window=window, hop=hop, device=device, channel=channel)
     collected = _Collected()
     names = [str(file) for file in ([files] if isinstance(files, str | Path) else files)]
     predict_files(names, predictor, collected, batch_size=batch_size)

@@ -1,7 +1,9 @@
 """Fixtures shared by all tests. Real data is optional: its tests skip, visibly, where it is absent."""
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,3 +25,14 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data is absent: set AVSSL_TEST_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def media_factory() -> ModuleType:
+    """The writer of small media files, for tests in other folders than its own."""
+    file = Path(__file__).parent / "avssl" / "data" / "media_factory.py"
+    spec = importlib.util.spec_from_file_location("media_factory", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

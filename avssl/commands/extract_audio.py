@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     add("--workers", type=int, help="processes; default: one for each core")
     add("--format", choices=list(CODECS), default="flac", help="mono, 16 bits; default: %(default)s")
     add("--sample-rate", type=int, help="Hz; default: that of each source (EPIC-Kitchens: 24000)")
+    what = "what is kept of several channels: mean, or the number of one, from 0 on; default: %(default)s"
+    add("--channel", type=yaml.safe_load, default="mean", help=what)
     arguments = parser.parse_args(argv)
     manifest, _ = list_data(arguments.data, arguments.root, arguments.options)
     summary = extract_all(
@@ -41,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
         arguments.output,
         format=arguments.format,
         sample_rate=arguments.sample_rate,
+        channel=arguments.channel,
         workers=arguments.workers,
         progress=True,
     )
@@ -49,5 +52,7 @@ def run(argv: Sequence[str]) -> int:
         f"{summary.there} there already, {len(summary.failures)} failed"
     ]
     lines += [f"  {count} x {reason}" for reason, count in summary.reasons.most_common()]
+    if summary.late:
+        lines.append(f"  {len(summary.late)} begin with silence, where the video has no sound yet: in the summary")
     sys.stdout.write("\n".join([*lines, f"summary: {arguments.output / SUMMARY}\n"]))
     return 0 if summary.extracted + summary.there else 1

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a file failed."""
@@ -45,5 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--stream", action="store_true", help="raw samples on standard input, judged as each window completes")
     add("--rate", type=int, default=16000, help="of the raw samples, Hz")
     add("--sample-format", default="s16le", help="of the raw samples: u8, s16le, s16be, s32le, s32be, f32le, f32be")
-    add("--channels", type=int, default=1, help="of the raw samples, interleaved; they are averaged")
+    what = "what is heard of several channels: mean, or the number of one, from 0 on; default: as in training"
+    add("--channel", type=yaml.safe_load, help=what)
+    add("--channels", type=int, default=1, help="of the raw samples, interleaved; --channel chooses one")
     return parser.parse_args(argv)

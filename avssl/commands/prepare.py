@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
         "default: runs/prepare-NAME/NAME.parquet")  # fmt: skip
     add("--workers", type=int, help="processes that read files; default: one per core")
     add("--deep", action="store_true", help="decode every clip: finds silence, stills, duplicates, broken streams")
+    what = "what is heard of several channels: mean, or the number of one, from 0 on"
+    add("--channel", type=yaml.safe_load, default=default["channel"], help=what)
     add("--clip-seconds", type=float, help="length of a clip; a clip of less than half of it is short; "
         "default: the data YAML's")  # fmt: skip
     add("--stats", action="store_true", help="mean and deviation of the log-mel over the training split")

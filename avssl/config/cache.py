@@ -36,6 +36,8 @@ class CacheConfig:
         quality: Of the JPEG frames, 1 to 95.
         sample_rate: Of the sound, in Hz.
         modalities: What is kept: audio, video, or both.
+        channel: What is kept of several channels: the mean of all, or the number of one, from 0 on; runs on the cache
+            take the same by data.channel.
         samples_per_shard: Samples of a shard; a clip, or each span of a file that is one, is a sample.
         workers: Processes; default: one for each core; 0 works in this one.
         verify: Check every byte of a finished cache against its checksums, and write nothing.
@@ -48,6 +50,7 @@ class CacheConfig:
     quality: int = 90
     sample_rate: int = 16000
     modalities: list[Literal["audio", "video"]] = field(default_factory=lambda: ["audio", "video"])
+    channel: int | Literal["mean"] = "mean"
     samples_per_shard: int = 128
     workers: int | None = None
     verify: bool = False

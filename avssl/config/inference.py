@@ -19,6 +19,8 @@ class EmbedDataConfig:
         clip_seconds: Length of a window in seconds; default: that of the checkpoint's training.
         num_frames: Video frames per window; default: those of the checkpoint's training.
         frame_size: Side of the square frames that are decoded, in pixels; default: that of the checkpoint's training.
+        channel: What is heard of several channels: the mean, or the number of one, from 0 on; default: that of the
+            checkpoint's training.
         num_workers: Decoding processes; 0 decodes in the main process.
     """
 
@@ -29,6 +31,7 @@ class EmbedDataConfig:
     clip_seconds: float | None = None
     num_frames: int | None = None
     frame_size: int | None = None
+    channel: int | Literal["mean"] | None = None
     num_workers: int = 1
 
 
@@ -77,6 +80,7 @@ class ExportDataConfig:
         options: Options of the dataset, for example {fold: 1}; default, on the data that the checkpoint was trained on:
             those of its training.
         clip_seconds: Length of a clip in seconds; default: that of the checkpoint's training.
+        channel: What is heard of several channels: the mean, or the number of one; default: that of the training.
         max_clips: Clips at most, of the test split (without one: val, train), spread evenly over it.
         num_workers: Decoding processes; 0 decodes in the main process.
     """
@@ -85,6 +89,7 @@ class ExportDataConfig:
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     clip_seconds: float | None = None
+    channel: int | Literal["mean"] | None = None
     max_clips: int = 1000
     num_workers: int = 1
 

@@ -21,6 +21,8 @@ class DataConfig:
         num_frames: Video frames per clip, spread evenly over it; default: the video encoder's own number.
         frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop; default: 8/7
             of the crop.
+        channel: What is heard of a recording of several channels: the mean of all, or the number of one, from 0 on.
+            Where channels are each other's opposite, their mean is silence: prepare.py --deep counts such clips.
         eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: as
             the data state it.
         train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
@@ -43,6 +45,7 @@ class DataConfig:
     clip_seconds: float | None = None
     num_frames: int | None = None
     frame_size: int | None = None
+    channel: int | Literal["mean"] = "mean"
     eval_clips: int | None = None
     train_clips: int = 1
     heads: list[str] | None = None

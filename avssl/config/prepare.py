@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class PrepareOptions:
         workers: Processes that read files; None: one per core.
         deep: Decode every clip, which finds silence, stills, duplicates and streams that break off.
         stats: Take the statistics of the log-mel spectrogram over the training split.
+        channel: What is heard of several channels: "mean", or the number of one, from 0 on.
         clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
             None: the data's own, half of which also is what is called a short clip.
         progress: Show progress.
@@ -34,5 +35,6 @@ class PrepareOptions:
     seed: int = 0
     sample_rate: int = 16000
     num_mels: int = 128
+    channel: int | Literal["mean"] = "mean"
     clip_seconds: float | None = None
     progress: bool = True

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
-from avssl.data.media import MediaError, MediaFile
+from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.packing import Allocate, apart
 from avssl.data.sampling import (
     APART,
@@ -79,6 +79,7 @@ class ClipDataset(Dataset[Item]):
         sample_rate: Rate of the waveform in Hz.
         num_frames: Frames per clip.
         frame_size: Side of the square frames in pixels.
+        channel: What is heard of several channels: "mean", or the number of one.
         mode: "random" (training), "center", or "uniform": ``clips_per_item`` spans spread evenly over the segment.
         clips_per_item: Clips per row; the collated batch holds rows x clips, ``Batch.index`` tells which is whose.
         seed: Seed of spans and replacements.
@@ -97,6 +98,7 @@ class ClipDataset(Dataset[Item]):
         sample_rate: int = 16000,
         num_frames: int = 8,
         frame_size: int = 112,
+        channel: Channel = "mean",
         mode: Mode = "random",
         clips_per_item: int = 1,
         seed: int = 0,
@@ -123,6 +125,7 @@ class ClipDataset(Dataset[Item]):
         self.sample_rate = sample_rate
         self.num_frames = num_frames
         self.frame_size = frame_size
+        self.channel = channel
         self.mode: Mode = mode
         self.clips_per_item = clips_per_item
         self.seed = seed
@@ -195,7 +198,7 @@ class ClipDataset(Dataset[Item]):
         audio, fraction, video = None, 0.0, None
         if "audio" in self.modalities:
             audio = np.zeros(self.samples, dtype=np.float32)
-            clip = source.audio(span.start, span.available, self.sample_rate)
+            clip = source.audio(span.start, span.available, self.sample_rate, self.channel)
             waveform = clip.waveform[: self.samples]
             audio[: len(waveform)] = waveform
             fraction = clip.valid * len(waveform) / self.samples

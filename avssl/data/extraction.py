@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.media.audio import MISSING_SECONDS, Channel, check_channel
 from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_abandoned
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.layout import is_address
@@ -28,12 +29,13 @@ class Summary:
     """What became of the files of a data set.
 
     Attributes:
-        settings: Format and sample rate (null: each source's own), which all files in a folder share.
+        settings: Format, sample rate (null: each source's own) and channel, which all files in a folder share.
         files: Distinct source files.
         extracted: Of this run.
         there: Found complete from an earlier run, or sources that are such sound files themselves.
         hours: Of sound extracted in this run.
         failures: Source -> reason.
+        late: Source -> seconds of silence with which its sound file begins, where sound begins after the pictures.
     """
 
     settings: dict[str, Any]
@@ -42,6 +44,7 @@ class Summary:
     there: int = 0
     hours: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
+    late: dict[str, float] = field(default_factory=dict)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -55,6 +58,7 @@ def extract_all(
     *,
     format: str = "flac",
     sample_rate: int | None = None,
+    channel: Channel = "mean",
     workers: int | None = None,
     progress: bool = True,
 ) -> Summary:
@@ -69,21 +73,23 @@ def extract_all(
         output: May be the manifest's root: the sound then lies beside the videos.
         format: "flac" or "wav".
         sample_rate: Hz; None keeps each source's own.
+        channel: "mean" of a source's channels, or the number of the one to take, from 0 on.
         workers: Processes; None is one for each available core, 0 works in this process.
         progress: Show the rate and the time left.
 
     Raises:
         DataError: A path outside of the root, or ``output`` holds an extraction with other settings.
-        ValueError: An unknown format or a sample rate below 1.
+        ValueError: An unknown format, a sample rate below 1, or no channel.
     """
     if format not in CODECS:
         raise ValueError(f"format: must be {' or '.join(CODECS)}, got {format!r}")
     if sample_rate is not None and sample_rate < 1:
         raise ValueError(f"sample-rate: must be at least 1 Hz, got {sample_rate}")
+    check_channel(channel)
     sources = sorted(set(manifest.column("path")))
     if any(map(is_address, sources)):
         raise DataError("the samples of a cache are small files of sound already; extract that of the originals")
-    summary = Summary({"format": format, "sample_rate": sample_rate}, len(sources))
+    summary = Summary({"format": format, "sample_rate": sample_rate, "channel": channel}, len(sources))
     _check_settings(output / SUMMARY, summary.settings)
     jobs = _plan(manifest.root, sources, output, summary)
     _write(output / SUMMARY, summary)
@@ -101,6 +107,8 @@ def extract_all(
                 meter.note(f"{len(summary.failures)} failed")
             else:
                 summary.extracted += 1
+                if done.silence > MISSING_SECONDS:
+                    summary.late[job.path] = round(done.silence, 3)
                 summary.hours += done.seconds / 3600
     _write(output / SUMMARY, summary)
     return summary
@@ -125,7 +133,8 @@ def _plan(root: Path, sources: list[str], output: Path, summary: Summary) -> lis
             if target.is_file():
                 summary.there += 1
             else:
-                jobs.append(Extraction(str(path), str(target), summary.settings["sample_rate"]))
+                rate, channel = summary.settings["sample_rate"], summary.settings["channel"]
+                jobs.append(Extraction(str(path), str(target), rate, channel))
     return jobs
 
 
@@ -136,7 +145,7 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
         earlier = json.loads(file.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: not the summary of an extraction; move it away or choose another --output") from error
-    if earlier != settings:
+    if {"channel": "mean"} | earlier != settings:
         raise DataError(f"{file}: was extracted with {earlier}, not with {settings}; choose another --output")
 
 
@@ -154,4 +163,4 @@ def _size(path: str) -> int:
 
 
 def _failed(job: Extraction, reason: str) -> Extraction:
-    return Extraction(job.path, job.target, job.sample_rate, error=reason)
+    return replace(job, error=reason)

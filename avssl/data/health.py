@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from avssl.data.health_duplicates import find_twins, twins_report
 from avssl.data.health_look import Looks
 from avssl.data.manifest import LABEL_PREFIX, SPLITS, Manifest
+from avssl.data.media import Channel
+from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS
 from avssl.data.sampling import OUTSIDE
 from avssl.data.scan import FileFacts
 from avssl.data.scan_report import END_TOLERANCE, EXAMPLES, apart, cut_short, scan_report, span_seconds
@@ -43,6 +45,7 @@ def ills_of(short_seconds: float) -> list[Ill]:
         Ill("no_sound", "no sound", "the file has no audio stream"),
         Ill("no_pictures", "no pictures", "the file has no video stream"),
         Ill("silent", "silent", f"no sample above {SILENT_DBFS:g} dBFS"),
+        Ill("cancel", "channels cancel", "their mean is silent, each alone is not: take one with data.channel"),
         Ill("still", "still picture", f"no pixel changes by more than {STILL_CHANGE:g} of 255"),
         Ill("short", "short", f"less than {short_seconds:g} s"),
         Ill("cut_short", "cut short", f"the segment reaches more than {END_TOLERANCE:g} s beyond its file"),
@@ -69,6 +72,7 @@ def health_report(
     looks: Looks | None = None,
     *,
     short_seconds: float = 1.0,
+    channel: Channel = "mean",
     progress: bool = True,
 ) -> tuple[Manifest, dict[str, Any]]:
     """The state of every clip of a set.
@@ -78,6 +82,7 @@ def health_report(
         facts: what the scan found out.
         looks: what the closer look found out; None: what needs it is not known, rather than 0.
         short_seconds: a clip of which less than this is there is short.
+        channel: what is heard of several channels; that they cancel is an ill of their mean alone.
         progress: as for :func:`avssl.data.scan.scan`.
 
     Returns:
@@ -95,8 +100,8 @@ def health_report(
     reasons = _reasons(manifest, facts, looks)
     fine = np.asarray(manifest.column("error"), dtype=object) == ""
     length = span_seconds(manifest)
-    warnings = np.asarray(manifest.column("warning"), dtype=object)
-    told = {"corrupt": reasons, "partial": warnings}
+    restarts, cut_off, cancel = (manifest.warned(text) for text in (RESTARTS, CUT_OFF, CANCELS))
+    told = {"corrupt": reasons, "partial": np.where(restarts, RESTARTS, CUT_OFF)}
     broken = ~np.isin(reasons, ["", MISSING, OUTSIDE])
     found: dict[str, np.ndarray | None] = {
         "missing": reasons == MISSING,
@@ -104,11 +109,13 @@ def health_report(
         "outside": reasons == OUTSIDE,
         "no_sound": fine & (facts.reason("audio_error") == "no audio stream"),
         "no_pictures": fine & (facts.reason("video_error") == "no video stream"),
-        "silent": None if looks is None else looks.peak < SILENT_DBFS,  # NaN, not looked at, compares as false
+        # NaN, not looked at, compares as false.
+        "silent": None if looks is None else (looks.peak < SILENT_DBFS) & ~cancel,
+        "cancel": None if looks is None else cancel & (channel == "mean"),
         "still": None if looks is None else looks.motion <= STILL_CHANGE,
         "short": fine & (length > 0) & (length < short_seconds),
         "cut_short": fine & cut_short(manifest),
-        "partial": fine & (warnings != ""),
+        "partial": fine & (restarts | cut_off),
         "apart": apart(manifest),
         "duplicate": twins.rows(),
     }

@@ -6,6 +6,7 @@ import base64
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from avssl.data.health_fingerprint import WORDS, fingerprint
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
+from avssl.data.media.audio import Channel
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import ClipSpan, frame_times
@@ -71,14 +73,14 @@ class Looks:
     video_error: np.ndarray
 
 
-def look(spot: ClipSpot) -> Look:
+def look(spot: ClipSpot, channel: Channel = "mean") -> Look:
     """Decode a clip's sound and some of its frames; never raises for what the file holds."""
     peak = motion = words = None
     audio_error = video_error = ""
     if spot.audio:
         try:
             parts = _parts(*spot.audio)
-            sounds = [read_audio(spot.path, start, seconds, SAMPLE_RATE).waveform for start, seconds in parts]
+            sounds = [read_audio(spot.path, start, seconds, SAMPLE_RATE, channel).waveform for start, seconds in parts]
             loudest = max(float(np.abs(sound).max()) for sound in sounds)
             peak = max(_FLOOR_DB, 20 * float(np.log10(max(loudest, 1e-9))))
             words = fingerprint(sounds[0], SAMPLE_RATE)
@@ -95,8 +97,13 @@ def look(spot: ClipSpot) -> Look:
     return Look(peak, motion, words, audio_error, video_error)
 
 
-def look_all(manifest: Manifest, workers: int | None, progress: bool, journal: Journal) -> Looks:
-    """Look at every clip of a scanned manifest that has no error; arguments as for :func:`avssl.data.scan.scan`."""
+def look_all(
+    manifest: Manifest, workers: int | None, progress: bool, journal: Journal, channel: Channel = "mean"
+) -> Looks:
+    """Look at every clip of a scanned manifest that has no error; arguments as for :func:`avssl.data.scan.scan`.
+
+    ``channel``: what is heard of several channels, "mean" or the number of one.
+    """
     count = len(manifest)
     looks = Looks(
         np.full(count, np.nan),
@@ -107,19 +114,21 @@ def look_all(manifest: Manifest, workers: int | None, progress: bool, journal: J
     )
     rows: dict[ClipSpot, list[int]] = {}
     for row, spot in _spots(manifest):
-        known = journal.take(_key(spot)) if len(journal) else None
+        known = journal.take(_key(spot, channel)) if len(journal) else None
         if known is None:
             rows.setdefault(spot, []).append(row)
         else:
             _keep(looks, row, _untold(known))
     with Meter("looking at clips", total=len(rows), unit="clip", shown=progress) as meter:
         workers = available_cores() if workers is None else workers
-        for spot, found in run_all(look, rows, _failed, workers=workers, timeout=120.0, chunk=8):
+        for spot, found in run_all(
+            partial(look, channel=channel), rows, _failed, workers=workers, timeout=120.0, chunk=8
+        ):
             for row in rows[spot]:
                 _keep(looks, row, found)
             meter.update()
             if journal.path is not None and "decoder " not in found.audio_error:
-                journal.add(_key(spot), _told(found))
+                journal.add(_key(spot, channel), _told(found))
     return looks
 
 
@@ -158,8 +167,8 @@ def _keep(looks: Looks, row: int, found: Look) -> None:
     looks.video_error[row] = sys.intern(found.video_error)
 
 
-def _key(spot: ClipSpot) -> str | None:
-    return file_key("look", spot.path, spot.audio, spot.video)
+def _key(spot: ClipSpot, channel: Channel) -> str | None:
+    return file_key("look", spot.path, spot.audio, spot.video, channel)
 
 
 def _told(found: Look) -> list[Any]:

@@ -312,10 +312,15 @@ class Manifest:
             errors[i] = errors[i] or (OUTSIDE if outside[i] or not alone else APART if high[i] <= low[i] else BARELY)
         return errors
 
+    def warned(self, warning: str) -> np.ndarray:
+        """(N,) bool: the scan warns of the clip's file with this reason, maybe among others."""
+        return np.asarray([warning in told.split("; ") for told in self.table["warning"].to_pylist()], dtype=bool)
+
     @property
-    def partly_used(self) -> dict[str, int]:
-        """Clips of files of which only a part is used, by the reason."""
-        return dict(Counter(filter(None, self.table["warning"].to_pylist())).most_common())
+    def warnings(self) -> dict[str, int]:
+        """Clips of files that can be used, but not wholly as they are, by reason: the most common first."""
+        told = filter(None, self.table["warning"].to_pylist())
+        return dict(Counter(reason for text in told for reason in text.split("; ")).most_common())
 
     def shares(self, modalities: Collection[str], clip_seconds: float) -> np.ndarray:
         """(N,) share, 0 to 1, that the streams of ``modalities`` cover of a clip, or of a segment that is shorter.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from avssl.data.manifest import Manifest
+from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS
 from avssl.data.sampling import APART
 
 EXAMPLES = 3
@@ -17,6 +18,12 @@ END_TOLERANCE = 0.1
 # Sound and pictures of a whole recording rarely begin and end together; what differs by less is not told.
 OVERLAP_TOLERANCE = 0.5
 NEEDS = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
+# What a warning means for the clips.
+_EFFECTS = {
+    RESTARTS: ", used up to there",
+    CUT_OFF: ", used up to there",
+    CANCELS: ", so that their mean is silence: take one with data.channel",
+}
 _NAMES = {"audio": "sound", "video": "pictures", "both": "both"}
 
 
@@ -24,7 +31,7 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     """What a scanned manifest holds, JSON-able.
 
     Keys: ``clips``, ``files``, ``hours`` of clips without an error, ``errors`` {reason: {"clips", "examples"}},
-    ``warnings`` likewise (why only a part of the clips' files is used), and counts by value of ``sample_rates``,
+    ``warnings`` likewise (why usable clips are not wholly as their files are), and counts by value of ``sample_rates``,
     ``channels``, ``fps`` and ``sizes`` ("180x144"). By what is needed, "audio", "video" or "both":
 
     - ``usable``: clips;
@@ -39,13 +46,9 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     usable = {need: np.asarray(manifest.reasons("audio" in m, "video" in m)) == "" for need, m in NEEDS.items()}
     seconds = {need: span_seconds(manifest, m) for need, m in NEEDS.items()}
     paths = manifest.column("path")
-    warnings = np.where(fine, np.asarray(manifest.column("warning"), dtype=object), "")
 
-    def counted(texts: np.ndarray) -> dict[str, dict[str, Any]]:
-        return {
-            text: {"clips": count, "examples": [paths[i] for i in np.flatnonzero(texts == text)[:EXAMPLES]]}
-            for text, count in Counter(filter(None, texts.tolist())).most_common()
-        }
+    def counted(rows: np.ndarray) -> dict[str, Any]:
+        return {"clips": int(rows.sum()), "examples": [paths[i] for i in np.flatnonzero(rows)[:EXAMPLES]]}
 
     shapes = zip(manifest.column("width"), manifest.column("height"), strict=True)
     sizes = [f"{w}x{h}" if w and h else None for w, h in shapes]
@@ -55,8 +58,8 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
         "usable": {need: int(rows.sum()) for need, rows in usable.items()},
         "usable_hours": {need: float(seconds[need][rows].sum() / 3600) for need, rows in usable.items()},
         "hours": float(span_seconds(manifest)[fine].sum() / 3600),
-        "errors": counted(reasons),
-        "warnings": counted(warnings),
+        "errors": {text: counted(reasons == text) for text, _ in Counter(reasons[~fine].tolist()).most_common()},
+        "warnings": {text: counted(manifest.warned(text) & fine) for text in manifest.select(mask=fine).warnings},
         "cut_short": {need: int((cut_short(manifest, NEEDS[need]) & rows).sum()) for need, rows in usable.items()},
         "apart": _entry(apart(manifest), manifest),
         "overlap": _entry(
@@ -107,10 +110,9 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         f"{report['clips']} clips in {report['files']} files, {report['hours']:.2f} h; usable: {usable['audio']} with "
         f"sound, {usable['video']} with pictures, {usable['both']} with both"
     ]
-    for kind, effect in (("errors", ""), ("warnings", ", used up to there")):
-        for reason, entry in report[kind].items():
-            more = ", ..." if entry["clips"] > len(entry["examples"]) else ""
-            lines.append(f"{entry['clips']} clips: {reason}{effect}: {', '.join(entry['examples'])}{more}")
+    for reason, entry in (*report["errors"].items(), *report["warnings"].items()):
+        effect, more = _EFFECTS.get(reason, ""), ", ..." if entry["clips"] > len(entry["examples"]) else ""
+        lines.append(f"{entry['clips']} clips: {reason}{effect}: {', '.join(entry['examples'])}{more}")
     hours = report["usable_hours"]
     for key, meaning in (
         ("apart", "sound and pictures never at the same time, of no use where both are needed"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avssl.data.media import AudioClip, MediaFile
+from avssl.data.media import AudioClip, Channel, MediaFile
 from avssl.data.shards.layout import is_address
 from avssl.data.shards.sample import CachedSample
 
@@ -18,11 +18,15 @@ def open_source(path: str | Path) -> MediaFile | CachedSample:
 
 
 def read_audio(
-    path: str | Path, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000
+    path: str | Path,
+    start: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = 16000,
+    channel: Channel = "mean",
 ) -> AudioClip:
     """``audio`` of a source that is opened for it; see :meth:`avssl.data.media.MediaFile.audio`."""
     with open_source(path) as source:
-        return source.audio(start, duration, sample_rate)
+        return source.audio(start, duration, sample_rate, channel)
 
 
 def read_frames(path: str | Path, times: Sequence[float] | np.ndarray, size: int | None = None) -> np.ndarray:

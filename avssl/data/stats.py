@@ -15,7 +15,7 @@ import torch
 import mast
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.media.errors import MediaError
+from avssl.data.media import Channel, MediaError
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.sampling import random_span
 from avssl.data.source import read_audio
@@ -77,6 +77,7 @@ def logmel_stats(
     *,
     sample_rate: int = 16000,
     num_mels: int = 128,
+    channel: Channel = "mean",
     clips: int = 10_000,
     seed: int = 0,
     workers: int | None = None,
@@ -91,6 +92,7 @@ def logmel_stats(
         manifest: scanned rows, those of the training split.
         clip_length: seconds.
         sample_rate, num_mels: of the frontend.
+        channel: what is heard of several channels: "mean", or the number of one.
         clips: so many rows at most, drawn without replacement.
         seed: of the rows and the spans.
         workers, progress: as for :func:`avssl.data.scan.scan`.
@@ -116,7 +118,7 @@ def logmel_stats(
         jobs.append(_Job(str(clip.path), span.start, span.available, row))
     moments: dict[int, _Moments] = {}
     found = run_all(
-        partial(_moments, sample_rate, num_mels),
+        partial(_moments, sample_rate, num_mels, channel),
         jobs,
         lambda job, reason: _Moments(0, 0.0, 0.0, reason),
         workers=available_cores() if workers is None else workers,
@@ -147,13 +149,13 @@ def _frontend(sample_rate: int, num_mels: int) -> mast.LogMel:
     return mast.LogMel(sample_rate, num_mels, mean=None, std=None)
 
 
-def _moments(sample_rate: int, num_mels: int, job: _Job) -> _Moments:
+def _moments(sample_rate: int, num_mels: int, channel: Channel, job: _Job) -> _Moments:
     """Read one clip."""
     if multiprocessing.parent_process() is not None:  # a worker: there is one for each core
         torch.set_num_threads(1)
     frontend = _frontend(sample_rate, num_mels)
     try:
-        waveform = read_audio(job.path, job.start, job.seconds, sample_rate).waveform
+        waveform = read_audio(job.path, job.start, job.seconds, sample_rate, channel).waveform
     except MediaError as error:
         return _Moments(0, 0.0, 0.0, error.reason)
     if len(waveform) < frontend.window:

@@ -1,13 +1,14 @@
 """Windows over recordings of any length: sliding over sound that comes in blocks, or as the rows of a manifest."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from avssl.data.manifest import LABEL_PREFIX, Manifest
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
 from avssl.data.sampling import MIN_SHARE, center_span, uniform_spans
 
 # Seconds below which two times are the same.
@@ -64,6 +65,30 @@ def sliding_windows(
         padded = np.zeros(size, dtype=np.float32)
         padded[: len(rest)] = rest
         yield Window(begin / sample_rate, total / sample_rate, padded)
+
+
+def from_first_sound(
+    blocks: Iterable[np.ndarray], sample_rate: int, covered: Sequence[tuple[float, float]]
+) -> Iterator[np.ndarray]:
+    """The blocks (S,) without what comes before the first sound: a window there would hold nothing.
+
+    Args:
+        blocks: from second 0 of a recording on.
+        sample_rate: Hz of the blocks.
+        covered: (start, end) of the seconds that have sound, which grows as blocks are taken.
+    """
+    first = 0  # sample at which the block begins
+    for block in blocks:
+        after = first + len(block)
+        if covered and after > (begin := round(covered[0][0] * sample_rate)):
+            yield block[max(0, begin - first) :]
+        first = after
+
+
+def is_heard(start: float, end: float, covered: Sequence[tuple[float, float]]) -> bool:
+    """Whether so much of the seconds ``start`` to ``end`` has sound as a clip must have: as for `MediaFile.audio`."""
+    there = sum(max(0.0, min(end, last) - max(start, first)) for first, last in covered)
+    return end - start - there <= max(MISSING_SECONDS, MISSING_SHARE * (end - start))
 
 
 def cut_into_windows(

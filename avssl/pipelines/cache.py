@@ -30,7 +30,12 @@ def cache(config: CacheConfig) -> dict[str, Any]:
     if config.verify:
         return _verify(config.output)
     settings = Settings(
-        config.short_side, config.fps, config.quality, config.sample_rate, tuple(dict.fromkeys(config.modalities))
+        config.short_side,
+        config.fps,
+        config.quality,
+        config.sample_rate,
+        tuple(dict.fromkeys(config.modalities)),
+        config.channel,
     )
     if config.workers is not None and config.workers < 0:
         raise ValueError(f"workers: must be at least 0, got {config.workers}")

@@ -15,8 +15,9 @@ from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.media.probe import CANCELS
 from avssl.data.scan_report import cut_short
-from avssl.data.shards.index import check_frame_size, shard_numbers
+from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import training_share
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,11 @@ def open_splits(
         fabric.barrier()  # one process builds and scans, the others read its cache
     entry = find_entry(config.name)
     manifest = open_data(config.name, root=config.root, options=config.options)
-    if "video" in modalities:
-        check_frame_size(manifest, config.frame_size or 0)
+    check_settings(
+        manifest,
+        config.frame_size if "video" in modalities else None,
+        config.channel if "audio" in modalities else None,
+    )
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
     protocol = ClipProtocol(
@@ -126,7 +130,7 @@ def open_splits(
             return None
         good, reasons = rows.usable("audio" in modalities, "video" in modalities, protocol.seconds)
         coverage[split] = {"expected": len(rows), "usable": len(good), "reasons": dict(reasons)}
-        coverage[split] |= _shortened(good, modalities, protocol.seconds, f"{config.name}/{split}")
+        coverage[split] |= _lessened(good, modalities, protocol.seconds, config)
         if reasons:
             missing = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
             logger.warning("%s/%s: %d of %d clips usable (%s)", config.name, split, len(good), len(rows), missing)
@@ -154,8 +158,11 @@ def open_splits(
     return Splits(train, val, test, labels, protocol, manifest.digest, coverage)
 
 
-def _shortened(rows: Manifest, modalities: Sequence[Modality], seconds: float, name: str) -> dict[str, Any]:
-    """Usable rows that give less than they name, which the log says: "cut_short", "mostly_padding", "partly_used"."""
+def _lessened(
+    rows: Manifest, modalities: Sequence[Modality], seconds: float, config: DataConfig
+) -> dict[str, int | dict[str, int]]:
+    """Usable rows that give less than they name, which the log says, too: "cut_short", "mostly_padding", "warnings"."""
+    name = f"{config.name}/{rows.column('split')[0]}" if len(rows) else config.name
     short = int(cut_short(rows, modalities).sum())
     padded = int((rows.shares(modalities, seconds) < 0.5).sum())
     if short:
@@ -165,9 +172,11 @@ def _shortened(rows: Manifest, modalities: Sequence[Modality], seconds: float, n
             "%s: of %d clips of %g s more than half is padding, since the streams cover only a part of them",
             *(name, padded, seconds),
         )
-    for reason, count in rows.partly_used.items():
-        logger.warning("%s: %d clips are of files used in part: %s", name, count, reason)
-    return {"cut_short": short, "mostly_padding": padded, "partly_used": rows.partly_used}
+    heard = "audio" in modalities and config.channel == "mean"
+    warnings = {reason: count for reason, count in rows.warnings.items() if reason != CANCELS or heard}
+    for reason, count in warnings.items():
+        logger.warning("%s: of the files of %d clips: %s", name, count, reason)
+    return {"cut_short": short, "mostly_padding": padded, "warnings": warnings}
 
 
 @dataclass
@@ -201,6 +210,7 @@ class Loaders:
             modalities=self.modalities,
             clip_seconds=self.protocol.seconds,
             sample_rate=self.sample_rate,
+            channel=self.config.channel,
             seed=self.seed,
             **options,
         )

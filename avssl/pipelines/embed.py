@@ -21,6 +21,8 @@ from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import SPLITS, Manifest
+from avssl.data.media import Channel
+from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
 from avssl.evaluation.result import provenance, write_result
@@ -45,6 +47,7 @@ class Source:
         encode: A batch with ``modalities`` -> features (B, D) by column.
         sample_rate, seconds: Of the waveforms.
         num_frames, frame_size: Of the frames.
+        channel: Of the waveforms: "mean", or the number of one.
     """
 
     encode: Encode
@@ -53,6 +56,7 @@ class Source:
     seconds: float
     num_frames: int
     frame_size: int
+    channel: Channel
 
 
 def embed_media(config: EmbedConfig) -> dict[str, Any]:
@@ -85,7 +89,14 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "checkpoint": [str(checkpoint.resolve()), _stamp(checkpoint)],
         "windows": windows.digest,
         "root": str(windows.root),
-        "decode": [source.modalities, source.sample_rate, source.seconds, source.num_frames, source.frame_size],
+        "decode": [
+            source.modalities,
+            source.sample_rate,
+            source.seconds,
+            source.num_frames,
+            source.frame_size,
+            source.channel,
+        ],
         "precision": config.runtime.precision,
     }
     parts = FeatureParts(config.output, settings)
@@ -103,16 +114,17 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "windows": total,
         "embedded": embedded,
         "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
-        "partly_used": clips.partly_used,
+        "warnings": clips.warnings,
         "clip_seconds": source.seconds,
+        "channel": source.channel,
         "manifest": clips.digest,
         "config": to_dict(config),
         "provenance": provenance(),
     }
     write_result(config.output.with_suffix(".json"), summary)
     logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
-    for reason, count in clips.partly_used.items():
-        logger.warning("%d clips are of files used in part: %s", count, reason)
+    for reason, count in clips.warnings.items():
+        logger.warning("of the files of %d clips: %s", count, reason)
     if failures:
         told = ", ".join(f"{reason} x{count}" for reason, count in reasons.items())
         logger.warning("left out: %s; listed in %s", told, config.output.with_suffix(".json"))
@@ -149,7 +161,15 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
     seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).seconds()
     if "video" in modalities:
         size = max(size, known.frame_size or 0)
-    return Source(encode, modalities, sample_rate, seconds, data.num_frames or num_frames, data.frame_size or size)
+    return Source(
+        encode,
+        modalities,
+        sample_rate,
+        seconds,
+        data.num_frames or num_frames,
+        data.frame_size or size,
+        known.channel if data.channel is None else data.channel,
+    )
 
 
 def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
@@ -193,6 +213,10 @@ def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
 def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str, Any]]]:
     """The clips to embed, and those that cannot be."""
     manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
+    video = "video" in source.modalities
+    check_settings(
+        manifest, source.frame_size if video else None, source.channel if "audio" in source.modalities else None
+    )
     if config.data.split is not None:
         if config.data.split not in SPLITS:
             raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
@@ -228,6 +252,7 @@ def _embed_windows(
         sample_rate=source.sample_rate,
         num_frames=source.num_frames,
         frame_size=source.frame_size,
+        channel=source.channel,
         mode="center",
     )
     paths, starts = windows.column("path"), windows.column("start")

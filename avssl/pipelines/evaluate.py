@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataConfig:
     """``data`` with what is not given in it taken from the run that the checkpoint is of.
 
-    Its number and size of frames; and of a classifier, on the data that it was fine-tuned on, the length and number of
+    Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
     clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
     """
     taken: dict[str, Any] = {}
@@ -80,6 +80,8 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
         ):
             if getattr(data, name) is None:
                 taken[name] = value
+    if data.channel == DataConfig().channel != known.channel:
+        taken["channel"] = known.channel
     if subject.classifier is not None and data.name == known.data:
         entry = find_entry(data.name)
         for name in ("clip_seconds", "eval_clips"):

@@ -207,7 +207,8 @@ def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
     assert data.name is not None
     options = data.options or (known.options if data.name == known.data else {})
     seconds = data.clip_seconds or known.clip_seconds
-    wanted = DataConfig(data.name, data.root, options, seconds, num_workers=data.num_workers)
+    channel = known.channel if data.channel is None else data.channel
+    wanted = DataConfig(data.name, data.root, options, seconds, channel=channel, num_workers=data.num_workers)
     splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False)
     rows = next((rows for rows in (splits.test, splits.val, splits.train) if rows is not None and len(rows)), None)
     if rows is None:
@@ -225,8 +226,15 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
     if clips is None:
         return comparison
     rows, seconds = clips
-    rate = subject.frontend.sample_rate
-    dataset = ClipDataset(rows, modalities=("audio",), clip_seconds=seconds, sample_rate=rate, mode="center")
+    channel = subject.known.channel if config.data.channel is None else config.data.channel
+    dataset = ClipDataset(
+        rows,
+        modalities=("audio",),
+        clip_seconds=seconds,
+        sample_rate=subject.frontend.sample_rate,
+        channel=channel,
+        mode="center",
+    )
     single = [head for head in set(rows.heads) - rows.multilabel if subject.labels.get(head) == rows.heads[head]]
     if subject.labels and not single:
         logger.warning("data: %s has no head of single labels with the model's classes: no accuracy", config.data.name)

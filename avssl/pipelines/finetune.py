@@ -239,6 +239,7 @@ def _extra(config: FinetuneConfig, splits: Splits) -> dict[str, Any]:
         "finetuned_on": config.data.name,
         "start": str(config.checkpoint),
         "clip_seconds": splits.protocol.seconds,
+        "channel": config.data.channel,
         "multilabel": splits.multilabel,  # whose scores are sigmoids; the others' are softmaxes
     }
 

@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 
 from avssl.data.failures import printable
-from avssl.data.media import MediaError
+from avssl.data.media import Channel, MediaError
+from avssl.data.media.audio import MISSING_SECONDS, check_channel
 from avssl.data.media.stream import stream_audio, stream_raw
-from avssl.data.windows import Window, sliding_windows
+from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
@@ -36,6 +38,7 @@ class Predictor:
         window: Seconds of a window; default: the clip length that the model was trained with.
         hop: Seconds from window to window; default: one after the other.
         device: "auto" takes a GPU where there is one.
+        channel: What is heard of several channels: "mean", or the number of one; default: as in training.
 
     Raises:
         FileNotFoundError: there is no classifier at ``checkpoint``.
@@ -43,7 +46,13 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoint: Path, *, window: float | None = None, hop: float | None = None, device: str = "auto"
+        self,
+        checkpoint: Path,
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        device: str = "auto",
+        channel: Channel | None = None,
     ) -> None:
         saved = read_classifier(checkpoint)
         model = saved.model
@@ -54,7 +63,10 @@ class Predictor:
             )
         self.labels, self.multilabel = model.labels, frozenset(saved.extra.get("multilabel", ()))
         self.sample_rate = model.frontend.sample_rate
-        seconds = trained_with(checkpoint).clip_seconds if window is None else window
+        known = trained_with(checkpoint)
+        self.channel = known.channel if channel is None else channel
+        check_channel(self.channel)
+        seconds = known.clip_seconds if window is None else window
         if seconds is None:
             raise ValueError(f"window: {checkpoint} does not say how long its clips were; give --window SECONDS")
         self.seconds, self.hop = seconds, seconds if hop is None else hop
@@ -100,8 +112,19 @@ class Predictor:
             for i, window in enumerate(windows)
         ]
 
-    def predict(self, blocks: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[Prediction]:
+    def predict(
+        self,
+        blocks: Iterable[np.ndarray],
+        batch_size: int = 1,
+        covered: Sequence[tuple[float, float]] | None = None,
+    ) -> Iterator[Prediction]:
         """Predictions of all windows of some sound, in order; one is given as soon as its batch is complete.
+
+        Args:
+            blocks: (S,) at ``sample_rate``, from second 0 on.
+            batch_size: Windows judged together.
+            covered: The seconds that have sound, which grows as blocks are taken: windows begin with the first of
+                them, and of those that lie in a gap the scores mean nothing. None: all have.
 
         Raises:
             MediaError: that of the blocks, after the predictions of all windows that were complete before it.
@@ -110,17 +133,25 @@ class Predictor:
         sliding = self.sliding()
         failure: MediaError | None = None
         try:
-            for window in self.windows(blocks):
+            for window in self.windows(
+                blocks if covered is None else from_first_sound(blocks, self.sample_rate, covered)
+            ):
                 batch.append(window)
                 if len(batch) == batch_size:
-                    yield from self.classify(batch, sliding)
+                    yield from _moved(self.classify(batch, sliding), covered)
                     batch = []
         except MediaError as error:  # what came before the damage is still worth its predictions
             failure = error
         if batch:
-            yield from self.classify(batch, sliding)
+            yield from _moved(self.classify(batch, sliding), covered)
         if failure is not None:
             raise failure
+
+
+def _moved(predictions: list[Prediction], covered: Sequence[tuple[float, float]] | None) -> list[Prediction]:
+    """On the clock of the recording, whose first window begins with its first sound."""
+    offset = covered[0][0] if covered else 0.0
+    return [replace(found, start=found.start + offset, end=found.end + offset) for found in predictions]
 
 
 def predict_files(
@@ -134,7 +165,8 @@ def predict_files(
 ) -> Counter[str]:
     """Writes the predictions of every file; one that fails is told, counted and left.
 
-    A file that breaks off in its middle keeps the predictions until there, and counts as failed.
+    A file that breaks off in its middle keeps the predictions until there, and counts as failed. Windows in which the
+    file has no sound are left out and told.
 
     Args:
         files: Paths; "-" is a media file on ``stdin``.
@@ -148,15 +180,24 @@ def predict_files(
         for file in files:
             name = STDIN_NAME if file == STDIN else printable(file)
             source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
+            covered: list[tuple[float, float]] = []
+            gaps = 0
             try:
                 with writer.file(name):
-                    blocks = stream_audio(source, predictor.sample_rate, name)
-                    for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size):
-                        writer.write(prediction)
+                    blocks = stream_audio(source, predictor.sample_rate, name, predictor.channel, covered)
+                    for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size, covered):
+                        if is_heard(prediction.start, prediction.end, covered):
+                            writer.write(prediction)
+                        else:
+                            gaps += 1
                         meter.note(f"{prediction.end:.0f} s of {Path(name).name}")
             except MediaError as error:
                 logger.error("%s", error)
                 failures[error.reason] += 1
+            if covered and covered[0][0] > MISSING_SECONDS:
+                logger.info("%s: sound begins at %.2f s", name, covered[0][0])
+            if gaps:
+                logger.warning("%s: %d windows left out, in which the file has no sound", name, gaps)
             meter.update()
     return failures
 
@@ -172,7 +213,13 @@ def predict_stream(
 ) -> Counter[str]:
     """Writes the predictions of raw samples as each window completes, until the stream ends; returns as above."""
     blocks = stream_raw(
-        stdin, rate, predictor.sample_rate, sample_format=sample_format, channels=channels, name=STDIN_NAME
+        stdin,
+        rate,
+        predictor.sample_rate,
+        sample_format=sample_format,
+        channels=channels,
+        channel=predictor.channel,
+        name=STDIN_NAME,
     )
     try:
         with writer.file(STDIN_NAME):
@@ -199,6 +246,7 @@ def run_predict(
     rate: int,
     sample_format: str,
     channels: int,
+    channel: Channel | None = None,
     output: TextIO | None = None,
 ) -> int:
     """What ``tools/predict.py`` does; returns the number of files that failed.
@@ -213,7 +261,7 @@ def run_predict(
         raise ValueError("stream: raw samples come from standard input: give - as the only file")
     if files.count(STDIN) > 1:
         raise ValueError("files: standard input can be read only once")
-    predictor = Predictor(checkpoint, window=window, hop=hop, device=device)
+    predictor = Predictor(checkpoint, window=window, hop=hop, device=device, channel=channel)
     target = output or sys.stdout
     writer = create_writer(format, target, predictor.labels, top, merge=merge and not stream)
     if stream:

@@ -16,6 +16,7 @@ from avssl.data.health import apply_looks, health_report
 from avssl.data.health_look import look_all
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
+from avssl.data.media.audio import check_channel
 from avssl.data.scan import FileFacts, fill, scan_files
 from avssl.data.scan_report import report_lines
 from avssl.data.shards.index import is_cache
@@ -44,6 +45,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     output = options.output or Path("runs") / f"prepare-{name}" / f"{name}.parquet"
     if output.suffix != ".parquet":
         raise DataError(f"--output {output}: a manifest's name ends in .parquet")
+    check_channel(options.channel)
     if not isinstance(options.options, dict):
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
     if is_cache(options.data):
@@ -119,9 +121,11 @@ def _examined(
 ) -> tuple[Manifest, dict[str, Any]]:
     looks = None
     if options.deep:
-        looks = look_all(manifest, options.workers, options.progress, journal)
+        looks = look_all(manifest, options.workers, options.progress, journal, options.channel)
         manifest = apply_looks(manifest, looks)
-    return health_report(manifest, facts, looks, short_seconds=clip_seconds / 2, progress=options.progress)
+    return health_report(
+        manifest, facts, looks, channel=options.channel, short_seconds=clip_seconds / 2, progress=options.progress
+    )
 
 
 def _stats(manifest: Manifest, options: PrepareOptions, clip_seconds: float) -> MelStats:
@@ -137,6 +141,7 @@ def _stats(manifest: Manifest, options: PrepareOptions, clip_seconds: float) -> 
         clip_seconds,
         sample_rate=options.sample_rate,
         num_mels=options.num_mels,
+        channel=options.channel,
         clips=options.clips,
         seed=options.seed,
         workers=options.workers,

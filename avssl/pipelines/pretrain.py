@@ -168,6 +168,7 @@ def _evaluate(
         pictures["retrieval"] = run.picture("retrieval")
         draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
     extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
+    extra["channel"] = config.data.channel
     export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, extra)
     log_model(run.tracker, run.folder / EXPORT, extra | {"steps": engine.progress.step} | metrics)
     result: dict[str, Any] = {

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ class Trained:
         eval_clips: Clips of an item that it was evaluated on, where that was set.
         data: Name of its data.
         options: Options of its data.
+        channel: What it heard of several channels.
     """
 
     clip_seconds: float | None = None
@@ -35,15 +36,17 @@ class Trained:
     eval_clips: int | None = None
     data: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    channel: int | Literal["mean"] = "mean"
 
 
 def trained_with(checkpoint: Path) -> Trained:
     """The settings of the run that ``checkpoint`` (a run folder, its export or .ckpt file) belongs to.
 
-    They are in the run's ``config.yaml``; an export that was moved away from its run holds only the clip length.
+    They are in the run's ``config.yaml``; an export that was moved away from its run holds only the clip length and
+    the channel.
     """
     data = _run_config(checkpoint).get("data") or {}
-    seconds = data.get("clip_seconds") or _exported_seconds(checkpoint)
+    seconds = data.get("clip_seconds") or _exported(checkpoint, "clip_seconds")
     if seconds is None and data.get("name"):
         try:
             seconds = find_entry(data["name"]).clip_seconds
@@ -56,6 +59,7 @@ def trained_with(checkpoint: Path) -> Trained:
         data.get("eval_clips"),
         data.get("name"),
         data.get("options") or {},
+        data.get("channel", _exported(checkpoint, "channel") or "mean"),
     )
 
 
@@ -77,8 +81,8 @@ def _run_config(checkpoint: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _exported_seconds(checkpoint: Path) -> float | None:
-    """``clip_seconds`` among the extras of an export."""
+def _exported(checkpoint: Path, key: str) -> Any:
+    """``key`` among the extras of an export; None where it is not there."""
     file = _export_folder(checkpoint) / "config.json"
     extra = json.loads(file.read_text(encoding="utf-8")).get("extra") if file.is_file() else None
-    return (extra or {}).get("clip_seconds")
+    return (extra or {}).get(key)

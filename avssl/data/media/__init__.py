@@ -9,12 +9,12 @@ is not used.
 
 import av
 
-from avssl.data.media.audio import AudioClip
+from avssl.data.media.audio import AudioClip, Channel
 from avssl.data.media.errors import MediaError
 from avssl.data.media.file import MediaFile, read_audio, read_frames
 from avssl.data.media.probe import MediaInfo, probe
 
-__all__ = ["AudioClip", "MediaError", "MediaFile", "MediaInfo", "probe", "read_audio", "read_frames"]
+__all__ = ["AudioClip", "Channel", "MediaError", "MediaFile", "MediaInfo", "probe", "read_audio", "read_frames"]
 
 # FFmpeg reports every odd packet; what matters comes back as a MediaError.
 av.logging.set_level(av.logging.PANIC)

@@ -35,6 +35,7 @@ class Extraction:
         sample_rate: Hz of the sound file, None for the source's.
         channel: "mean" of the channels, or the number of the one to take, counted from 0.
         seconds: length of the sound file.
+        silence: of those, seconds at its beginning in which the source has no sound yet.
         error: short and countable, "" where all is well.
         detail: what is particular to this failure.
     """
@@ -44,6 +45,7 @@ class Extraction:
     sample_rate: int | None = None
     channel: Channel = "mean"
     seconds: float = 0.0
+    silence: float = 0.0
     error: str = ""
     detail: str = ""
 
@@ -70,7 +72,7 @@ def extract_audio(job: Extraction) -> Extraction:
         return replace(job, error=error.reason, detail=error.detail)
     except (OSError, av.FFmpegError) as error:
         return replace(job, error="cannot be written", detail=str(error))
-    return replace(job, seconds=samples / rate)
+    return replace(job, seconds=samples / rate, silence=info.audio_start or 0.0)
 
 
 def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> int:

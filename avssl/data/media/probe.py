@@ -12,7 +12,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, cancels
 from avssl.data.media.container import decoded, find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import extents_of, promised_end
@@ -22,8 +22,9 @@ from avssl.data.media.orientation import upright_size
 _PROMISED_SIZE = 1.25
 # A stream whose first packets do not decode is given this many before it is called undecodable.
 _TRIAL_PACKETS = 200
-# What `MediaInfo.warning` says of a file whose clock starts over, and of one that ends long before its header says.
-RESTARTS, CUT_OFF = "timestamps start over", "file cut off"
+# What `MediaInfo.warning` says of a file whose clock starts over, of one that ends long before its header says, and of
+# one whose channels have the mean silence.
+RESTARTS, CUT_OFF, CANCELS = "timestamps start over", "file cut off", "channels cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class MediaInfo:
 
     Times are on the file's clock, on which second 0 is the start of its earliest stream, as for the readers. A stream
     that is absent or cannot be decoded leaves its fields None and says why in ``audio_error`` / ``video_error``;
-    ``error`` is set only if neither sound nor pictures can be had. "" means fine. ``warning`` is why only a part of a
-    file can be used: "timestamps start over", as where two broadcasts were joined, or "file cut off"; the part before
-    that counts.
+    ``error`` is set only if neither sound nor pictures can be had. "" means fine. ``warning`` tells, of a file
+    that can be used, why only a part of it is: "timestamps start over", as where two broadcasts were joined, or "file
+    cut off"; and, when ``deep``, "channels cancel": their mean is silence. Both are joined by "; ".
     """
 
     path: str
@@ -140,11 +141,13 @@ def _with_error(info: MediaInfo) -> MediaInfo:
 
 
 def _verified(info: MediaInfo) -> MediaInfo:
-    """Without the streams that do not decode."""
+    """Without the streams that do not decode, and warning of channels that cancel."""
     if info.has_audio and not _decodes(info.path, find_audio):
         info = _without(info, "audio", "audio does not decode")
     if info.has_video and not _decodes(info.path, find_video):
         info = _without(info, "video", "video does not decode")
+    if info.has_audio and (info.channels or 0) > 1 and cancels(info.path):
+        info = replace(info, warning="; ".join(filter(None, (info.warning, CANCELS))))
     return info
 
 

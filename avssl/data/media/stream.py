@@ -50,7 +50,11 @@ _LONGEST_GAP = 600.0
 
 
 def stream_audio(
-    source: str | Path | BinaryIO, sample_rate: int, name: str = "", channel: Channel = "mean"
+    source: str | Path | BinaryIO,
+    sample_rate: int,
+    name: str = "",
+    channel: Channel = "mean",
+    covered: list[tuple[float, float]] | None = None,
 ) -> Iterator[np.ndarray]:
     """The sound as blocks (S,) float32, mono at ``sample_rate``; put together they are what `read_audio` gives.
 
@@ -61,6 +65,8 @@ def stream_audio(
         sample_rate: Hz of the blocks.
         name: what an open file is called in errors.
         channel: "mean" of the channels, or the number of the one to take, counted from 0.
+        covered: is filled with the (start, end) of the seconds that have sound, ascending, always as far as the blocks
+            that were given reach.
 
     Raises:
         MediaError: no media, no usable audio stream, nothing decodes, "no such channel", "non-finite audio", "broken
@@ -81,11 +87,20 @@ def stream_audio(
             if isinstance(source, str | Path):
                 promised = span_of(container, stream, source)
         rate = stream.codec_context.sample_rate
-        yield from _resampled(_laid_out(container, stream, name, promised, by_header, channel), rate, sample_rate, name)
+        covered = [] if covered is None else covered
+        pieces = _laid_out(container, stream, name, promised, by_header, channel, covered)
+        yield from _resampled(pieces, rate, sample_rate, name)
 
 
 def stream_raw(
-    file: BinaryIO, rate: int, sample_rate: int, *, sample_format: str = "s16le", channels: int = 1, name: str = "stdin"
+    file: BinaryIO,
+    rate: int,
+    sample_rate: int,
+    *,
+    sample_format: str = "s16le",
+    channels: int = 1,
+    channel: Channel = "mean",
+    name: str = "stdin",
 ) -> Iterator[np.ndarray]:
     """Raw samples, such as a sound card gives, as blocks (S,) float32, mono at ``sample_rate``, as soon as they come.
 
@@ -94,18 +109,22 @@ def stream_raw(
         rate: Hz of the samples.
         sample_rate: Hz of the blocks.
         sample_format: one of `RAW_FORMATS`.
-        channels: interleaved; they are averaged.
+        channels: interleaved.
+        channel: "mean" of them, or the number of the one to take, counted from 0.
 
     Raises:
-        ValueError: an unknown format, or a rate or number of channels below 1.
+        ValueError: an unknown format, a rate or number of channels below 1, or a channel that is not among them.
         MediaError: "non-finite audio"; "no audio" where the stream holds not one sample.
     """
     if sample_format not in RAW_FORMATS:
         raise ValueError(f"sample-format: must be one of {', '.join(RAW_FORMATS)}, got {sample_format!r}")
     if rate < 1 or channels < 1:
         raise ValueError(f"need a rate and a number of channels of at least 1, got {rate} and {channels}")
+    check_channel(channel)
+    if channel != "mean" and channel >= channels:
+        raise ValueError(f"channel: {channel} is not among {channels}, counted from 0")
     dtype = np.dtype(RAW_FORMATS[sample_format])
-    yield from _resampled(_raw_samples(file, dtype, channels, name), rate, sample_rate, name)
+    yield from _resampled(_raw_samples(file, dtype, channels, channel, name), rate, sample_rate, name)
 
 
 def _open_pipe(file: BinaryIO, name: str) -> InputContainer:
@@ -124,6 +143,7 @@ def _laid_out(
     promised: tuple[float, float],
     by_header: bool,
     channel: Channel,
+    intervals: list[tuple[float, float]],
 ) -> Iterator[np.ndarray]:
     """The stream's samples at its first rate from second 0 on, without a gap, up to where they are promised to end."""
     origin = start_of(container)
@@ -147,6 +167,7 @@ def _laid_out(
         if not len(samples):
             continue
         covered += len(samples)
+        _extend(intervals, max(0, position) / rate, clock / rate)
         gap = max(0, position) - given - sum(map(len, held))
         if gap > _LONGEST_GAP * rate:
             raise MediaError(name, "broken timestamps", f"a gap of {gap / rate:.0f} s")
@@ -170,7 +191,15 @@ def _laid_out(
         yield np.zeros(end - given, dtype=np.float32)
 
 
-def _raw_samples(file: BinaryIO, dtype: np.dtype, channels: int, name: str) -> Iterator[np.ndarray]:
+def _extend(intervals: list[tuple[float, float]], start: float, end: float) -> None:
+    """Adds the seconds that a piece of sound covers, at or after the end of the last ones."""
+    if intervals and start <= intervals[-1][1] + JITTER:
+        intervals[-1] = (intervals[-1][0], max(end, intervals[-1][1]))
+    else:
+        intervals.append((start, end))
+
+
+def _raw_samples(file: BinaryIO, dtype: np.dtype, channels: int, channel: Channel, name: str) -> Iterator[np.ndarray]:
     read: Callable[[int], bytes] = getattr(file, "read1", file.read)
     size, rest, empty = dtype.itemsize * channels, b"", True
     while data := read(_READ):
@@ -179,7 +208,8 @@ def _raw_samples(file: BinaryIO, dtype: np.dtype, channels: int, name: str) -> I
         rest = data[whole:]
         if whole:
             empty = False
-            yield _to_mono(np.frombuffer(data[:whole], dtype).reshape(-1, channels))
+            samples = np.frombuffer(data[:whole], dtype).reshape(-1, channels)
+            yield _to_mono(samples if channel == "mean" else samples[:, channel : channel + 1])
     if rest:
         logger.warning("%s: ends within a sample (%d of %d bytes): is its format right?", name, len(rest), size)
     if empty:

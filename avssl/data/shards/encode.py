@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from avssl.data.media import MediaError, MediaFile
+from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.timing import ROUNDING
 from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
 from avssl.evaluation.files import atomic_path
@@ -37,6 +37,7 @@ class Settings:
         quality: Of the JPEGs, 1 to 95.
         sample_rate: Hz of the sound.
         modalities: What is kept, of "audio" and "video".
+        channel: Of the sound: "mean" of all, or the number of one.
 
     Raises:
         ValueError: one of them makes no sense.
@@ -47,6 +48,7 @@ class Settings:
     quality: int = 90
     sample_rate: int = 16000
     modalities: tuple[str, ...] = ("audio", "video")
+    channel: Channel = "mean"
 
     def __post_init__(self) -> None:
         for name in ("short_side", "sample_rate"):
@@ -145,7 +147,7 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
 
     - ``frames``: ``size`` and ``original`` (width, height), upright; the ``span`` (seconds in the file) that they are
       of, and of every frame its ``starts`` (seconds in the file), ``bytes`` and ``crc``;
-    - ``sound``: ``sample_rate``, the ``start`` (seconds in the file) of its first sample, ``samples``, the
+    - ``sound``: ``sample_rate``, ``channel``, the ``start`` (seconds in the file) of its first sample, ``samples``, the
       value of full ``scale``, the ``intervals`` that have sound and the ``extent`` that should (seconds in the file),
       and the ``crc`` of every ``block`` samples.
     """
@@ -171,7 +173,7 @@ def _sound(
     job: Job, span: tuple[float, float], file: MediaFile, about: dict[str, Any], members: dict[str, bytes]
 ) -> None:
     rate, (low, high) = job.settings.sample_rate, span
-    sound = file.sound(low, high - low, rate)
+    sound = file.sound(low, high - low, rate, job.settings.channel)
     if not sound.intervals:
         raise MediaError(job.path, "no audio in span", f"{low:.2f} to {high:.2f} s")
     # Lossy codecs overshoot full scale; what is louder is stored softer rather than clipped.
@@ -180,6 +182,7 @@ def _sound(
     block = _BLOCK * rate
     about["sound"] = {
         "sample_rate": rate,
+        "channel": job.settings.channel,
         "start": low,
         "samples": len(integers) // 2,
         "scale": scale,

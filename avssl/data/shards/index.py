@@ -120,17 +120,28 @@ def shard_numbers(manifest: Manifest) -> np.ndarray:
     return np.unique([path.partition("#")[0] for path in paths], return_inverse=True)[1].astype(np.int64)
 
 
-def check_frame_size(manifest: Manifest, frame_size: int) -> None:
-    """Refuses to blow up frames that the cache holds smaller than their originals are.
+def check_settings(manifest: Manifest, frame_size: int | None, channel: int | str | None) -> None:
+    """Refuses to blow up frames that the cache holds smaller than their originals are, and another channel.
+
+    Args:
+        manifest: Of a cache; others pass.
+        frame_size: Pixels that a run asks for; None where it looks at no frames.
+        channel: What a run hears; None where it hears nothing.
 
     Raises:
-        DataError: naming the cache's size and both ways out.
+        DataError: naming what the cache holds and both ways out.
     """
     paths = manifest.table["path"]
     if not len(paths) or not any(is_address(paths[k].as_py()) for k in (0, len(paths) - 1)):
         return
-    side = about_of(Store(str(manifest.root)))["settings"]["short_side"]
-    if frame_size > side:
+    settings = about_of(Store(str(manifest.root)))["settings"]
+    side = settings["short_side"]
+    if channel is not None and channel != settings["channel"]:
+        raise DataError(
+            f"data.channel: {channel}, but of several channels the cache {manifest.root} holds {settings['channel']}; "
+            f"give that, or make it again with --channel {channel}"
+        )
+    if frame_size is not None and frame_size > side:
         raise DataError(
             f"data.frame_size: {frame_size} is more than the {side} pixels of the cache {manifest.root}; give at most "
             f"{side}, or make it again with --short_side {frame_size}"

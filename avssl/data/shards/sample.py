@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from avssl.data.media import MediaError
+from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import AudioClip, Sound, Track, checked
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.timing import frame_indices
@@ -62,16 +62,26 @@ class CachedSample:
             self._about = json.loads(data)
         return self._about
 
-    def audio(self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000) -> AudioClip:
-        """See :meth:`avssl.data.media.MediaFile.audio`."""
-        return checked(self.sound(start, duration, sample_rate), self.path)
+    def audio(
+        self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000, channel: Channel = "mean"
+    ) -> AudioClip:
+        """See :meth:`avssl.data.media.MediaFile.audio`; the channel is the one that the cache was made of.
 
-    def sound(self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000) -> Sound:
+        Raises:
+            MediaError: also "cached with another channel".
+        """
+        return checked(self.sound(start, duration, sample_rate, channel), self.path)
+
+    def sound(
+        self, start: float = 0.0, duration: float | None = None, sample_rate: int = 16000, channel: Channel = "mean"
+    ) -> Sound:
         """As :meth:`audio`, without judging whether enough is there."""
         check_span(start, duration, sample_rate)
         about = self.about.get("sound")
         if about is None:
             raise MediaError(self.path, "no audio stream")
+        if channel != about["channel"]:
+            raise MediaError(self.path, "cached with another channel", f"{about['channel']}, asked for {channel}")
         rate, origin = about["sample_rate"], round(about["start"] * about["sample_rate"])
         end = origin / rate + about["samples"] / rate if duration is None else start + duration
         margin = 0.0 if rate == sample_rate else _MARGIN

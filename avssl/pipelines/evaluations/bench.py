@@ -208,6 +208,7 @@ class Bench:
             "protocol": [self.protocol.seconds, self.protocol.eval_clips],
             "sample_rate": subject.sample_rate,
             "frames": [data.num_frames, data.frame_size] if "video" in subject.modalities else None,
+            "channel": data.channel,
             "precision": self.config.runtime.precision,
         }
 

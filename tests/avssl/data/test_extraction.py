@@ -29,6 +29,16 @@ def videos(tmp_path: Path) -> Path:
     return root
 
 
+def test_silence_before_late_sound_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_media(tmp_path / "in" / "late.mov", seconds=3.0, audio_codec="pcm_s16le", audio_start=1.5)
+    write_media(tmp_path / "in" / "fine.mov", seconds=1.0, audio_codec="pcm_s16le")
+    command = ["extract-audio", "--data", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    assert summary["late"] == {str(tmp_path / "in" / "late.mov"): pytest.approx(1.5)}
+    assert "1 begin with silence" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("format", ["flac", "wav"])
 @pytest.mark.parametrize("audio_start", [0.0, 0.5])
 def test_any_span_of_the_sound_file_is_that_of_the_video(tmp_path: Path, format: str, audio_start: float) -> None:

@@ -23,6 +23,7 @@ ILLS = (
     "no_sound",
     "no_pictures",
     "silent",
+    "cancel",
     "still",
     "short",
     "cut_short",
@@ -77,6 +78,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film(root / "outside.mp4", 11)
     film(root / "apart.mkv", 13, audio_start=4.0)
     (root / "partial.ts").write_bytes(2 * film(root / "partial.ts", 14).read_bytes())
+    opposite = noise(3.0, RATE, 15)
+    film(root / "cancel.mov", 15, waveform=np.stack([opposite, -opposite]), layout="stereo", audio_codec="pcm_s16le")
     film(root / "train.mp4", 12)
     (root / "test.mp4").write_bytes((root / "train.mp4").read_bytes())
     return root
@@ -88,7 +91,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     folder = tmp_path_factory.mktemp("prepared")
     names = ["good0.mp4", "good1.mp4", "good2.mp4", "good3.mp4", "gone.mp4", "corrupt.mp4", "no_sound.mp4"]
     names += ["no_pictures.wav", "silent.mp4", "still.mp4", "short.mp4", "cut_short.mp4", "outside.mp4"]
-    names += ["apart.mkv", "partial.ts"]
+    names += ["apart.mkv", "partial.ts", "cancel.mov"]
     rows = [{"clip_id": name, "path": name, "split": "train", "label.kind": k % 2} for k, name in enumerate(names)]
     rows += [
         {"clip_id": f"{split}.mp4", "path": f"{split}.mp4", "split": split, "label.kind": 1}
@@ -125,6 +128,7 @@ def test_each_illness_has_its_own_row_and_no_other(prepared) -> None:
         "no_pictures.wav": "no_pictures",
         "apart.mkv": "apart",
         "partial.ts": "partial",
+        "cancel.mov": "cancel",
         "train.mp4": "duplicate",
         "test.mp4": "duplicate",
     }
@@ -133,7 +137,7 @@ def test_each_illness_has_its_own_row_and_no_other(prepared) -> None:
     assert report["ills"]["partial"]["reasons"] == {"timestamps start over": 1}
     assert report["ills"]["corrupt"]["reasons"] == {"audio does not decode": 1}
     assert report["ills"]["silent"]["examples"] == ["silent.mp4"] and report["ills"]["silent"]["splits"] == {"train": 1}
-    assert (report["clips"], report["available"], report["healthy"]) == (17, 14, 4)
+    assert (report["clips"], report["available"], report["healthy"]) == (18, 15, 4)
 
 
 def test_headers_alone_say_what_was_not_looked_at(prepared) -> None:
@@ -143,7 +147,7 @@ def test_headers_alone_say_what_was_not_looked_at(prepared) -> None:
     assert report["duplicates"] == {"same_youtube_id": None, "same_bytes": None, "same_sound": None}
     assert {clips[name] for name in ("missing", "no_sound", "no_pictures", "short", "cut_short", "outside")} == {1}
     told = report["folder"].with_suffix(".txt").read_text()
-    assert "not looked at without --deep: silent, still picture, in two splits" in told
+    assert "not looked at without --deep: silent, channels cancel, still picture, in two splits" in told
 
 
 def test_a_stream_that_does_not_decode_is_not_used(prepared) -> None:
@@ -154,10 +158,10 @@ def test_a_stream_that_does_not_decode_is_not_used(prepared) -> None:
 
 def test_numbers_of_the_report(prepared) -> None:
     _, report = prepared(True)
-    assert report["class_counts"] == {"kind": {"train": {"odd <b>": 8, "even": 8}, "test": {"odd <b>": 0, "even": 1}}}
-    assert report["splits"] == {"train": 16, "test": 1}
+    assert report["class_counts"] == {"kind": {"train": {"odd <b>": 8, "even": 9}, "test": {"odd <b>": 0, "even": 1}}}
+    assert report["splits"] == {"train": 17, "test": 1}
     seconds = report["seconds"]
-    assert sum(seconds["counts"]) == 14 and seconds["median"] == pytest.approx(3.0, abs=0.1)
+    assert sum(seconds["counts"]) == 15 and seconds["median"] == pytest.approx(3.0, abs=0.1)
     assert seconds["shortest"] == pytest.approx(0.8, abs=0.1)
 
 
@@ -194,7 +198,7 @@ def test_the_page_is_whole_and_fetches_nothing(prepared) -> None:
         assert ill["title"] in page.text and ill["meaning"] in page.text
     assert "odd <b>" in page.text and "not looked at" not in page.text and "Every clip was decoded" in page.text
     headers = Page(prepared(False)[1]["folder"].with_suffix(".html").read_text(encoding="utf-8"))
-    assert headers.text.count("not looked at") == 6  # the remark, three illnesses, two kinds of twins
+    assert headers.text.count("not looked at") == 7  # the remark, four illnesses, two kinds of twins
 
 
 @pytest.mark.realdata

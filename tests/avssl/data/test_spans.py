@@ -270,3 +270,18 @@ def test_real_stills_and_late_sound(real_data: Path) -> None:
     dataset = ClipDataset(windows, modalities=("audio",), clip_seconds=1.0, mode="center")
     batch = dataset.collate([dataset[0, row] for row in range(len(windows))])
     assert batch.failures == [] and (batch.audio_fraction > 0.99).all()
+
+
+@pytest.mark.realdata
+def test_a_cached_phone_video_is_upright(real_data: Path, tmp_path: Path) -> None:
+    rows = [{"clip_id": "a", "path": "rotated/rot90b.mp4"}]
+    result = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    assert (result.column("width"), result.column("height")) == ([240], [320])
+    write_cache(result, str(tmp_path / "cache"), Settings(short_side=120, quality=95), workers=0, progress=False)
+    cached = open_data(str(tmp_path / "cache"))
+    times = np.linspace(0.2, 1.8, 4)
+    shown, kept = (read_frames(manifest.row(0).path, times, 120) for manifest in (result, cached))
+    assert shown.shape == kept.shape == (4, 160, 120, 3)
+    error, turned = (np.abs(shown.astype(int) - frames).mean() for frames in (kept, kept[:, ::-1, ::-1]))
+    assert error < 8 and turned > 5 * error
+    assert (cached.column("width"), cached.column("height")) == ([120], [160])

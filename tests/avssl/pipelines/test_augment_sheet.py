@@ -1,6 +1,5 @@
 """The contact sheet: what is written, what it says, and recipes of training runs as its settings."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
@@ -19,19 +18,17 @@ from avssl.evaluation.pictures import sheet as sheet_module
 from avssl.evaluation.pictures.style import save
 from avssl.pipelines.augment import augment_sheet, in_words, write_wave
 
-MEDIA = Path(__file__).parents[1] / "data" / "media_factory.py"
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory) -> Path:
+def media(tmp_path_factory, media_factory) -> Path:
     """Three short videos and one that is none."""
-    spec = importlib.util.spec_from_file_location("media_factory", MEDIA)
-    factory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(factory)
     folder = tmp_path_factory.mktemp("media")
     for i in range(3):
-        factory.write_media(folder / "train" / f"clip {i}.mp4", seconds=1.2, size=(80, 80), frequency=300 * (i + 1))
+        media_factory.write_media(
+            folder / "train" / f"clip {i}.mp4", seconds=1.2, size=(80, 80), frequency=300 * (i + 1)
+        )
     (folder / "train" / "broken.mp4").write_bytes(b"no video")
     return folder
 

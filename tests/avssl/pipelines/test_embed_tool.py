@@ -1,6 +1,5 @@
 """Embedding media: equal to calling the model on decoded windows, resumed where it stopped, honest on losses."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,23 +22,21 @@ from avssl.models.visual_classifier import build_visual_classifier
 from avssl.pipelines.classifiers import save_classifier
 from avssl.pipelines.embed import embed_media
 
-MEDIA = Path(__file__).parents[1] / "data" / "media_factory.py"
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory) -> Path:
+def media(tmp_path_factory, media_factory) -> Path:
     """Two videos, one without sound, a sound alone, a short one, and a file that is none."""
-    spec = importlib.util.spec_from_file_location("media_factory", MEDIA)
-    factory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(factory)
     folder = tmp_path_factory.mktemp("media")
     for number, seconds in enumerate((3.3, 2.0)):
-        wave = factory.noise(seconds, 16000, seed=number)
-        factory.write_media(folder / f"{number}.mkv", seconds=seconds, size=(64, 48), audio_codec="flac", waveform=wave)
-    factory.write_media(folder / "silent.mp4", audio_codec=None, size=(64, 48))
-    factory.write_media(folder / "sound.wav", video_codec=None, audio_codec="pcm_s16le", seconds=2.0)
-    factory.write_media(folder / "short.mkv", seconds=0.5, audio_codec="flac", size=(64, 48))
+        wave = media_factory.noise(seconds, 16000, seed=number)
+        media_factory.write_media(
+            folder / f"{number}.mkv", seconds=seconds, size=(64, 48), audio_codec="flac", waveform=wave
+        )
+    media_factory.write_media(folder / "silent.mp4", audio_codec=None, size=(64, 48))
+    media_factory.write_media(folder / "sound.wav", video_codec=None, audio_codec="pcm_s16le", seconds=2.0)
+    media_factory.write_media(folder / "short.mkv", seconds=0.5, audio_codec="flac", size=(64, 48))
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 
@@ -228,6 +225,21 @@ def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
     assert feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 2}).done == 0
 
 
+def test_the_channel_is_that_of_training_or_as_asked_for(pair_run: Path, media_factory, tmp_path) -> None:
+    wave, options = media_factory.noise(2.0, 16000), {"video_codec": None, "audio_codec": "pcm_s16le"}
+    media_factory.write_media(tmp_path / "one" / "a.wav", waveform=wave, **options)
+    media_factory.write_media(tmp_path / "two" / "a.wav", waveform=np.stack([wave, -wave]), layout="stereo", **options)
+
+    def features(folder: str, *more: str) -> np.ndarray:
+        embed_media(config(pair_run, tmp_path / folder, tmp_path / "f.npz", "--modalities", "audio", *more))
+        return read_features(tmp_path / "f.npz")["audio_features"]
+
+    expected = features("one")
+    assert not np.array_equal(features("two"), expected)
+    np.testing.assert_array_equal(features("two", "--data.channel", "0"), expected)
+    assert json.loads((tmp_path / "f.json").read_text())["channel"] == 0
+
+
 def test_files_that_break_off_are_told_and_their_windows_are_full(pair_run: Path, media: Path, tmp_path) -> None:
     folder = tmp_path / "media"
     folder.mkdir()
@@ -235,7 +247,7 @@ def test_files_that_break_off_are_told_and_their_windows_are_full(pair_run: Path
     (folder / "good.mkv").write_bytes(whole)
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 3])
     summary = embed_media(config(pair_run, folder, tmp_path / "f.npz", "--windows", "all", "--modalities", "audio"))
-    assert summary["partly_used"] == {"file cut off": 1} and summary["left_out"]["count"] == 0
+    assert summary["warnings"] == {"file cut off": 1} and summary["left_out"]["count"] == 0
     ids = read_features(tmp_path / "f.npz")["clip_id"].tolist()
     assert 0 < ids.count("cut.mkv") < ids.count("good.mkv")
 

@@ -233,6 +233,7 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     run = tmp_path / "run"
     export(run / "audio_encoder", CLASSES)
     known = {"name": name, "clip_seconds": 0.5, "eval_clips": 3, "options": {"label": "label"}, "num_frames": 4}
+    known["channel"] = 1
     (run / "config.yaml").write_text(yaml.safe_dump({"data": known}))
     subject = open_subject(run / "audio_encoder", torch.device("cpu"))
     assert (subject.kind, subject.name) == ("classifier", "run")
@@ -243,11 +244,11 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     def used(**data: object) -> DataConfig:
         return data_as_trained(DataConfig(**{"name": name, **data}), trained_with(run), subject)
 
-    assert used() == DataConfig(name, clip_seconds=0.5, eval_clips=3, options={"label": "label"})
+    assert used() == DataConfig(name, clip_seconds=0.5, eval_clips=3, options={"label": "label"}, channel=1)
     assert used(clip_seconds=1.0, eval_clips=1).clip_seconds == 1.0 and not caplog.records
     assert used(options={"fold": 2}).options == {"fold": 2}
     assert "judged on clips that it was trained on" in caplog.text
-    assert used(name="esc10") == DataConfig("esc10")
+    assert used(name="esc10") == DataConfig("esc10", channel=1) and used(channel=0).channel == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("compile", True), ("devices", 2), ("strategy", "fsdp")])

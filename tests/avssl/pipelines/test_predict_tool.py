@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from scipy.io import wavfile
 import mast
 from avssl.commands import main
 from avssl.data.catalog import find_entry
+from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio
+from avssl.data.scan import scan
+from avssl.data.windows import cut_into_windows, is_heard
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.pipelines.classifiers import checkpoint_settings, read_classifier, save_classifier
 from avssl.pipelines.predict import Predictor, predict_files, predict_stream, run_predict
@@ -327,3 +331,79 @@ def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, t
     assert predict_files([str(file) for file in files], predictor, writer) == {"file not found": 1}
     target.seek(0)
     assert [Path(json.loads(line)["file"]).name for line in target] == [r"k\xe4se.wav", "after.wav"]
+
+
+def test_sound_that_begins_late_is_judged_from_its_beginning_on(
+    classifier: Path, media_factory, tmp_path, caplog
+) -> None:
+    wave = changing_noise(3.0).astype(np.float32) / 32768
+    for name, start in (("late.mov", 2.5), ("whole.mov", 0.0)):
+        media_factory.write_media(
+            tmp_path / name, seconds=4.0, audio_codec="pcm_s16le", waveform=wave, audio_start=start
+        )
+    with caplog.at_level(logging.INFO):
+        for hop in (1.0, 0.5):
+            late, whole = (
+                predicted(Predictor(classifier, hop=hop), [str(tmp_path / name)]) for name in ("late.mov", "whole.mov")
+            )
+            assert len(late) == len(whole) == (3 if hop == 1.0 else 5)
+            for row, other in zip(late, whole, strict=True):
+                assert row["start"] == pytest.approx(other["start"] + 2.5) and row["end"] == pytest.approx(
+                    row["start"] + 1
+                )
+                for head, best in other["heads"].items():
+                    assert [k["score"] for k in row["heads"][head]] == pytest.approx(
+                        [k["score"] for k in best], abs=1e-3
+                    )
+    assert "late.mov: sound begins at 2.50 s" in caplog.text and "whole.mov: sound" not in caplog.text
+
+
+def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, caplog) -> None:
+    predictor = Predictor(classifier)
+    covered: list[tuple[float, float]] = []
+
+    def blocks():
+        for second in range(5):
+            if second != 2:
+                covered.append((float(second), second + 1.0))
+            yield np.full(RATE, 0.1 if second != 2 else 0.0, dtype=np.float32)
+
+    found = list(predictor.predict(blocks(), covered=covered))
+    assert [is_heard(row.start, row.end, covered) for row in found] == [True, True, False, True, True]
+
+
+def test_one_channel_is_judged_as_in_training(classifier: Path, tmp_path) -> None:
+    samples = changing_noise(2.0)
+    mono = write_wav(tmp_path / "mono.wav", samples)
+    opposite = write_wav(tmp_path / "opposite.wav", np.stack([samples, -samples], axis=1))
+    expected = [row["heads"] for row in predicted(Predictor(classifier), [mono])]
+    assert [row["heads"] for row in predicted(Predictor(classifier, channel=0), [opposite])] == expected
+    assert [row["heads"] for row in predicted(Predictor(classifier), [opposite])] != expected
+    raw = io.BytesIO(np.stack([samples, -samples], axis=1).tobytes())
+    target = io.StringIO()
+    predictor = Predictor(classifier, channel=0)
+    assert not predict_stream(raw, predictor, create_writer("json", target, predictor.labels, 5), rate=RATE, channels=2)
+    assert [json.loads(line)["heads"] for line in target.getvalue().splitlines()] == expected
+    run = tmp_path / "run"
+    shutil.copytree(classifier, run)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": "demo", "channel": 0}}))
+    assert Predictor(run).channel == 0 and [r["heads"] for r in predicted(Predictor(run), [opposite])] == expected
+    with pytest.raises(ValueError, match="channel"):
+        Predictor(classifier, channel=-1)
+
+
+@pytest.mark.realdata
+def test_real_windows_are_full_and_those_of_embed(classifier: Path, real_data: Path) -> None:
+    names = {
+        "still/one_frame.mp4": (0.0, 30),
+        "still/video5s_audio30s.mp4": (0.0, 30),
+        "late/audio_late_8.mp4": (8.0, 22),
+    }
+    rows = [{"clip_id": name, "path": name} for name in names]
+    listed = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    windows, index = cut_into_windows(listed, 1.0, "all", modalities=("audio",))
+    starts = np.asarray(windows.column("start"))
+    for number, (name, (first, count)) in enumerate(names.items()):
+        found = [row["start"] for row in predicted(Predictor(classifier), [str(real_data / "cases" / name)])]
+        assert len(found) == count and found[0] == pytest.approx(first, abs=0.03)
+        assert found == pytest.approx(starts[index == number].tolist(), abs=0.03)

@@ -1,0 +1,102 @@
+"""Two channels that are each other's opposite: their mean is told to be silence, one of them reaches every reader."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from media_factory import noise, write_media
+
+from avssl.config import DataConfig, PrepareOptions
+from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.data.catalog import open_data
+from avssl.data.clips import ClipDataset
+from avssl.data.extraction import extract_all
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.data.media import MediaError, read_audio
+from avssl.data.scan import scan
+from avssl.data.source import open_source
+from avssl.data.stats import logmel_stats
+from avssl.pipelines.cache import cache
+from avssl.pipelines.data import Loaders, open_splits
+from avssl.pipelines.prepare import prepare
+
+WAVE = noise(2.0, 16000)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("channels")
+    options: dict[str, Any] = {"video_codec": None, "audio_codec": "pcm_s16le", "layout": "stereo"}
+    write_media(folder / "train" / "opposite" / "a.wav", waveform=np.stack([WAVE, -WAVE]), **options)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def scanned(root: Path) -> Manifest:
+    rows = [{"clip_id": "a", "path": "train/opposite/a.wav", "split": "train"}]
+    return scan(Manifest.from_rows(rows, root), workers=0, progress=False)
+
+
+@pytest.mark.parametrize(("channel", "sign"), [("mean", 0), (0, 1), (1, -1)])
+def test_training_and_evaluation_hear_the_channel_of_the_config(root: Path, channel: Any, sign: int) -> None:
+    config = DataConfig(name=str(root), clip_seconds=2.0, channel=channel, num_workers=0)
+    splits = open_splits(config, modalities=("audio",), labelled=True)
+    loaders = Loaders(config, splits.protocol, ("audio",), 16000, 1, 0)
+    (batch,) = loaders.evaluate(splits.train)
+    np.testing.assert_allclose(batch.audio[0].numpy(), sign * WAVE, atol=1e-4)
+
+
+def test_a_deep_look_says_that_channels_cancel(root: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    options: dict[str, Any] = {"workers": 0, "deep": True, "clip_seconds": 1.0, "progress": False}
+    report = prepare(PrepareOptions(str(root), tmp_path / "a.parquet", **options), told.append)
+    assert report["ills"]["cancel"]["clips"] == 1 and report["ills"]["silent"]["clips"] == 0
+    assert any("1 clips channels cancel" in line and "data.channel" in line for line in told)
+    report = prepare(PrepareOptions(str(root), tmp_path / "b.parquet", channel=1, **options), told.append)
+    assert report["healthy"] == 1
+    headers = prepare(PrepareOptions(str(root), tmp_path / "c.parquet", **options | {"deep": False}), told.append)
+    assert headers["ills"]["cancel"]["clips"] is None
+
+
+def test_statistics_are_of_the_channel(scanned: Manifest) -> None:
+    both, one = (logmel_stats(scanned, 1.0, channel=channel, workers=0).mean for channel in ("mean", 0))
+    assert one > both + 3
+
+
+def test_a_cache_holds_one_channel_and_refuses_others(root: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "cache")
+    config = CacheConfig(output, SourceConfig(name=str(root)), channel=1, workers=0)
+    cache(config)
+    cached = open_data(output)
+    dataset = ClipDataset(cached, modalities=("audio",), clip_seconds=2.0, channel=1, mode="center")
+    np.testing.assert_allclose(dataset[0, 0].clips[0].audio, -WAVE, atol=1e-4)
+    with open_source(cached.row(0).path) as sample, pytest.raises(MediaError, match="another channel"):
+        sample.audio(0.0, 1.0)
+    with pytest.raises(DataError, match=r"data\.channel: mean, but .* holds 1"):
+        open_splits(DataConfig(name=output), modalities=("audio",), labelled=True)
+    with pytest.raises(DataError, match="other settings"):
+        cache(CacheConfig(output, SourceConfig(name=str(root)), workers=0))
+
+
+def test_extracted_sound_is_of_the_channel(scanned: Manifest, tmp_path: Path) -> None:
+    summary = extract_all(scanned, tmp_path, channel=1, workers=0, progress=False)
+    assert summary.extracted == 1
+    np.testing.assert_allclose(read_audio(tmp_path / "train/opposite/a.flac", 0.0, 2.0).waveform, -WAVE, atol=1e-4)
+    assert json.loads((tmp_path / "extract_audio.json").read_text())["settings"]["channel"] == 1
+    with pytest.raises(DataError, match="was extracted with"):
+        extract_all(scanned, tmp_path, workers=0, progress=False)
+    with pytest.raises(ValueError, match="channel"):
+        extract_all(scanned, tmp_path / "other", channel=-1, workers=0, progress=False)
+
+
+def test_a_channel_that_is_not_there_is_a_counted_failure(scanned: Manifest) -> None:
+    dataset = ClipDataset(scanned, modalities=("audio",), clip_seconds=1.0, channel=2, mode="center")
+    assert [failure.reason for failure in dataset[0, 0].failures] == ["no such channel"]
