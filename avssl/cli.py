@@ -1,9 +1,10 @@
 """Command lines of the commands: ``--config FILE``, dotted overrides, ``--data NAME``, one clear line on an error."""
 
+import argparse
 import sys
-from argparse import SUPPRESS, Action
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
@@ -58,11 +59,37 @@ def _help_parser(config_class: type) -> ArgumentParser:
     return parser
 
 
-class _ListObjectives(Action):
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command whose options are no config; what is wrong is one line here, too, and status 2.
+
+    Args:
+        command: Its name.
+        description: Its module's docstring.
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"avssl {command}", description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but an option that there is not comes before others that are missing."""
+        for word in args or ():
+            option = word.split("=")[0]
+            if option.startswith("--") and len(option) > 2 and option not in self._option_string_actions:
+                near = get_close_matches(option, self._option_string_actions, 1)
+                self.error(f"no option {option}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with ``message``."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class _ListObjectives(argparse.Action):
     """Prints one objective a line with what it does, and exits."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None, **_: Any) -> None:
-        super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs=0, help=help)
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: Any, *_: Any) -> None:
         from avssl.objectives import list_objectives  # with all that objectives need

@@ -1,14 +1,15 @@
 """Writes a checkpoint whose weights are the mean of several checkpoints of one run."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avssl.cli import CommandParser
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser("avssl average", description=__doc__)
+    parser = CommandParser("average", __doc__)
     parser.add_argument("checkpoints", nargs="+", type=Path, help="files of one run, for example step-*.ckpt")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write; any --checkpoint takes it")
     arguments = parser.parse_args(argv)

@@ -3,16 +3,16 @@
 avssl compare runs/finetune-esc50-full-random runs/finetune-esc50-full-pretrained --format markdown
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avssl.cli import CommandParser
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("avssl compare", description=__doc__, formatter_class=formatter)
+    parser = CommandParser("compare", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders with a result.json (finetune, evaluate)")
     add("--format", choices=("text", "markdown", "html"), default="text", help="default: text")

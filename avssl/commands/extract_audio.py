@@ -4,7 +4,6 @@ avssl extract-audio --data epic-kitchens --root EPIC --output EPIC/audio
 avssl finetune --data epic-kitchens --data.root EPIC --data.options '{prefer_audio_files: true}'
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from avssl.cli import CommandParser
 from avssl.data.catalog import list_data, names
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.media.extract import CODECS
@@ -21,10 +21,7 @@ LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where no sound is there at the end."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "avssl extract-audio", description=__doc__, formatter_class=formatter, allow_abbrev=False
-    )
+    parser = CommandParser("extract-audio", __doc__)
     add = parser.add_argument
     add("--data", required=True, help=f"{', '.join(names())}, a data YAML, a folder, a .csv or .parquet")
     add("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from avssl.cli import CommandParser
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a file failed."""
@@ -31,8 +33,7 @@ def run(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("avssl predict", description=__doc__, formatter_class=formatter)
+    parser = CommandParser("predict", __doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="audio or video files; - is standard input")
     what = "a fine-tuning run on audio, its exported classifier, or a .ckpt file"

@@ -9,7 +9,6 @@ avssl pretrain --data runs/prepare-grid/grid.parquet
 A killed run, started again with the same arguments, goes on where it was.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from avssl.cli import CommandParser
 from avssl.config import PrepareOptions
 from avssl.data.catalog import names
 
@@ -27,8 +27,7 @@ LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     default = {item.name: item.default for item in fields(PrepareOptions)}
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("avssl prepare", description=__doc__, formatter_class=formatter)
+    parser = CommandParser("prepare", __doc__)
     add = parser.add_argument
     add("--data", required=True, help=f"{', '.join(names())}, a data YAML, a folder, a .csv or .parquet")
     add("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")

@@ -84,6 +84,24 @@ def test_expected_errors_are_one_line_and_status_1(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "error: data.heads: no such head\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["prepare", "--dta", "x"], "no option --dta; did you mean --data?; see avssl prepare --help"),
+        (["prepare"], "the following arguments are required: --data; see avssl prepare --help"),
+        (["compare", "x", "--format=pdf"], "argument --format: invalid choice: 'pdf' (choose from"),
+        (["predict", "x.wav", "--chekpoint", "y"], "did you mean --checkpoint?; see avssl predict --help"),
+        (["extract-audio", "--data", "x", "--output", "y", "--workers", "two"], "--workers: invalid int value: 'two'"),
+        (["average", "a.ckpt", "--out", "b"], "no option --out; did you mean --output?; see avssl average --help"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(argv: list[str], told: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and told in error and error.startswith("error: ") and error.count("\n") == 1
+
+
 def test_a_missing_optional_package_is_told_with_its_command_before_any_work(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     argv = ["export", "--checkpoint", str(tmp_path / "not looked at"), "--output", str(tmp_path / "model.onnx")]
