@@ -104,9 +104,9 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
         config = parse(EmbedConfig, ["--checkpoint", str(run), *options, "--batch_size", str(args.batch)])
         source = open_source(config, run, torch.device("cpu"))
         clips, _ = select(config, source)  # scans, so that the headers are in the cache of both
-        windows, _ = cut_into_windows(clips, source.seconds)
+        windows, _ = cut_into_windows(clips, source.seconds, modalities=source.modalities)
         decoding = {"clip_seconds": source.seconds, "sample_rate": source.sample_rate, "mode": "center"}
-        frames = {"num_frames": source.num_frames, "frame_size": source.frame_size}
+        frames = {"num_frames": source.num_frames, "frame_size": source.frame_size, "channel": source.channel}
         dataset = ClipDataset(windows, modalities=source.modalities, **decoding, **frames)
         calls = {"embed": lambda: embed_media(config), "decode": lambda: decode_all(dataset, args.workers)}
         embed_media(config)

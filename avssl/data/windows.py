@@ -96,7 +96,7 @@ def cut_into_windows(
     seconds: float,
     mode: str = "center",
     *,
-    modalities: Collection[str] = (),
+    modalities: Collection[str],
     count: int = 1,
     hop: float | None = None,
 ) -> tuple[Manifest, np.ndarray]:

@@ -85,15 +85,18 @@ def _percent(count: int, of: int) -> str:
 
 def _cards(report: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     """(name, value, remark)."""
-    clips, usable = report["clips"], report["usable"]
+    clips, usable, hours = report["clips"], report["usable"], report["usable_hours"]
+    remarks = {need: f"{_percent(count, clips)}, {hours[need]:.2f} h" for need, count in usable.items()}
+    if report["overlap"]["clips"]:
+        remarks["both"] += f"; {show(report['overlap']['clips'])} overlap in part"
     return [
         ("clips", clips, f"in {show(report['files'])} files"),
         ("can be read", _percent(report["available"], clips), f"{show(report['available'])} clips"),
         ("healthy", _percent(report["healthy"], clips), f"{show(report['healthy'])} clips"),
         ("hours", f"{report['hours']:.2f}" if report["hours"] < 1000 else f"{report['hours']:.0f}", "that can be read"),
-        ("with sound", usable["audio"], _percent(usable["audio"], clips)),
-        ("with pictures", usable["video"], _percent(usable["video"], clips)),
-        ("with both", usable["both"], _percent(usable["both"], clips)),
+        ("with sound", usable["audio"], remarks["audio"]),
+        ("with pictures", usable["video"], remarks["video"]),
+        ("with both at a time", usable["both"], remarks["both"]),
     ]
 
 

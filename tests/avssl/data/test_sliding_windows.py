@@ -78,25 +78,25 @@ def spans_of(windows: Manifest, index: np.ndarray) -> dict[int, list[tuple[float
 
 def test_rows_of_windows(tmp_path) -> None:
     whole = manifest(tmp_path)
-    windows, index = cut_into_windows(whole, 1.0)
+    windows, index = cut_into_windows(whole, 1.0, modalities=["audio"])
     assert spans_of(windows, index) == {0: [(4.5, 5.5)], 1: [(2.75, 3.75)], 2: [(0.0, 0.4)]}
     assert windows.heads == {} and len(set(windows.column("clip_id"))) == 3
-    windows, index = cut_into_windows(whole, 1.0, "uniform", count=3)
+    windows, index = cut_into_windows(whole, 1.0, "uniform", modalities=["audio"], count=3)
     assert spans_of(windows, index) == {
         0: [(0.0, 1.0), (4.5, 5.5), (9.0, 10.0)],
         1: [(2.0, 3.0), (2.75, 3.75), (3.5, 4.5)],
         2: [(0.0, 0.4)],
     }
-    windows, index = cut_into_windows(whole, 1.0, "all")
+    windows, index = cut_into_windows(whole, 1.0, "all", modalities=["audio"])
     assert spans_of(windows, index)[1] == [(2.0, 3.0), (3.0, 4.0), (4.0, 4.5)]
     for options in ({"mode": "every"}, {"mode": "all", "hop": 0.0}, {"mode": "uniform", "count": 0}):
         with pytest.raises(ValueError):
-            cut_into_windows(whole, 1.0, **options)
+            cut_into_windows(whole, 1.0, modalities=["audio"], **options)
 
 
 @pytest.mark.parametrize(("seconds", "hop"), [(1.0, 1.0), (1.0, 0.3), (3.0, 0.7), (0.5, 2.0), (0.97, 0.97)])
 def test_rows_of_windows_are_the_sliding_ones(seconds: float, hop: float, tmp_path) -> None:
-    windows, index = cut_into_windows(manifest(tmp_path), seconds, "all", hop=hop)
+    windows, index = cut_into_windows(manifest(tmp_path), seconds, "all", modalities=["audio"], hop=hop)
     slid = sliding_windows([np.zeros(100_000, dtype=np.float32)], 10_000, seconds, hop)
     expected = [(window.start, window.end) for window in slid]
     np.testing.assert_allclose(spans_of(windows, index)[0], expected, atol=1e-4)

@@ -225,6 +225,25 @@ def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
     assert feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 2}).done == 0
 
 
+@pytest.mark.parametrize(("modalities", "late", "one"), [("audio", [1.5, 2.5], 3), ("both", [1.5, 2.5], 0)])
+def test_windows_lie_where_the_streams_run_that_are_needed(
+    pair_run: Path, media_factory, tmp_path, modalities: str, late: list[float], one: int
+) -> None:
+    options = {"audio_codec": "pcm_s16le", "size": (64, 48), "seconds": 3.5}
+    wave = media_factory.noise(2.0, 16000)
+    media_factory.write_media(tmp_path / "in" / "late.mov", waveform=wave, audio_start=1.5, **options)
+    media_factory.write_media(
+        tmp_path / "in" / "one.mov", waveform=media_factory.noise(3.0, 16000), frame_times=np.zeros(1), **options
+    )
+    output = tmp_path / "f.npz"
+    summary = embed_media(config(pair_run, tmp_path / "in", output, "--modalities", modalities, "--windows", "all"))
+    rows = read_features(output)
+    starts = {name: rows["start"][rows["clip_id"] == name].tolist() for name in ("late.mov", "one.mov")}
+    assert starts["late.mov"] == pytest.approx(late, abs=0.01) and len(starts["one.mov"]) == one
+    reasons = {} if one else {"streams cover too little of the clip": 1}
+    assert summary["left_out"]["reasons"] == reasons
+
+
 def test_the_channel_is_that_of_training_or_as_asked_for(pair_run: Path, media_factory, tmp_path) -> None:
     wave, options = media_factory.noise(2.0, 16000), {"video_codec": None, "audio_codec": "pcm_s16le"}
     media_factory.write_media(tmp_path / "one" / "a.wav", waveform=wave, **options)
