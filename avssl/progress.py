@@ -103,6 +103,8 @@ class Meter:
         self._stop.set()
         self._thread.join()
         _open.remove(self)
+        if self._told and _open and not _open[-1].unit:
+            _open[-1]._last = time.monotonic()  # which has nothing to add to what was said just now
         if self._bar is not None:
             self._refresh()
             self._bar.close()

@@ -181,5 +181,5 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[s
     )
     for headline in headlines:
         logger.info("%s: %s", headline.name, headline)
-    logger.info("result: %s", bench.folder / "result.json")
+    logger.info("result: %s, report: %s", bench.folder / "result.json", bench.folder / "report.html")
     return result | {"folder": str(bench.folder)}

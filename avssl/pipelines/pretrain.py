@@ -40,6 +40,8 @@ from avssl.tracking.lineage import log_model
 
 logger = logging.getLogger(__name__)
 
+WAYS = ("audio_to_video", "video_to_audio")
+
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
@@ -196,7 +198,7 @@ def _evaluate(
     write_report(
         run.folder,
         title=f"Pretraining on {config.data.name}",
-        summary={key: f"{value:.1%}" for key, value in metrics.items() if "R@" in key},
+        summary=_cards(metrics),
         tables=[retrieval_table(metrics)] if metrics else [],
         pictures=[(path, captions[name]) for name, path in pictures.items()],
         config_yaml=to_yaml(config),
@@ -212,10 +214,19 @@ def _evaluate(
     return result
 
 
+def _cards(metrics: dict[str, float]) -> dict[str, tuple[str, str]]:
+    """R@k both ways over chance, for the head of the report."""
+    names = [(way, k) for way in WAYS for k in (1, 5, 10)] if metrics else []
+    return {
+        f"{way.replace('_', ' ')} R@{k}": (f"{metrics[f'{way}/R@{k}']:.1%}", f"chance {metrics[f'chance/R@{k}']:.1%}")
+        for way, k in names
+    }
+
+
 def _told(metrics: dict[str, float]) -> list[str]:
     """Retrieval both ways beside chance, a line each, where it was evaluated."""
     lines = []
-    for way in ("audio_to_video", "video_to_audio") if metrics else ():
+    for way in WAYS if metrics else ():
         recalls = [f"R@{k} {metrics[f'{way}/R@{k}']:.1%} (chance {metrics[f'chance/R@{k}']:.1%})" for k in (1, 5, 10)]
         lines.append(f"{way.replace('_', ' ')}: {', '.join(recalls)}, {metrics['count']:.0f} clips")
     return lines
@@ -224,11 +235,13 @@ def _told(metrics: dict[str, float]) -> list[str]:
 def retrieval_table(metrics: dict[str, float]) -> Table:
     """R@k both ways with chance beside them."""
     rows: list[list[Any]] = []
-    for way, name in (("audio_to_video", "audio -> video"), ("video_to_audio", "video -> audio")):
+    for way in WAYS:
         recalls = [f"{metrics[f'{way}/R@{k}']:.1%}" for k in (1, 5, 10)]
-        rows.append([name, *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
+        rows.append([way.replace("_to_", " -> "), *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
     rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], None])
-    return Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows)
+    return Table(
+        "Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, f"{metrics['count']:.0f} clips"
+    )
 
 
 def draw_retrieval(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.pictures.style import FAINT, PALETTE, new_figure, save, styled
@@ -47,6 +48,11 @@ def collect(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[str, tuple
                 series.setdefault(key, {})[float(step)] = float(value)
     ordered = {key: sorted(values.items()) for key, values in series.items()}
     return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in ordered.items()}
+
+
+def _order(key: str) -> tuple[bool, list[str | int]]:
+    """Training before validation; numbers in names by their value: R@5 before R@10."""
+    return not key.startswith("train"), [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
 
 
 def _draw(axes: Axes, series: dict[str, tuple[FloatArray, FloatArray]], keys: list[str], noisy: bool) -> None:
@@ -92,7 +98,7 @@ def loss_curves(
         keys = [key for key in series if key not in taken and re.search(pattern, key)]
         taken.update(keys)
         if keys:
-            panels.append((name, unit, sorted(keys, key=lambda key: (not key.startswith("train"), key))))
+            panels.append((name, unit, sorted(keys, key=_order)))
     if not panels:
         known = ", ".join(series) or "none"
         raise ValueError(f"metrics: no row with {step_key!r} and a loss, lr, R@k or top1; keys with numbers: {known}")
@@ -111,7 +117,20 @@ def loss_curves(
                 axes.set_ylim(bottom=0)
             if len(keys) > 1:
                 more = f"+ {len(keys) - max_lines} more" if len(keys) > max_lines else None
-                axes.legend(fontsize=7.5, title=more, title_fontsize=7.5, loc="best")
+                # Under the panel, not over its curves.
+                below = axes.transAxes + ScaledTranslation(0, -32 / 72, figure.dpi_scale_trans)
+                axes.legend(
+                    fontsize=7,
+                    title=more,
+                    title_fontsize=7,
+                    ncols=2,
+                    loc="upper left",
+                    bbox_to_anchor=(0, 0),
+                    bbox_transform=below,
+                    borderaxespad=0,
+                    columnspacing=1.0,
+                    handlelength=1.5,
+                )
             else:
                 axes.set_title(keys[0], loc="right", color=FAINT, fontsize=7.5, fontweight="normal")
         save(figure, path)

@@ -55,5 +55,5 @@ def share_curves(
         axes.margins(x=0.06)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(True, axis="y")
-        axes.legend(fontsize=8.5, loc="best")
+        figure.legend(loc="outside lower center", ncols=min(4, len(curves) + 1), fontsize=8.5)
         save(figure, path)

@@ -38,6 +38,7 @@ SETTINGS: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
     "text.color": INK,
+    "text.parse_math": False,  # names of classes, clips and files are not formulas
 }
 
 

@@ -48,6 +48,50 @@ def ink(path) -> float:
     return float((mpl.image.imread(path)[..., :3].min(axis=2) < 0.97).mean())
 
 
+def boxes(figure) -> list[tuple]:
+    """(axes, legend) of a drawn figure: each panel with its own legend, or with the figure's."""
+    figure.canvas.draw()
+    own = [(axes, axes.get_legend()) for axes in figure.axes if axes.get_legend()]
+    return own + [(axes, legend) for axes in figure.axes for legend in figure.legends]
+
+
+def test_no_legend_lies_over_curves_or_labels(tmp_path, figures):
+    rows = [{"step": step, "train/loss": 1.0, "train/loss/infonce": 0.5, "train/loss/vicreg": 0.7}
+            | {f"val/{way}/R@{k}": (step + k) / 100 for way in ("audio_to_video", "video_to_audio") for k in (10, 1, 5)}
+            for step in range(40)]  # fmt: skip
+    loss_curves(rows, tmp_path / "curves.png")
+    share_curves(
+        {name: [(0.01, 0.5, 0.1), (1.0, 0.5, 0.0)] for name in "abc"},
+        tmp_path / "shares.png",
+        title="t",
+        ylabel="top-1",
+    )
+    told = [boxes(figure) for figure in figures]
+    assert [len(found) for found in told] == [2, 1]
+    for axes, legend in (*told[0], *told[1]):
+        box = legend.get_window_extent()
+        beside = [*axes.figure.axes, axes.xaxis.label]
+        assert not any(other.get_window_extent().overlaps(box) for other in beside)
+        assert axes.figure.bbox.contains(box.x0, box.y0) and axes.figure.bbox.contains(box.x1, box.y1)
+    names = [text.get_text().rpartition("/")[2] for text in told[0][1][1].get_texts()]
+    assert names == ["R@1", "R@5", "R@10"] * 2
+
+
+def test_names_are_shown_as_they_are_written(tmp_path, figures):
+    names = ["$5 bill$", "_silence_", "a_b^c $x", "\\frac{1}", "50% $off$ $"]  # none is a formula
+    labels = np.arange(50) % 5
+    features = np.random.default_rng(0).normal(size=(50, 2))
+    class_maps([("p $q", features)], labels, names, tmp_path / "map.png", title="$ of $x")
+    confusion_matrix(np.eye(5), names, tmp_path / "confusion.png", title="one $ is no formula")
+    maps, confusion = figures
+    (legend,) = maps.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [label.get_text() for label in confusion.axes[0].get_yticklabels()] == names
+    for figure in figures:
+        texts = [text for text in figure.findobj(mpl.text.Text) if "$" in text.get_text()]
+        assert texts and not any(text.get_parse_math() for text in texts)
+
+
 def test_curves_draw_the_numbers_logged(tmp_path, figures):
     rows = [json.loads(f'{{"step": {step}, "train/loss": {5 - step / 100}, "train/lr": 0.1}}') for step in range(300)]
     rows += [{"step": 299, "val/audio_to_video/R@1": 0.5}, {"step": 10, "note": "text", "train/loss": float("nan")}]
