@@ -10,5 +10,8 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(FinetuneConfig, argv)
     from avssl.pipelines.finetune import finetune
+    from avssl.pipelines.run import tell_next
 
-    return 0 if finetune(config).get("finished", True) else 130
+    result = finetune(config)
+    tell_next(result)
+    return 0 if result.get("finished", True) else 130

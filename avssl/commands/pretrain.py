@@ -10,5 +10,8 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(PretrainConfig, argv)
     from avssl.pipelines.pretrain import pretrain
+    from avssl.pipelines.run import tell_next
 
-    return 0 if pretrain(config).get("finished", True) else 130
+    result = pretrain(config)
+    tell_next(result)
+    return 0 if result.get("finished", True) else 130

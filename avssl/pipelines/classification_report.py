@@ -70,7 +70,11 @@ class Outcome:
 
 
 def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outcome: Outcome) -> dict[str, Any]:
-    """Computes all metrics, writes result.json, the pictures and report.html, and returns the result."""
+    """Computes all metrics, writes result.json, the pictures and report.html.
+
+    Returns:
+        The result, with ``next``: command lines that go on from the run.
+    """
     labels = outcome.after.labels
     reports = head_reports(outcome.scores, labels, seed=config.seed)
     metrics = multi_head_metrics(outcome.scores, labels, seed=config.seed, reports=reports)
@@ -114,8 +118,7 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     steps = [next_command("evaluate", run.folder, config.data)]
     if config.modality == "audio":
         steps.insert(0, shlex.join(["avssl", "predict", "--checkpoint", str(run.folder)]) + " FILE...")
-    logger.info("next: %s", "\n   or: ".join(steps))
-    return result
+    return result | {"next": steps}
 
 
 def feature_clusters(features: Embeddings, labels: dict[str, list[str]]) -> dict[str, dict[str, float]]:

@@ -210,8 +210,7 @@ def _evaluate(
     labelled = config.data if splits.labels else None
     steps = [next_command("finetune", run.folder, labelled)]
     steps += [] if test is None else [next_command("evaluate", run.folder, config.data)]
-    logger.info("next: %s", "\n   or: ".join(steps))
-    return result
+    return result | {"next": steps}
 
 
 def _cards(metrics: dict[str, float]) -> dict[str, tuple[str, str]]:

@@ -126,6 +126,12 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None) -> str
     return shlex.join(words)
 
 
+def tell_next(result: Mapping[str, Any]) -> None:
+    """Logs the command lines that go on from a finished run."""
+    if result.get("next"):
+        logger.info("next: %s", "\n   or: ".join(result["next"]))
+
+
 def check_same(folder: Path, config: Any) -> None:
     """Checks that the run in ``folder`` has the settings of ``config``, :data:`FREE_SETTINGS` apart.
 
