@@ -70,7 +70,7 @@ def test_pretraining_leaves_a_whole_run(pretrained: Path) -> None:
     result = json.loads((pretrained / "result.json").read_text())
     assert 0 <= result["metrics"]["audio_to_video/R@1"] <= 1
     assert result["metrics"]["count"] == result["coverage"]["evaluated"]["expected"]
-    assert result["coverage"]["pretrain"] == {"expected": 48, "usable": 48, "reasons": {}}
+    assert result["coverage"]["pretrain"].items() >= {"expected": 48, "usable": 48, "reasons": {}}.items()
     assert list(pretrained.glob("tensorboard/events.out.tfevents.*"))
 
 
