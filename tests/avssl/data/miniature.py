@@ -67,8 +67,9 @@ def urbansound8k(tree: Tree) -> None:
 
 def speech_commands(tree: Tree) -> None:
     files = {voice: [f"{word}/{voice}_nohash_0.wav" for word in WORDS[:3]] for voice in ("0a", "1b", "2c", "3d")}
-    for path in sum(files.values(), []):
-        tree.media(path)
+    for paths in files.values():
+        for path in paths:
+            tree.media(path)
     tree.media("_background_noise_/white_noise.wav")
     tree.table("validation_list.txt", *files["2c"])
     tree.table("testing_list.txt", *files["3d"])
@@ -139,10 +140,9 @@ def epic_kitchens(tree: Tree) -> None:
         lines = []
         for video in videos:
             tree.media(f"{video[:3]}/videos/{video}.MP4", 4.0)
-            lines += [
-                f"{video}_{k},{video[:3]},{video},00:00:0{k}.50,00:00:0{k}.00,00:00:0{k + 1}.50,1,2,x,x,{k},y,{k % 2},[],[]"
-                for k in range(3)
-            ]
+            for k in range(3):
+                times = f"00:00:0{k}.50,00:00:0{k}.00,00:00:0{k + 1}.50"
+                lines.append(f"{video}_{k},{video[:3]},{video},{times},1,2,x,x,{k},y,{k % 2},[],[]")
         tree.table(f"EPIC_100_{part}.csv", header, *lines)
     tree.table("EPIC_100_unseen_participant_ids_validation.csv", "participant_id", "P03")
     tree.table("EPIC_100_tail_verbs.csv", "verb", "2")
@@ -150,13 +150,13 @@ def epic_kitchens(tree: Tree) -> None:
 
 
 def epic_sounds(tree: Tree) -> None:
-    header = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,"
+    header = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,"
     for part, video in (("train", "P01_01"), ("validation", "P01_11")):
         tree.media(f"P01/videos/{video}.MP4", 4.0)
         lines = [
             f"{video}_{k},P01,{video},00:00:0{k}.000,00:00:0{k + 1}.500,0,1,x,{EPIC_SOUNDS[k]},{k}" for k in range(3)
         ]
-        tree.table(f"EPIC_Sounds_{part}.csv", header + "class,class_id", *lines)
+        tree.table(f"EPIC_Sounds_{part}.csv", header + "description,class,class_id", *lines)
 
 
 TREES: dict[str, Callable[[Tree], None]] = {
