@@ -60,10 +60,16 @@ def apply_looks(manifest: Manifest, looks: Looks) -> Manifest:
     flags = {name: manifest.table[name].fill_null(False).to_numpy().copy() for name in ("has_audio", "has_video")}
     flags["has_audio"] &= looks.audio_error == ""
     flags["has_video"] &= looks.video_error == ""
+    whys = {
+        f"{name}_error": np.where(
+            found != "", found, np.asarray(manifest.column(f"{name}_error"), dtype=object)
+        ).tolist()
+        for name, found in (("audio", looks.audio_error), ("video", looks.video_error))
+    }
     errors = np.asarray(manifest.column("error"), dtype=object)
     lost = (errors == "") & ~flags["has_audio"] & ~flags["has_video"]
     errors[lost] = np.where(looks.audio_error[lost] != "", looks.audio_error[lost], looks.video_error[lost])
-    return manifest.with_columns({**flags, "error": errors.tolist()})
+    return manifest.with_columns({**flags, **whys, "error": errors.tolist()})
 
 
 def health_report(

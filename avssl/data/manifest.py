@@ -80,7 +80,7 @@ class Manifest:
     """Immutable table of clips under one root folder.
 
     Args:
-        table: columns of `COLUMNS` (missing ones become null, "" for ``split`` and ``error``), ``label.<head>`` int64,
+        table: columns of `COLUMNS` (missing ones become null, "" for ``split`` and errors), ``label.<head>`` int64,
             or list<int64> where a clip has several labels, for every head, and any extra columns, which are kept as
             strings.
         root: folder that the paths are relative to.
@@ -301,9 +301,10 @@ class Manifest:
         errors = self.table["error"].to_pylist()
         modalities = [name for name, needed in (("audio", audio), ("video", video)) if needed]
         for name in modalities:
-            for i, present in enumerate(self.table[f"has_{name}"].to_pylist()):
+            streams = zip(self.table[f"has_{name}"].to_pylist(), self.table[f"{name}_error"].to_pylist(), strict=True)
+            for i, (present, why) in enumerate(streams):
                 if not errors[i] and not present:
-                    errors[i] = "not scanned" if present is None else f"no {name} stream"
+                    errors[i] = "not scanned" if present is None else why or f"no {name} stream"
         alone = [self.spans([name]) for name in modalities]
         outside = np.any([high <= low for low, high in alone], axis=0) if alone else np.zeros(len(self), dtype=bool)
         low, high = self.spans(modalities)

@@ -33,8 +33,11 @@ COLUMNS: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
     "error": pa.string(),
+    "audio_error": pa.string(),
+    "video_error": pa.string(),
     "warning": pa.string(),
 }
+_NEVER_NULL = ("clip_id", "path", "split", "error", "audio_error", "video_error", "warning")
 CLASS = pa.int64()
 CLASSES = pa.list_(pa.int64())
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
@@ -148,7 +151,7 @@ def normalise(table: pa.Table, heads: Collection[str]) -> pa.Table:
                 column = table[name].cast(dtype).combine_chunks()
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise ManifestError(f"column {name!r} must hold {dtype}: {error}") from error
-        columns[name] = column.fill_null("") if name in ("clip_id", "path", "split", "error", "warning") else column
+        columns[name] = column.fill_null("") if name in _NEVER_NULL else column
     return pa.table(columns)
 
 

@@ -139,7 +139,7 @@ def scan_files(
 def fill(manifest: Manifest, facts: FileFacts) -> Manifest:
     """The manifest with what a scan found out."""
     columns: dict[str, Any] = {name: values[facts.rows] for name, values in (facts.numbers | facts.flags).items()}
-    columns |= {name: facts.reason(name).tolist() for name in ("error", "warning")}
+    columns |= {name: facts.reason(name).tolist() for name in _REASONS}
     scanned = manifest.with_columns(columns)
     errors = [reason or outside for reason, outside in zip(columns["error"], scanned.reasons(), strict=True)]
     return scanned.with_columns({"error": errors})

@@ -31,8 +31,8 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     """What a scanned manifest holds, JSON-able.
 
     Keys: ``clips``, ``files``, ``hours`` of clips without an error, ``errors`` {reason: {"clips", "examples"}},
-    ``warnings`` likewise (why usable clips are not wholly as their files are), and counts by value of ``sample_rates``,
-    ``channels``, ``fps`` and ``sizes`` ("180x144"). By what is needed, "audio", "video" or "both":
+    ``stream_errors`` and ``warnings`` likewise (which stream of a usable file is not, and why), and counts by value of
+    ``sample_rates``, ``channels``, ``fps`` and ``sizes`` ("180x144"). By what is needed, "audio", "video" or "both":
 
     - ``usable``: clips;
     - ``usable_hours``: what they can be cut from;
@@ -47,6 +47,11 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     seconds = {need: span_seconds(manifest, m) for need, m in NEEDS.items()}
     paths = manifest.column("path")
 
+    broken = np.full(len(manifest), "", dtype=object)
+    for name in NEEDS["both"]:
+        whys = np.asarray(manifest.column(f"{name}_error"), dtype=object)
+        broken = np.where(fine & ~np.isin(whys, ["", f"no {name} stream"]), whys, broken)
+
     def counted(rows: np.ndarray) -> dict[str, Any]:
         return {"clips": int(rows.sum()), "examples": [paths[i] for i in np.flatnonzero(rows)[:EXAMPLES]]}
 
@@ -59,6 +64,7 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
         "usable_hours": {need: float(seconds[need][rows].sum() / 3600) for need, rows in usable.items()},
         "hours": float(span_seconds(manifest)[fine].sum() / 3600),
         "errors": {text: counted(reasons == text) for text, _ in Counter(reasons[~fine].tolist()).most_common()},
+        "stream_errors": {text: counted(broken == text) for text in dict.fromkeys(broken[broken != ""].tolist())},
         "warnings": {text: counted(manifest.warned(text) & fine) for text in manifest.select(mask=fine).warnings},
         "cut_short": {need: int((cut_short(manifest, NEEDS[need]) & rows).sum()) for need, rows in usable.items()},
         "apart": _entry(apart(manifest), manifest),
@@ -110,13 +116,15 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         f"{report['clips']} clips in {report['files']} files, {report['hours']:.2f} h; usable: {usable['audio']} with "
         f"sound, {usable['video']} with pictures, {usable['both']} with both"
     ]
-    for reason, entry in (*report["errors"].items(), *report["warnings"].items()):
-        effect, more = _EFFECTS.get(reason, ""), ", ..." if entry["clips"] > len(entry["examples"]) else ""
-        lines.append(f"{entry['clips']} clips: {reason}{effect}: {', '.join(entry['examples'])}{more}")
+    for kind in ("errors", "stream_errors", "warnings"):
+        for reason, entry in report[kind].items():
+            words = f"{reason}, only the other stream is used" if kind == "stream_errors" else warning_words(reason)
+            more = ", ..." if entry["clips"] > len(entry["examples"]) else ""
+            lines.append(f"{entry['clips']} clips: {words}: {', '.join(entry['examples'])}{more}")
     hours = report["usable_hours"]
     for key, meaning in (
         ("apart", "sound and pictures never at the same time, of no use where both are needed"),
-        ("overlap", f"sound and pictures at the same time only in part, {hours['both']:.2f} h of the usable clips"),
+        ("overlap", f"sound and pictures overlap only in part, {hours['both']:.2f} h in all have both"),
     ):
         if report[key]["clips"]:
             lines.append(f"{report[key]['clips']} clips: {meaning}: {'; '.join(report[key]['examples'])}")
@@ -127,6 +135,11 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         if report[name]:
             lines.append(f"{title}: " + ", ".join(f"{value} x {count}" for value, count in report[name].items()))
     return lines
+
+
+def warning_words(reason: str) -> str:
+    """A warning of the scan, and what it means for the clips."""
+    return reason + _EFFECTS.get(reason, "")
 
 
 def histogram(values: Sequence[Any], limit: int = 10) -> dict[str, int]:

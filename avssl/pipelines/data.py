@@ -16,7 +16,7 @@ from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.media.probe import CANCELS
-from avssl.data.scan_report import cut_short
+from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import training_share
 
@@ -175,7 +175,7 @@ def _lessened(
     heard = "audio" in modalities and config.channel == "mean"
     warnings = {reason: count for reason, count in rows.warnings.items() if reason != CANCELS or heard}
     for reason, count in warnings.items():
-        logger.warning("%s: of the files of %d clips: %s", name, count, reason)
+        logger.warning("%s: %d clips: %s", name, count, warning_words(reason))
     return {"cut_short": short, "mostly_padding": padded, "warnings": warnings}
 
 

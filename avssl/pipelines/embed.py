@@ -22,6 +22,7 @@ from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import SPLITS, Manifest
 from avssl.data.media import Channel
+from avssl.data.scan_report import warning_words
 from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
@@ -124,7 +125,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
     write_result(config.output.with_suffix(".json"), summary)
     logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
     for reason, count in clips.warnings.items():
-        logger.warning("of the files of %d clips: %s", count, reason)
+        logger.warning("%d clips: %s", count, warning_words(reason))
     if failures:
         told = ", ".join(f"{reason} x{count}" for reason, count in reasons.items())
         logger.warning("left out: %s; listed in %s", told, config.output.with_suffix(".json"))

@@ -281,7 +281,9 @@ def _write_index(
 ) -> None:
     """The manifest of the cache: all rows, in their order, with their addresses or why they have none."""
     names = ("path", "error", "has_audio", "has_video", "sample_rate", "channels", "width", "height", "fps")
+    names += ("audio_error", "video_error")
     columns = {name: manifest.column(name) for name in names}
+    there = {name: manifest.column(f"has_{name}") for name in ("audio", "video")}
     columns["source"], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)
     for shard in shards:
         for key, span in shard.spans.items():
@@ -292,6 +294,10 @@ def _write_index(
                     columns["path"][row] = found["address"]
                     for name, value in found["facts"].items():
                         columns[name][row] = value
+                    for name in ("audio", "video"):
+                        if there[name][row] and not found["facts"][f"has_{name}"]:
+                            why = found["errors"].get(name, "not kept in the cache")
+                            columns[f"{name}_error"][row] = why.split(" (")[0]
                 else:
                     columns["error"][row] = next(iter(found["errors"].values()), "nothing to read").split(" (")[0]
     folder = store.local or _parts_folder(store)

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import av
 import pytest
 from media_factory import write_media
 
@@ -97,6 +98,21 @@ def test_report_counts_and_names(manifest, caplog):
     assert report["sample_rates"] == {"44100": 4, "8000": 1} and report["sizes"] == {"80x48": 4, "64x64": 1}
     assert report_lines(report) == caplog.messages
     assert "1 clips: file not found: gone.mp4" in caplog.messages
+
+
+def test_a_broken_stream_is_told_and_leaves_the_other_one(root, tmp_path):
+    data = bytearray((root / "both.mp4").read_bytes())
+    with av.open(str(root / "both.mp4")) as container:
+        for packet in container.demux(video=0):
+            if packet.size and packet.pos is not None:
+                data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    (tmp_path / "half.mp4").write_bytes(data)
+    result = scan(Manifest.from_rows([{"clip_id": "a", "path": "half.mp4"}], tmp_path), workers=0, deep=True)
+    assert result.column("error") == [""] and result.reasons(audio=True) == [""]
+    assert result.reasons(video=True) == result.reasons(audio=True, video=True) == ["video does not decode"]
+    report = scan_report(result)
+    assert report["stream_errors"] == {"video does not decode": {"clips": 1, "examples": ["half.mp4"]}}
+    assert "1 clips: video does not decode, only the other stream is used: half.mp4" in report_lines(report)
 
 
 def test_report_shows_only_the_first_examples(root):

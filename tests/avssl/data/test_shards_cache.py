@@ -114,6 +114,14 @@ def test_sound_alone_and_loud_sound_are_kept(data: Manifest, folder: Path, tmp_p
     assert_same(dataset(loud, mode="center")[(0, 0)], dataset(open_data(str(tmp_path / "out")), mode="center")[(0, 0)])
 
 
+def test_a_stream_that_is_not_kept_is_not_said_to_be_absent(data: Manifest, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, modalities=("audio",))
+    write_cache(data, str(tmp_path / "sound"), settings, workers=0, progress=False)
+    cached = open_data(str(tmp_path / "sound"))
+    assert cached.reasons(audio=True)[0] == "" and cached.reasons(video=True)[0] == "not kept in the cache"
+    assert cached.reasons(video=True)[7] == "no video stream"  # nor in the original
+
+
 def test_labels_splits_and_coverage_are_the_originals(data: Manifest, folder: Path) -> None:
     cached = open_data(str(folder))
     assert cached.heads == data.heads and cached.multilabel == data.multilabel
