@@ -48,7 +48,7 @@ def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
 def _help_parser(config_class: type) -> ArgumentParser:
     """What ``--help`` prints."""
     parser = ArgumentParser(description=(config_class.__doc__ or "").split("\n")[0])
-    what = "YAML file of settings, or the name of a recipe in configs/; of several, the later wins."
+    what = "YAML file of settings, or the name of a recipe in configs/, or none; of several, the later wins."
     parser.add_argument("--config", help=what)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")
     parser.add_class_arguments(config_class)

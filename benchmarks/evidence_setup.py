@@ -13,7 +13,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mast": ("mast_pico", {"embed_dim": 24, "depths": [1, 2, 4, 3]}),
     "ast": ("ast_base", {"embed_dim": 144, "depth": 12, "heads": 3}),
 }
-COMMON = ["--augment.gain_db", "6", "--augment.noise_db", "20", "--checkpoint", "none", "--log.checkpoint_every", "0"]
+# No recipe of a data set: both models are trained with the same settings.
+COMMON = [
+    *("--config", "none", "--checkpoint", "none", "--log.checkpoint_every", "0", "--augment.gain_db", "6"),
+    *("--augment.noise_db", "20", "--augment.time_mask", "0.1", "--augment.freq_mask", "0.1"),
+]
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 

@@ -49,7 +49,19 @@ def cells_of(name: str, checkpoint: Path, root: Path | None, args: argparse.Name
     """Every share, draw and start of one set."""
     head, options = SETS[name]
     steps = ["--optim.max_steps", str(args.steps), "--optim.batch_size", str(args.batch), "--optim.lr", str(args.lr)]
-    common = ["--data", name, "--head", "full", *(["--data.root", str(root)] if root else []), *options, *steps]
+    masks = ["--augment.time_mask", "0.1", "--augment.freq_mask", "0.1"]  # no recipe: the same on both sets
+    common = [
+        "--config",
+        "none",
+        *masks,
+        "--data",
+        name,
+        "--head",
+        "full",
+        *(["--data.root", str(root)] if root else []),
+        *options,
+        *steps,
+    ]
     starts = {
         "random": ["--checkpoint", "none", *architecture(checkpoint)],
         "pretrained": ["--checkpoint", str(checkpoint)],

@@ -45,7 +45,7 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
         config_class: One of the configs.
         given: What is given, the later over the earlier; ``data`` may be a name alone, and keys may be dotted.
         files: Recipes that are given (``--config``), the later over the earlier, all below ``given``; without one, the
-            recipe of the data's name is taken where there is one, else the small one.
+            recipe of the data's name is taken where there is one, else the small one; none takes no recipe.
 
     Raises:
         SettingsError: an unknown or wrong setting, or a file that is none; one line that names it and the fix.
@@ -54,7 +54,8 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
     command = RECIPES.get(config_class)
     sources: list[Source] = []
     for name in files:
-        sources += read_recipe(find_recipe(command, name))
+        if name != "none":
+            sources += read_recipe(find_recipe(command, name))
     if command and not files:
         file, line = choose_recipe(command, _data_name(given))
         logger.info("%s", line)

@@ -8,7 +8,7 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
 import mast
-from avssl.models.video import VideoEncoder, create_video_encoder
+from avssl.models.video import VideoEncoder, create_video_encoder, own_size
 
 
 def projection_head(inputs: int, outputs: int, hidden: int = 512) -> SimCLRProjectionHead:
@@ -59,15 +59,19 @@ class AudioVisualPair(nn.Module):
         audio_options: dict[str, Any] | None = None,
         frontend_options: dict[str, Any] | None = None,
         video: str = "mvit_v2_s",
-        num_frames: int = 16,
-        crop_size: int = 224,
+        num_frames: int | None = None,
+        crop_size: int | None = None,
         pretrained: bool = False,
         embedding_dim: int = 128,
         time_bins: int = 1,
     ) -> "AudioVisualPair":
-        """Builds a pair from names. ``settings`` of the result rebuild it, which makes a checkpoint self-describing."""
-        arguments = dict(locals())
-        arguments.pop("cls")
+        """Builds a pair from names; None is the video encoder's own number and size of frames.
+
+        ``settings`` of the result rebuild it, which makes a checkpoint self-describing.
+        """
+        frames, side = own_size(video)
+        num_frames, crop_size = num_frames or frames, crop_size or side
+        arguments = {key: value for key, value in locals().items() if key not in ("cls", "frames", "side")}
         frontend = mast.LogMel(**(frontend_options or {}))
         pair = cls(
             mast.create_model(audio, num_classes=0, **(audio_options or {})),

@@ -14,6 +14,7 @@ from avssl.config import (
     CONFIGS,
     AugmentSheetConfig,
     CrossvalConfig,
+    DataConfig,
     FinetuneConfig,
     PretrainConfig,
     Source,
@@ -201,6 +202,12 @@ def test_a_given_file_is_taken_alone_and_quietly(recipe: str, caplog) -> None:
     with caplog.at_level(logging.INFO):
         config = parse(FinetuneConfig, ["--data", "fsdd", "--config", recipe])
     assert not caplog.records and config.audio.model == "mast_nano"
+
+
+def test_without_a_recipe_there_are_the_defaults_alone(caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        config = parse(FinetuneConfig, ["--config", "none", "--data", "esc50"])
+    assert config == FinetuneConfig(data=DataConfig("esc50")) and not caplog.records
 
 
 def test_a_recipe_is_found_by_name_from_anywhere() -> None:
