@@ -68,13 +68,18 @@ def complete_video(video: VideoConfig, data: DataConfig) -> tuple[VideoConfig, D
     """``video`` and ``data`` with the encoder's own size and number of frames where they have none.
 
     Raises:
-        ValueError: an unknown encoder.
+        ValueError: an unknown encoder, or frames that are smaller than its crop.
     """
     name = VIDEO_MODEL if video.model is None else video.model
     frames, side = own_size(name)
     crop = side if video.crop_size is None else video.crop_size
     number = frames if data.num_frames is None else data.num_frames
     size = frame_size_for(crop) if data.frame_size is None else data.frame_size
+    if size < crop:
+        raise ValueError(
+            f"data.frame_size: frames of {size} x {size} are smaller than the crop of {crop} x {crop} that {name} "
+            f"sees: give --data.frame_size {frame_size_for(crop)}, or a smaller --video.crop_size"
+        )
     return replace(video, model=name, crop_size=crop), replace(data, num_frames=number, frame_size=size)
 
 

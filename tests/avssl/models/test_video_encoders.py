@@ -9,7 +9,8 @@ from torchvision.models.video.swin_transformer import SwinTransformerBlock
 
 from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
 from avssl.models.blocks import encoder_blocks
-from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath
+from avssl.models.pair import AudioVisualPair
+from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath, own_size
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
 SIZES |= {"tiny": (8, 56), "tiny_motion": (8, 56)}
@@ -137,3 +138,11 @@ def test_stochastic_depth_is_torchvisions_and_blocks_share_their_code() -> None:
         block.compile(backend=counter, dynamic=False)
         block(torch.randn(1, 1, 9, 9, 384))
     assert counter.frame_count == 2
+
+
+def test_a_pair_takes_its_video_encoders_own_frames() -> None:
+    for video, sizes in (("tiny", (8, 48)), ("tiny_motion", (8, 48))):
+        settings = AudioVisualPair.build(audio="mast_nano", video=video).settings
+        assert (settings["num_frames"], settings["crop_size"]) == sizes == own_size(video)
+        assert "frames" not in settings and "side" not in settings
+        assert AudioVisualPair.build(**settings).settings == settings

@@ -91,6 +91,11 @@ def test_a_video_encoder_has_its_own_size_where_none_is_given(model, sizes) -> N
     assert (data.num_frames, data.frame_size, video.crop_size) == (4, 112, 96)
 
 
+def test_frames_smaller_than_the_crop_are_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match=r"data\.frame_size: frames of 128 x 128 .* 224 .* --data\.frame_size 256"):
+        complete_video(VideoConfig("mvit_v2_s"), DataConfig(frame_size=128))
+
+
 @pytest.mark.parametrize("crop", range(1, 300, 7))
 def test_frames_are_never_smaller_than_their_crop(crop: int) -> None:
     assert crop < frame_size_for(crop) < crop * 8 / 7 + 8 and frame_size_for(crop) % 8 == 0
