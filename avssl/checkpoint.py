@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +16,19 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric  # takes seconds to import, which who only reads a checkpoint need not wait for
 
 
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
 class CheckpointStore:
     """The ``checkpoints`` folder of a run.
 
     Args:
         fabric: Launched Fabric; every process calls every method.
-        folder: Created where it is missing.
+        folder: Created with the first checkpoint where it is missing.
     """
 
     def __init__(self, fabric: Fabric, folder: Path) -> None:
         self.fabric, self.folder = fabric, folder
-        if fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
         """Writes ``state`` to ``name``: a reader sees the old file or the whole new one.
@@ -34,6 +38,8 @@ class CheckpointStore:
         """
         path, partial = self.folder / name, self.folder / f".{name}.partial"
         try:
+            if self.fabric.is_global_zero:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self.fabric.save(partial, state)
             if self.fabric.is_global_zero:
                 os.replace(partial, path)
@@ -65,7 +71,7 @@ class CheckpointStore:
         if resume == "none":
             return None
         if resume == "auto":
-            path = self.folder / "last.ckpt"
+            path = self.folder / LAST
             return path if path.is_file() else None
         if not Path(resume).is_file():
             raise FileNotFoundError(f"resume: there is no file {resume}")
@@ -86,12 +92,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: when it is not one, or holds anything but tensors and plain values.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of other pickles
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler fails on other bytes with any of Python's errors
         raise ValueError(f"{path} is not a checkpoint of avssl: {_first_line(error)}") from error
-    if not isinstance(state, dict) or "settings" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
         raise ValueError(f"{path} is not a checkpoint of avssl: it has no settings")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Building a model from the settings and weights of ``path``; what they lack is told in one line.
+
+    Raises:
+        ValueError: they do not fit each other or this version.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise ValueError(f"checkpoint: settings and weights of {path} do not fit a model: {what}") from error
 
 
 def _first_line(error: BaseException) -> str:

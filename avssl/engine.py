@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from avssl.averaging import ExponentialAverage
-from avssl.checkpoint import CheckpointStore, is_sharded
+from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
@@ -165,7 +165,29 @@ class Engine:
         self.progress = Progress(**state["progress"])
         self.failures.load_state_dict(self.progress.failures)
         self.tracker.rewind(self.progress.step)
+        if path.parent.resolve() != self.store.folder.resolve():  # the best of that run is not in this one's folder
+            self.progress.best, self.progress.best_step = -math.inf, -1
         logger.info("resumed at step %d from %s", self.progress.step, path)
+
+    def use_best(self) -> bool:
+        """Puts the weights of ``best.ckpt`` into the model; call it when training is over, on every process.
+
+        Returns:
+            False where no validation has chosen one; the last weights then stay.
+        """
+        path, progress = self.store.folder / BEST, self.progress
+        if progress.best_step < 0:
+            return False
+        if progress.best_step == progress.step:
+            return True
+        found = read_checkpoint(path)["progress"]["step"] if path.is_file() else None
+        if found != progress.best_step:
+            logger.warning("%s is not of step %d, which was best: using the last weights", path, progress.best_step)
+            return False
+        average = self.store.load(path, {"task": self.task})["average"]
+        if self.average is not None:
+            self.average.load_state_dict(average)
+        return True
 
     def fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None = None) -> bool:
         """Trains to ``schedule.max_steps``.
@@ -227,7 +249,7 @@ class Engine:
                         logger.info("no better %s in %d validations", schedule.monitor, schedule.patience)
                         last = True
                 if last or stopped or _due(progress.step, schedule.checkpoint_every):
-                    self.save("last.ckpt")
+                    self.save(LAST)
                 if _due(progress.step, schedule.keep_every):
                     self.save(f"step-{progress.step}.ckpt")
                 if logging_due:
@@ -355,7 +377,7 @@ class Engine:
         if key and metrics.get(key, -math.inf) > self.progress.best:
             self.progress.best, self.progress.best_step, self.progress.worse = metrics[key], self.progress.step, 0
             self.tracker.summary({f"best/val/{key}": metrics[key], "best/step": self.progress.step})
-            self.save("best.ckpt")
+            self.save(BEST)
         else:
             self.progress.worse += 1
 

@@ -129,30 +129,31 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
         raise SystemExit(f"features of sound and video differ from float32 ones by {difference}; not timing them")
 
     run = Run(config, place / "run", fabric, config.wandb, "pretrain")
-    engine = build_engine(config, fabric, run, task, len(splits.train), monitor="", settings={})
-    protocol, rate = splits.protocol, config.audio.sample_rate
-    loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)
-    gpu = fabric.device.type == "cuda"
-    profiler = profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU])
-    calls: dict[int, Callable[[], Any]] = {(args.windows - 1) * args.window: profiler.start}
-    if gpu:  # the first step, whose operations are counted, runs eagerly and takes more
-        calls[args.window] = lambda: torch.cuda.reset_peak_memory_stats(fabric.device)
-    call_after(task, calls)
-    engine.fit(loaders.train(splits.train, fabric))
-    profiler.stop()
-    rows = read_rows(run.tracker.speed_path)[1:-1]
-    on_gpu = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
-    peak = torch.cuda.max_memory_allocated(fabric.device) / 2**20 if gpu else None
-    return {
-        "batch": args.batch,
-        "checkpoint_activations": args.checkpoint_activations,
-        "compiled": not args.eager,
-        "from_eager_fp32": difference,
-        **{name: statistics.median(row[name] for row in rows) for name in ("clips_per_second", "data_wait")},
-        "mfu": statistics.median(row["mfu"] for row in rows) if "mfu" in rows[0] else None,
-        "busy": busy_share([(event.time_range.start, event.time_range.end) for event in on_gpu]),
-        "peak_mib": peak,
-    }
+    with run:
+        engine = build_engine(config, fabric, run, task, splits, monitor="", settings={})
+        protocol, rate = splits.protocol, config.audio.sample_rate
+        loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)
+        gpu = fabric.device.type == "cuda"
+        profiler = profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU])
+        calls: dict[int, Callable[[], Any]] = {(args.windows - 1) * args.window: profiler.start}
+        if gpu:  # the first step, whose operations are counted, runs eagerly and takes more
+            calls[args.window] = lambda: torch.cuda.reset_peak_memory_stats(fabric.device)
+        call_after(task, calls)
+        engine.fit(loaders.train(splits.train, fabric))
+        profiler.stop()
+        rows = read_rows(run.tracker.speed_path)[1:-1]
+        on_gpu = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+        peak = torch.cuda.max_memory_allocated(fabric.device) / 2**20 if gpu else None
+        return {
+            "batch": args.batch,
+            "checkpoint_activations": args.checkpoint_activations,
+            "compiled": not args.eager,
+            "from_eager_fp32": difference,
+            **{name: statistics.median(row[name] for row in rows) for name in ("clips_per_second", "data_wait")},
+            "mfu": statistics.median(row["mfu"] for row in rows) if "mfu" in rows[0] else None,
+            "busy": busy_share([(event.time_range.start, event.time_range.end) for event in on_gpu]),
+            "peak_mib": peak,
+        }
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ class DataConfig:
         train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
             video apart (sync).
         heads: Label heads to train on; default: the head that the data state, or all of theirs where none is.
-        val_fraction: Share of the training split held out for validation where the data has no split of that name.
+        val_fraction: Share of the training split held out for validation where the data has no split of that name;
+            clips of one file, recording, video or speaker stay on one side.
+        test_fraction: The same for the test of a classifier, with every class in it, where the data has neither a split
+            test nor val, and the same clips for every seed; 0 asks for one of these splits.
         train_fraction: Share of the training split to train on: the same of every class of the first head, at least one
             clip of each, drawn with the seed. Validation and test are not affected.
         sampling: Order of the training clips: shuffle takes each once an epoch; balanced draws as many with
@@ -50,6 +53,7 @@ class DataConfig:
     train_clips: int = 1
     heads: list[str] | None = None
     val_fraction: float = 0.0
+    test_fraction: float = 0.2
     train_fraction: float = 1.0
     sampling: Literal["shuffle", "balanced", "shards"] = "shuffle"
     shard_buffer: int = 8
@@ -248,6 +252,8 @@ class LogConfig:
         checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only.
         keep_every: Steps between checkpoints that are kept (step-N.ckpt); 0 keeps none.
         patience: Validations without improvement after which the run ends; 0 never ends early.
+        use: Weights that are evaluated and exported: best (best.ckpt, of the validation with the highest score, where
+            there is a validation split), or last.
     """
 
     every: int = 10
@@ -255,6 +261,7 @@ class LogConfig:
     checkpoint_every: int = 100
     keep_every: int = 0
     patience: int = 0
+    use: Literal["best", "last"] = "best"
 
 
 @dataclass

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from avssl.config.crossval import CrossvalConfig
@@ -70,7 +71,7 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
     if finetunes and (run := _own_pretraining(sources)):
         sources.insert(len(sources) - len(given), Source(str(run), {"checkpoint": str(run)}))
         sources.append(Source("", {"checkpoint": "auto"}))
-    values, left_out = merge(sources, takes_checkpoint=finetunes)
+    values, left_out = merge(sources, takes_checkpoint=finetunes or config_class is PretrainConfig)
     for line in left_out:
         logger.info("%s", line)
     return _typed(config_class, values, sources)
@@ -105,13 +106,25 @@ def merge(sources: Sequence[Source], takes_checkpoint: bool = False) -> tuple[di
         checkpoint = _get(source.values, "checkpoint")
         if takes_checkpoint and checkpoint not in _NO_CHECKPOINT and _get(merged, "checkpoint") != checkpoint:
             kept = {key: value for key, value in (_get(merged, "audio.options") or {}).items() if key in REGULARIZATION}
-            gone = [key for key in _OF_CHECKPOINT if _drop(merged, key)]
+            gone = [key for key in _groups_of(str(checkpoint)) if _drop(merged, key)]
             if kept:
                 merged["audio"] = {"options": kept}
             if gone:
                 lines.append(f"the encoders are those of {checkpoint}: {', '.join(gone)} of the recipe left out")
         merged = _merged(merged, source.values)
     return merged, lines
+
+
+def _groups_of(checkpoint: str) -> tuple[str, ...]:
+    """The settings that a checkpoint brings: of a pretraining run both encoders', else the audio encoder's alone."""
+    path = Path(checkpoint)
+    run = path.parent.parent if path.suffix == ".ckpt" else path
+    file = run / "config.yaml"
+    if file.is_file():
+        pretrained = "embedding_dim" in (yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    else:
+        pretrained = path.suffix == ".ckpt" or not path.is_dir()  # a file by itself: nearly always a pair's
+    return _OF_CHECKPOINT if pretrained else ("audio",)
 
 
 def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], list[Source]]:

@@ -40,9 +40,12 @@ class PretrainConfig:
         online_probe: Fit a linear probe on the audio features at each validation, where the data has labels.
         wandb: Weights & Biases.
         tensorboard: Write TensorBoard event files, too, into tensorboard/ of the run.
+        checkpoint: Weights to start from, at step 0 of a schedule of its own: a run, an exported encoder or a .ckpt
+            file; default: random ones. Encoders whose settings are not given are the checkpoint's. An export or a
+            classifier of sound has an audio encoder alone; what is new is said.
         output: Folder of the run; default: runs/pretrain-NAME.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
-            under another name; a path continues that checkpoint.
+            under another name; a path continues that checkpoint, on the same data and schedule.
         seed: Seed of everything random.
     """
 
@@ -61,6 +64,7 @@ class PretrainConfig:
     online_probe: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    checkpoint: str | None = None
     output: Path | None = None
     resume: str = "auto"
     seed: int = 0

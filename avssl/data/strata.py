@@ -1,15 +1,34 @@
-"""Strata: rows that are alike in their label, so that a share or a fold of the data has all kinds in it.
+"""Strata and groups: what a share, a hold-out or a fold of the data has of every class, and what stays on one side.
+
+A stratum is the rows that are alike in their label, a group those that must not be divided, such as the clips of one
+recording.
 
 Labels are pairs (row, class), as `Manifest.label_pairs` gives them: of two million clips with 527 classes, the table of
 zeros and ones would take many gigabytes.
 """
 
+import logging
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from avssl.data.manifest import Manifest
 
+logger = logging.getLogger(__name__)
+
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+# Columns, with or without "_id", whose equal values belong together, and what they are then of; finest first.
+GROUP_COLUMNS = {
+    "path": "file",
+    "source": "file",
+    "recording": "recording",
+    "video": "video",
+    "youtube": "video",
+    "speaker": "speaker",
+}
 
 
 def strata(count: int, pairs: Pairs) -> NDArray[np.int64]:
@@ -66,6 +85,93 @@ def training_share(train: Manifest, head: str | None, fraction: float, seed: int
     none = np.zeros(0, dtype=np.int64)
     pairs = (none, none) if head is None else train.label_pairs(head)
     return train.select(mask=stratified_share(len(train), pairs, fraction, seed))
+
+
+def row_groups(manifest: Manifest, least: int = 2, ignore: Collection[str] = ()) -> tuple[NDArray[np.int64], list[str]]:
+    """What must not be divided: rows of one file, and of one value in a column of :data:`GROUP_COLUMNS`.
+
+    A column that would leave a single group is not kept together, which is logged.
+
+    Args:
+        manifest: The rows, N.
+        ignore: Columns that may be divided, such as those that say what is to be learned.
+
+    Returns:
+        The group of every row, (N,) from 0 on in the order of the rows; and what rows share: file, recording, video or
+        speaker.
+    """
+    count = len(manifest)
+    groups = np.arange(count)
+    shared: dict[str, None] = {}
+    named = {name.strip().casefold().removesuffix("_id"): name for name in manifest.table.column_names}
+    for column, what in GROUP_COLUMNS.items():
+        name = named.get(column)
+        if name is None or {name, column} & set(ignore):
+            continue
+        values = manifest.table[name].combine_chunks().dictionary_encode()
+        codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        known = np.flatnonzero((codes >= 0) & (np.array(["", *values.dictionary.to_pylist()])[codes + 1] != ""))
+        if len(np.unique(codes[known])) == len(known):
+            continue  # no two rows share a value
+        # Groups are nodes, and so are the values: rows join the two.
+        size = count + len(values.dictionary)
+        edges = coo_array((np.ones(len(known)), (groups[known], count + codes[known])), shape=(size, size))
+        _, joined = connected_components(edges, directed=False)
+        _, first, joined = np.unique(joined[groups], return_index=True, return_inverse=True)
+        if len(first) < 2:
+            logger.warning("data: all clips share their %s, or what they share joins them: it is divided", what)
+            continue
+        groups = np.argsort(np.argsort(first))[joined]
+        shared[what] = None
+    return groups, list(shared)
+
+
+def held_out(
+    groups: NDArray[np.int64], pairs: Pairs, fraction: float, seed: int, *, every_class: bool = False
+) -> NDArray[np.bool_]:
+    """Mask (N,) of the rows of a hold-out: whole groups, with about the same share of every stratum.
+
+    At least one group is held out and one is left, and no class that is held out is lost to the rest.
+
+    Args:
+        groups: The group of every row, (N,); see :func:`row_groups`.
+        pairs: As in :func:`strata`.
+        fraction: Share of the rows, above 0 and below 1.
+        seed: Seed of the draw.
+        every_class: Hold out at least one group of every class that has two.
+
+    Raises:
+        ValueError: all rows are one group, or every class is.
+    """
+    sizes = np.bincount(groups)
+    if len(sizes) < 2:
+        raise ValueError("there is only one clip, or all clips are of one recording")
+    # (group, class), once each
+    members, kinds = np.unique(np.stack([groups[pairs[0]], pairs[1]]), axis=1) if len(pairs[0]) else pairs
+    order = np.random.default_rng((seed, 7)).permutation(len(sizes))
+    order = order[np.argsort(strata(len(sizes), (members, kinds))[order], kind="stable")]
+    chosen = np.zeros(len(sizes), dtype=bool)
+    due, taken = 0.0, 0
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        due += fraction * size
+        if taken + size / 2 <= due:  # as near to the share as whole groups are, stratum after stratum
+            chosen[group] = True
+            taken += size
+    if not chosen.any():
+        chosen[order[0]] = True
+    place = np.empty(len(sizes), dtype=np.int64)
+    place[order] = np.arange(len(sizes))
+    drawn = np.argsort(place[members], kind="stable")
+    by_class = _divided(members[drawn], kinds[drawn])
+    for having in by_class if every_class else ():
+        if len(having) > 1 and not chosen[having].any():
+            chosen[having[0]] = True
+    for having in by_class:  # a class that only the hold-out has could not be learned
+        if chosen[having].all():
+            chosen[having[-1]] = False
+    if not chosen.any():
+        raise ValueError("every class has only one clip, or clips of one recording")
+    return chosen[groups]
 
 
 def _divided(values: NDArray[np.int64], groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -56,6 +56,7 @@ class Outcome:
         before: Features of the same rows before it.
         expected: Rows of the test split, readable or not.
         start: What training started from: random or pretrained.
+        weights: Which weights of a training are judged, see :func:`avssl.pipelines.training.choose_weights`.
         before_title: What the features in ``before`` come from.
         after_title: What the features in ``after`` come from.
     """
@@ -65,6 +66,7 @@ class Outcome:
     before: Embeddings
     expected: int
     start: str
+    weights: dict[str, Any]
     before_title: str = "Before fine-tuning"
     after_title: str = "After fine-tuning"
 
@@ -87,6 +89,9 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
         "metrics": metrics,
         "classes": {head: _by_class(report, splits.labels[head]) for head, report in reports.items()},
         "clustering": feature_clusters(outcome.after, splits.labels),
+        "split": "test" if splits.labelled_test is splits.test else "val",
+        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
+        "weights": outcome.weights,
         "clip_protocol": protocol,
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mast
-from avssl.checkpoint import read_checkpoint
+from avssl.checkpoint import fitting, read_checkpoint
 from avssl.evaluation.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
@@ -120,18 +120,16 @@ def read_classifier(path: Path) -> SavedClassifier:
 def _read_checkpoint(file: Path) -> SavedClassifier:
     state = read_checkpoint(file)
     settings = state["settings"]
-    classifier: Classifier
-    if settings.get("kind") == VISUAL:
-        classifier = build_visual_classifier(**settings["classifier"])
-    elif settings.get("kind") == AUDIO:
-        encoder = mast.create_model(settings["model"], **settings["options"])
-        classifier = AudioClassifier(encoder, mast.LogMel(**settings["frontend"]), settings["labels"])
-    else:
+    if settings.get("kind") not in (VISUAL, AUDIO):
         raise ValueError(f"checkpoint: {file} holds a {settings.get('kind')}, not a classifier")
-    try:
+    classifier: Classifier
+    with fitting(file):
+        if settings["kind"] == VISUAL:
+            classifier = build_visual_classifier(**settings["classifier"])
+        else:
+            encoder = mast.create_model(settings["model"], **settings["options"])
+            classifier = AudioClassifier(encoder, mast.LogMel(**settings["frontend"]), settings["labels"])
         classifier.load_state_dict(_weights(state), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: the weights of {file} do not fit its settings: {error}") from error
     return SavedClassifier(classifier.eval(), settings.get("extra") or {})
 
 

@@ -117,7 +117,7 @@ def check_conditions(runs: Sequence[RunResult], force: bool) -> list[str]:
     """
     notes = []
     for key, title in CONDITIONS.items():
-        found = {run.name: run.result.get(key, "test" if key == "split" else None) for run in runs}
+        found = {run.name: _split(run) if key == "split" else run.result.get(key) for run in runs}
         if len(set(map(str, found.values()))) > 1:
             told = ", ".join(f"{name}: {value}" for name, value in found.items())
             if not force:
@@ -129,6 +129,13 @@ def check_conditions(runs: Sequence[RunResult], force: bool) -> list[str]:
         told = ", ".join(f"{name}: {count}" for name, count in counts.items())
         notes.append(f"Not all were evaluated on as many clips ({told}).")
     return notes
+
+
+def _split(run: RunResult) -> str:
+    """The split that a run was judged on, and how it was drawn where the data has none of that name."""
+    name = str(run.result.get("split", "test"))
+    drawn = (run.result.get("held_out") or {}).get(name)
+    return name if drawn is None else "{} held out: {clips} of {of} clips, seed {seed}".format(name, **drawn)
 
 
 def shared_metrics(runs: Sequence[RunResult], wanted: Sequence[str] | None) -> list[str]:

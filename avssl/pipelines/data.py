@@ -1,11 +1,13 @@
 """From a data config to splits and loaders."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from lightning_fabric import Fabric
 
 from avssl.config import DataConfig
@@ -15,10 +17,12 @@ from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.manifest_checks import some
 from avssl.data.media.probe import CANCELS
 from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
-from avssl.data.strata import training_share
+from avssl.data.strata import held_out as draw_held_out
+from avssl.data.strata import row_groups, training_share
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,34 @@ class ClipProtocol:
         return f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
 
 
+@dataclass(frozen=True)
+class HoldOut:
+    """Rows of the training split that were set aside for validation or the test.
+
+    Attributes:
+        clip_ids: Which.
+        fraction: Share that was asked for.
+        seed: Seed of the draw.
+        of: Rows that they were taken from.
+        together: Columns whose equal values stayed on one side.
+    """
+
+    clip_ids: list[str]
+    fraction: float
+    seed: int
+    of: int
+    together: list[str]
+
+    def told(self) -> dict[str, Any]:
+        """For result.json: everything but the list of clips."""
+        values = {"clips": len(self.clip_ids), "of": self.of, "fraction": self.fraction, "seed": self.seed}
+        return values | {"kept_together": self.together}
+
+    def __str__(self) -> str:
+        aside = f", clips of one {' or '.join(self.together)} on one side" if self.together else ""
+        return f"{len(self.clip_ids)} of {self.of} training clips (seed {self.seed}{aside})"
+
+
 @dataclass
 class Splits:
     """The usable rows of each split, and what was left out.
@@ -56,6 +88,7 @@ class Splits:
         protocol: Length and number of clips.
         digest: Hash of the whole manifest.
         coverage: Expected and usable rows of each split, with the reasons of those left out.
+        held_out: What "val" and "test" are where they were taken from the training split.
     """
 
     train: Manifest
@@ -65,6 +98,7 @@ class Splits:
     protocol: ClipProtocol
     digest: str
     coverage: dict[str, dict[str, Any]] = field(default_factory=dict)
+    held_out: dict[str, HoldOut] = field(default_factory=dict)
 
     @property
     def labelled_test(self) -> Manifest | None:
@@ -88,25 +122,32 @@ def open_splits(
     seed: int = 0,
     fabric: Fabric | None = None,
     need_train: bool = True,
+    held_out: Mapping[str, HoldOut] | None = None,
 ) -> Splits:
     """Opens the data and divides it.
 
     Pretraining (``labelled`` False) trains on the split "pretrain" where there is one, else on "train"; fine-tuning
-    trains on "train". Without a split "val", ``val_fraction`` of the training rows are held out; of what is left,
-    ``train_fraction`` is kept.
+    trains on "train". Where the data has neither a split "test" nor "val", fine-tuning holds out ``test_fraction`` of
+    its training rows as "test"; without a split "val", ``val_fraction`` of what is left is held out as "val"; of the
+    rest, ``train_fraction`` is kept.
 
     Args:
         config: Data config.
         modalities: What a usable row has.
         labelled: Whether training needs labels.
-        seed: Seed of what is held out.
+        seed: Seed of what is held out as "val"; the "test" is the same for every seed.
         fabric: Of a run of several processes.
         need_train: False takes data that are there to be evaluated only; the training split may then be empty.
+        held_out: What an earlier run held out, to be held out again; rows that it did not have are training rows.
+            Nothing of other data.
 
     Raises:
-        DataError: when the data has no usable row to train on, or not the head asked for.
-        ValueError: when ``train_fraction`` is no share.
+        DataError: when the data has no usable row to train on, not the head asked for, or nothing to hold out.
+        ValueError: when a fraction is no share.
     """
+    for name in ("val_fraction", "test_fraction"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"data.{name}: must lie in 0..1, below 1, got {getattr(config, name)}")
     if fabric is not None and not fabric.is_global_zero:
         fabric.barrier()  # one process builds and scans, the others read its cache
     entry = find_entry(config.name)
@@ -141,21 +182,125 @@ def open_splits(
         raise DataError(f"data {config.name}: no usable clip to train on; {coverage or 'it has no training split'}")
     train = manifest.take([]) if train is None else train
     val, test = usable("val"), usable("test")
-    if val is None and config.val_fraction > 0 and len(train):
-        held_out = np.zeros(len(train), dtype=bool)
-        count = max(1, round(config.val_fraction * len(train)))
-        held_out[np.random.default_rng((seed, 7)).permutation(len(train))[:count]] = True
-        train, val = train.select(mask=~held_out), train.select(mask=held_out)
     heads = config.heads or ([entry.head] if entry.head else list(manifest.heads))
     unknown = set(heads) - set(manifest.heads)
     if unknown:
         raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
     labels = {head: manifest.heads[head] for head in heads}
+    aside = {name: rows for name, rows in (held_out or {}).items() if _members(train, rows).any()}
+    if not aside and len(train):
+        aside = _hold_out(config, manifest, train, heads if labelled else [], labelled, seed)
+    for name, rows in aside.items():
+        mask = _members(train, rows)
+        if mask.sum() < len(rows.clip_ids):
+            logger.warning("%s: %d of the %d clips held out are there", name, mask.sum(), len(rows.clip_ids))
+        logger.info("%s: no split %r: held out %s", config.name, name, rows)
+        train, taken = train.select(mask=~mask), train.select(mask=mask)
+        val, test = (taken, test) if name == "val" else (val, taken)
     if config.train_fraction != 1 and len(train):
         train = training_share(train, next(iter(heads), None), config.train_fraction, seed)
         coverage[train.column("split")[0]]["share"] = {"fraction": config.train_fraction, "clips": len(train)}
         logger.info("training on %d clips, data.train_fraction %g", len(train), config.train_fraction)
-    return Splits(train, val, test, labels, protocol, manifest.digest, coverage)
+    splits = Splits(train, val, test, labels, protocol, manifest.digest, coverage, aside)
+    if labelled and need_train:
+        warn_of_classes(splits, config.name)
+    return splits
+
+
+def _hold_out(
+    config: DataConfig, manifest: Manifest, train: Manifest, heads: Sequence[str], labelled: bool, seed: int
+) -> dict[str, HoldOut]:
+    """What of ``train`` is set aside for the splits that ``manifest`` has not.
+
+    Raises:
+        DataError: it cannot be divided.
+    """
+    missing = {name for name in ("val", "test") if not len(manifest.select(name))}
+    wanted = [("test", config.test_fraction)] if labelled and heads and len(missing) == 2 else []
+    wanted += [("val", config.val_fraction)] if "val" in missing else []
+    none = np.zeros(0, dtype=np.int64)
+    aside: dict[str, HoldOut] = {}
+    for name, fraction in wanted:
+        if not fraction:
+            continue
+        pairs = train.label_pairs(heads[0]) if heads else (none, none)
+        try:
+            groups, together = row_groups(train, ignore=heads)
+            drawn_with = 0 if name == "test" else seed  # every run is judged on the same clips
+            mask = draw_held_out(groups, pairs, fraction, drawn_with, every_class=name == "test")
+            if name == "val" and "speaker" in together and mask.mean() > 3 * fraction:
+                what = (100 * mask.mean(), 100 * fraction)
+                logger.warning("data.val_fraction: by speaker it would be %.0f %%, not %.0f %%: not by speaker", *what)
+                groups, together = row_groups(train, ignore=[*heads, "speaker"])
+                mask = draw_held_out(groups, pairs, fraction, seed)
+        except ValueError as error:
+            raise DataError(
+                f"data {config.name}: no split {name!r}, and nothing to hold out as one (data.{name}_fraction "
+                f"{fraction:g}): {error}"
+            ) from error
+        clip_ids = train.select(mask=mask).column("clip_id")
+        aside[name] = HoldOut(clip_ids, fraction, drawn_with, len(train), together)
+        train = train.select(mask=~mask)
+    return aside
+
+
+def _members(rows: Manifest, aside: HoldOut) -> np.ndarray:
+    """(N,) which of ``rows`` are in a hold-out."""
+    return pc.is_in(rows.table["clip_id"], pa.array(aside.clip_ids, pa.string())).to_numpy()
+
+
+def warn_of_classes(splits: Splits, name: str) -> None:
+    """Warns of class names that differ in spaces or case only, of a single class, and of classes that only the test
+    has.
+
+    Args:
+        splits: Labelled ones, with training rows.
+        name: Of the data.
+    """
+    for head, names in splits.labels.items():
+        alike: dict[str, list[str]] = {}
+        for label in names:
+            alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+        for same in alike.values():
+            if len(same) > 1:
+                told = " and ".join(map(repr, same))
+                logger.warning("%s: %r has the classes %s, which are trained as different ones", name, head, told)
+        if len(names) == 1:
+            logger.warning("%s: %r has a single class, %r: there is nothing to tell apart", name, head, names[0])
+        judged = splits.labelled_test
+        if judged is None:
+            continue
+        trained, tested = (set(rows.label_pairs(head)[1].tolist()) for rows in (splits.train, judged))
+        if unseen := [names[label] for label in sorted(tested - trained)]:
+            logger.warning("%s: %r has test clips but no training clip of %s", name, head, some(unseen))
+
+
+def check_labelled(splits: Splits, name: str) -> Manifest:
+    """The rows that a head trained on ``splits`` is judged on.
+
+    Raises:
+        DataError: there is nothing to learn, or nothing to judge it on.
+    """
+    if not splits.labels:
+        raise DataError(
+            f"data {name}: no labels to fine-tune on: put the files into a folder of each class, or give a .csv with a "
+            "column label"
+        )
+    if not any(splits.train.labelled(head).any() for head in splits.labels):
+        raise DataError(f"data {name}: no training clip has a label of {some(list(splits.labels))}")
+    rows = splits.labelled_test
+    if rows is None:
+        for split in ("test", "val"):
+            if (found := splits.coverage.get(split)) and not found["usable"]:
+                why = ", ".join(f"{count} x {reason}" for reason, count in found["reasons"].items())
+                raise DataError(
+                    f"data {name}: none of the {found['expected']} clips of split {split!r} is usable: {why}"
+                )
+        raise DataError(
+            f"data {name}: no labelled clip to evaluate on; add a split test or val, or give --data.test_fraction 0.2 "
+            "(or, beside a split test without labels, --data.val_fraction 0.2)"
+        )
+    return rows
 
 
 def _lessened(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from torch import Tensor
 
 import mast
-from avssl.checkpoint import read_checkpoint
+from avssl.checkpoint import BEST, LAST, fitting, read_checkpoint
 from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, PretrainConfig, VideoConfig
 from avssl.config.parts import REGULARIZATION
 from avssl.data.batch import Batch
@@ -172,25 +173,35 @@ def load_pair(path: Path) -> AudioVisualPair:
         FileNotFoundError: when there is no such checkpoint.
         ValueError: when it is no checkpoint of a pair.
     """
-    file = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+    file = used_checkpoint(path)
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint: there is no {file}")
     state = read_checkpoint(file)
     if state["settings"].get("kind") != "pair":
         raise ValueError(f"checkpoint: {file} holds a {state['settings'].get('kind')}, not an audio-visual pair")
-    pair = AudioVisualPair.build(**state["settings"]["pair"])
-    prefix, weights = ("module.", state["average"]) if state["average"] else ("pair.", state["task"])
-    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    try:
+    with fitting(file):
+        pair = AudioVisualPair.build(**state["settings"]["pair"])
+        prefix, weights = ("module.", state["average"]) if state["average"] else ("pair.", state["task"])
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         pair.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: the weights of {file} do not fit its settings: {error}") from error
     return pair
+
+
+def used_checkpoint(path: Path) -> Path:
+    """The .ckpt file that ``path`` means: itself, or, of a run's folder, the one that ``log.use`` evaluates."""
+    if path.suffix == ".ckpt":
+        return path
+    config, best = path / "config.yaml", path / "checkpoints" / BEST
+    if best.is_file() and config.is_file():
+        log = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("log") or {}
+        if log.get("use") == "best":  # runs of before that setting evaluated the last weights
+            return best
+    return path / "checkpoints" / LAST
 
 
 def is_pair(path: Path) -> bool:
     """Whether ``path`` is a pretraining run or its .ckpt, which has a video encoder too."""
-    file = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+    file = used_checkpoint(path)
     return file.is_file() and read_checkpoint(file)["settings"].get("kind") == "pair"
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from avssl.config import DataConfig, EvaluateConfig, to_dict, to_yaml
 from avssl.data.catalog import cache_folder, find_entry
 from avssl.data.clips import Modality
+from avssl.data.datasets import nearest
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.manifest_checks import SPLITS
 from avssl.evaluation.cache import EmbeddingCache
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
@@ -21,6 +23,7 @@ from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch_single
+from avssl.pipelines.run import read_held_out
 from avssl.pipelines.trained import Trained, run_folder, trained_with
 
 logger = logging.getLogger(__name__)
@@ -37,18 +40,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
     subject = open_subject(checkpoint, fabric.device)
-    config = replace(config, data=data_as_trained(config.data, trained_with(checkpoint), subject))
+    known = trained_with(checkpoint)
+    config = replace(config, data=data_as_trained(config.data, known, subject))
     modalities: tuple[Modality, ...] = ("audio", "video") if subject.pair is not None else subject.modalities
+    _check_split(config.split)
     # Pretraining holds out its "val" from the split "pretrain".
-    labelled = config.split == "train" or (subject.pair is None and config.split != "pretrain")
-    splits = open_splits(config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False)
+    pretraining = subject.pair is not None and known.is_of(config.data.name)
+    labelled = config.split == "train" or (not pretraining and config.split != "pretrain")
+    held_out = read_held_out(run_folder(checkpoint))
+    if subject.classifier is not None:  # a draw of its own would be judged on clips that it was trained on
+        config = replace(config, data=replace(config.data, test_fraction=0.0))
+    splits = open_splits(
+        config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False, held_out=held_out
+    )
     split = _named(splits, config)
     _check_classes(subject, split)
+    if config.split in splits.held_out.keys() - held_out.keys() and known.is_of(config.data.name):
+        logger.warning("%s: the checkpoint was trained on the clips that are held out here", config.data.name)
     bench = Bench(
         config=config,
         subject=subject,
         split=split,
-        training=_training(config, subject, split),
+        training=_training(config, subject, split, splits),
         labels=subject.labels or splits.labels,
         protocol=splits.protocol,
         loaders=Loaders(
@@ -82,7 +95,7 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
                 taken[name] = value
     if data.channel == DataConfig().channel != known.channel:
         taken["channel"] = known.channel
-    if subject.classifier is not None and data.name == known.data:
+    if subject.classifier is not None and known.is_of(data.name):
         entry = find_entry(data.name)
         for name in ("clip_seconds", "eval_clips"):
             if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):
@@ -106,14 +119,30 @@ def _named(splits: Splits, config: EvaluateConfig) -> Manifest:
     split = splits_by_name.get(config.split)
     there = config.split != "pretrain" or "pretrain" in splits.coverage  # without it, "train" is pretrained on
     if split is None or not len(split) or not there:
-        raise DataError(f"split: {config.data.name} has no usable split {config.split!r}")
+        have = [name for name, rows in splits_by_name.items() if rows is not None and len(rows) and name != "pretrain"]
+        raise DataError(
+            f"split: {config.data.name} has no usable split {config.split!r}; it has {', '.join(have) or 'none'}: give "
+            "--split NAME"
+        )
     return split
 
 
-def _training(config: EvaluateConfig, subject: Subject, split: Manifest) -> Manifest | None:
+def _check_split(name: str) -> None:
+    known = [split for split in SPLITS if split]
+    if name not in known:
+        raise DataError(f"split: there is no split {name!r}{nearest(name, known)}; the splits are {', '.join(known)}")
+
+
+def _training(config: EvaluateConfig, subject: Subject, split: Manifest, evaluated_of: Splits) -> Manifest | None:
     """The rows that probes are fitted on, without those that are evaluated; None where no labelled one is left."""
     try:
-        splits = open_splits(config.data, modalities=subject.modalities, labelled=True, seed=config.seed)
+        splits = open_splits(
+            replace(config.data, test_fraction=0.0),
+            modalities=subject.modalities,
+            labelled=True,
+            seed=config.seed,
+            held_out=evaluated_of.held_out,
+        )
     except DataError as error:
         logger.info("no labelled training clips: %s", error)
         return None
@@ -156,6 +185,7 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[s
         "checkpoint": config.checkpoint,
         "checkpoint_digest": bench.subject.digest,
         "split": config.split,
+        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "evaluations": list(findings),
         "headlines": headlines,
         "metrics": metrics,

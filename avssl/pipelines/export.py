@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
-from avssl.pipelines.trained import Trained, trained_with
+from avssl.pipelines.run import read_held_out
+from avssl.pipelines.trained import Trained, run_folder, trained_with
 from avssl.progress import Meter, track
 from mast.export import require
 from mast.exported import Exported
@@ -205,11 +206,13 @@ def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
     """Rows to compare on, and the seconds of a clip."""
     data = config.data
     assert data.name is not None
-    options = data.options or (known.options if data.name == known.data else {})
+    options = data.options or (known.options if known.is_of(data.name) else {})
     seconds = data.clip_seconds or known.clip_seconds
     channel = known.channel if data.channel is None else data.channel
     wanted = DataConfig(data.name, data.root, options, seconds, channel=channel, num_workers=data.num_workers)
-    splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False)
+    wanted = replace(wanted, test_fraction=0.0)  # a draw could be of clips that it was trained on
+    held_out = read_held_out(run_folder(Path(config.checkpoint)))
+    splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False, held_out=held_out)
     rows = next((rows for rows in (splits.test, splits.val, splits.train) if rows is not None and len(rows)), None)
     if rows is None:
         raise DataError(f"data: {data.name} has no usable clip to compare on")

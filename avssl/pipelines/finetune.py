@@ -21,14 +21,17 @@ from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
-from avssl.pipelines.data import Loaders, Splits, open_splits
+from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
 from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
+from avssl.pipelines.trained import trained_with
 from avssl.pipelines.training import (
     build_engine,
+    check_training,
+    choose_weights,
     create_objectives,
     prepare_encoders,
     spectrogram_augment,
@@ -54,39 +57,71 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     check_start(config, checkpoint)
     config = complete_start(config, checkpoint)
     fabric = launch(config.runtime, config.seed)
-    modalities = MODALITIES[config.modality]
-    splits = open_splits(config.data, modalities=modalities, labelled=True, seed=config.seed, fabric=fabric)
     start = "pretrained" if checkpoint else "random"
     name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"
-    folder = config.output or sweep_folder() or Path("runs") / name
-    run = Run(config, folder, fabric, config.wandb, "finetune")
+    run = Run(config, config.output or sweep_folder() or Path("runs") / name, fabric, config.wandb, "finetune")
+    splits = open_splits(
+        config.data,
+        modalities=MODALITIES[config.modality],
+        labelled=True,
+        seed=config.seed,
+        fabric=fabric,
+        held_out=run.held_out,
+    )
+    test = check_labelled(splits, config.data.name)
+    if splits.val is test and config.head == "full" and config.log.use == "best":
+        logger.warning(
+            "%s: no labelled split test: split val both chooses the weights and judges them, which flatters them; "
+            "--log.use last does not",
+            config.data.name,
+        )
     classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
-    run.describe({"classifier": classifier}, splits.digest)
-    frontend = classifier.frontend
+    _warn_of_known_clips(config, checkpoint, splits)
+    frontend, modalities = classifier.frontend, MODALITIES[config.modality]
     sample_rate = SAMPLE_RATE if frontend is None else frontend.config["sample_rate"]  # without sound it is not read
     loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
-    test = splits.labelled_test
-    if test is None:
-        raise ValueError(f"data {config.data.name}: no labelled test split to evaluate on; set data.val_fraction")
+    task = None
+    if config.head == "full":
+        task = _build_task(config, classifier, splits)
+        check_training(config, fabric, run, task, splits)
+    with run:
+        return _finetune(config, run, checkpoint, splits, classifier, task, loaders, test)
+
+
+def _finetune(
+    config: FinetuneConfig,
+    run: Run,
+    checkpoint: Path | None,
+    splits: Splits,
+    classifier: Classifier,
+    task: FinetuneTask | None,
+    loaders: Loaders,
+    test: Manifest,
+) -> dict[str, Any]:
+    """Trains, evaluates and reports; without a task a linear probe is fitted."""
+    fabric = run.fabric
+    run.hold_out(splits.held_out)
+    run.describe({"classifier": classifier}, splits.digest)
     before = embed_features(classifier, loaders, test, fabric.device) if fabric.is_global_zero else None
     titles = ("Before fine-tuning", "After fine-tuning")
-    if config.head == "linear":
+    weights: dict[str, Any] = {}
+    if task is None:
         finished = True
         _fit_linear(config, classifier, loaders, splits, fabric, before)
         if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
             before = embed_features(random_twin(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
-        classifier, finished = _fit_full(config, classifier, loaders, splits, fabric, run)
+        classifier, finished, weights = _fit_full(config, task, loaders, splits, fabric, run)
     result: dict[str, Any] = {"finished": finished}
     if finished and fabric.is_global_zero:
         assert before is not None
         after, scores = classify_split(classifier, loaders, test, fabric.device)
         extra = _extra(config, splits)
         export = export_classifier(run.folder, classifier, extra)
-        if config.head == "linear" and not checkpoint:
+        if task is None and not checkpoint:
             before = after  # nothing was trained that a picture could show
-        outcome = Outcome(scores, after, before, len(test), start, *titles)
+        outcome = Outcome(scores, after, before, len(test), "pretrained" if checkpoint else "random", weights, *titles)
         with Meter("metrics, pictures and report"):
             result |= report_classification(config, run, splits, outcome)
         use_model(run.tracker, checkpoint)
@@ -94,6 +129,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result | {"folder": str(run.folder)}
+
+
+def _warn_of_known_clips(config: FinetuneConfig, checkpoint: Path | None, splits: Splits) -> None:
+    """Warns where the test was held out of clips that the encoder was pretrained on."""
+    if checkpoint and "test" in splits.held_out and trained_with(checkpoint).is_of(config.data.name):
+        logger.warning(
+            "%s: the encoder was pretrained on the clips that are held out as the test, without their labels; for a "
+            "strict test give the data a split test before pretraining",
+            config.data.name,
+        )
 
 
 def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
@@ -198,11 +243,9 @@ def _fit_linear(
             layer.get_parameter("bias").copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
 
 
-def _fit_full(
-    config: FinetuneConfig, classifier: Classifier, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
-) -> tuple[Classifier, bool]:
-    optim, augment = config.optim, config.augment
-    task = FinetuneTask(
+def _build_task(config: FinetuneConfig, classifier: Classifier, splits: Splits) -> FinetuneTask:
+    augment = config.augment
+    return FinetuneTask(
         classifier,
         wave_augment(augment),
         spectrogram_augment(augment),
@@ -213,10 +256,17 @@ def _fit_full(
         None if classifier.crop_size is None else video_augment(augment, classifier.crop_size),
         config.head_weights,
     )
+
+
+def _fit_full(
+    config: FinetuneConfig, task: FinetuneTask, loaders: Loaders, splits: Splits, fabric: Fabric, run: Run
+) -> tuple[Classifier, bool, dict[str, Any]]:
+    """The classifier, whether its training came to an end, and which weights it has."""
+    optim, classifier = config.optim, task.classifier
     prepare_encoders(config.runtime, *classifier.trained_in_blocks)
     settings = checkpoint_settings(classifier, _extra(config, splits))
     clips, val = len(splits.train), splits.val
-    engine = build_engine(config, fabric, run, task, clips, monitor=_monitor(splits), settings=settings)
+    engine = build_engine(config, fabric, run, task, splits, monitor=_monitor(splits), settings=settings)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, engine.schedule.max_steps, optim.batch_size)
 
     def validate() -> dict[str, float]:
@@ -230,7 +280,8 @@ def _fit_full(
     start = engine.progress.step * optim.accumulate
     loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
     finished = engine.fit(loader, validate if val is not None else None)
-    return cast(Classifier, engine.model()), finished
+    weights = choose_weights(engine, config) if finished else {}
+    return cast(Classifier, engine.model()), finished, weights
 
 
 def _extra(config: FinetuneConfig, splits: Splits) -> dict[str, Any]:

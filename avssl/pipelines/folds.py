@@ -17,7 +17,7 @@ from avssl.data.datasets import get_dataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import LABEL_PREFIX, Manifest
 from avssl.data.manifest_checks import COLUMNS
-from avssl.data.strata import strata
+from avssl.data.strata import row_groups, strata
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def make_folds(data: DataConfig, folds: int | str, group_by: str | None, seed: i
     Args:
         data: What to divide.
         folds: official, a number, or OPTION=VALUES, see :class:`avssl.config.CrossvalConfig`.
-        group_by: Column or head whose values stay together; None: rows are single.
+        group_by: Column or head whose values stay together; None: clips of one file, recording, video or speaker do.
         seed: Seed of random folds.
         folder: Where the manifests of folds are written that the data set does not divide itself.
 
@@ -115,6 +115,14 @@ def _manifest_folds(data: DataConfig, count: int | None, group_by: str | None, s
     if not kept.all():
         logger.info("%s: %d of %d clips have what the folds need", data.name, kept.sum(), len(kept))
     manifest = manifest.select(mask=kept)
+    if groups is None and count is not None:
+        joined, together = row_groups(manifest, ignore=heads)
+        if "speaker" in together and joined.max() + 1 < count:
+            logger.warning("%s: too few speakers for %d folds: clips of a speaker are divided", data.name, count)
+            joined, together = row_groups(manifest, ignore=[*heads, "speaker"])
+        if together:
+            group_by, groups = f"groups of clips of one {' or '.join(together)}", joined.astype(str).tolist()
+            logger.info("%s: clips of one %s stay in one fold", data.name, " or ".join(together))
     tests = _divide(manifest, heads[0], count, groups, seed, data.name, group_by)
     folder.mkdir(parents=True, exist_ok=True)
     made = []

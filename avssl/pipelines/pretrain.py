@@ -22,12 +22,15 @@ from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, complete_pair, export_audio_encoder, frontend_options
+from avssl.pipelines.encoders import EXPORT, export_audio_encoder
 from avssl.pipelines.launch import launch
 from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.run import Run, next_command
+from avssl.pipelines.starts import StartedPair, complete_pretraining, start_pair
 from avssl.pipelines.training import (
     build_engine,
+    check_training,
+    choose_weights,
     create_objectives,
     prepare_encoders,
     spectrogram_augment,
@@ -36,7 +39,7 @@ from avssl.pipelines.training import (
 )
 from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
-from avssl.tracking.lineage import log_model
+from avssl.tracking.lineage import log_model, use_model
 
 logger = logging.getLogger(__name__)
 
@@ -49,39 +52,62 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds, and the run's ``folder``; ``finished`` is False when a signal ended the run early.
     """
-    config = complete_pair(config)
+    config = complete_pretraining(config)
     fabric = launch(config.runtime, config.seed)
-    splits = open_splits(config.data, modalities=("audio", "video"), labelled=False, seed=config.seed, fabric=fabric)
     folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
     run = Run(config, folder, fabric, config.wandb, "pretrain")
-    batch_size = config.optim.batch_size
+    start = start_pair(config)
+    splits = open_splits(
+        config.data,
+        modalities=("audio", "video"),
+        labelled=False,
+        seed=config.seed,
+        fabric=fabric,
+        held_out=run.held_out,
+    )
+    task = build_task(config, len(splits.train), splits.protocol.seconds, start.pair)
+    check_training(config, fabric, run, task, splits)
     loaders = Loaders(
         config.data,
         splits.protocol,
         ("audio", "video"),
-        config.audio.sample_rate or SAMPLE_RATE,
-        batch_size,
+        start.pair.frontend.config["sample_rate"],
+        config.optim.batch_size,
         config.seed,
     )
-    task = build_task(config, len(splits.train), splits.protocol.seconds)
+    probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
+    with run:
+        return _pretrain(config, run, start, splits, task, loaders, probe)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    run: Run,
+    start: StartedPair,
+    splits: Splits,
+    task: PretrainTask,
+    loaders: Loaders,
+    probe: OnlineProbe | None,
+) -> dict[str, Any]:
+    """Trains, evaluates and reports."""
+    fabric, optim, clips = run.fabric, config.optim, len(splits.train)
+    run.hold_out(splits.held_out)
     prepare_encoders(config.runtime, task.pair.audio, task.pair.video)
     settings = {"kind": "pair", "pair": task.pair.settings}
-    clips, optim = len(splits.train), config.optim
-    engine = build_engine(config, fabric, run, task, clips, monitor="audio_to_video/R@1", settings=settings)
+    engine = build_engine(config, fabric, run, task, splits, monitor="audio_to_video/R@1", settings=settings)
     logger.info(
         "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
-        *(config.audio.model, config.video.model, clips, engine.schedule.max_steps),
+        *(task.pair.settings["audio"], task.pair.settings["video"], clips, engine.schedule.max_steps),
         *(optim.batch_size, optim.accumulate, fabric.world_size),
     )
-    start = engine.progress.step * optim.accumulate
-    loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
+    first = engine.progress.step * optim.accumulate
+    loader = loaders.train(splits.train, fabric, start_batch=first, heads=list(splits.labels))
     task.plan(engine.progress.step, engine.schedule.max_steps)
     warmup = round(optim.warmup * engine.schedule.max_steps)
     run.tracker.watch(CollapseMonitor(config.collapse_rank, after=warmup).see)
-    probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
     run.describe({"pair": task.pair, "audio": task.pair.audio, "video": task.pair.video}, splits.digest)
     if fabric.is_global_zero:
-        _log_samples(run, loaders, splits.val or splits.train, loaders.sample_rate)
+        _log_samples(run, loaders, splits.val or splits.train)
 
     def validate() -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -97,29 +123,21 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     finished = engine.fit(loader, validate if splits.val is not None or probe is not None else None)
     result: dict[str, Any] = {"finished": finished}
+    weights = choose_weights(engine, config) if finished else {}
     pair = cast(AudioVisualPair, engine.model()).eval()
     if finished and fabric.is_global_zero:
-        result |= _evaluate(config, run, pair, loaders, splits, engine)
+        use_model(run.tracker, start.checkpoint)
+        result |= _evaluate(config, run, pair, loaders, splits, engine, {"weights": weights, "start": start.told})
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result | {"folder": str(run.folder)}
 
 
-def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> PretrainTask:
-    """The pair with its objectives and augmentation, for a training split of ``clips`` rows."""
-    config = complete_pair(config)
-    assert config.audio.model and config.video.model and config.video.crop_size and config.data.num_frames
-    pair = AudioVisualPair.build(
-        audio=config.audio.model,
-        audio_options=config.audio.options,
-        frontend_options=frontend_options(config.audio),
-        video=config.video.model,
-        num_frames=config.data.num_frames,
-        crop_size=config.video.crop_size,
-        pretrained=config.video.pretrained,
-        embedding_dim=config.embedding_dim,
-        time_bins=config.time_bins,
-    )
+def build_task(
+    config: PretrainConfig, clips: int, clip_seconds: float, pair: AudioVisualPair | None = None
+) -> PretrainTask:
+    """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows."""
+    pair = pair or start_pair(config).pair
     shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
     objectives = create_objectives(config.objectives, shapes)
     if not objectives:
@@ -127,7 +145,7 @@ def build_task(config: PretrainConfig, clips: int, clip_seconds: float) -> Pretr
     augment = config.augment
     if augment.mixup:
         raise ValueError("augment.mixup: blends labels, which pretraining has not; augment.mix blends sounds")
-    video = video_augment(augment, config.video.crop_size)
+    video = video_augment(augment, int(pair.settings["crop_size"]))
     return PretrainTask(
         pair,
         objectives,
@@ -157,7 +175,13 @@ def embed_pair(
 
 
 def _evaluate(
-    config: PretrainConfig, run: Run, pair: AudioVisualPair, loaders: Loaders, splits: Splits, engine: Engine
+    config: PretrainConfig,
+    run: Run,
+    pair: AudioVisualPair,
+    loaders: Loaders,
+    splits: Splits,
+    engine: Engine,
+    told: dict[str, Any],
 ) -> dict[str, Any]:
     pictures: dict[str, Path] = {"curves": run.picture("curves")}
     loss_curves(read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path), pictures["curves"])
@@ -176,13 +200,14 @@ def _evaluate(
     result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,
-        "split": "test" if splits.test is not None else "val",
+        "split": "test" if splits.test is not None else None if splits.val is None else "val",
+        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "clip_protocol": str(splits.protocol),
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,
         "steps": engine.progress.step,
-        "best": {"val_audio_to_video/R@1": engine.progress.best, "step": engine.progress.best_step},
+        **told,
         "clips_per_second": engine.clips_per_second,
         "failures": engine.failures.summary(),
         "config": to_dict(config),
@@ -271,11 +296,12 @@ def draw_retrieval(
     retrieval_examples(path, examples)
 
 
-def _log_samples(run: Run, loaders: Loaders, manifest: Manifest, sample_rate: int) -> None:
+def _log_samples(run: Run, loaders: Loaders, manifest: Manifest) -> None:
     """Four clips for the tracker to play, once a run."""
     if run.checkpoint or run.tracker.wandb is None:
         return
     batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
     if batch.size:
         assert batch.audio is not None and batch.video is not None
-        run.tracker.wandb.log_clips("clips", batch.audio.numpy(), batch.video.numpy(), sample_rate, batch.clip_ids)
+        clips = batch.audio.numpy(), batch.video.numpy()
+        run.tracker.wandb.log_clips("clips", *clips, loaders.sample_rate, batch.clip_ids)

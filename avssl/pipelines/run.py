@@ -3,8 +3,10 @@
 import json
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from torch import nn
 from avssl.checkpoint import CheckpointStore, is_sharded, read_checkpoint
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
+from avssl.pipelines.data import HoldOut, Splits
+from avssl.pipelines.trained import run_folder
 from avssl.tracking import Tracker, check_tracking
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT = "held_out.json"
 # Settings that change how a run computes or is watched, not what it computes.
 FREE_SETTINGS = (
     "runtime",
@@ -35,7 +40,9 @@ FREE_SETTINGS = (
 
 
 class Run:
-    """An open run folder.
+    """The folder of a run: opened for writing by ``with``, once everything that can be checked has been.
+
+    A start that fails in there before anything was trained leaves the folder as it was before.
 
     Args:
         config: Config of the run, written to ``config.yaml``.
@@ -45,51 +52,138 @@ class Run:
         job_type: pretrain or finetune.
 
     Raises:
-        ValueError: when the folder holds a run of other settings, or what shall watch the run cannot be had.
-        OSError: when the folder cannot be written to.
+        FileNotFoundError: ``resume`` names no file.
+        ValueError: the folder, or the checkpoint to resume, is of a run of other settings; or what shall watch the run
+            cannot be had.
     """
 
-    def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
-        self.folder, self.fabric, self.config = folder, fabric, config
-        check_tracking(wandb.mode, config.tensorboard)
-        if fabric.is_global_zero:
-            self._prepare()
-        fabric.barrier()
-        self.store = CheckpointStore(fabric, folder / "checkpoints")
-        self.checkpoint = self.store.latest(config.resume)
-        run_id = self._continue(self.checkpoint) if self.checkpoint else None
-        self.tracker = Tracker(
-            folder,
-            to_dict(config),
-            **vars(wandb),
-            job_type=job_type,
-            tensorboard=config.tensorboard,
-            run_id=run_id,
-            resumed=self.checkpoint is not None,
-            enabled=fabric.is_global_zero,
-        )
+    tracker: Tracker
 
-    def _prepare(self) -> None:
+    def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
+        self.folder, self.fabric, self.config, self.wandb, self.job_type = folder, fabric, config, wandb, job_type
+        check_tracking(wandb.mode, config.tensorboard)
+        self.store = CheckpointStore(fabric, folder / "checkpoints")
+        fresh = config.resume == "none" or not ((folder / "config.yaml").is_file() and _holds_training(folder))
+        if not fresh:
+            check_same(folder, config)
+        self.checkpoint = self.store.latest(config.resume)
+        self._state: dict[str, Any] = {}
+        if self.checkpoint:
+            self._state = self._resumable(self.checkpoint)
+        origin = folder if self.checkpoint is None else run_folder(self.checkpoint)
+        # What this run, or the one that it continues, held out before.
+        self.held_out = {} if fresh and self.checkpoint is None else read_held_out(origin)
+        self._fresh, self._there = fresh, folder.exists()
+        self._before: set[Path] = set()
+        self._backup: Path | None = None
+
+    @property
+    def step(self) -> int:
+        """Step that the run continues at; 0 for a new one."""
+        return int(self._state["progress"]["step"]) if self.checkpoint else 0
+
+    def check_data(self, splits: Splits, steps: int) -> None:
+        """Refuses to continue on other clips, or, by a checkpoint that ``resume`` names, a schedule that has ended.
+
+        Args:
+            splits: The data of this run.
+            steps: Steps of its schedule.
+
+        Raises:
+            ValueError: naming the way out.
+        """
+        advice = "give --checkpoint FILE, without --resume, and another --output, which starts anew from its weights"
+        digest = self._state.get("settings", {}).get("manifest", splits.digest)
+        if digest != splits.digest:
+            raise ValueError(
+                f"resume: {self.checkpoint} is of a run on other clips than data {self.config.data.name} has now "
+                f"(manifest {digest}, now {splits.digest}): {advice}"
+            )
+        if self.config.resume not in ("auto", "none") and self.step >= steps:
+            raise ValueError(
+                f"resume: the schedule of {self.checkpoint} has ended, at step {self.step} of {steps}: to train on, "
+                f"{advice}"
+            )
+
+    def __enter__(self) -> "Run":
+        if self.fabric.is_global_zero:
+            self._write_config()
+        self.fabric.barrier()
+        try:
+            self.tracker = Tracker(
+                self.folder,
+                to_dict(self.config),
+                **vars(self.wandb),
+                job_type=self.job_type,
+                tensorboard=self.config.tensorboard,
+                run_id=self._state.get("wandb_id"),
+                resumed=self.checkpoint is not None,
+                enabled=self.fabric.is_global_zero,
+            )
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._fresh and self.fabric.is_global_zero and not _holds_training(self.folder):
+            self.tracker.finish(exit_code=1)
+            self._abandon()
+
+    def hold_out(self, held_out: Mapping[str, HoldOut]) -> None:
+        """Writes down what was held out, so that whoever evaluates the run holds out the same."""
+        if held_out and self.fabric.is_global_zero:
+            with atomic_path(self.folder / HELD_OUT) as temporary:
+                temporary.write_text(json.dumps({name: asdict(rows) for name, rows in held_out.items()}))
+
+    def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
+        """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""
+        counts = {name: sum(part.numel() for part in model.parameters()) for name, model in models.items()}
+        self.tracker.summary({f"parameters/{name}": count for name, count in counts.items()} | {"data/digest": digest})
+
+    def picture(self, name: str) -> Path:
+        """Path of a picture of this run."""
+        return self.folder / "pictures" / f"{name}.png"
+
+    def _write_config(self) -> None:
         path = self.folder / "config.yaml"
-        if path.is_file():
-            if self.config.resume == "none":
-                backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-                self.folder.rename(backup)
-                logger.info("kept the earlier run as %s", backup)
-            else:
-                check_same(self.folder, self.config)
+        if path.is_file() and self.config.resume == "none":
+            self._backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self.folder.rename(self._backup)
+            logger.info("kept the earlier run as %s", self._backup)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._before = set(self.folder.iterdir())
             with atomic_path(path) as temporary:
                 temporary.write_text(to_yaml(self.config))
         except OSError as error:
+            self._abandon()
             raise OSError(
                 f"output: cannot write to {self.folder}: {error.strerror}; choose another --output"
             ) from error
 
-    def _continue(self, checkpoint: Path) -> str | None:
-        """The W&B id of the run; its batch and kind of strategy stay what they were, on however many processes."""
+    def _abandon(self) -> None:
+        """Takes away what this start has written, and puts the earlier run back."""
+        if not self._fresh or not self.fabric.is_global_zero or not self.folder.is_dir():
+            return
+        for path in set(self.folder.iterdir()) - self._before:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if self._backup is not None or not self._there:
+            self.folder.rmdir()
+        if self._backup is not None:
+            self._backup.rename(self.folder)
+
+    def _resumable(self, checkpoint: Path) -> dict[str, Any]:
+        """Settings and progress of a checkpoint that this run can continue, on however many processes.
+
+        Its batch and kind of strategy stay what they were.
+        """
+        if self.config.resume not in ("auto", "none") and (run_folder(checkpoint) / "config.yaml").is_file():
+            check_same(run_folder(checkpoint), self.config)
         state = read_checkpoint(checkpoint)
+        missing = {"sharded", "settings", "wandb_id", "progress"} - state.keys()
+        if missing or "global_batch" not in state["settings"]:
+            raise ValueError(f"resume: {checkpoint} holds weights alone, not a run; start from it by --checkpoint")
         if state["sharded"] != is_sharded(self.fabric):
             raise ValueError(
                 f"{checkpoint} was written {'with' if state['sharded'] else 'without'} runtime.strategy fsdp"
@@ -101,17 +195,28 @@ class Run:
                 f"{checkpoint} is of a run with {before} clips a batch, not {self.config.optim.batch_size} x {world} "
                 f"processes: {fix}, or --resume none to start over (the old folder is kept)"
             )
-        run_id: str | None = state["wandb_id"]
-        return run_id
+        return {name: state[name] for name in ("settings", "wandb_id", "progress")}
 
-    def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
-        """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""
-        counts = {name: sum(part.numel() for part in model.parameters()) for name, model in models.items()}
-        self.tracker.summary({f"parameters/{name}": count for name, count in counts.items()} | {"data/digest": digest})
 
-    def picture(self, name: str) -> Path:
-        """Path of a picture of this run."""
-        return self.folder / "pictures" / f"{name}.png"
+def _holds_training(folder: Path) -> bool:
+    """Whether a run trained in ``folder``, be it a single step: a start that was killed before that is no run."""
+    results = [folder / "metrics.jsonl", folder / "result.json", *folder.glob("checkpoints/*.ckpt")]
+    return any(path.is_file() and path.stat().st_size for path in results)
+
+
+def read_held_out(folder: Path) -> dict[str, HoldOut]:
+    """What the run in ``folder`` held out of its training split; nothing where it is no such run.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    path = folder / HELD_OUT
+    if not path.is_file():
+        return {}
+    try:
+        return {name: HoldOut(**rows) for name, rows in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
 
 
 def next_command(command: str, checkpoint: Path, data: DataConfig | None) -> str:
@@ -139,12 +244,14 @@ def check_same(folder: Path, config: Any) -> None:
         ValueError: it has others; the message names the first.
     """
     old, new = _flat(yaml.safe_load((folder / "config.yaml").read_text())), _flat(to_dict(config))
+    usual = _flat(to_dict(type(config)()))  # what a run had of settings that were not there yet
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
-        if not free and old.get(key) != new.get(key):
+        before = old[key] if key in old else usual.get(key)
+        if not free and before != new.get(key):
             raise ValueError(
-                f"{folder} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}: "
-                "choose another --output, or give --resume none to start over (the old folder is kept)"
+                f"{folder} holds a run with {key} = {before!r}, not {new.get(key)!r}: choose another --output, with "
+                "--checkpoint to start from its weights, or give --resume none to start over (the old folder is kept)"
             )
 
 

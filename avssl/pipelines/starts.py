@@ -1,25 +1,32 @@
-"""What fine-tuning starts from: a classifier of the modalities that the config names, with a new head."""
+"""What training starts from: a pair to pretrain, or a classifier of the modalities that the config names."""
 
-from dataclasses import asdict, replace
+import logging
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 import mast
 from avssl.checkpoint import read_checkpoint
-from avssl.config import AudioConfig, FinetuneConfig
+from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig
 from avssl.config.parts import REGULARIZATION
 from avssl.data.clips import Modality
 from avssl.models.classifier import AudioClassifier, Classifier
+from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import (
     AudioVisualClassifier,
     VideoClassifier,
     VisualClassifier,
     build_visual_classifier,
 )
+from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import (
     AudioEncoder,
     audio_settings,
     complete_audio,
+    complete_pair,
     complete_video,
     frame_size_for,
     frontend_options,
@@ -27,12 +34,117 @@ from avssl.pipelines.encoders import (
     load_audio_encoder,
     load_pair,
     random_encoder,
+    used_checkpoint,
     with_settings,
 )
 from avssl.pipelines.trained import trained_with
 
+logger = logging.getLogger(__name__)
+
 Finetuning = TypeVar("Finetuning", bound=FinetuneConfig)
+Training = TypeVar("Training", bound=FinetuneConfig | PretrainConfig)
 MODALITIES: dict[str, tuple[Modality, ...]] = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
+
+
+# Share of an encoder's weights that a checkpoint has to hold.
+MATCHED = 0.9
+
+
+@dataclass(frozen=True)
+class StartedPair:
+    """A pair to pretrain.
+
+    Attributes:
+        pair: The model.
+        checkpoint: Where weights came from; None where all are new.
+        told: For result.json: the checkpoint, and of each part whether it is new or the share of its weights that came
+            from there.
+    """
+
+    pair: AudioVisualPair
+    checkpoint: Path | None
+    told: dict[str, Any]
+
+
+def complete_pretraining(config: PretrainConfig) -> PretrainConfig:
+    """``config`` with the sizes of the encoders that it trains, as the run's ``config.yaml`` keeps them: those of its
+    checkpoint, as far as that has them, else what their names stand for.
+
+    Raises:
+        FileNotFoundError: when there is nothing at the checkpoint.
+        ValueError: when a setting is not the checkpoint's, or no encoder can be built with it; the message names it.
+    """
+    if (checkpoint := _start_of(config)) is not None:
+        config = _heard_by(config, _audio_of(checkpoint))
+        if is_pair(checkpoint):
+            if config.video.pretrained:
+                raise ValueError("video.pretrained: the weights are the checkpoint's; leave it out")
+            config = _seen_by(config, checkpoint)
+    return complete_pair(config)
+
+
+def start_pair(config: PretrainConfig) -> StartedPair:
+    """The pair that ``config`` pretrains, with what its checkpoint holds: of a pair both encoders and, where they are
+    of the same sizes, the projections, else an audio encoder alone.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`complete_pretraining`; or too little of the checkpoint fits.
+    """
+    config = complete_pretraining(config)
+    assert config.audio.model and config.video.model and config.video.crop_size and config.data.num_frames
+    pair = AudioVisualPair.build(
+        audio=config.audio.model,
+        audio_options=config.audio.options,
+        frontend_options=frontend_options(config.audio),
+        video=config.video.model,
+        num_frames=config.data.num_frames,
+        crop_size=config.video.crop_size,
+        pretrained=config.video.pretrained,
+        embedding_dim=config.embedding_dim,
+        time_bins=config.time_bins,
+    )
+    checkpoint = _start_of(config)
+    if checkpoint is None:
+        return StartedPair(pair, None, {"checkpoint": None})
+    source = load_pair(checkpoint) if is_pair(checkpoint) else None
+    audio = _audio_of(checkpoint).encoder if source is None else source.audio
+    audio.reset_classifier(0)
+    told: dict[str, Any] = {"checkpoint": str(checkpoint), "audio": _take(pair.audio, audio, "audio encoder")}
+    told["video"] = "new" if source is None else _take(pair.video, source.video, "video encoder")
+    for name in ("audio_projection", "video_projection"):
+        own = getattr(pair, name)
+        fits = source is not None and _shapes(own) == _shapes(getattr(source, name))
+        told[name] = _take(own, getattr(source, name), name) if fits else "new"
+    parts = [f"{name} {share if share == 'new' else f'{share:.0%}'}" for name, share in list(told.items())[1:]]
+    logger.info("starting from the weights of %s: %s", checkpoint, ", ".join(parts))
+    return StartedPair(pair, checkpoint, told)
+
+
+def _start_of(config: PretrainConfig) -> Path | None:
+    return None if config.checkpoint in (None, "none") else Path(str(config.checkpoint))
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def _take(module: nn.Module, source: nn.Module, name: str) -> float:
+    """Copies the weights of ``source`` that fit into ``module``; returns their share of all of ``module``'s.
+
+    Raises:
+        ValueError: it is below :data:`MATCHED`.
+    """
+    own, theirs = module.state_dict(), source.state_dict()
+    fitting = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
+    share = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
+    if share < MATCHED:
+        missing = next(key for key in own if key not in fitting)
+        raise ValueError(
+            f"checkpoint: only {share:.0%} of the {name}'s weights are in it, the first that is missing is {missing}; "
+            "give the settings that it was trained with, or none"
+        )
+    module.load_state_dict(fitting, strict=False)
+    return share
 
 
 def check_start(config: FinetuneConfig, checkpoint: Path | None) -> None:
@@ -72,9 +184,7 @@ def complete_start(config: Finetuning, checkpoint: Path | None) -> Finetuning:
         if checkpoint is None:
             config = replace(config, audio=complete_audio(config.audio))
         else:
-            source = load_audio_encoder(checkpoint)
-            with_settings(source, config.audio)
-            config = replace(config, audio=audio_settings(source, config.audio))
+            config = _heard_by(config, _audio_of(checkpoint))
     if config.modality == "audio":
         return config
     if checkpoint is not None:
@@ -83,10 +193,27 @@ def complete_start(config: Finetuning, checkpoint: Path | None) -> Finetuning:
     return replace(config, video=video, data=data)
 
 
-def _seen_by(config: Finetuning, checkpoint: Path) -> Finetuning:
+def _audio_of(checkpoint: Path) -> AudioEncoder:
+    """The audio encoder of any checkpoint, a classifier's without its classes."""
+    if is_pair(checkpoint) or not has_classifier(checkpoint):
+        return load_audio_encoder(checkpoint)
+    classifier = load_classifier(checkpoint)
+    if classifier.audio_encoder is None or classifier.frontend is None:
+        raise ValueError(
+            f"checkpoint: {checkpoint} has no audio encoder; give a run that hears, or its pretraining run"
+        )
+    return AudioEncoder(classifier.audio_encoder, classifier.frontend, classifier.labels)
+
+
+def _heard_by(config: Training, source: AudioEncoder) -> Training:
+    """``config`` with the audio encoder of a checkpoint."""
+    with_settings(source, config.audio)
+    return replace(config, audio=audio_settings(source, config.audio))
+
+
+def _seen_by(config: Training, checkpoint: Path) -> Training:
     """``config`` with the video encoder of a pair's checkpoint and the frames that it takes."""
-    file = checkpoint if checkpoint.suffix == ".ckpt" else checkpoint / "checkpoints" / "last.ckpt"
-    pair = read_checkpoint(file)["settings"]["pair"]
+    pair = read_checkpoint(used_checkpoint(checkpoint))["settings"]["pair"]
     own = {"model": pair["video"], "crop_size": int(pair["crop_size"])}
     number = int(pair["num_frames"])
     told = {f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()}
@@ -110,10 +237,7 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
         ValueError: when its encoders do not fit the data.
     """
     if config.modality == "audio":
-        if checkpoint:
-            source = with_settings(load_audio_encoder(checkpoint), config.audio)
-        else:
-            source = random_encoder(config.audio)
+        source = with_settings(_audio_of(checkpoint), config.audio) if checkpoint else random_encoder(config.audio)
         return AudioClassifier(source.encoder, source.frontend, labels)
     both = config.modality == "both"
     bottleneck = asdict(config.bottleneck) if config.fusion == "bottleneck" else None

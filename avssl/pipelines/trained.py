@@ -38,6 +38,10 @@ class Trained:
     options: dict[str, Any] = field(default_factory=dict)
     channel: int | Literal["mean"] = "mean"
 
+    def is_of(self, data: str) -> bool:
+        """Whether it was trained on ``data``, a name or a path, however that is written."""
+        return self.data is not None and (data == self.data or _same_place(data, self.data))
+
 
 def trained_with(checkpoint: Path) -> Trained:
     """The settings of the run that ``checkpoint`` (a run folder, its export or .ckpt file) belongs to.
@@ -61,6 +65,11 @@ def trained_with(checkpoint: Path) -> Trained:
         data.get("options") or {},
         data.get("channel", _exported(checkpoint, "channel") or "mean"),
     )
+
+
+def _same_place(one: str, other: str) -> bool:
+    paths = [Path(name).expanduser() for name in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
 def _export_folder(checkpoint: Path) -> Path:

@@ -20,10 +20,12 @@ from avssl.config import (
     RuntimeConfig,
 )
 from avssl.data.failures import FailureMonitor
+from avssl.data.shards.index import shard_numbers
 from avssl.engine import Engine, Schedule
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.objectives import Objective, Shapes, create_objective
 from avssl.optim import make_optimizer, make_scheduler, scaled_lr
+from avssl.pipelines.data import Splits
 from avssl.pipelines.run import Run
 from avssl.tasks import Task
 
@@ -35,7 +37,7 @@ def build_engine(
     fabric: Fabric,
     run: Run,
     task: Task,
-    clips: int,
+    splits: Splits,
     *,
     monitor: str,
     settings: dict[str, Any],
@@ -47,12 +49,12 @@ def build_engine(
         fabric: Launched Fabric.
         run: Folder, tracker and checkpoints of the run.
         task: What is trained.
-        clips: Training clips, which with the epochs give the number of steps.
+        splits: Its training clips with the epochs give the number of steps.
         monitor: Validation metric, higher is better, that chooses the best checkpoint.
         settings: Plain values saved beside the weights, which rebuild the model.
     """
     optim, log = config.optim, config.log
-    steps = total_steps(optim, clips, fabric.world_size)
+    steps = total_steps(optim, len(splits.train), fabric.world_size)
     batch = optim.batch_size * optim.accumulate * fabric.world_size
     lr = scaled_lr(optim.lr, optim.lr_scaling, batch, optim.base_batch)
     if lr != optim.lr:
@@ -91,13 +93,55 @@ def build_engine(
         run.tracker,
         run.store,
         FailureMonitor(config.data.max_failures),
-        settings | {"global_batch": optim.batch_size * fabric.world_size},
+        settings | {"global_batch": optim.batch_size * fabric.world_size, "manifest": splits.digest},
         config.seed,
         optim.ema,
     )
     if run.checkpoint:
         engine.resume(run.checkpoint)
     return engine
+
+
+def choose_weights(engine: Engine, config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """Puts the weights that ``log.use`` asks for into the model, and says which, for result.json.
+
+    Returns:
+        ``use`` (best or last), their ``step``, and of the best the ``metric`` that chose them with its ``value``.
+    """
+    progress = engine.progress
+    if config.log.use == "best" and engine.use_best():
+        metric = f"val/{engine.schedule.monitor}"
+        logger.info("using the weights of step %d of %d, the best by %s", progress.best_step, progress.step, metric)
+        return {"use": "best", "step": progress.best_step, "metric": metric, "value": progress.best}
+    return {"use": "last", "step": progress.step}
+
+
+def check_training(
+    config: PretrainConfig | FinetuneConfig, fabric: Fabric, run: Run, task: nn.Module, splits: Splits
+) -> None:
+    """Refuses, before anything is written, batches that cannot be made or trained with, and another run's progress.
+
+    Raises:
+        ValueError: naming the setting.
+        DataError: the data cannot be sampled as ``data.sampling`` says.
+    """
+    clips = len(splits.train)
+    for name in ("batch_size", "accumulate"):
+        if getattr(config.optim, name) < 1:
+            raise ValueError(f"optim.{name}: must be at least 1, got {getattr(config.optim, name)}")
+    run.check_data(splits, total_steps(config.optim, clips, fabric.world_size))
+    if config.data.sampling == "shards":
+        shard_numbers(splits.train)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch norms then see the clips of all processes
+        return
+    norms = [name for name, layer in task.named_modules() if isinstance(layer, nn.BatchNorm1d)]
+    size = min(config.optim.batch_size, max(1, clips // fabric.world_size)) * config.data.train_clips
+    if norms and size < 2:
+        few = "" if config.optim.batch_size < 2 else f" (the training split has {clips})"
+        raise ValueError(
+            f"optim.batch_size: 1 clip at a time{few}, of which the batch norm in {norms[0]} has no statistics: at "
+            "least 2 are needed"
+        )
 
 
 def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:

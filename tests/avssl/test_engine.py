@@ -1,5 +1,6 @@
 """The loop: optimizer groups, schedule, accumulation, finite check, interruption, exact resume."""
 
+import copy
 import json
 import os
 import signal
@@ -217,6 +218,46 @@ def test_best_and_kept_checkpoints(tmp_path) -> None:
     assert files == {"last.ckpt", "best.ckpt", "step-3.ckpt", "step-6.ckpt"}
     assert read_checkpoint(tmp_path / "checkpoints/best.ckpt")["progress"]["step"] == 4
     assert [row["val/score"] for row in read_rows(tmp_path / "metrics.jsonl") if "val/score" in row] == [0.1, 0.9, 0.5]
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_weights_come_back(ema, tmp_path) -> None:
+    engine = make_engine(tmp_path, steps=6, validate_every=2, monitor="score", ema=ema)
+    scores, weights = iter([0.1, 0.9, 0.5]), []
+
+    def validate() -> dict[str, float]:
+        weights.append(copy.deepcopy(engine.model().state_dict()))
+        return {"score": next(scores)}
+
+    engine.fit(stream(engine), validate)
+    again = make_engine(tmp_path, steps=6, validate_every=2, monitor="score", ema=ema)  # at its end, by last.ckpt
+    for one in (engine, again):
+        assert one.use_best() and (one.progress.step, one.progress.best_step) == (6, 4)
+        for name, value in one.model().state_dict().items():
+            assert torch.equal(value, weights[1][name])
+
+
+def test_a_best_checkpoint_of_another_step_is_not_taken_for_it(tmp_path, caplog) -> None:
+    engine = make_engine(tmp_path, steps=4, validate_every=2, monitor="score")
+    scores = iter([0.9, 0.1])
+    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    last = copy.deepcopy(engine.model().state_dict())
+    os.replace(tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/best.ckpt")
+    assert not engine.use_best() and "not of step 2, which was best: using the last weights" in caplog.text
+    assert all(torch.equal(value, last[name]) for name, value in engine.model().state_dict().items())
+    without = make_engine(tmp_path / "other", steps=2)
+    without.fit(stream(without))
+    assert not without.use_best()
+
+
+def test_the_best_of_another_run_is_not_this_ones(tmp_path) -> None:
+    engine = make_engine(tmp_path / "one", steps=8, validate_every=2, keep_every=4, monitor="score")
+    engine.fit(stream(engine), lambda: {"score": 0.9})
+    other = make_engine(tmp_path / "two", steps=8, validate_every=2, monitor="score")
+    other.resume(tmp_path / "one" / "checkpoints" / "step-4.ckpt")
+    assert other.progress.step == 4
+    other.fit(stream(other), lambda: {"score": 0.5})
+    assert other.progress.best_step == 6 and other.use_best()
 
 
 def test_checkpoints_hold_plain_values_only(tmp_path) -> None:

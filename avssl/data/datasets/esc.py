@@ -31,7 +31,7 @@ def esc10(root: Path, *, fold: int | None = 1) -> Manifest:
     Args:
         root: The folder.
         fold: Official fold, 1 to 5, that is split "test"; the others are "train". None: all are "train", for a
-            cross-validation over the column "fold".
+            cross-validation over the column "fold". Clips of one value in the column "recording" are of one recording.
     """
     if _esc50_table(root):
         return _from_esc50(root, fold, only_esc10=True)
@@ -83,4 +83,7 @@ def _row(path: str, label: str, fold: int, test_fold: int | None) -> dict[str, o
     if test_fold is not None and test_fold not in range(1, 6):
         raise DataError(f"ESC: option fold must be 1 to 5 or null, got {test_fold!r}")
     split = "test" if fold == test_fold else "train"
-    return {"clip_id": Path(path).stem, "path": path, "split": split, "fold": str(fold), "label.sound": label}
+    parts = Path(path).stem.split("-")  # fold, recording, take and class: 1-100032-A-0
+    recording = parts[1] if len(parts) >= 3 else None
+    row = {"clip_id": Path(path).stem, "path": path, "split": split, "fold": str(fold), "recording": recording}
+    return row | {"label.sound": label}

@@ -145,6 +145,21 @@ def test_the_encoders_of_a_given_checkpoint_win_over_a_recipe(recipe: str) -> No
     assert parse(FinetuneConfig, ["--config", recipe, *given]).audio.model == "mast_tiny"
 
 
+def test_pretraining_from_a_checkpoint_leaves_out_what_that_brings(recipe: str, tmp_path) -> None:
+    """A pretraining run has both encoders; an export, or a classifier's run, the audio encoder alone."""
+    run, export, classifier = tmp_path / "run", tmp_path / "run" / "audio_encoder", tmp_path / "classifier"
+    for folder, text in ((run, "embedding_dim: 128"), (classifier, "head: full")):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(text)
+    export.mkdir()
+    for checkpoint in (run, run / "checkpoints" / "best.ckpt"):
+        config = parse(PretrainConfig, ["--config", recipe, "--checkpoint", str(checkpoint)])
+        assert config.audio.model is config.video.model is config.video.crop_size is None
+    for checkpoint in (export, classifier, classifier / "checkpoints" / "last.ckpt"):
+        config = parse(PretrainConfig, ["--config", recipe, "--checkpoint", str(checkpoint)])
+        assert config.audio.model is None and (config.video.model, config.video.crop_size) == ("tiny_motion", 64)
+
+
 def test_so_do_those_of_the_pretraining_that_auto_finds(recipe: str, tmp_path) -> None:
     assert parse(FinetuneConfig, ["--config", recipe]).audio.model == "mast_nano"
     (tmp_path / "runs" / "pretrain-fsdd" / "audio_encoder").mkdir(parents=True)

@@ -35,6 +35,7 @@ def test_both_layouts_give_esc10_the_same_labels(tmp_path: Path) -> None:
     assert ten.heads == fifty.heads and len(ten.heads["sound"]) == 10
     assert ten.labels("sound").tolist() == fifty.labels("sound").tolist() == [0, 1, 4]
     assert ten.column("fold") == fifty.column("fold") == ["1", "2", "3"]
+    assert ten.column("recording") == fifty.column("recording") == ["100032", "17367", "9999"]
     assert fifty.row(0).path == tmp_path / "fifty" / "audio" / "1-100032-A-0.wav"
 
 

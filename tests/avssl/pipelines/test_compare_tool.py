@@ -126,6 +126,10 @@ def test_action_is_verb_and_noun_of_clips_that_have_both(tmp_path) -> None:
     [
         ({"manifest": "xyz"}, "data .good: abc, other: xyz"),
         ({"split": "val"}, "split .good: test, other: val"),
+        (
+            {"held_out": {"test": {"clips": 9, "of": 40, "seed": 0}}},
+            "split .good: test, other: test held out: 9 of 40 clips, seed 0",
+        ),
         ({"clip_protocol": "5 clips of 1 s"}, "clip protocol .good: 1 clip of 1 s, other: 5 clips of 1 s"),
     ],
 )

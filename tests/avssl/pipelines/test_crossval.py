@@ -52,7 +52,7 @@ def test_a_failing_fold_is_reported_and_a_second_call_runs_only_that(media: Path
     first = crossval(config(media, output))
     assert first["finished"] and [run["fold"] for run in first["runs"]] == ["speaker ann", "speaker cleo"]
     (failed,) = first["failed"]
-    assert failed["fold"] == "speaker bob" and "test split to evaluate on" in failed["error"]
+    assert failed["fold"] == "speaker bob" and "none of the 12 clips of split 'test' is usable" in failed["error"]
     assert "1 more failed" in (output / "report.html").read_text()
     times = {path: path.stat().st_mtime_ns for path in output.glob("speaker-*-seed-0/result.json")}
     assert len(times) == 2

@@ -94,8 +94,8 @@ def test_summary_of_a_run_says_what_model_data_and_step_it_is(pretrained: Path) 
     assert summary["parameters/pair"] > summary["parameters/audio"] + summary["parameters/video"] > 0
     assert summary["data/digest"] == result["manifest"]
     assert (summary["best/step"], summary["best/val/audio_to_video/R@1"]) == (
-        result["best"]["step"],
-        result["best"]["val_audio_to_video/R@1"],
+        result["weights"]["step"],
+        result["weights"]["value"],
     )
 
 

@@ -104,6 +104,16 @@ def test_random_folds_have_all_classes_and_follow_the_seed(media: Path, cache, t
     ]
 
 
+def test_random_folds_keep_clips_of_one_recording_together(media: Path, cache, tmp_path) -> None:
+    """Both clips of an ESC recording, A and B."""
+    folds = divide(media, "esc10", tmp_path, 5)
+    assert_a_partition(folds, 20)
+    for fold in folds:
+        tested = rows_tested(fold)
+        assert len(tested) == 4 and len(set(tested.column("recording"))) == 2
+        assert np.bincount(tested.labels("sound"), minlength=2)[:2].tolist() == [2, 2]
+
+
 def test_a_saved_manifest_with_a_column_fold_has_official_folds(media: Path, cache, tmp_path) -> None:
     open_data("esc10", media / "esc10", {"fold": None}).save(tmp_path / "all.parquet")
     folds = make_folds(DataConfig(str(tmp_path / "all.parquet")), "official", None, 0, tmp_path / "folds")
@@ -151,9 +161,10 @@ def test_random_folds_of_several_labels_a_clip(cache, tmp_path) -> None:
         ("esc10", "fold=3,3", None, ValueError, "a fold twice"),
         ("esc10", "fold=[1,", None, ValueError, "cannot read"),
         ("esc10", "some", None, ValueError, "neither official, nor a number"),
-        ("esc10", 1, None, ValueError, r"2\.\.20: esc10 has 20 clips"),
+        ("fsdd", 1, None, ValueError, r"2\.\.60: fsdd has 60 clips"),
+        ("esc10", 11, None, ValueError, r"2\.\.10: esc10 has 10 groups of clips of one recording"),
         ("fsdd", 9, "speaker", ValueError, r"2\.\.4: fsdd has 4 speaker"),
-        ("esc10", 12, None, DataError, "no class of 'sound' has as many clips as there are folds"),
+        ("fsdd", 21, None, DataError, "no class of 'digit' has as many clips as there are folds"),
     ],
 )
 def test_what_says_nothing_is_refused(media: Path, cache, tmp_path, name, folds, by, error, told) -> None:

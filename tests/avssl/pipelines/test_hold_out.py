@@ -1,0 +1,206 @@
+"""Labelled data without a test split: what is held out, that it stays held out, and what is said of it."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, WandbConfig
+from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
+from avssl.pipelines.data import Splits, check_labelled, open_splits
+from avssl.pipelines.evaluate import evaluate
+from avssl.pipelines.finetune import finetune
+
+AUDIO = AudioConfig(model="mast_pico", options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
+PITCHES = {"low": 300.0, "high": 2000.0}
+
+
+def write(folder: Path, name: str, pitch: float, seed: int) -> None:
+    waveform = 0.2 * np.sin(2 * np.pi * pitch * np.arange(4000) / 8000)
+    waveform += 0.05 * np.random.default_rng(seed).standard_normal(4000)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    wavfile.write(folder / name, 8000, (waveform * 32767).astype(np.int16))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder of two classes of twelve clips, which has no splits."""
+    for kind, pitch in PITCHES.items():
+        for k in range(12):
+            write(tmp_path / "clips", f"{kind}/{k}.wav", pitch, k)
+    return tmp_path / "clips"
+
+
+def data(name: str | Path, **options) -> DataConfig:
+    return DataConfig(name=str(name), clip_seconds=0.5, num_workers=0, **options)
+
+
+def probe(folder: Path, output: Path, **options) -> FinetuneConfig:
+    return FinetuneConfig(
+        data=data(folder),
+        checkpoint="none",
+        audio=AUDIO,
+        runtime=RuntimeConfig(accelerator="cpu"),
+        wandb=WandbConfig(mode="disabled"),
+        output=output,
+        **options,
+    )
+
+
+def test_a_labelled_folder_works_at_once_and_is_evaluated_on_the_same_clips(folder, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    run = tmp_path / "run"
+    result = finetune(probe(folder, run, seed=5))
+    assert "no split 'test': held out 5 of 24 training clips (seed 0)" in caplog.text
+    told = result["held_out"]["test"]
+    assert result["split"] == "test" and told["seed"] == 0 and told["of"] == 24 and told["fraction"] == 0.2
+    assert told == json.loads((run / "result.json").read_text())["held_out"]["test"]
+    held_out = json.loads((run / "held_out.json").read_text())["test"]["clip_ids"]
+    assert len(held_out) == told["clips"] == result["metrics"]["label/count"]
+    assert {clip.split("/")[0] for clip in held_out} == set(PITCHES), "both classes are tested"
+    assert result["coverage"]["train"]["usable"] == 24
+
+    # Another seed, a name written otherwise and a clip that came later: the same clips are the test.
+    write(folder, "low/0a.wav", PITCHES["low"], 99)
+    config = EvaluateConfig(str(run), data=data(folder / ".." / "clips"), evaluations=["accuracy"], seed=1)
+    again = evaluate(EvaluateConfig(**vars(config) | {"runtime": RuntimeConfig(accelerator="cpu")}))
+    assert again["metrics"]["label/count"] == told["clips"]
+    assert again["metrics"]["label/top1"] == pytest.approx(result["metrics"]["label/top1"])
+    assert again["held_out"]["test"] == told
+
+
+def test_a_classifier_is_not_judged_on_a_draw_of_its_own(folder, tmp_path) -> None:
+    """Without the list of what was held out, all clips may have been trained on."""
+    finetune(probe(folder, tmp_path / "run"))
+    (tmp_path / "run" / "held_out.json").unlink()
+    config = EvaluateConfig(str(tmp_path / "run"), data=data(folder), runtime=RuntimeConfig(accelerator="cpu"))
+    with pytest.raises(DataError, match="has no usable split 'test'; it has train: give --split"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize("split", ["valid", "tset"])
+def test_an_unknown_split_is_told_with_the_known_ones(split, folder, tmp_path) -> None:
+    finetune(probe(folder, tmp_path / "run"))
+    config = EvaluateConfig(str(tmp_path / "run"), data=data(folder), split=split)
+    nearest = {"valid": "val", "tset": "test"}[split]
+    with pytest.raises(DataError, match=f"no split '{split}' .did you mean '{nearest}'.*pretrain, train, val, test"):
+        evaluate(config)
+
+
+def listed(folder: Path, rows: list[dict], classes: list[str]) -> str:
+    """A manifest of clips that need not be there."""
+    common = {"has_audio": True, "audio_end": 1.0, "has_video": False, "split": "train"}
+    rows = [{"clip_id": str(k), "path": f"{k}.wav"} | common | row for k, row in enumerate(rows)]
+    heads = {"kind": classes} if classes else {}
+    Manifest.from_rows(rows, folder, heads).save(folder / "listed.parquet")
+    return str(folder / "listed.parquet")
+
+
+def opened(name: str, labelled: bool = True, seed: int = 0, **options) -> Splits:
+    return open_splits(DataConfig(name, **options), modalities=("audio",), labelled=labelled, seed=seed)
+
+
+def values(rows: Manifest | None, column: str) -> set:
+    assert rows is not None
+    return set(rows.column(column))
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        ("path", "file"),
+        ("recording", "recording"),
+        ("video", "video"),
+        ("speaker", "speaker"),
+        ("Speaker_ID", "speaker"),
+        ("youtube_id", "video"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_clips_of_one_recording_are_on_one_side(labelled: bool, column: str, what: str, tmp_path) -> None:
+    rows = [{"label.kind": "ab"[k % 2], column: f"r{k // 5}"} for k in range(100)]
+    name = listed(tmp_path, rows, ["a", "b"])
+    for seed in range(3):
+        splits = opened(name, labelled, seed, val_fraction=0.15)
+        parts = [splits.train, splits.val] + ([splits.test] if labelled else [])
+        groups = [values(part, column) for part in parts]
+        assert not labelled or groups[2] == values(opened(name).test, column), "the test is the same for every seed"
+        assert sum(map(len, groups)) == 20 and 10 <= len(splits.val) <= 20
+        assert not labelled or len(splits.test) == 20
+        assert all(held.told()["kept_together"] == [what] for held in splits.held_out.values())
+
+
+def test_few_speakers_do_not_cost_half_of_the_training_clips(tmp_path, caplog) -> None:
+    name = listed(tmp_path, [{"speaker": f"s{k % 2}"} for k in range(100)], [])
+    assert len(opened(name, labelled=False, val_fraction=0.1).val) == 10
+    assert "by speaker it would be 50 %, not 10 %" in caplog.text
+
+
+def test_a_speaker_that_is_the_class_is_divided(tmp_path) -> None:
+    rows = [{"label.speaker": "ab"[k % 2], "speaker": "ab"[k % 2]} for k in range(40)]
+    common = {"has_audio": True, "audio_end": 1.0, "has_video": False, "split": "train"}
+    rows = [{"clip_id": str(k), "path": f"{k}.wav"} | common | row for k, row in enumerate(rows)]
+    Manifest.from_rows(rows, tmp_path, {"speaker": ["a", "b"]}).save(tmp_path / "m.parquet")
+    splits = opened(str(tmp_path / "m.parquet"))
+    assert np.bincount(splits.test.labels("speaker")).tolist() == [4, 4]
+
+
+def test_data_with_a_test_or_a_val_split_keep_their_training_clips(tmp_path) -> None:
+    for split in ("test", "val"):
+        rows = [{"label.kind": "ab"[k % 2], "split": split if k < 10 else "train"} for k in range(40)]
+        splits = opened(listed(tmp_path, rows, ["a", "b"]))
+        assert len(splits.train) == 30 and not splits.held_out and len(splits.labelled_test) == 10
+
+
+def test_pretraining_holds_out_no_test(tmp_path) -> None:
+    splits = opened(listed(tmp_path, [{"label.kind": "ab"[k % 2]} for k in range(40)], ["a", "b"]), labelled=False)
+    assert len(splits.train) == 40 and splits.test is None
+
+
+@pytest.mark.parametrize("option", ["val_fraction", "test_fraction"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_names_its_option(option, value, tmp_path) -> None:
+    name = listed(tmp_path, [{"label.kind": "a"}] * 4, ["a"])
+    with pytest.raises(ValueError, match=rf"data\.{option}: must lie in"):
+        opened(name, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "told"),
+    [
+        ([{}] * 4, [], r"no labels to fine-tune on: put the files into a folder of each class"),
+        ([{"label.kind": None}] * 4, ["a"], r"no training clip has a label of 'kind'"),
+        (
+            [{"label.kind": "a"}],
+            ["a"],
+            r"nothing to hold out as one \(data.test_fraction 0.2\): there is only one clip",
+        ),
+        ([{"label.kind": "a"}, {"label.kind": "b"}], ["a", "b"], r"every class has only one clip"),
+        ([{"label.kind": "a"}, {"split": "test"}], ["a"], r"no labelled clip to evaluate on; .*--data.val_fraction"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_say_why(rows, classes, told, tmp_path) -> None:
+    name = listed(tmp_path, rows, classes)
+    with pytest.raises(DataError, match=told):
+        check_labelled(opened(name), name)
+
+
+def test_classes_that_look_wrong_are_warned_of_once(tmp_path, caplog) -> None:
+    rows = [{"label.kind": kind, "split": split} for kind, split in
+            [("dog", "train"), ("dog ", "train"), ("Cat", "train"), ("dog", "test"), ("owl", "test")]]  # fmt: skip
+    opened(listed(tmp_path, rows, ["dog", "dog ", "Cat", "owl"]))
+    warnings = [record.getMessage() for record in caplog.records if record.name == "avssl.pipelines.data"]
+    assert len(warnings) == 2
+    assert "'dog' and 'dog '" in warnings[0] and "no training clip of 'owl'" in warnings[1]
+    caplog.clear()
+    opened(listed(tmp_path, [{"label.kind": "a"}] * 4, ["a"]))
+    assert "has a single class, 'a'" in caplog.text
