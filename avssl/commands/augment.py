@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config import AugmentSheetConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     config = parse(AugmentSheetConfig, argv)
-    from avssl.pipelines.augment import augment_sheet
+    with Meter("starting"):
+        from avssl.pipelines.augment import augment_sheet
 
     augment_sheet(config)
     return 0

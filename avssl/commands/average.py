@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avssl.cli import CommandParser
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
@@ -13,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoints", nargs="+", type=Path, help="files of one run, for example step-*.ckpt")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write; any --checkpoint takes it")
     arguments = parser.parse_args(argv)
-    from avssl.averaging import average_checkpoints, write_average
+    with Meter("starting"):
+        from avssl.averaging import average_checkpoints, write_average
 
     write_average(average_checkpoints(arguments.checkpoints), arguments.output)
     sys.stdout.write(f"mean of {len(arguments.checkpoints)} checkpoints: {arguments.output}\n")

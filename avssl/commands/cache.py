@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 from avssl.cli import join_list, parse, switch_on
 from avssl.config.cache import CacheConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     config = parse(CacheConfig, switch_on(join_list(argv, "--modalities"), "--verify"))
-    from avssl.pipelines.cache import cache
+    with Meter("starting"):
+        from avssl.pipelines.cache import cache
 
     try:
         cache(config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avssl.cli import CommandParser
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,7 +21,8 @@ def run(argv: Sequence[str]) -> int:
     add("--metrics", nargs="+", metavar="NAME", help="metrics to show; default: all that the runs share")
     add("--force", action="store_true", help="compare runs of other data, splits or protocols all the same")
     arguments = parser.parse_args(argv)
-    from avssl.pipelines.compare import compare
+    with Meter("starting"):
+        from avssl.pipelines.compare import compare
 
     options = {name: getattr(arguments, name) for name in ("format", "output", "metrics", "force")}
     text = compare(arguments.runs, **options, bold=sys.stdout.isatty())

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config import CrossvalConfig, crossval_arguments
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a fold failed, 130 where a signal ended the run."""
     config = parse(CrossvalConfig, crossval_arguments(argv))
-    from avssl.pipelines.crossval import crossval
-    from avssl.pipelines.demo import text_table
+    with Meter("starting"):
+        from avssl.pipelines.crossval import crossval
+        from avssl.pipelines.demo import text_table
 
     result = crossval(config)
     if not result["finished"]:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config import DemoConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(DemoConfig, argv)
-    from avssl.pipelines.demo import demo, text_table
+    with Meter("starting"):
+        from avssl.pipelines.demo import demo, text_table
 
     result = demo(config)
     if not result["finished"]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config.inference import EmbedConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     config = parse(EmbedConfig, argv)
-    from avssl.pipelines.embed import embed_media
+    with Meter("starting"):
+        from avssl.pipelines.embed import embed_media
 
     try:
         embed_media(config)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from avssl.cli import join_list, parse
 from avssl.config import EvaluateConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(EvaluateConfig, join_list(argv, "--evaluations"))
-    from avssl.pipelines.evaluate import evaluate
+    with Meter("starting"):
+        from avssl.pipelines.evaluate import evaluate
 
     return 0 if evaluate(config).get("finished", True) else 130

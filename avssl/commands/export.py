@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config.inference import ExportConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where the file would not equal the model."""
     config = parse(ExportConfig, argv)
-    from avssl.pipelines.export import export_model
+    with Meter("starting"):
+        from avssl.pipelines.export import export_model
 
     export_model(config)
     return 0

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 from avssl.cli import parse
 from avssl.config import FinetuneConfig
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(FinetuneConfig, argv)
-    from avssl.pipelines.finetune import finetune
-    from avssl.pipelines.run import tell_next
+    with Meter("starting"):
+        from avssl.pipelines.finetune import finetune
+        from avssl.pipelines.run import tell_next
 
     result = finetune(config)
     tell_next(result)

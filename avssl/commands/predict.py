@@ -14,12 +14,14 @@ from pathlib import Path
 import yaml
 
 from avssl.cli import CommandParser
+from avssl.progress import Meter
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a file failed."""
     arguments = parse(argv)
-    from avssl.pipelines.predict import run_predict
+    with Meter("starting"):
+        from avssl.pipelines.predict import run_predict
 
     logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:

@@ -20,6 +20,7 @@ import yaml
 from avssl.cli import CommandParser
 from avssl.config import PrepareOptions
 from avssl.data.catalog import names
+from avssl.progress import Meter
 
 LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 
@@ -46,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     add("--sample-rate", type=int, default=default["sample_rate"], help="--stats: of the frontend, in Hz")
     add("--num-mels", type=int, default=default["num_mels"], help="--stats: of the frontend")
     arguments = parser.parse_args(argv)
-    from avssl.pipelines.prepare import prepare
+    with Meter("starting"):
+        from avssl.pipelines.prepare import prepare
 
     prepare(PrepareOptions(**vars(arguments)), tell=lambda line: sys.stdout.write(f"{line}\n"))
     return 0

@@ -1,6 +1,7 @@
 """Video encoders behind one interface: frames (B, 3, T, H, W) in [0, 1] -> features (B, D)."""
 
 import difflib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torchvision.models import video as zoo
 from torchvision.ops import StochasticDepth
 
 from avssl.models.mvit import FusedAttention
+from avssl.progress import Meter
 from mast.layers import AddBranch
 
 # Channel statistics that torchvision's Kinetics-400 weights were trained with.
@@ -178,12 +180,19 @@ def _share_code(model: nn.Module) -> None:
                 setattr(module, name, DropPath(child.p))
 
 
+def _trained(weights: Any) -> dict[str, Tensor]:
+    """The state of ``weights``, downloaded where it is not kept; torch's own bar would fill a log file."""
+    terminal = sys.stderr.isatty()
+    with Meter(f"getting the weights {weights}", shown=not terminal):
+        return dict(weights.get_state_dict(progress=terminal, check_hash=True))
+
+
 def _headless(
     model: Any, weights: Any, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
 ) -> tuple[nn.Module, int, FeatureMap]:
     """Loads ``weights`` into ``model``, takes away its ``head``, dropout included; its map comes out of ``layer``."""
     if weights is not None:
-        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
+        model.load_state_dict(_trained(weights))
     _share_code(model)
     width = next(part.in_features for part in getattr(model, head).modules() if isinstance(part, nn.Linear))
     setattr(model, head, nn.Identity())
@@ -231,7 +240,7 @@ class _S3D(nn.Module):
 def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
     model = zoo.s3d()
     if pretrained:
-        model.load_state_dict(zoo.S3D_Weights.KINETICS400_V1.get_state_dict(progress=True, check_hash=True))
+        model.load_state_dict(_trained(zoo.S3D_Weights.KINETICS400_V1))
     return _S3D(model.features), 1024, FeatureMap("features", 1024)
 
 

@@ -37,6 +37,7 @@ from avssl.pipelines.training import (
     video_augment,
     wave_augment,
 )
+from avssl.progress import Meter
 from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
 from avssl.tracking.lineage import log_model, use_model
@@ -127,7 +128,9 @@ def _pretrain(
     pair = cast(AudioVisualPair, engine.model()).eval()
     if finished and fabric.is_global_zero:
         use_model(run.tracker, start.checkpoint)
-        result |= _evaluate(config, run, pair, loaders, splits, engine, {"weights": weights, "start": start.told})
+        facts = {"weights": weights, "start": start.told}
+        with Meter("evaluation and report"):
+            result |= _evaluate(config, run, pair, loaders, splits, engine, facts)
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result | {"folder": str(run.folder)}
@@ -300,7 +303,8 @@ def _log_samples(run: Run, loaders: Loaders, manifest: Manifest) -> None:
     """Four clips for the tracker to play, once a run."""
     if run.checkpoint or run.tracker.wandb is None:
         return
-    batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
+    with Meter("reading sample clips"):
+        batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
     if batch.size:
         assert batch.audio is not None and batch.video is not None
         clips = batch.audio.numpy(), batch.video.numpy()

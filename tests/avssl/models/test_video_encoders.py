@@ -1,5 +1,8 @@
 """Video encoders: one interface for all, and the library's own outputs behind it."""
 
+from types import SimpleNamespace
+from urllib.error import URLError
+
 import pytest
 import torch
 from torch import nn
@@ -146,3 +149,20 @@ def test_a_pair_takes_its_video_encoders_own_frames() -> None:
         assert (settings["num_frames"], settings["crop_size"]) == sizes == own_size(video)
         assert "frames" not in settings and "side" not in settings
         assert AudioVisualPair.build(**settings).settings == settings
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_download_draws_no_bar_into_a_log_file(terminal: bool, monkeypatch) -> None:
+    asked: list[dict] = []
+
+    def no_network(url: str, **options: object) -> dict:
+        asked.append(options)
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
+    for name in ("s3d", "r2plus1d_18"):
+        with pytest.raises(OSError, match="cannot be downloaded"):
+            create_video_encoder(name, pretrained=True)
+    assert [options["progress"] for options in asked] == [terminal, terminal]
+    assert all(options["check_hash"] for options in asked)
