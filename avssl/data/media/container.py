@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,3 +161,14 @@ def decode_frames(container: InputContainer, stream: AudioStream | VideoStream) 
     """The stream's frames in order, see `packets_of`."""
     for packet in packets_of(container, stream):
         yield from decoded(packet)
+
+
+def sound_from(start: float) -> str:
+    """The comment in the header of an extracted sound file whose source has no sound before ``start`` seconds."""
+    return f"sound from {start:.6f} s"
+
+
+def begins_with_sound(container: InputContainer) -> float:
+    """The second that a comment of `sound_from` names; 0 where there is none: before it, zeros fill the file."""
+    told = re.fullmatch(r"sound from (\d+\.\d{6}) s", container.metadata.get("comment", ""))
+    return float(told[1]) if told else 0.0

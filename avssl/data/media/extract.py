@@ -13,7 +13,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, Channel
-from avssl.data.media.container import open_media
+from avssl.data.media.container import open_media, sound_from
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_end
 from avssl.data.media.probe import MediaInfo, probe
@@ -54,8 +54,8 @@ def extract_audio(job: Extraction) -> Extraction:
     """Writes the target, whole or not at all; never raises for what the source holds or for a full disk.
 
     The sound is what `read_audio` gives: channels averaged, silence where the source has a late start or a gap, so that
-    annotated times hold in the target, too. 16 bits keep a 16-bit mono source bit by bit; louder than full scale is
-    clipped.
+    annotated times hold in the target, too; a comment in its header says where a late start is, for `probe`. 16 bits
+    keep a 16-bit mono source bit by bit; louder than full scale is clipped.
     """
     target = Path(job.target)
     try:
@@ -64,7 +64,8 @@ def extract_audio(job: Extraction) -> Extraction:
             raise MediaError(job.path, info.error or info.audio_error)
         rate = job.sample_rate or info.sample_rate
         with atomic_path(target) as temporary:
-            samples = write_audio(temporary, stream_audio(job.path, rate, channel=job.channel), rate)
+            silence = info.audio_start or 0.0
+            samples = write_audio(temporary, stream_audio(job.path, rate, channel=job.channel), rate, silence)
             if not samples:
                 raise MediaError(job.path, "no audio")
             _refuse_cut_off(info, samples / rate)
@@ -72,16 +73,19 @@ def extract_audio(job: Extraction) -> Extraction:
         return replace(job, error=error.reason, detail=error.detail)
     except (OSError, av.FFmpegError) as error:
         return replace(job, error="cannot be written", detail=str(error))
-    return replace(job, seconds=samples / rate, silence=info.audio_start or 0.0)
+    return replace(job, seconds=samples / rate, silence=silence)
 
 
-def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> int:
+def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, silence: float = 0.0) -> int:
     """Writes blocks (S,) float32 in [-1, 1] as mono sound of 16 bits, and gives the number of samples.
 
-    The suffix of ``path``, one of `CODECS`, chooses the format.
+    The suffix of ``path``, one of `CODECS`, chooses the format. Its header says of how many seconds ``silence`` at the
+    beginning stands for sound that there is not.
     """
     samples = 0
     with av.open(str(path), "w") as container:
+        if silence:
+            container.metadata["comment"] = sound_from(silence)
         stream = container.add_stream(CODECS[path.suffix.removeprefix(".")], rate=sample_rate, layout="mono")
         assert isinstance(stream, AudioStream)
         stream.format = "s16"

@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, cancels
-from avssl.data.media.container import decoded, find_audio, find_video, open_media
+from avssl.data.media.container import begins_with_sound, decoded, find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import extents_of, promised_end
 from avssl.data.media.orientation import upright_size
@@ -121,6 +121,8 @@ def _read_header(container: InputContainer, path: str, thorough: bool) -> tuple[
             facts[f"{kind}_start"], facts[f"{kind}_end"] = span
     length = promised_end(container) or 0.0
     ends = [end for _, end in extents.spans.values()]
+    if "audio_start" in facts:
+        facts["audio_start"] = max(facts["audio_start"], begins_with_sound(container))
     if extents.restarted:
         facts["warning"] = RESTARTS
     elif ends and length - max(ends) > max(MISSING_SECONDS, MISSING_SHARE * length):

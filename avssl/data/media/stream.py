@@ -25,7 +25,14 @@ from avssl.data.media.audio import (
     mono_samples,
     sound_end,
 )
-from avssl.data.media.container import decode_frames, find_audio, open_media, seconds, start_of
+from avssl.data.media.container import (
+    begins_with_sound,
+    decode_frames,
+    find_audio,
+    open_media,
+    seconds,
+    start_of,
+)
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_span, span_of
 
@@ -151,7 +158,7 @@ def _laid_out(
     rate = clock = given = 0  # `clock`: where the next piece goes if its timestamp agrees; `given`: samples yielded
     covered = 0  # samples that the file gave, not counting gaps
     held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
-    begun = False
+    begun, filled = False, begins_with_sound(container)
     for frame in decode_frames(container, stream):
         samples = mono_samples(frame, channel, name)
         rate = rate or frame.sample_rate
@@ -167,7 +174,8 @@ def _laid_out(
         if not len(samples):
             continue
         covered += len(samples)
-        _extend(intervals, max(0, position) / rate, clock / rate)
+        if clock / rate > filled:
+            _extend(intervals, max(position / rate, filled), clock / rate)
         gap = max(0, position) - given - sum(map(len, held))
         if gap > _LONGEST_GAP * rate:
             raise MediaError(name, "broken timestamps", f"a gap of {gap / rate:.0f} s")

@@ -10,11 +10,15 @@ import pytest
 from media_factory import noise, write_media
 
 from avssl.commands import main
+from avssl.data.clips import ClipDataset
 from avssl.data.datasets import build_manifest
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
 from avssl.data.media import probe, read_audio
 from avssl.data.media.extract import Extraction, extract_audio
+from avssl.data.media.stream import stream_audio
+from avssl.data.scan import scan
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "extract_audio.py"
 
@@ -37,6 +41,34 @@ def test_silence_before_late_sound_is_told(tmp_path: Path, capsys: pytest.Captur
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert summary["late"] == {str(tmp_path / "in" / "late.mov"): pytest.approx(1.5)}
     assert "1 begin with silence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["flac", "wav"])
+def test_clips_of_extracted_sound_are_those_of_the_video(tmp_path: Path, format: str) -> None:
+    """Not of the silence that stands for what there is not."""
+    wave = noise(2.5, 16000)
+    write_media(tmp_path / "a.mov", seconds=4.0, audio_codec="pcm_s16le", audio_start=1.5, waveform=wave)
+    extract_all(
+        Manifest.from_rows([{"clip_id": "a", "path": "a.mov"}], tmp_path),
+        tmp_path / "out",
+        format=format,
+        workers=0,
+        progress=False,
+    )
+    target = tmp_path / "out" / f"a.{format}"
+    for deep in (None, True):
+        assert (probe(target, deep=deep).audio_start, probe(target, deep=deep).audio_end) == pytest.approx((1.5, 4.0))
+    clips = []
+    for folder, name in ((tmp_path, "a.mov"), (target.parent, target.name)):
+        scanned = scan(Manifest.from_rows([{"clip_id": "a", "path": name}], folder), workers=0, progress=False)
+        dataset = ClipDataset(scanned, modalities=("audio",), clip_seconds=1.0, mode="uniform", clips_per_item=3)
+        clips.append([(round(clip.start, 6), clip.audio) for clip in dataset[0, 0].clips])
+    for (start, sound), (other, same) in zip(*clips, strict=True):
+        assert start == other >= 1.5
+        np.testing.assert_array_equal(sound, same)
+    covered: list[tuple[float, float]] = []
+    assert sum(map(len, stream_audio(target, 16000, covered=covered))) == 64000
+    assert covered == [pytest.approx((1.5, 4.0))]
 
 
 @pytest.mark.parametrize("format", ["flac", "wav"])
