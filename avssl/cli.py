@@ -16,16 +16,20 @@ _PRINT = "--print_config"
 _FLAGS = ("-h", "--help", _PRINT, "--list-objectives")
 
 
-def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """:func:`read_settings` for a shell: what is wrong ends the process with status 2 and a clear line."""
+def parse(config_class: type[Config], argv: Sequence[str], command: str = "") -> Config:
+    """:func:`read_settings` for a shell: what is wrong ends the process with status 2 and a clear line.
+
+    Args:
+        command: Name of the command, for its help.
+    """
     try:
-        return read_settings(config_class, sys.argv[1:] if argv is None else argv)
+        return read_settings(config_class, argv, command)
     except SettingsError as error:
-        sys.stderr.write(f"error: {error}; see --help\n")
+        sys.stderr.write(f"error: {error}; see {f'avssl {command}'.strip()} --help\n")
         sys.exit(2)
 
 
-def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
+def read_settings(config_class: type[Config], argv: Sequence[str], command: str = "") -> Config:
     """Reads ``config_class`` from ``argv``.
 
     Several ``--config`` files are merged, the later over the earlier, and options over both, wherever they stand.
@@ -36,7 +40,7 @@ def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
     """
     flags = [word for word in argv if word in _FLAGS]
     if flags and flags[0] != _PRINT:
-        _help_parser(config_class).parse_args(flags[:1])
+        _help_parser(config_class, command).parse_args(flags[:1])
     files, given = given_options(config_class, [word for word in argv if word not in _FLAGS])
     config = resolve(config_class, given, files)
     if flags:
@@ -45,9 +49,9 @@ def read_settings(config_class: type[Config], argv: Sequence[str]) -> Config:
     return config
 
 
-def _help_parser(config_class: type) -> ArgumentParser:
+def _help_parser(config_class: type, command: str) -> ArgumentParser:
     """What ``--help`` prints."""
-    parser = ArgumentParser(description=(config_class.__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog=f"avssl {command}".strip(), description=(config_class.__doc__ or "").split("\n")[0])
     what = "YAML file of settings, or the name of a recipe in configs/, or none; of several, the later wins."
     parser.add_argument("--config", help=what)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")

@@ -244,4 +244,4 @@ def require(*packages: str) -> None:
     """Raises ImportError with the command that installs them where some of ``packages`` are missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: {INSTALL}")
+        raise ImportError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: {INSTALL}")

@@ -9,7 +9,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    config = parse(AugmentSheetConfig, argv)
+    config = parse(AugmentSheetConfig, argv, "augment")
     with Meter("starting"):
         from avssl.pipelines.augment import augment_sheet
 

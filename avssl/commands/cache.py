@@ -14,7 +14,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    config = parse(CacheConfig, switch_on(join_list(argv, "--modalities"), "--verify"))
+    config = parse(CacheConfig, switch_on(join_list(argv, "--modalities"), "--verify"), "cache")
     with Meter("starting"):
         from avssl.pipelines.cache import cache
 

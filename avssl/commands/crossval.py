@@ -14,7 +14,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a fold failed, 130 where a signal ended the run."""
-    config = parse(CrossvalConfig, crossval_arguments(argv))
+    config = parse(CrossvalConfig, crossval_arguments(argv), "crossval")
     with Meter("starting"):
         from avssl.pipelines.crossval import crossval
         from avssl.pipelines.demo import text_table

@@ -10,7 +10,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
-    config = parse(DemoConfig, argv)
+    config = parse(DemoConfig, argv, "demo")
     with Meter("starting"):
         from avssl.pipelines.demo import demo, text_table
 

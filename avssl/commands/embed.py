@@ -13,7 +13,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    config = parse(EmbedConfig, argv)
+    config = parse(EmbedConfig, argv, "embed")
     with Meter("starting"):
         from avssl.pipelines.embed import embed_media
 

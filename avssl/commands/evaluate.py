@@ -12,7 +12,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
-    config = parse(EvaluateConfig, join_list(argv, "--evaluations"))
+    config = parse(EvaluateConfig, join_list(argv, "--evaluations"), "evaluate")
     with Meter("starting"):
         from avssl.pipelines.evaluate import evaluate
 

@@ -12,7 +12,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where the file would not equal the model."""
-    config = parse(ExportConfig, argv)
+    config = parse(ExportConfig, argv, "export")
     with Meter("starting"):
         from avssl.pipelines.export import export_model
 

@@ -9,7 +9,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
-    config = parse(FinetuneConfig, argv)
+    config = parse(FinetuneConfig, argv, "finetune")
     with Meter("starting"):
         from avssl.pipelines.finetune import finetune
         from avssl.pipelines.run import tell_next

@@ -9,7 +9,7 @@ from avssl.progress import Meter
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
-    config = parse(PretrainConfig, argv)
+    config = parse(PretrainConfig, argv, "pretrain")
     with Meter("starting"):
         from avssl.pipelines.pretrain import pretrain
         from avssl.pipelines.run import tell_next

@@ -8,7 +8,7 @@ from avssl.config.runs import FinetuneConfig
 
 @dataclass
 class CrossvalConfig(FinetuneConfig):
-    """Fine-tuning once per fold; every option of tools/finetune.py holds for each fold.
+    """Fine-tuning once per fold; every option of avssl finetune holds for each fold.
 
     Args:
         folds: official: the folds that the data set comes with. A number: as many random folds with equal shares of

@@ -14,7 +14,7 @@ class DataConfig:
 
     Args:
         name: A known name (demo, esc50, vggsound, epic-kitchens ...), a data YAML, a manifest (.parquet),
-            a .csv, a folder of media, or a cache (a folder or a URL that tools/cache.py wrote).
+            a .csv, a folder of media, or a cache (a folder or a URL that avssl cache wrote).
         root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
         clip_seconds: Length of a clip in seconds; default: as the data state it.
@@ -123,7 +123,7 @@ class AugmentConfig:
     """Batched augmentation on the device, drawn anew for every clip; the frames of a clip share its draws.
 
     The defaults are mild: they suit short runs, where strong augmentation costs more than it brings. What is at 0 (at 1
-    for crop_ratio, none for noise_db) is off and draws nothing. ``tools/augment.py`` shows what settings do to clips.
+    for crop_ratio, none for noise_db) is off and draws nothing. ``avssl augment`` shows what settings do to clips.
 
     Args:
         crop_scale: Smallest area of a frame that a random resized crop keeps, 0 to 1.

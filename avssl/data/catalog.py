@@ -94,7 +94,7 @@ def find_entry(name: str) -> Entry:
         return Entry(name, name, **_protocol(name))
     raise DataError(
         f"no data {name!r}{nearest(name, names())}: give one of {', '.join(names())}, a data YAML, a folder of media, "
-        "a .csv file, a manifest (.parquet) or a cache (a folder or a URL that tools/cache.py wrote)"
+        "a .csv file, a manifest (.parquet) or a cache (a folder or a URL that avssl cache wrote)"
     )
 
 
@@ -175,7 +175,7 @@ def open_data(
     cached = scan_cache(built, key, cache_dir, progress)
     if (took := time.monotonic() - began) > _LONG_START and len(built) > _MANY_CLIPS:
         logger.info(
-            "%s: listing %d clips and comparing their files took %.0f s; a manifest that tools/prepare.py wrote "
+            "%s: listing %d clips and comparing their files took %.0f s; a manifest that avssl prepare wrote "
             "(--data %s.parquet) opens without", name, len(built), took, Path(name).stem,
         )  # fmt: skip
     if cached.is_file():

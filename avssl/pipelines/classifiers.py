@@ -140,7 +140,7 @@ def _read_export(path: Path) -> SavedClassifier:
         raise FileNotFoundError(f"checkpoint: {what} {path}; is the run finished?")
     loaded = mast.from_pretrained(folder)
     if not loaded.labels or not loaded.model.num_classes:
-        raise ValueError(f"checkpoint: {path} has no classes; fine-tune it first (tools/finetune.py)")
+        raise ValueError(f"checkpoint: {path} has no classes; fine-tune it first (avssl finetune)")
     if loaded.frontend is None:
         raise ValueError(f"checkpoint: {folder} was exported without its frontend; its spectrograms cannot be remade")
     outputs = sum(len(names) for names in loaded.labels.values())

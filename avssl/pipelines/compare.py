@@ -102,7 +102,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunResult]:
         except ValueError as error:
             raise ValueError(f"runs: {file} is not JSON: {error}") from error
         if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
-            raise ValueError(f"runs: {file} holds no metrics; compare runs of tools/finetune.py and tools/evaluate.py")
+            raise ValueError(f"runs: {file} holds no metrics; compare runs of avssl finetune and avssl evaluate")
         found = read_predictions(folder / FILE) if (folder / FILE).is_file() else None
         values = {key: float(value) for key, value in result["metrics"].items() if isinstance(value, int | float)}
         runs.append(RunResult(name if short.count(name) == 1 else str(folder), result, found, values))

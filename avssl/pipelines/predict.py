@@ -59,7 +59,7 @@ class Predictor:
         if not isinstance(model, AudioClassifier):
             raise ValueError(
                 f"checkpoint: {checkpoint} classifies {' and '.join(model.modalities)}; predictions over time are of "
-                "sound alone: fine-tune with --modality audio, or judge this one with tools/evaluate.py"
+                "sound alone: fine-tune with --modality audio, or judge this one with avssl evaluate"
             )
         self.labels, self.multilabel = model.labels, frozenset(saved.extra.get("multilabel", ()))
         self.sample_rate = model.frontend.sample_rate
@@ -249,7 +249,7 @@ def run_predict(
     channel: Channel | None = None,
     output: TextIO | None = None,
 ) -> int:
-    """What ``tools/predict.py`` does; returns the number of files that failed.
+    """What ``avssl predict`` does; returns the number of files that failed.
 
     Raises:
         ValueError: options that make no sense.

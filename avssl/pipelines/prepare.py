@@ -50,7 +50,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
     if is_cache(options.data):
         raise DataError(
-            f"--data {options.data}: a cache was looked at when it was made; tools/cache.py --verify checks it"
+            f"--data {options.data}: a cache was looked at when it was made; avssl cache --verify checks it"
         )
     listed, key = list_data(options.data, options.root, options.options)
     entry = find_entry(options.data)

@@ -28,6 +28,13 @@ def module_of(name: str) -> str:
     return name.replace("-", "_")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_names_it(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: avssl {name} [")
+
+
 def test_help_lists_every_command_with_a_line(capsys) -> None:
     assert main(["--help"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]

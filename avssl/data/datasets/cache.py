@@ -1,4 +1,4 @@
-"""What ``tools/cache.py`` wrote: the rows, splits and labels of the data that it was made of."""
+"""What ``avssl cache`` wrote: the rows, splits and labels of the data that it was made of."""
 
 from pathlib import Path
 

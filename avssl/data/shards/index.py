@@ -51,9 +51,9 @@ def about_of(store: Store) -> dict[str, Any]:
         about = json.loads(store.read(ABOUT))
         known = about["format"]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{store.location}: holds no cache (no {ABOUT}); make it with tools/cache.py") from error
+        raise DataError(f"{store.location}: holds no cache (no {ABOUT}); make it with avssl cache") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{store.location}/{ABOUT}: not a cache's; make it again with tools/cache.py") from error
+        raise DataError(f"{store.location}/{ABOUT}: not a cache's; make it again with avssl cache") from error
     if known != FORMAT:
         raise DataError(f"{store.location}: is a cache of format {known}, not {FORMAT}; make it again")
     return dict(about)
@@ -116,7 +116,7 @@ def shard_numbers(manifest: Manifest) -> np.ndarray:
     """
     paths = manifest.column("path")
     if not all(map(is_address, paths)):
-        raise DataError("data.sampling: 'shards' needs a cache, which tools/cache.py makes of any data")
+        raise DataError("data.sampling: 'shards' needs a cache, which avssl cache makes of any data")
     return np.unique([path.partition("#")[0] for path in paths], return_inverse=True)[1].astype(np.int64)
 
 

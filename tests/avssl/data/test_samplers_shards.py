@@ -46,5 +46,5 @@ def test_what_cannot_be_is_refused(tmp_path) -> None:
         make_train_loader(None, 6, shard_buffer=0)
     from loading_samples import wav_manifest
 
-    with pytest.raises(DataError, match=r"needs a cache, which tools/cache\.py makes"):
+    with pytest.raises(DataError, match=r"needs a cache, which avssl cache makes"):
         shard_numbers(wav_manifest(tmp_path, 2))

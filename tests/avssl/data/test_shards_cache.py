@@ -206,7 +206,7 @@ def test_larger_frames_than_the_cache_has_are_refused(folder: Path) -> None:
 
 
 def test_tools_that_need_the_originals_say_so(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"tools/cache\.py --verify"):
+    with pytest.raises(DataError, match=r"avssl cache --verify"):
         prepare(PrepareOptions(str(folder), tmp_path / "a.parquet"), tell=print)
     with pytest.raises(DataError, match="extract that of the originals"):
         extract_all(open_data(str(folder)), tmp_path / "sound")
