@@ -307,7 +307,7 @@ def _lessened(
     rows: Manifest, modalities: Sequence[Modality], seconds: float, config: DataConfig
 ) -> dict[str, int | dict[str, int]]:
     """Usable rows that give less than they name, which the log says, too: "cut_short", "mostly_padding", "warnings"."""
-    name = f"{config.name}/{rows.column('split')[0]}" if len(rows) else config.name
+    name = f"{config.name}/{rows.table['split'][0].as_py()}" if len(rows) else config.name
     short = int(cut_short(rows, modalities).sum())
     padded = int((rows.shares(modalities, seconds) < 0.5).sum())
     if short:

@@ -189,6 +189,7 @@ def predict_files(
                         if is_heard(prediction.start, prediction.end, covered):
                             writer.write(prediction)
                         else:
+                            writer.skip()
                             gaps += 1
                         meter.note(f"{prediction.end:.0f} s of {Path(name).name}")
             except MediaError as error:

@@ -24,10 +24,14 @@ class Prediction:
 
 
 class PredictionWriter(Protocol):
-    """Where predictions go: ``with writer.file(name): writer.write(prediction) ...``."""
+    """Where predictions go: ``with writer.file(name): writer.write(prediction) ...``.
+
+    ``skip`` stands for a window that is left out: what comes next is no neighbour of what came before.
+    """
 
     def file(self, name: str) -> Any: ...
     def write(self, prediction: Prediction) -> None: ...
+    def skip(self) -> None: ...
 
 
 def create_writer(
@@ -69,6 +73,9 @@ class _Writer:
 
     def finish(self) -> None:
         """Called at the end of a file, also of one that broke off."""
+
+    def skip(self) -> None:
+        self.finish()
 
     def best(self, prediction: Prediction) -> dict[str, list[tuple[str, float]]]:
         """(class, score) by head, best first."""

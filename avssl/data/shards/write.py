@@ -280,8 +280,8 @@ def _write_index(
     entry: Mapping[str, Any] | None,
 ) -> None:
     """The manifest of the cache: all rows, in their order, with their addresses or why they have none."""
-    names = ("path", "error", "has_audio", "has_video", "sample_rate", "channels", "width", "height", "fps")
-    names += ("audio_error", "video_error")
+    names = ["path", "error", "audio_error", "video_error", "has_audio", "has_video", "sample_rate", "channels"]
+    names += ["width", "height", "fps"]
     columns = {name: manifest.column(name) for name in names}
     there = {name: manifest.column(f"has_{name}") for name in ("audio", "video")}
     columns["source"], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)

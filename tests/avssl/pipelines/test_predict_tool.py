@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio
 from avssl.data.scan import scan
-from avssl.data.windows import cut_into_windows, is_heard
+from avssl.data.windows import cut_into_windows
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.pipelines.classifiers import checkpoint_settings, read_classifier, save_classifier
 from avssl.pipelines.predict import Predictor, predict_files, predict_stream, run_predict
@@ -358,18 +359,27 @@ def test_sound_that_begins_late_is_judged_from_its_beginning_on(
     assert "late.mov: sound begins at 2.50 s" in caplog.text and "whole.mov: sound" not in caplog.text
 
 
-def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, caplog) -> None:
+def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, media_factory, tmp_path, caplog) -> None:
+    whole = media_factory.write_media(
+        tmp_path / "whole.mkv",
+        seconds=12.0,
+        video_codec=None,
+        audio_codec="pcm_s16le",
+        waveform=np.full(12 * RATE, 0.1),
+    )
+    file = str(tmp_path / "gap.mkv")
+    with av.open(str(whole)) as given, av.open(file, "w") as made:
+        stream = made.add_stream_from_template(given.streams.audio[0])
+        for packet in given.demux(audio=0):
+            if packet.pts is not None and not 2.0 <= float(packet.pts * packet.time_base) < 3.0:
+                packet.stream = stream
+                made.mux(packet)
     predictor = Predictor(classifier)
-    covered: list[tuple[float, float]] = []
-
-    def blocks():
-        for second in range(5):
-            if second != 2:
-                covered.append((float(second), second + 1.0))
-            yield np.full(RATE, 0.1 if second != 2 else 0.0, dtype=np.float32)
-
-    found = list(predictor.predict(blocks(), covered=covered))
-    assert [is_heard(row.start, row.end, covered) for row in found] == [True, True, False, True, True]
+    starts = [row["start"] for row in predicted(predictor, [file])]
+    assert starts == [float(second) for second in range(12) if second != 2]
+    assert "gap.mkv: 1 windows left out, in which the file has no sound" in caplog.text
+    lines = predicted(predictor, [file], format="text", top=1)[1:]
+    assert [line.split(" s ")[0] for line in lines] == ["      0.00 to     2.00", "      3.00 to    12.00"]
 
 
 def test_one_channel_is_judged_as_in_training(classifier: Path, tmp_path) -> None:
