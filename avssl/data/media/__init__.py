@@ -1,8 +1,8 @@
 """Readers of media files: what is in them, their sound, their frames.
 
-PyAV (FFmpeg) reads headers, sound and, where packets tell the times (MP4, MOV, Matroska, WebM), frames. decord reads
-the frames of other formats, except MPEG streams and AVI, in which it cannot seek. PyAV reads those, and all that decord
-fails on.
+PyAV (FFmpeg) reads headers, sound and nearly all frames: by their packets where these tell the times (MP4, MOV,
+Matroska, WebM, FLV), else one after the other. decord reads frames where it was found exact: AVI with codecs that have
+no B-frames. There is no decord for some machines; PyAV reads those frames, too.
 decord's own audio reader leaks memory and descriptors and returns short audio from corrupt files without a word, so it
 is not used.
 """

@@ -7,7 +7,9 @@ packet shows up as missing instead of shifting all that follows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ import soxr
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 
 from avssl.data.media.container import decoded, find_audio, open_media, packets_of, seconds, start_of
 from avssl.data.media.errors import MediaError
@@ -32,6 +35,12 @@ BEGINNING = _RUN_UP + 2 * _MARGIN
 # Containers whose sound can be taken up anywhere, though a seek may lead astray. Elsewhere (ADPCM) what comes out of a
 # decoder may depend on all that went in.
 _SKIPPABLE = {"mpeg", "mpegts", "ogg"}
+# Containers in which the first frame's time may be that of another: a packet of an MPEG program stream carries the time
+# of the first frame that begins in it, and some writers of Matroska count the delay of Opus twice. Frames by which it
+# is judged; seconds between which they are off, neither rounded nor after a gap.
+_MISPLACING = {"mpeg", "matroska,webm"}
+_EARLY = 9
+_ROUNDED, _MISPLACED = 0.003, 0.06
 # Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
 JITTER = 0.03
 # How the channels of a file become one: their mean, or the one of this number, counted from 0.
@@ -96,7 +105,7 @@ def sound_of(
         MediaError: "non-finite audio"; "no such channel".
     """
     end = math.inf if duration is None else start + duration
-    track = None
+    track: Track | None = None
     if start < BEGINNING:
         track = _decode(container, stream, path, start, end, sample_rate, channel)
     elif may_seek(container, stream, path):
@@ -104,6 +113,7 @@ def sound_of(
     if track is None:  # the seek landed beyond its target or gave no timestamps, or there can be none
         with open_media(path) as again:
             track = _decode(again, find_audio(again, path), path, start, end, sample_rate, channel)
+    assert track is not None  # only a seek misses
     intervals = track.intervals(start, end)
     whole = duration is not None and len(intervals) == 1 and intervals[0][1] - intervals[0][0] > duration - 1e-6
     header = promised_span(container, stream)
@@ -235,24 +245,56 @@ def _decode(
             container.seek(int((run_up + file_start) / stream.time_base), stream=stream)
         except av.FFmpegError:
             return None
-    tick: float | None = None
-    for packet in packets_of(container, stream):
-        if packet.size and not seek and not track.begun and container.format.name in _SKIPPABLE:
-            time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
-            if time is not None and time + (seconds(packet, packet.duration) or 0.0) < run_up + file_start:
-                continue  # read on the way, since a seek would not land where it says
-        for frame in decoded(packet):
-            if tick is None:
-                tick = seconds(frame, 1)
-            time = None if frame.pts is None or tick is None else frame.pts * tick - file_start
-            if seek and not track.begun and (time is None or time > track.origin):
-                return None
-            if not track.begun and time is None:
-                time = 0.0
-            track.add(time, mono_samples(frame, channel, path), frame.sample_rate)
+    skips = seek or container.format.name in _SKIPPABLE
+    packets = packets_of(container, stream, sought=seek)
+    if skips:
+        packets = dropwhile(lambda packet: _ends_before(packet, run_up + file_start), packets)
+    for time, frame in timed_frames(container, packets):
+        if seek and not track.begun and (time is None or time > track.origin):
+            return None
+        track.add(
+            0.0 if time is None and not track.begun else time, mono_samples(frame, channel, path), frame.sample_rate
+        )
         if track.end >= end + _MARGIN:
             break
     return track
+
+
+def _ends_before(packet: Packet, time: float) -> bool:
+    """Whether a packet's sound is over at a time of its stream: a decoder need not see it to get going until then."""
+    begin = seconds(packet, packet.dts if packet.pts is None else packet.pts)
+    return packet.size > 0 and begin is not None and begin + (seconds(packet, packet.duration) or 0.0) < time
+
+
+def timed_frames(container: InputContainer, packets: Iterator[Packet]) -> Iterator[tuple[float | None, AudioFrame]]:
+    """Decoded sound with its time on the file's clock, None where it has none."""
+    origin = start_of(container)
+    frames = (frame for packet in packets for frame in decoded(packet))
+    early = list(islice(frames, _EARLY)) if container.format.name in _MISPLACING else []
+    shifts = _misplaced(early)
+    tick: float | None = None
+    for k, frame in enumerate(chain(early, frames)):
+        if tick is None:  # once, as fractions are slow
+            tick = seconds(frame, 1)
+        known = frame.pts is not None and tick is not None
+        yield frame.pts * tick - origin + (shifts[k] if k < len(early) else 0.0) if known else None, frame
+
+
+def _misplaced(frames: list[AudioFrame]) -> list[float]:
+    """Seconds by which each of the first frames is later than it says, judged by what most of them say; mostly 0."""
+    nothing = [0.0] * len(frames)
+    places, length = [], 0.0  # of the first frame, by the time of each one
+    for frame in frames:
+        time = seconds(frame, frame.pts)
+        if time is not None:
+            places.append(time - length)
+        length += frame.samples / frame.sample_rate
+    if len(places) < _EARLY:
+        return nothing
+    right = sorted(places)[len(places) // 2]
+    shifts = [right - place if abs(right - place) > _ROUNDED else 0.0 for place in places]
+    few = sum(shift != 0 for shift in shifts) <= len(shifts) // 3
+    return shifts if few and max(map(abs, shifts)) < _MISPLACED else nothing
 
 
 def mono_samples(frame: AudioFrame, channel: Channel = "mean", path: str | Path = "") -> np.ndarray:

@@ -22,6 +22,10 @@ from avssl.data.media.errors import MediaError
 
 StreamT = TypeVar("StreamT", AudioStream, VideoStream)
 
+# Broadcast streams, which have no header in front: FFmpeg finds what is in the first 5 seconds or megabytes. Where that
+# is not all, it is told to look at so many microseconds and bytes.
+_BROADCAST = {"mpegts", "mpeg"}
+_LOOK_FURTHER = {"analyzeduration": "60000000", "probesize": "50000000"}
 # A stream whose decoding order goes back by more seconds than this has a clock that starts over: two files in one.
 _RESTART = 1.0
 
@@ -42,6 +46,9 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         # A playlist under a media file's name must not reach for the network, nor "a:b.mp4" for a protocol "a".
         options = {"protocol_whitelist": "file"} | ({"skip_frame": "all"} if quick else {})
         container = av.open(f"file:{name}", options=options, metadata_errors="ignore")
+        if container.format.name in _BROADCAST and _lacks(container):
+            container.close()
+            container = av.open(f"file:{name}", options=options | _LOOK_FURTHER, metadata_errors="ignore")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MediaError(path, "file not found") from error
     except PermissionError as error:
@@ -55,6 +62,15 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         if container.format.name.startswith("image2") or container.format.name.endswith("_pipe"):
             raise MediaError(path, "still image", container.format.name)
         yield container
+
+
+def _lacks(container: InputContainer) -> bool:
+    """Whether there is no sound or no picture, or one of which next to nothing is known: it may begin late."""
+    sounds, pictures = container.streams.audio, container.streams.video
+    return not (
+        any(stream.codec_context and stream.codec_context.sample_rate for stream in sounds)
+        and any(stream.codec_context and stream.codec_context.width for stream in pictures)
+    )
 
 
 def find_audio(container: InputContainer, path: str | Path) -> AudioStream:
@@ -131,14 +147,28 @@ class Clock:
         return False
 
 
-def packets_of(container: InputContainer, *streams: AudioStream | VideoStream) -> Iterator[Packet]:
+def packets_of(
+    container: InputContainer, *streams: AudioStream | VideoStream, sought: bool = False
+) -> Iterator[Packet]:
     """Packets of each stream, the empty ones that end it included, up to where reading fails or its clock starts over.
 
-    What follows a restart has the times of something else.
+    What follows a restart has the times of something else. ``sought``: the container has been told to seek, after which
+    the first packet's time may be the target's instead of its own.
     """
     clocks = {stream.index: Clock() for stream in streams}
+    held: Packet | None = None  # the first one after a seek, until the next one's time is known
     try:
         for packet in container.demux(*streams):
+            if sought and packet.size and held is None:
+                held, sought = packet, False
+                clocks[packet.stream_index].restarts(packet)
+                continue
+            if held is not None:
+                if packet.size and clocks[packet.stream_index].restarts(packet):
+                    clocks[packet.stream_index] = Clock()
+                else:
+                    yield held
+                held = None
             if packet.size and packet.stream_index in clocks and clocks[packet.stream_index].restarts(packet):
                 del clocks[packet.stream_index]
             if packet.stream_index in clocks or not packet.size:
@@ -146,7 +176,9 @@ def packets_of(container: InputContainer, *streams: AudioStream | VideoStream) -
             elif not clocks:
                 break
     except av.FFmpegError:
-        return  # the demuxer cannot go on: for every reader the file ends here
+        pass  # the demuxer cannot go on: for every reader the file ends here
+    if held is not None:
+        yield held
 
 
 def decoded(packet: Packet) -> list[Any]:

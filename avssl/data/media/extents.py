@@ -30,6 +30,8 @@ _SUMMED = {"matroska,webm", "flac"}
 _UNCOMPRESSED = {"wav", "w64", "aiff", "au", "caf"}
 # Further containers that store times, or of which FFmpeg indexes every packet on the way to a seek's target.
 _SEEKABLE = {"ogg", "mpegts", "flv", "asf", "avi", "nut", "mxf", "mp3", "aac", "ac3", "eac3"}
+# Bytes in which Ogg's first and last pages, of 64 KiB at most, are found.
+_OGG_PAGES = 1 << 17
 # How long before the end that the header tells the last packets are looked for, in seconds.
 _TAIL = 1.0
 # A header's time that differs from the packets' by less than this is the better one: it knows of priming, padding and
@@ -197,6 +199,7 @@ def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
                     tracks[packet.stream_index].add(packet)
         except av.FFmpegError:
             pass  # the file ends here as far as any reader is concerned
+        chained = container.format.name == "ogg" and _is_chained(path)
     spans = {}
     for index, track in tracks.items():
         span, promise = track.span(), listed[index]
@@ -205,7 +208,23 @@ def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
             span = first, last
         if span is not None:
             spans[index] = span
-    return Extents(spans, any(track.restarted for track in tracks.values()))
+    return Extents(spans, chained or any(track.restarted for track in tracks.values()))
+
+
+def _is_chained(path: str | Path) -> bool:
+    """Whether an Ogg file ends with pages of a stream that does not begin with it (RFC 3533): files were joined."""
+    with open(path, "rb") as file:
+        head = file.read(_OGG_PAGES)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _OGG_PAGES))
+        tail = file.read()
+    begun, place = set(), 0
+    while head[place : place + 4] == b"OggS" and head[place + 5 : place + 6] and head[place + 5] & 2:
+        begun.add(head[place + 14 : place + 18])
+        segments = head[place + 26] if len(head) > place + 26 else 0
+        place += 27 + segments + sum(head[place + 27 : place + 27 + segments])
+    last = tail.rfind(b"OggS")
+    return bool(begun) and last >= 0 and len(tail) >= last + 18 and tail[last + 14 : last + 18] not in begun
 
 
 class _Track:
@@ -215,12 +234,12 @@ class _Track:
         self.stream, self.origin = stream, origin
         self.restarted = False
         self._clock = Clock()
-        self._first = self._last = self._end = None  # type: float | None
+        self._first = self._last = self._end = self._key = None  # type: float | None
         self._packets = 0
 
     @property
     def begun(self) -> bool:
-        return self._first is not None
+        return self._key is not None
 
     def add(self, packet: Packet) -> None:
         if self.restarted or packet.is_discard:
@@ -232,6 +251,8 @@ class _Track:
         time = (self._end if self._end is not None else self.origin) if time is None else time
         length = self._length(packet)
         self._packets += 1
+        if packet.is_keyframe and self._key is None:
+            self._key = time
         self._first = time if self._first is None else min(self._first, time)
         self._last = time if self._last is None else max(self._last, time)
         self._end = time + length if self._end is None else max(self._end, time + length)
@@ -252,4 +273,6 @@ class _Track:
             rate = self.stream.average_rate or self.stream.guessed_rate
             typical = (self._last - self._first) / (self._packets - 1) if self._packets > 1 else 0.0
             end = self._last + (typical or (1 / float(rate) if rate else 0.0))
-        return max(0.0, self._first - self.origin), end - self.origin
+        # Pictures before the first keyframe have lost the ones that they refer to.
+        first = self._first if self._key is None else max(self._first, self._key)
+        return max(0.0, first - self.origin), end - self.origin

@@ -5,11 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
 
 from avssl.data.media.container import decode_frames, find_video, open_media
 
@@ -50,7 +49,7 @@ def upright_size(path: str | Path, format_name: str, size: tuple[int, int]) -> t
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """The part of the display matrix that turns and mirrors, row by row; None where there is none."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
     numbers = np.frombuffer(data, dtype=np.int32)

@@ -157,7 +157,8 @@ def _without(info: MediaInfo, kind: str, error: str) -> MediaInfo:
     """The same without a stream that cannot be used."""
     gone: dict[str, Any] = dict.fromkeys((f"{kind}_start", f"{kind}_end"))
     gone |= {"sample_rate": None, "channels": None} if kind == "audio" else {"fps": None, "width": None, "height": None}
-    return replace(info, **{f"has_{kind}": False, f"{kind}_error": error}, **gone)
+    gone |= {f"has_{kind}": False, f"{kind}_error": error}
+    return replace(info, **gone)
 
 
 def _decodes(path: str, find: Callable[[InputContainer, str], AudioStream | VideoStream]) -> bool:

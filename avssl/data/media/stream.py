@@ -24,15 +24,9 @@ from avssl.data.media.audio import (
     check_channel,
     mono_samples,
     sound_end,
+    timed_frames,
 )
-from avssl.data.media.container import (
-    begins_with_sound,
-    decode_frames,
-    find_audio,
-    open_media,
-    seconds,
-    start_of,
-)
+from avssl.data.media.container import begins_with_sound, find_audio, open_media, packets_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_span, span_of
 
@@ -153,19 +147,17 @@ def _laid_out(
     intervals: list[tuple[float, float]],
 ) -> Iterator[np.ndarray]:
     """The stream's samples at its first rate from second 0 on, without a gap, up to where they are promised to end."""
-    origin = start_of(container)
     first, last = promised
     rate = clock = given = 0  # `clock`: where the next piece goes if its timestamp agrees; `given`: samples yielded
     covered = 0  # samples that the file gave, not counting gaps
     held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
     begun, filled = False, begins_with_sound(container)
-    for frame in decode_frames(container, stream):
+    for time, frame in timed_frames(container, packets_of(container, stream)):
         samples = mono_samples(frame, channel, name)
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
             samples = soxr.resample(samples, frame.sample_rate, rate)
-        time = seconds(frame, frame.pts)
-        stamped = clock if time is None else round((time - origin) * rate)
+        stamped = clock if time is None else round(time * rate)
         position = stamped if not begun or abs(stamped - clock) > JITTER * rate else clock
         if begun and position < clock:  # overlap: what came first stays
             samples, position = samples[clock - position :], clock

@@ -168,7 +168,7 @@ def _from_keyframe(container: InputContainer, stream: VideoStream, target: float
             container.seek(int(target / stream.time_base), stream=stream)
     held: list[Packet] = []
     begun = way == "all"
-    for packet in packets_of(container, stream):
+    for packet in packets_of(container, stream, sought=way == "seek"):
         if begun:
             yield packet
             continue
