@@ -202,7 +202,7 @@ def embed_features(
 
 
 def classify_split(
-    classifier: Classifier, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
+    classifier: Classifier, loaders: Loaders, manifest: Manifest, device: torch.device
 ) -> tuple[Embeddings, dict[str, np.ndarray]]:
     """Features (N, D) and scores (N, classes) by head, averaged over the clips of a row, of every readable row."""
     training = classifier.training
@@ -212,7 +212,7 @@ def classify_split(
         features = classifier.features(batch.to(device))
         return {"features": features, "scores": classifier.outputs(features)}
 
-    both = embed_many(encode, loaders.evaluate(manifest), progress=progress, description="classify")
+    both = embed_many(encode, loaders.evaluate(manifest), description="classify")
     classifier.train(training)
     scores = classifier.split(torch.from_numpy(both["scores"].features))
     return both["features"], {head: values.numpy() for head, values in scores.items()}
@@ -273,7 +273,7 @@ def _fit_full(
         metrics: dict[str, float] = {}
         model = cast(Classifier, engine.model())
         if fabric.is_global_zero and val is not None:
-            embeddings, scores = classify_split(model, loaders, val, fabric.device, progress=False)
+            embeddings, scores = classify_split(model, loaders, val, fabric.device)
             metrics = multi_head_metrics(scores, embeddings.labels)
         return fabric.broadcast(metrics)
 

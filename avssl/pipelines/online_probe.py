@@ -71,7 +71,7 @@ class OnlineProbe:
             assert batch.audio is not None
             return pair.encode_audio(pair.frontend(batch.audio.to(device)))[1]
 
-        features = embed(encode, self.loaders.evaluate(self.rows), progress=False, description="online probe")
+        features = embed(encode, self.loaders.evaluate(self.rows), description="online probe")
         pair.train(training)
         first = features.index < len(self.rows) // 2
         fit, held_out = features.select(np.flatnonzero(first)), features.select(np.flatnonzero(~first))

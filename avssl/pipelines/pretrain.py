@@ -114,7 +114,7 @@ def _pretrain(
         metrics: dict[str, float] = {}
         pair = cast(AudioVisualPair, engine.model())
         if fabric.is_global_zero and splits.val is not None:
-            audio, video = embed_pair(pair, loaders, splits.val, fabric.device, progress=False)
+            audio, video = embed_pair(pair, loaders, splits.val, fabric.device)
             metrics |= retrieval_metrics(audio.features, video.features)
             numbers = diagnose(torch.from_numpy(audio.features), torch.from_numpy(video.features))
             metrics |= {f"diagnostics/{name}": value.item() for name, value in numbers.items()}
@@ -161,7 +161,7 @@ def build_task(
 
 
 def embed_pair(
-    pair: AudioVisualPair, loaders: Loaders, manifest: Manifest, device: torch.device, progress: bool = True
+    pair: AudioVisualPair, loaders: Loaders, manifest: Manifest, device: torch.device
 ) -> tuple[Embeddings, Embeddings]:
     """Joint audio and video embeddings of every readable clip of ``manifest``."""
     training = pair.training
@@ -172,7 +172,7 @@ def embed_pair(
         assert batch.audio is not None and batch.video is not None
         return {"audio": pair.embed_audio(batch.audio), "video": pair.embed_video(batch.video)}
 
-    both = embed_many(encode, loaders.evaluate(manifest), normalize=True, progress=progress)
+    both = embed_many(encode, loaders.evaluate(manifest), normalize=True)
     pair.train(training)
     return both["audio"], both["video"]
 

@@ -10,7 +10,7 @@ from scipy.io import wavfile
 
 from avssl.cli import parse
 from avssl.config import AudioConfig, CrossvalConfig, DataConfig, FinetuneConfig, WandbConfig, crossval_arguments
-from avssl.pipelines.crossval import crossval
+from avssl.pipelines.crossval import crossval, make_cells
 
 SPEAKERS = ["ann", "bob", "cleo"]
 SMALL = AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]})
@@ -103,6 +103,19 @@ def test_when_every_fold_fails_the_first_cause_is_told(media: Path, tmp_path) ->
 def test_contradictory_settings(media: Path, tmp_path, changes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         crossval(config(media, tmp_path / "run", **changes))
+
+
+def test_the_runs_are_one_group_of_wandb(media: Path, tmp_path, monkeypatch) -> None:
+    def groups() -> set[str | None]:
+        return {cell.config.wandb.group for cell in make_cells(settings, tmp_path / "run")}
+
+    settings = config(media, tmp_path / "run")
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    assert groups() == {"run"}
+    monkeypatch.setenv("WANDB_RUN_GROUP", "study")
+    assert groups() == {"study"}
+    settings.wandb.group = "mine"
+    assert groups() == {"mine"}
 
 
 def test_the_command_line_takes_every_option_of_finetuning(tmp_path) -> None:

@@ -92,7 +92,7 @@ def test_bottleneck_from_a_pretrained_pair_beside_contrast(pretrained: Path, tmp
     for name, value in model.audio.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0.01)
     loaders, splits = loaders_of(("audio", "video"))
-    features, scores = classify_split(model, loaders, splits.test, CPU, progress=False)
+    features, scores = classify_split(model, loaders, splits.test, CPU)
     top1 = float(np.mean(scores["event"].argmax(1) == features.labels["event"]))
     assert top1 == pytest.approx(result["metrics"]["event/top1"])
     output = tmp_path / "evaluated"
@@ -123,7 +123,7 @@ def test_a_linear_head_is_a_regression_on_the_features_side_by_side(modality: st
 
     train, test = features_of(splits.train), features_of(splits.test)
     expected = linear_probe(train, test, "event", len(splits.labels["event"])).scores
-    _, scores = classify_split(model, loaders, splits.test, CPU, progress=False)
+    _, scores = classify_split(model, loaders, splits.test, CPU)
     np.testing.assert_allclose(scores["event"], expected, rtol=1e-3, atol=1e-3)
 
 
