@@ -14,17 +14,7 @@ from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.packing import Allocate, apart
-from avssl.data.sampling import (
-    APART,
-    BARELY,
-    MIN_SHARE,
-    OUTSIDE,
-    ClipSpan,
-    center_span,
-    frame_times,
-    random_span,
-    uniform_spans,
-)
+from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans, why_uncut
 from avssl.data.shards.sample import CachedSample
 from avssl.data.source import open_source
 
@@ -168,12 +158,11 @@ class ClipDataset(Dataset[Item]):
         if np.isnan(high):
             raise MediaError(row.path, "unknown duration")
         first, last = row.span(())
-        if high <= low:
-            alone = [row.span([name]) for name in self.modalities]
-            raise MediaError(row.path, OUTSIDE if any(end <= start for start, end in alone) else APART)
         wanted = min(self.clip_seconds, last - first)
-        if min(high - low, wanted) < MIN_SHARE * wanted:
-            raise MediaError(row.path, BARELY, f"{high - low:.2f} of {wanted:.2f} s")
+        outside = any(end <= start for start, end in (row.span([name]) for name in self.modalities))
+        why = why_uncut(low, high, outside, (high - low) / wanted if wanted > 0 else 1.0)
+        if why:
+            raise MediaError(row.path, why, f"{max(0.0, high - low):.2f} of {max(0.0, wanted):.2f} s")
         if self.mode == "random":
             return [random_span(rng, low, high, self.clip_seconds) for _ in range(self.clips_per_item)]
         if self.mode == "center":

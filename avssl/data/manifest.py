@@ -33,7 +33,7 @@ from avssl.data.manifest_checks import (
     normalise,
     to_array,
 )
-from avssl.data.sampling import APART, BARELY, MIN_SHARE, OUTSIDE, covered
+from avssl.data.sampling import MIN_SHARE, covered, why_uncut
 
 METADATA_KEY = b"avssl.manifest"
 _SPAN_COLUMNS = ("audio_start", "audio_end", "video_start", "video_end")
@@ -306,11 +306,11 @@ class Manifest:
                 if not errors[i] and not present:
                     errors[i] = "not scanned" if present is None else why or f"no {name} stream"
         alone = [self.spans([name]) for name in modalities]
-        outside = np.any([high <= low for low, high in alone], axis=0) if alone else np.zeros(len(self), dtype=bool)
         low, high = self.spans(modalities)
+        outside = np.any([last <= first for first, last in alone or [(low, high)]], axis=0)
         shares = self.shares(modalities, clip_seconds) if clip_seconds else np.ones(len(self))
         for i in np.flatnonzero((high <= low) | (shares < MIN_SHARE)).tolist():
-            errors[i] = errors[i] or (OUTSIDE if outside[i] or not alone else APART if high[i] <= low[i] else BARELY)
+            errors[i] = errors[i] or why_uncut(low[i], high[i], outside[i], shares[i])
         return errors
 
     def warned(self, warning: str) -> np.ndarray:

@@ -67,6 +67,19 @@ def covered(start: Any, end: Any, duration: Any, streams: Sequence[tuple[Any, An
     return low, high
 
 
+def why_uncut(low: float, high: float, outside: bool, share: float) -> str:
+    """Why no clip is cut from `covered` ``low..high``; "" where one is.
+
+    Args:
+        low, high: Seconds.
+        outside: Whether one of the streams has nothing of the segment.
+        share: Of a clip, how much is covered, 0 to 1.
+    """
+    if high <= low:
+        return OUTSIDE if outside else APART
+    return BARELY if share < MIN_SHARE else ""
+
+
 def random_span(rng: np.random.Generator, low: float, high: float, seconds: float) -> ClipSpan:
     """A span of ``seconds`` uniformly inside the segment ``low..high`` (seconds); all of a segment that is shorter."""
     _check(low, high, seconds)

@@ -21,7 +21,7 @@ from avssl.progress import Meter, track
 logger = logging.getLogger(__name__)
 
 # Part of the name of every scan that is kept: raise it when a scan finds out more, or otherwise, than it used to.
-SCAN_VERSION = 2
+SCAN_VERSION = 3
 _SPANS = ("duration", "audio_start", "audio_end", "video_start", "video_end")
 _NUMBERS = (*_SPANS, "sample_rate", "channels", "fps", "width", "height")
 _FLAGS = ("has_audio", "has_video")
