@@ -12,7 +12,8 @@ class EmbedDataConfig:
     """What to embed, and how it is decoded.
 
     Args:
-        name: A folder of media, a known name, a data YAML, a manifest (.parquet), or a .csv.
+        name: A folder of media, a known name, a data YAML, a manifest (.parquet), or a .csv; default:
+            the data of the checkpoint's run.
         root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {fold: 1}.
         split: Split to embed; default: all rows.
@@ -24,7 +25,7 @@ class EmbedDataConfig:
         num_workers: Decoding processes; 0 decodes in the main process.
     """
 
-    name: str = "demo"
+    name: str = ""
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     split: str | None = None

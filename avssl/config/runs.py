@@ -131,8 +131,9 @@ class EvaluateConfig:
 
     Args:
         checkpoint: A run folder, an exported encoder or a .ckpt file.
-        data: What to evaluate on. Number and size of frames that are not given are those of the checkpoint's run, and
-            so are, of a classifier on the data that it was fine-tuned on, the options and the clips' length and number.
+        data: What to evaluate on; default: the data of the checkpoint's run. Number and size of frames that are not
+            given are those of that run, and so are, of a classifier on the data that it was fine-tuned on, the options
+            and the clips' length and number.
         split: Split to evaluate; probe, knn and few_label are fitted on the training split.
         evaluations: What to do, of accuracy, retrieval, probe, knn, few_label, clustering, pictures, worst and
             robustness, and for EPIC-Kitchens unseen_tail and, on its unlabelled test split, submission; default: all
@@ -150,7 +151,7 @@ class EvaluateConfig:
     """
 
     checkpoint: str
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(name=""))
     split: str = "test"
     evaluations: list[str] | None = None
     knn_k: int | None = None

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
 from avssl.pipelines.launch import launch_single
-from avssl.pipelines.trained import trained_with
+from avssl.pipelines.trained import own_data, trained_with
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
     checkpoint = Path(config.checkpoint)
+    config = replace(config, data=own_data(config.data, trained_with(checkpoint)))
     fabric = launch_single(config.runtime, 0, config.data.num_workers)
     source = open_source(config, checkpoint, fabric.device)
     clips, left_out = select(config, source)

@@ -24,7 +24,7 @@ from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch_single
 from avssl.pipelines.run import read_held_out
-from avssl.pipelines.trained import Trained, run_folder, trained_with
+from avssl.pipelines.trained import Trained, own_data, run_folder, trained_with
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
     Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
     clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
     """
+    data = own_data(data, known)
     taken: dict[str, Any] = {}
     sizes = subject.frames
     if sizes is not None:

@@ -2,17 +2,20 @@
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+from avssl.config import DataConfig
+from avssl.config.inference import EmbedDataConfig
 from avssl.data.catalog import find_entry
 from avssl.data.failures import DataError
 from avssl.pipelines.classifiers import FOLDER
 from avssl.pipelines.encoders import EXPORT
 
+Data = TypeVar("Data", DataConfig, EmbedDataConfig)
 logger = logging.getLogger(__name__)
 
 
@@ -28,6 +31,7 @@ class Trained:
         data: Name of its data.
         options: Options of its data.
         channel: What it heard of several channels.
+        root: Folder of the media of its data, where that was given.
     """
 
     clip_seconds: float | None = None
@@ -37,6 +41,7 @@ class Trained:
     data: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     channel: int | Literal["mean"] = "mean"
+    root: str | None = None
 
     def is_of(self, data: str) -> bool:
         """Whether it was trained on ``data``, a name or a path, however that is written."""
@@ -64,12 +69,28 @@ def trained_with(checkpoint: Path) -> Trained:
         data.get("name"),
         data.get("options") or {},
         data.get("channel", _exported(checkpoint, "channel") or "mean"),
+        data.get("root"),
     )
 
 
 def _same_place(one: str, other: str) -> bool:
     paths = [Path(name).expanduser() for name in (one, other)]
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+
+
+def own_data(data: Data, known: Trained) -> Data:
+    """``data``, or where it has no name, that of the checkpoint's training.
+
+    Raises:
+        ValueError: it has none, and the checkpoint lies in no run that says what it was trained on.
+    """
+    if data.name:
+        return data
+    if not known.data:
+        raise ValueError("data: the checkpoint lies in no run that names its data: give --data NAME")
+    logger.info("data: those of the checkpoint, %s", known.data)
+    root = data.root or (Path(known.root) if known.root else None)
+    return replace(data, name=known.data, root=root, options=known.options | data.options)
 
 
 def _export_folder(checkpoint: Path) -> Path:

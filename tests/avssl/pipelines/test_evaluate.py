@@ -248,6 +248,9 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     assert used(clip_seconds=1.0, eval_clips=1).clip_seconds == 1.0 and not caplog.records
     assert used(options={"fold": 2}).options == {"fold": 2}
     assert "judged on clips that it was trained on" in caplog.text
+    assert used(name="") == used()  # the run's data where none are named
+    with pytest.raises(ValueError, match="give --data NAME"):
+        data_as_trained(DataConfig(""), trained_with(tmp_path), subject)
     assert used(name="esc10") == DataConfig("esc10", channel=1) and used(channel=0).channel == 0
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from avssl.cli import parse
 from avssl.config import (
     AudioConfig,
     BottleneckConfig,
@@ -26,7 +28,7 @@ from avssl.evaluation.probe import linear_probe
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import Loaders, open_splits
-from avssl.pipelines.encoders import load_pair
+from avssl.pipelines.encoders import load_audio_encoder, load_pair
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.finetune import classify_split, embed_features, finetune
 from avssl.pipelines.pretrain import pretrain
@@ -159,6 +161,17 @@ def test_settings_that_do_not_go_together_are_refused(options, told, pretrained,
         finetune(
             FinetuneConfig(**{"data": DATA, "checkpoint": str(pretrained), "output": tmp_path, **SHARED, **options})
         )
+
+
+def test_a_recipe_beside_a_checkpoint_trains_the_checkpoints_encoder(pretrained: Path, tmp_path: Path) -> None:
+    """The demo's recipe names another audio encoder with other mel bins; the run's config says what was trained."""
+    argv = ["--data.options", json.dumps(DATA.options), "--data.clip_seconds", "0.5", "--data.num_workers", "0"]
+    argv += ["--checkpoint", str(pretrained), "--audio.options.drop_path", "0.2", "--output", str(tmp_path)]
+    finetune(parse(FinetuneConfig, [*argv, "--runtime.accelerator", "cpu", "--wandb.mode", "disabled"]))
+    audio = yaml.safe_load((tmp_path / "config.yaml").read_text())["audio"]
+    assert (audio["model"], audio["num_mels"]) == ("mast_pico", 32)
+    assert audio["options"] == AUDIO.options | {"drop_path": 0.2}
+    assert load_audio_encoder(tmp_path).encoder.config["embed_dim"] == 8
 
 
 def test_checkpoints_without_video_are_refused(pretrained: Path, tmp_path: Path) -> None:
