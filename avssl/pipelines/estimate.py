@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 _EFFICIENCY, _STEP = 0.5, 3.0
 # Told are runs of more than an hour; clips of more multiply-accumulates than small.yaml's are for GPUs.
 _LONG, _LARGE = 3600.0, 5e9
+# So few clips take any encoder less than that; they are not worth the second that the count takes.
+_FEW = 500
 
 
 def tell_long_run(config: PretrainConfig | FinetuneConfig, clips: int, seconds: float) -> float:
@@ -28,8 +30,10 @@ def tell_long_run(config: PretrainConfig | FinetuneConfig, clips: int, seconds: 
         seconds: Length of a clip.
 
     Returns:
-        The estimate in seconds.
+        The estimate in seconds; 0 for a few clips.
     """
+    if clips < _FEW:
+        return 0.0
     macs = macs_of_clip(config, seconds)
     estimate = clips * _STEP * macs / (_EFFICIENCY * macs_per_second())
     if estimate > _LONG:
@@ -57,9 +61,9 @@ def macs_of_clip(config: PretrainConfig | FinetuneConfig, seconds: float) -> flo
             encoder.forward_features(torch.empty(1, 1, frontend.num_mels, frames))
         if modality != "audio":
             assert video.model is not None and video.crop_size is not None and config.data.num_frames is not None
-            size = {"num_frames": config.data.num_frames, "frame_size": video.crop_size}
-            seen = create_video_encoder(video.model, **size).eval()
-            seen(torch.empty(1, 3, size["num_frames"], size["frame_size"], size["frame_size"]))
+            number, side = config.data.num_frames, video.crop_size
+            seen = create_video_encoder(video.model, num_frames=number, frame_size=side).eval()
+            seen(torch.empty(1, 3, number, side, side))
     return counter.get_total_flops() / 2
 
 

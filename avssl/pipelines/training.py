@@ -26,6 +26,7 @@ from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.objectives import Objective, Shapes, create_objective
 from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.data import Splits
+from avssl.pipelines.estimate import tell_long_run
 from avssl.pipelines.run import Run
 from avssl.tasks import Task
 
@@ -119,7 +120,8 @@ def choose_weights(engine: Engine, config: PretrainConfig | FinetuneConfig) -> d
 def check_training(
     config: PretrainConfig | FinetuneConfig, fabric: Fabric, run: Run, task: nn.Module, splits: Splits
 ) -> None:
-    """Refuses, before anything is written, batches that cannot be made or trained with, and another run's progress.
+    """Refuses, before anything is written, batches that cannot be made or trained with, and another run's progress; and
+    says how long a long run will take where there is no GPU.
 
     Raises:
         ValueError: naming the setting.
@@ -129,7 +131,11 @@ def check_training(
     for name in ("batch_size", "accumulate"):
         if getattr(config.optim, name) < 1:
             raise ValueError(f"optim.{name}: must be at least 1, got {getattr(config.optim, name)}")
-    run.check_data(splits, total_steps(config.optim, clips, fabric.world_size))
+    steps = total_steps(config.optim, clips, fabric.world_size)
+    run.check_data(splits, steps)
+    if fabric.device.type == "cpu" and fabric.is_global_zero:
+        seen = steps * config.optim.batch_size * config.optim.accumulate * config.data.train_clips
+        tell_long_run(config, seen, splits.protocol.seconds)
     if config.data.sampling == "shards":
         shard_numbers(splits.train)
     if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch norms then see the clips of all processes

@@ -204,3 +204,10 @@ def test_the_corrected_command_runs_and_an_old_run_comes_back(tmp_path, caplog) 
     with pytest.raises(ValueError, match="ema"):
         finetune(broken)
     assert (tmp_path / "run" / "result.json").is_file() and len(list(tmp_path.glob("run*"))) == 1
+
+
+def test_a_long_run_on_a_cpu_is_told_before_anything_is_written(listed: str, tmp_path, caplog) -> None:
+    optim = OptimConfig(batch_size=1, epochs=1e8)  # no batch to train on, which is found out after the estimate
+    with pytest.raises(ValueError, match="batch norm"):
+        pretrain(PretrainConfig(data=data(listed), optim=optim, output=tmp_path / "run", **SHARED))
+    assert "no GPU is used: on this CPU training takes about" in caplog.text and not (tmp_path / "run").exists()
