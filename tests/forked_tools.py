@@ -1,12 +1,15 @@
 """Tools as users start them, in processes forked from one that has the imports: they take longer than a short run."""
 
+import atexit
 import json
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from wandb.sdk.data_types._private import MEDIA_TMP
 
@@ -24,10 +27,10 @@ class ForkedTools:
         )
 
     def run(
-        self, script: Path, arguments: list[str], *, environment: Mapping[str, str], cwd: Path
+        self, script: Path, arguments: list[str], *, environment: Mapping[str, str], cwd: Path, stdin: str = os.devnull
     ) -> subprocess.CompletedProcess[str]:
-        """What ``subprocess.run`` of the script returns, with its output as text."""
-        request = {"argv": [str(script), *arguments], "environment": dict(environment), "cwd": str(cwd)}
+        """What ``subprocess.run`` of the script returns, with its output as text; it reads the file ``stdin``."""
+        request = {"argv": [str(script), *arguments], "environment": dict(environment), "cwd": str(cwd), "stdin": stdin}
         server = self._server
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
@@ -53,8 +56,7 @@ def serve() -> None:
         files = [os.memfd_create(name) for name in ("stdout", "stderr")]
         child = os.fork()
         if not child:
-            become(request, *files)
-            return
+            end(become, request, *files)
         returncode = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         told = []
         for file in files:
@@ -65,9 +67,27 @@ def serve() -> None:
         sys.stdout.flush()
 
 
+def end(function: Callable[..., None], *arguments: object) -> NoReturn:
+    """Ends this process as ``function`` does, but without taking down what was imported, which takes a second."""
+    status: object = 0
+    try:
+        function(*arguments)
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if isinstance(status, str):
+        sys.stderr.write(status + "\n")
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
 def become(request: dict, stdout: int, stderr: int) -> None:
     """Runs the script in this process, which ends as it does."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     Path(MEDIA_TMP.name).mkdir(exist_ok=True)  # every process that ends, one after the other, takes it away
