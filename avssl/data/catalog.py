@@ -55,6 +55,8 @@ class Entry:
     def seconds(self, stated: float | None = None) -> float:
         """Length of a clip in seconds: as ``stated``, else the data's own, else 4 s, which the log then says."""
         if stated is not None:
+            if self.clip_seconds not in (None, stated):
+                logger.info("data %s: clips of %g s, as set; its own are %g s", self.name, stated, self.clip_seconds)
             return stated
         if self.clip_seconds is not None:
             return self.clip_seconds

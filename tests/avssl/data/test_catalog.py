@@ -92,7 +92,10 @@ def test_every_known_name_has_its_protocol_in_code(tmp_path: Path) -> None:
 
 def test_a_known_set_is_not_cut_to_the_length_for_unknown_data(caplog: pytest.LogCaptureFixture) -> None:
     assert {name: find_entry(name).seconds() for name in names()} == {name: p[0] for name, p in PROTOCOLS.items()}
-    assert find_entry("vggsound").seconds(2.5) == 2.5 and not caplog.text
+    with caplog.at_level(logging.INFO):
+        assert find_entry("vggsound").seconds(10.0) == 10.0 and not caplog.text
+        assert find_entry("vggsound").seconds(2.5) == 2.5
+    assert "data vggsound: clips of 2.5 s, as set; its own are 10 s" in caplog.text
 
 
 def test_the_length_taken_for_unknown_data_is_in_the_log(media: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 What a page leaves to the reader (PATH, RUN, FOLDER ...) is put in, and options that make a run short come last.
 """
 
+import csv
 import os
 import re
 import shlex
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from forked_tools import ForkedTools
-from miniature import TREES, miniature
+from miniature import TREES, Tree, miniature
+
+from avssl.data.catalog import open_data
 
 REPOSITORY = Path(__file__).parents[3]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
@@ -86,6 +89,21 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return folder
+
+
+def write_examples(page: str, folder: Path) -> None:
+    """The tables and YAMLs that a page shows as ``NAME``: and a block, and the media that it or its tables list."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    media = [
+        line for block in re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for line in block.split()
+    ]
+    for name, content in re.findall(r"`(\w+\.(?:csv|yaml))`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(content, encoding="utf-8")
+        if name.endswith(".csv"):
+            media += [row["path"] for row in csv.DictReader(content.splitlines())]
+    tree = Tree(folder)
+    for path in dict.fromkeys(media):
+        tree.media(path, 5.0 if "long" in path else 1.0)
 
 
 class Place:
@@ -179,8 +197,22 @@ def test_every_command_of_a_section_runs(
     page: str, section: str, place: Callable[[Path], Place], tmp_path: Path
 ) -> None:
     here = place(tmp_path)
+    write_examples(page, tmp_path)
     for command in SECTIONS[page, section]:
         here.run(command)
+
+
+def test_the_manifest_of_ones_own_data_is_written_by_its_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_examples("docs/own-data.md", tmp_path)
+    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "docs/own-data.md", "exec"), {})
+    manifest = open_data("tags.parquet", cache_dir=tmp_path, workers=0)
+    assert manifest.multilabel == {"tags"} and manifest.coverage(audio=True)["share"] == 1
+    assert manifest.labels("tags").tolist() == [[1, 1], [0, 0], [1, 0], [-1, -1]]
 
 
 def test_what_is_not_run_is_on_some_page() -> None:
