@@ -26,6 +26,7 @@ NOT_RUN = {
     "make demo": "sets an environment up and trains for minutes; tools/demo.py is run",
     "make test": "is what runs this",
     "pip install": "needs a package index",
+    "python tools/export.py": "takes half a minute, and tests of the exporter run it; its options are parsed instead",
     "python benchmarks": "measures for minutes or hours",
 }
 # Options that make a run short; they come last and so win over the page's.
@@ -50,16 +51,27 @@ SHORT = {
 SMALL_SETS = {"grid": "{test_clips: 3}", "demo": "{pretrain: 8, train_per_class: 1, test_per_class: 1}"}
 
 
+def text_of(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The contents of a page's code blocks in one of ``languages``."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for language, content in fenced if language in languages]
+
+
 def commands(page: str) -> dict[str, list[str]]:
     """Section -> its command lines, a continued line being one with the next."""
-    text = (REPOSITORY / page).read_text(encoding="utf-8")
     sections: dict[str, list[str]] = {}
-    for part in re.split(r"^## ", "## " + text, flags=re.MULTILINE)[1:]:
-        blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
-        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    for part in re.split(r"^## ", "## " + text_of(page), flags=re.MULTILINE)[1:]:
+        lines = "\n".join(blocks(part, "", "bash", "sh")).replace("\\\n", " ").splitlines()
         found = [line for line in lines if re.match(r"(?:\w+ .*\| )?(?:python|avssl|torchrun|sbatch|make|pip) ", line)]
         runs = [line for line in found if not any(line.startswith(words) for words in NOT_RUN)]
         sections.setdefault(part.split("\n")[0].lstrip("# "), []).extend(runs)
+    if page == "README.md":
+        inline = re.findall(r"`((?:python tools/|avssl )[^`]+? --[^`]+)`", text_of(page))
+        sections["in the text"] = [line for line in inline if not any(line.startswith(words) for words in NOT_RUN)]
     return {section: found for section, found in sections.items() if found}
 
 
@@ -69,7 +81,8 @@ SECTIONS = {(page, section): found for page in PAGES for section, found in comma
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "AVSSL_"))}
-    return kept | {"AVSSL_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    own = {"AVSSL_CACHE": str(tmp_path_factory.mktemp("cache")), "AVSSL_DATA": str(tmp_path_factory.mktemp("trees"))}
+    return kept | own | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +92,13 @@ def tools(environment: dict[str, str]) -> Iterator[ForkedTools]:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tree(environment: dict[str, str]) -> Callable[[str], Path]:
     """The folder of a data set in miniature, made once."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
         if name not in made:
-            made[name] = miniature(name, tmp_path_factory.mktemp("trees") / name)
+            made[name] = miniature(name, Path(environment["AVSSL_DATA"]) / name)
         return made[name]
 
     return folder
@@ -93,11 +106,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def write_examples(page: str, folder: Path) -> None:
     """The tables and YAMLs that a page shows as ``NAME``: and a block, and the media that it or its tables list."""
-    text = (REPOSITORY / page).read_text(encoding="utf-8")
-    media = [
-        line for block in re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for line in block.split()
-    ]
-    for name, content in re.findall(r"`(\w+\.(?:csv|yaml))`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    text = text_of(page)
+    media = [line for block in blocks(text, "text") for line in block.split()]
+    for name, content in re.findall(r"`(\w+\.(?:csv|yaml))`:\n\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         (folder / name).write_text(content, encoding="utf-8")
         if name.endswith(".csv"):
             media += [row["path"] for row in csv.DictReader(content.splitlines())]
@@ -130,10 +141,14 @@ class Place:
             if word == "RUN...":
                 out.append(str(shutil.copytree(self.run_folder, self.folder / "other-run", dirs_exist_ok=True)))
                 continue
+            if word == "CHECKPOINT...":
+                last = self.run_folder / "checkpoints" / "last.ckpt"
+                out += [str(last), shutil.copy(last, self.folder / "other.ckpt")]
+                continue
             replaced = {
                 "NAME": "fsdd",
                 "RUN": str(self.run_folder),
-                "FILE": str(sounds / "recordings" / "0_lucas_0.wav"),
+                "FILE": "average.ckpt" if "CHECKPOINT..." in words else str(sounds / "recordings" / "0_lucas_0.wav"),
                 "FILE...": str(sounds / "recordings" / "1_lucas_0.wav"),
                 "FOLDER": str(sounds / "recordings"),
             }.get(word, word)
@@ -207,8 +222,7 @@ def test_the_manifest_of_ones_own_data_is_written_by_its_python(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_examples("docs/own-data.md", tmp_path)
-    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (code,) = blocks(text_of("docs/own-data.md"), "python")
     exec(compile(code, "docs/own-data.md", "exec"), {})
     manifest = open_data("tags.parquet", cache_dir=tmp_path, workers=0)
     assert manifest.multilabel == {"tags"} and manifest.coverage(audio=True)["share"] == 1
@@ -216,5 +230,5 @@ def test_the_manifest_of_ones_own_data_is_written_by_its_python(
 
 
 def test_what_is_not_run_is_on_some_page() -> None:
-    text = "\n".join((REPOSITORY / page).read_text(encoding="utf-8") for page in PAGES)
+    text = "\n".join(map(text_of, PAGES))
     assert [words for words in NOT_RUN if words not in text] == []
