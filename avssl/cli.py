@@ -51,7 +51,11 @@ def read_settings(config_class: type[Config], argv: Sequence[str], command: str 
 
 def _help_parser(config_class: type, command: str) -> ArgumentParser:
     """What ``--help`` prints."""
-    parser = ArgumentParser(prog=f"avssl {command}".strip(), description=(config_class.__doc__ or "").split("\n")[0])
+    from avssl.data.catalog import names  # with pyarrow, which nothing but help needs here
+
+    described = (config_class.__doc__ or "").split("\n")[0]
+    known = f"Names that --data knows: {', '.join(names())}."
+    parser = ArgumentParser(prog=f"avssl {command}".strip(), description=described, epilog=known)
     what = "YAML file of settings, or the name of a recipe in configs/, or none; of several, the later wins."
     parser.add_argument("--config", help=what)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from loading_samples import write_ramp_wav
 
+from avssl.cli import parse
+from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from avssl.config.cache import CacheConfig
+from avssl.config.inference import EmbedConfig
 from avssl.data import catalog
 from avssl.data.catalog import find_entry, names, open_data, read_entry
 from avssl.data.failures import DataError
@@ -88,6 +92,16 @@ def test_every_known_name_has_its_protocol_in_code(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {name: tuple(values) for name, values in json.loads(done.stdout).items()} == PROTOCOLS
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, FinetuneConfig, EvaluateConfig, CacheConfig, EmbedConfig])
+def test_help_names_every_data_set(
+    config: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no name is broken at its hyphen
+    with pytest.raises(SystemExit):
+        parse(config, ["--help"])
+    assert f"Names that --data knows: {', '.join(sorted(PROTOCOLS))}." in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_known_set_is_not_cut_to_the_length_for_unknown_data(caplog: pytest.LogCaptureFixture) -> None:

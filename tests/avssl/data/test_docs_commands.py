@@ -127,11 +127,11 @@ class Place:
         for name in ("configs", "tools"):
             (folder / name).symlink_to(REPOSITORY / name)
 
-    def filled(self, words: list[str]) -> list[str]:
-        """The words of a command with real paths in the place of the page's."""
+    def filled(self, words: list[str], name: str) -> list[str]:
+        """The words of a command with real paths in the place of the page's, and ``name`` where it says NAME."""
         data = next((word for before, word in pairwise(words) if before == "--data"), None)
         config = re.search(r"configs/\w+/(\S+)\.yaml", " ".join(words))
-        name = data if data in TREES else config[1] if config and config[1] in TREES else "fsdd"
+        name = data if data in TREES else config[1] if config and config[1] in TREES else name
         sounds, videos = self.tree("fsdd"), self.folder / "videos"
         for path, source in ((videos, "vggsound"), (self.folder / "ESC-50", "esc50")):
             if not path.exists():
@@ -143,10 +143,10 @@ class Place:
                 continue
             if word == "CHECKPOINT...":
                 last = self.run_folder / "checkpoints" / "last.ckpt"
-                out += [str(last), shutil.copy(last, self.folder / "other.ckpt")]
+                out += [str(last), str(shutil.copy(last, self.folder / "other.ckpt"))]
                 continue
             replaced = {
-                "NAME": "fsdd",
+                "NAME": name,
                 "RUN": str(self.run_folder),
                 "FILE": "average.ckpt" if "CHECKPOINT..." in words else str(sounds / "recordings" / "0_lucas_0.wav"),
                 "FILE...": str(sounds / "recordings" / "1_lucas_0.wav"),
@@ -169,7 +169,7 @@ class Place:
             tool, words = Path(words[1]).stem, words[2:]
         else:
             tool, words = words[1], words[2:]
-        words = self.filled(words) + self.short(tool, words)
+        words = self.filled(words, "vggsound" if tool == "pretrain" else "fsdd") + self.short(tool, words)
         stdin = os.devnull
         if piped:  # arecord: raw samples
             (self.folder / "samples.raw").write_bytes(bytes(2 * 16000))
