@@ -49,6 +49,18 @@ def read_settings(config_class: type[Config], argv: Sequence[str], command: str 
     return config
 
 
+def check_data(name: str | None) -> None:
+    """Looks ``name`` up, so that a typo need not wait for the imports of training.
+
+    Raises:
+        DataError: there are no such data; the message names the nearest.
+    """
+    from avssl.data.catalog import find_entry  # with pyarrow, which parsing need not wait for
+
+    if name is not None:
+        find_entry(name)
+
+
 def _help_parser(config_class: type, command: str) -> ArgumentParser:
     """What ``--help`` prints."""
     from avssl.data.catalog import names  # with pyarrow, which nothing but help needs here

@@ -7,7 +7,7 @@ avssl pretrain --data caches/vggsound
 import sys
 from collections.abc import Sequence
 
-from avssl.cli import join_list, parse, switch_on
+from avssl.cli import check_data, join_list, parse, switch_on
 from avssl.config.cache import CacheConfig
 from avssl.progress import Meter
 
@@ -15,6 +15,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     config = parse(CacheConfig, switch_on(join_list(argv, "--modalities"), "--verify"), "cache")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.cache import cache
 

@@ -7,7 +7,7 @@ avssl crossval --data fsdd --group-by speaker --head full
 import sys
 from collections.abc import Sequence
 
-from avssl.cli import parse
+from avssl.cli import check_data, parse
 from avssl.config import CrossvalConfig, crossval_arguments
 from avssl.progress import Meter
 
@@ -15,6 +15,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where a fold failed, 130 where a signal ended the run."""
     config = parse(CrossvalConfig, crossval_arguments(argv), "crossval")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.crossval import crossval
         from avssl.pipelines.demo import text_table

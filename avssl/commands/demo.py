@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from avssl.cli import parse
+from avssl.cli import check_data, parse
 from avssl.config import DemoConfig
 from avssl.progress import Meter
 
@@ -11,6 +11,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(DemoConfig, argv, "demo")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.demo import demo, text_table
 

@@ -6,7 +6,7 @@ avssl embed --checkpoint runs/pretrain-videos --data /path/to/media --output fea
 import sys
 from collections.abc import Sequence
 
-from avssl.cli import parse
+from avssl.cli import check_data, parse
 from avssl.config.inference import EmbedConfig
 from avssl.progress import Meter
 
@@ -14,6 +14,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     config = parse(EmbedConfig, argv, "embed")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.embed import embed_media
 

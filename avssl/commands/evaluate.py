@@ -5,7 +5,7 @@ avssl evaluate --checkpoint runs/pretrain-videos --data esc50 --data.root PATH -
 
 from collections.abc import Sequence
 
-from avssl.cli import join_list, parse
+from avssl.cli import check_data, join_list, parse
 from avssl.config import EvaluateConfig
 from avssl.progress import Meter
 
@@ -13,6 +13,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(EvaluateConfig, join_list(argv, "--evaluations"), "evaluate")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.evaluate import evaluate
 

@@ -5,7 +5,7 @@ avssl export --checkpoint runs/finetune-esc50-full-pretrained --output model.onn
 
 from collections.abc import Sequence
 
-from avssl.cli import parse
+from avssl.cli import check_data, parse
 from avssl.config.inference import ExportConfig
 from avssl.progress import Meter
 
@@ -13,6 +13,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 1 where the file would not equal the model."""
     config = parse(ExportConfig, argv, "export")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.export import export_model
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from avssl.cli import parse
+from avssl.cli import check_data, parse
 from avssl.config import PretrainConfig
 from avssl.progress import Meter
 
@@ -10,6 +10,7 @@ from avssl.progress import Meter
 def run(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status, 130 where a signal ended the run."""
     config = parse(PretrainConfig, argv, "pretrain")
+    check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.pretrain import pretrain
         from avssl.pipelines.run import tell_next

@@ -13,6 +13,7 @@ from torch import nn
 from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
+from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, embed, embed_many
@@ -53,6 +54,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds; ``{"finished": False}`` when a signal ended the run early.
     """
+    find_entry(config.data.name)  # first, because a misspelt name has no pretraining run either
     checkpoint = resolve_checkpoint(config)
     check_start(config, checkpoint)
     config = complete_start(config, checkpoint)

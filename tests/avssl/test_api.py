@@ -128,7 +128,7 @@ def test_recipes_and_config_objects_are_taken(monkeypatch, tmp_path) -> None:
     [
         ({"optim": {"lrr": 1}}, SettingsError, "optim.lrr.*optim.lr"),
         ({"optim.lr": "fast"}, SettingsError, "optim.lr"),
-        ({"data": "esc5", "checkpoint": "none"}, DataError, "esc50"),
+        ({"data": "esc5"}, DataError, "esc50"),
         ({"data": "esc50", "checkpoint": "nowhere"}, FileNotFoundError, "nowhere"),
     ],
 )

@@ -72,6 +72,8 @@ def test_a_misspelt_command_names_the_nearest(typed: str, near: str, capsys) -> 
         *[[name, "--help"] for name in COMMANDS],
         ["finetune", "--optim.lrr", "1"],
         ["pretrain", "--bad"],
+        ["finetune", "--data", "esc5"],
+        ["embed", "--data", "esc5", "--checkpoint", "x", "--output", "y.npz"],
     ],
     ids=" ".join,
 )
