@@ -16,6 +16,7 @@ import pyarrow.parquet
 import yaml
 
 from avssl.data.datasets import available, build_manifest, get_dataset, nearest
+from avssl.data.datasets.layout import MEDIA
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
@@ -90,6 +91,8 @@ def find_entry(name: str) -> Entry:
     if path.is_dir():
         return Entry(path.resolve().name, "folder", path.resolve())
     if path.is_file():
+        if path.suffix.lower() in MEDIA:
+            raise DataError(f"{name}: is one media file: give its folder, or a .csv that lists it")
         entry = Entry(path.stem, "csv", path.resolve().parent, {"file": str(path.resolve())})
         return replace(entry, **(_metadata(name) or {}).get("entry", {}))
     if name in available():
@@ -253,10 +256,13 @@ def _root(entry: Entry, given: str | Path | None) -> Path | None:
     root = given or entry.root or (shelved if shelved and shelved.is_dir() else None)
     if root is None and get_dataset(entry.dataset).needs_root:
         also = f" ({shelved} is not there)" if shelved else ""
+        folder = entry.name if Path(entry.name).is_dir() else "FOLDER"
         raise DataError(
-            f"data {entry.name!r} needs the folder of its media: give --data.root FOLDER, or root in its YAML, or set "
+            f"data {entry.name!r} needs the folder of its media: give --data.root {folder}, root in its YAML, or set "
             f"AVSSL_DATA to a folder that holds {entry.name}/{also}"
         )
+    if root is None and entry.name in names() and Path(entry.name).is_dir():
+        logger.warning("data %s: the known set, not the folder of that name, which is ./%s", entry.name, entry.name)
     return None if root is None else Path(root).expanduser().resolve()
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from avssl.data.datasets import register_dataset
-from avssl.data.datasets.layout import media_files, read_table
+from avssl.data.datasets.layout import media_files, once_by_name, read_table
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
@@ -36,11 +36,10 @@ def esc10(root: Path, *, fold: int | None = 1) -> Manifest:
     if _esc50_table(root):
         return _from_esc50(root, fold, only_esc10=True)
     rows = []
-    for path in media_files(root):
-        match = re.fullmatch(r"(?:.*/)?\d+ - ([^/]+)/(\d)-[^/]+", path)
-        if match is None or match[1] not in ESC10:
-            continue
-        rows.append(_row(path, ESC10[match[1]], int(match[2]), fold))
+    matches = (re.fullmatch(r"(?:.*/)?\d+ - ([^/]+)/(\d)-[^/]+", path) for path in media_files(root))
+    found = {match[0]: match for match in matches if match and match[1] in ESC10}
+    for path in once_by_name(found, "ESC-10"):
+        rows.append(_row(path, ESC10[found[path][1]], int(found[path][2]), fold))
     if not rows:
         raise DataError(
             f"ESC-10: neither '001 - Dog bark/1-30226-A.ogg' and the like nor meta/esc50.csv under {root}; "
@@ -85,5 +84,5 @@ def _row(path: str, label: str, fold: int, test_fold: int | None) -> dict[str, o
     split = "test" if fold == test_fold else "train"
     parts = Path(path).stem.split("-")  # fold, recording, take and class: 1-100032-A-0
     recording = parts[1] if len(parts) >= 3 else None
-    row = {"clip_id": Path(path).stem, "path": path, "split": split, "fold": str(fold), "recording": recording}
-    return row | {"label.sound": label}
+    row: dict[str, object] = {"clip_id": Path(path).stem, "path": path, "split": split, "fold": str(fold)}
+    return row | {"recording": recording, "label.sound": label}

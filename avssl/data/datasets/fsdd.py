@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.layout import media_files
+from avssl.data.datasets.layout import media_files, once_by_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+
+NAME = re.compile(r"\d_[a-z]+_\d+")  # digit, speaker, take
 
 
 @register_dataset("fsdd", clip_seconds=1.0, eval_clips=1, head="digit")
@@ -22,11 +24,9 @@ def fsdd(root: Path, *, held_out_speakers: Sequence[str] = ()) -> Manifest:
         held_out_speakers: Speakers that are split "test", all others being "train"; none: takes 0 to 4 are "test".
     """
     rows = []
-    for path in media_files(root, {".wav"}):
-        match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)", Path(path).stem)
-        if match is None:
-            continue
-        digit, speaker, take = match.groups()
+    recordings = [path for path in media_files(root, {".wav"}) if NAME.fullmatch(Path(path).stem)]
+    for path in once_by_name(recordings, "FSDD"):
+        digit, speaker, take = Path(path).stem.split("_")
         held_out = speaker in held_out_speakers if held_out_speakers else int(take) < 5
         rows.append(
             {

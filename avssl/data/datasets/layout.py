@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
@@ -41,6 +41,19 @@ def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
         some = ", ".join(map(printable, sorted(names)[:5])) + (", ..." if len(names) > 5 else "")
         logger.warning("%s: %d left out: %s: %s", folder, len(names), what, some)
     return found
+
+
+def once_by_name(paths: Iterable[str], title: str) -> list[str]:
+    """One path of each file name: of copies in several folders the first, the others being counted in a warning.
+
+    For data sets whose file names say which recording it is.
+    """
+    first: dict[str, str] = {}
+    copies = [path for path in paths if first.setdefault(Path(path).stem, path) != path]
+    if copies:
+        logger.warning("%s: %d files are copies of others by their names, left out: %s", title, len(copies),
+                       ", ".join(copies[:5]) + (", ..." if len(copies) > 5 else ""))  # fmt: skip
+    return list(first.values())
 
 
 class _Walk:

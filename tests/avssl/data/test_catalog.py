@@ -14,7 +14,7 @@ from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from avssl.config.cache import CacheConfig
 from avssl.config.inference import EmbedConfig
 from avssl.data import catalog
-from avssl.data.catalog import find_entry, names, open_data, read_entry
+from avssl.data.catalog import find_entry, list_data, names, open_data, read_entry
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.journal import Journal
@@ -151,6 +151,24 @@ def test_wrong_yaml_is_told_by_file_and_key(tmp_path: Path, text: str, message: 
 def test_unknown_data_lists_what_there_is() -> None:
     with pytest.raises(DataError, match=r"no data 'gird' \(did you mean 'grid'\?\): give one of .*demo, "):
         open_data("gird")
+
+
+def test_a_media_file_is_no_list(media: Path) -> None:
+    with pytest.raises(DataError, match=r"1\.wav: is one media file: give its folder, or a \.csv that lists it"):
+        find_entry(str(media / "train" / "dog" / "1.wav"))
+
+
+def test_a_folder_with_the_name_of_a_known_set_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "grid"):
+        write_ramp_wav(tmp_path / name / "dog" / "1.wav", 0.5)
+    list_data("demo", options={"pretrain": 1, "train_per_class": 1, "test_per_class": 1})
+    assert "data demo: the known set, not the folder of that name, which is ./demo" in caplog.text
+    assert list_data("./demo")[0].column("path") == ["dog/1.wav"]
+    with pytest.raises(DataError, match=r"give --data\.root grid, root"):
+        list_data("grid")
 
 
 def test_the_root_comes_from_argument_yaml_or_shelf(

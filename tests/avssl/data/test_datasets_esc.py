@@ -27,6 +27,12 @@ def esc50_layout(root: Path) -> Path:
     return root
 
 
+def test_a_clip_that_is_there_in_two_formats_is_listed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (authors_layout(tmp_path) / "002 - Rain" / "2-17367-A.wav").touch()
+    assert "002 - Rain/2-17367-A.ogg" in build_manifest("esc10", tmp_path).column("path")
+    assert "ESC-10: 1 files are copies of others by their names, left out: 002 - Rain/2-17367-A.wav" in caplog.text
+
+
 def test_both_layouts_give_esc10_the_same_labels(tmp_path: Path) -> None:
     (tmp_path / "ten").mkdir()
     (tmp_path / "fifty").mkdir()

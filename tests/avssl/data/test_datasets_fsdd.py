@@ -32,6 +32,15 @@ def test_held_out_speakers_are_the_test_split(root: Path) -> None:
     assert set(manifest.select(split="train").labels("speaker").tolist()) == {0}
 
 
+def test_copies_of_a_recording_are_counted_not_listed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("0_theo_0.wav", "other.wav"):
+        (root / "old" / name).parent.mkdir(exist_ok=True)
+        (root / "old" / name).touch()
+    manifest = build_manifest("fsdd", root)
+    assert len(manifest) == 16 and "old/0_theo_0.wav" in manifest.column("path")
+    assert "FSDD: 1 files are copies of others by their names, left out: recordings/0_theo_0.wav" in caplog.text
+
+
 def test_errors_are_clear(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no speaker 'teo' \(did you mean 'theo'\?\); there are jackson, theo"):
         build_manifest("fsdd", root, held_out_speakers=["teo"])

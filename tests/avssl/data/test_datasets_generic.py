@@ -12,6 +12,7 @@ from avssl.data.datasets import available, build_manifest, get_dataset, register
 from avssl.data.datasets.layout import class_names, media_files, read_table
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.strata import row_groups
 
 
 def touch(root: Path, *paths: str) -> Path:
@@ -218,6 +219,13 @@ def test_csv_as_programs_write_it(tmp_path: Path, delimiter: str, newline: str) 
     assert manifest.column("path") == ["a.wav", "b,;c.wav", "c.wav"] and manifest.heads == {"label": ["dog"]}
     assert manifest.column("split") == ["val", "test", ""] and manifest.labels("label").tolist() == [0, 0, -1]
     assert manifest.column("speaker") == ["ann", None, "bob"] and manifest.column("duration") == [None] * 3
+
+
+def test_a_column_of_voices_is_a_group_of_what_is_held_out(tmp_path: Path) -> None:
+    lines = [f"{k}.wav,{'dog' if k % 2 else 'cat'},{'abc'[k // 4]}" for k in range(12)]
+    manifest = build_manifest("csv", table(tmp_path, "path,label,Speaker_ID\n" + "\n".join(lines) + "\n"))
+    groups, shared = row_groups(manifest)
+    assert shared == ["speaker"] and groups.tolist() == [k // 4 for k in range(12)]
 
 
 def test_csv_with_several_labels_in_a_cell(tmp_path: Path) -> None:
