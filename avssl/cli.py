@@ -25,7 +25,8 @@ def parse(config_class: type[Config], argv: Sequence[str], command: str = "") ->
     try:
         return read_settings(config_class, argv, command)
     except SettingsError as error:
-        sys.stderr.write(f"error: {error}; see {f'avssl {command}'.strip()} --help\n")
+        see = " See" if str(error).endswith("?") else "; see"
+        sys.stderr.write(f"error: {error}{see} {f'avssl {command}'.strip()} --help\n")
         sys.exit(2)
 
 

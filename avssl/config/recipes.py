@@ -55,7 +55,7 @@ def choose_recipe(command: str, data: str) -> tuple[Path, str]:
     others = "; ".join(f"--config {other}: {recipes[other]}" for other in budgets)
     rest = ", ".join(other for other in recipes if other not in (name, *budgets))
     line = f"{data} has no recipe of its own: {shown} runs ({recipes[name]})"
-    return file, f"{line}; others: {others}; of other data: {rest}" if others else f"{line}; of other data: {rest}"
+    return file, f"{line}; others: {others}; {rest}" if others else f"{line}; others: {rest}"
 
 
 def find_recipe(command: str | None, given: str) -> Path:

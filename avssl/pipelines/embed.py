@@ -75,6 +75,10 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
     checkpoint = Path(config.checkpoint)
+    if not checkpoint.exists():
+        raise FileNotFoundError(
+            f"checkpoint: there is no {checkpoint}; give a run, an exported encoder or a .ckpt file"
+        )
     config = replace(config, data=own_data(config.data, trained_with(checkpoint)))
     fabric = launch_single(config.runtime, 0, config.data.num_workers)
     source = open_source(config, checkpoint, fabric.device)

@@ -159,10 +159,12 @@ def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
         logger.info("no pretraining run of the demo yet: running it first")
         recipe = resolve(PretrainConfig, [Source("the demo", {"data": config.data.name})])
         watched: dict[str, Any] = {"wandb": config.wandb, "tensorboard": config.tensorboard}
-        before = replace(recipe, **watched, runtime=config.runtime, output=folder, seed=config.seed)
+        same = replace(recipe.data, options=config.data.options)
+        before = replace(recipe, **watched, data=same, runtime=config.runtime, output=folder, seed=config.seed)
         if not pretrain(before)["finished"]:
             raise ValueError("pretraining was stopped; run the same command again to continue it")
         return folder
+    find_entry(config.data.name)  # a misspelt name is told as that
     raise FileNotFoundError(
         f"checkpoint: there is no pretraining run {folder}; give --checkpoint PATH, or --checkpoint none to start from "
         "random weights"

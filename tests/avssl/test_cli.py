@@ -89,6 +89,7 @@ def test_help_documents_every_field(capsys) -> None:
         (["--optim.lr", "fast"], "optim.lr"),
         (["--head", "medium"], "head"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--optim.batchsize", "1"], "did you mean optim.batch_size? See"),
     ],
 )
 def test_bad_settings_are_one_line_and_status_2(argv, told, capsys) -> None:
@@ -115,8 +116,9 @@ def test_yaml_cannot_name_classes_or_run_code(tmp_path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_unknown_data_name_suggests_the_nearest(tmp_path, capsys) -> None:
-    assert main(["finetune", "--data", "grdi", "--checkpoint", "none", "--output", str(tmp_path / "run")]) == 1
+@pytest.mark.parametrize("checkpoint", ["none", "auto"])
+def test_unknown_data_name_suggests_the_nearest(checkpoint: str, tmp_path, capsys) -> None:
+    assert main(["finetune", "--data", "grdi", "--checkpoint", checkpoint, "--output", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "did you mean 'grid'" in error and error.startswith("error: ") and error.count("\n") == 1
 

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
 from avssl.pipelines import estimate
@@ -41,3 +42,12 @@ def test_a_gpus_recipe_is_told_before_it_starts_and_a_short_run_is_not(monkeypat
 
 def test_the_speed_of_this_cpu_is_measured() -> None:
     assert 1e8 < macs_per_second(1) < 1e14
+
+
+def test_neither_sizes_nor_the_estimate_draw_random_numbers() -> None:
+    """A run draws the same weights with them and without."""
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    config = complete_pair(PretrainConfig(audio=AudioConfig("mast_nano"), video=VideoConfig("tiny")))
+    assert macs_of_clip(config, 1.0) > 0
+    assert torch.equal(torch.random.get_rng_state(), before)
