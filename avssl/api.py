@@ -35,7 +35,8 @@ class Result:
 
     Attributes:
         finished: False where a signal ended the run early; the same call goes on with it.
-        metrics: Its numbers, named as in ``result.json``; empty unless finished.
+        metrics: Its numbers, named as in ``result.json``; empty unless finished, and, of several processes, in all but
+            the first.
         folder: Folder of the run.
         checkpoint: What ``checkpoint`` of another call takes: the run, or, of an evaluation, what was evaluated.
         report: Its page; None unless finished.
