@@ -167,6 +167,36 @@ def test_folder_splits(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "form", ["{split}/{name}", "all/{split}/{name}", "all/sounds/{split}/{name}", "{name}/{split}", "x/{name}/{split}"]
+)
+def test_splits_are_found_where_people_put_them(tmp_path: Path, form: str) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            touch(tmp_path, f"{form.format(split=split, name=name)}/{split}-{name}.wav")
+    manifest = build_manifest("folder", tmp_path)
+    rows = [manifest.row(k) for k in range(4)]
+    assert manifest.heads == {"label": ["cat", "dog"]}
+    assert {(row.split, row.path.stem) for row in rows} == {
+        (split, f"{split}-{name}") for split in ("train", "test") for name in ("cat", "dog")
+    }
+    assert all(row.path.stem.endswith(manifest.heads["label"][row.labels["label"]]) for row in rows)
+
+
+def test_what_may_be_a_class_or_a_split_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vehicles = touch(tmp_path / "vehicles", "bus/1.wav", "train/2.wav", "train/3.wav")
+    assert build_manifest("folder", vehicles).labels("label").tolist() == [0, -1, -1]
+    assert "files without a class, in no folder of a class: 2 of split train" in caplog.text
+    caplog.clear()
+    below = touch(tmp_path / "below", "bus/1.wav", "cars/test/2.wav")
+    assert build_manifest("folder", below).heads == {"label": ["bus", "test"]}
+    assert "folders named like splits are taken for classes: test" in caplog.text
+    caplog.clear()
+    build_manifest("folder", touch(tmp_path / "good", "train/bus/1.wav", "train/train/2.wav", "pretrain/3.mp4"))
+    build_manifest("folder", touch(tmp_path / "one", "bus/1.wav"))
+    assert not caplog.text
+
+
 def test_a_flat_folder_has_no_head(tmp_path: Path) -> None:
     manifest = build_manifest("folder", touch(tmp_path, "1.mp4", "2.mp4"))
     assert manifest.heads == {} and len(manifest) == 2
