@@ -56,6 +56,13 @@ def track(
             meter.update()
 
 
+def _tell(line: str) -> None:
+    if logger.hasHandlers():
+        logger.info("%s", line)
+    else:  # a script that says nothing of logging would be silent for hours
+        sys.stderr.write(f"{line}\n")
+
+
 def lines_above_bars() -> AbstractContextManager[None]:
     """Has what is logged to a terminal meanwhile go above the bars, not through them."""
     return logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
@@ -64,8 +71,8 @@ def lines_above_bars() -> AbstractContextManager[None]:
 class Meter:
     """Shows how far something is, how fast it goes and how long it will still take.
 
-    On a terminal a tqdm bar that appears after 2 s; elsewhere an INFO line after 5 s, then every 30 s. Where one runs
-    inside another, the inner one speaks.
+    On a terminal and in a notebook a tqdm bar that appears after 2 s; elsewhere an INFO line after 5 s, then every 30 s.
+    Where one runs inside another, the inner one speaks.
 
     Args:
         what: What is done.
@@ -81,7 +88,7 @@ class Meter:
         self.what, self.total, self.unit, self.count = what, total, unit, initial
         self.shown = shown and not any(os.environ.get(name, "0") != "0" for name in _RANKS)
         self._initial, self._note = initial, ""
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook draws bars, too
         self._bar: Any = None
         self._told = False
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -163,7 +170,7 @@ class Meter:
             parts += [self._note] if self._note else []
             self._marks.append((now, self.count))
             self._last, self._told = now, True
-            logger.info("%s: %s", self.what, ", ".join(parts))
+            _tell(f"{self.what}: {', '.join(parts)}")
 
     def _amount(self) -> str:
         """ "12 of 50 clips (24 %)", or "12 clips" where the total is not known."""

@@ -88,7 +88,7 @@ def _summarize(
         config.output,
         title="avssl demo",
         summary={
-            f"{protocol}, {start}": f"{value:.1%}"
+            f"{protocol}, {start}": (f"{value:.1%}", "{:.1%} to {:.1%}".format(*intervals[protocol][start]))
             for protocol, starts in accuracy.items()
             for start, value in starts.items()
         },
