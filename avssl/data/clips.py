@@ -13,6 +13,7 @@ from avssl.data.batch import Batch
 from avssl.data.failures import Failure
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import Channel, MediaError, MediaFile
+from avssl.data.media.audio import check_channel
 from avssl.data.packing import Allocate, apart
 from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans, why_uncut
 from avssl.data.shards.sample import CachedSample
@@ -109,6 +110,7 @@ class ClipDataset(Dataset[Item]):
         }.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        check_channel(channel)
         self.manifest = manifest
         self.modalities = tuple(modalities)
         self.clip_seconds = float(clip_seconds)

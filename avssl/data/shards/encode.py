@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from avssl.data.media import Channel, MediaError, MediaFile
+from avssl.data.media.audio import check_channel
 from avssl.data.media.timing import ROUNDING
 from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
 from avssl.evaluation.files import atomic_path
@@ -58,6 +59,7 @@ class Settings:
             raise ValueError(f"fps: must be above 0 and at most {_MOST_FPS}, got {self.fps:g}")
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality: must be 1 to 95, got {self.quality}")
+        check_channel(self.channel)
         if not self.modalities or not set(self.modalities) <= {"audio", "video"}:
             raise ValueError(f"modalities: must be audio, video or both, got {list(self.modalities)}")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import METADATA_KEY, Manifest
+from avssl.data.media.audio import Channel, check_channel
 from avssl.data.shards.layout import is_address
 from avssl.data.shards.store import Store, is_url
 from avssl.evaluation.files import atomic_path
@@ -120,7 +121,7 @@ def shard_numbers(manifest: Manifest) -> np.ndarray:
     return np.unique([path.partition("#")[0] for path in paths], return_inverse=True)[1].astype(np.int64)
 
 
-def check_settings(manifest: Manifest, frame_size: int | None, channel: int | str | None) -> None:
+def check_settings(manifest: Manifest, frame_size: int | None, channel: Channel | None) -> None:
     """Refuses to blow up frames that the cache holds smaller than their originals are, and another channel.
 
     Args:
@@ -130,7 +131,10 @@ def check_settings(manifest: Manifest, frame_size: int | None, channel: int | st
 
     Raises:
         DataError: naming what the cache holds and both ways out.
+        ValueError: a channel that there cannot be.
     """
+    if channel is not None:
+        check_channel(channel)
     paths = manifest.table["path"]
     if not len(paths) or not any(is_address(paths[k].as_py()) for k in (0, len(paths) - 1)):
         return

@@ -48,7 +48,7 @@ def scanned(root: Path) -> Manifest:
 @pytest.mark.parametrize(("channel", "sign"), [("mean", 0), (0, 1), (1, -1)])
 def test_training_and_evaluation_hear_the_channel_of_the_config(root: Path, channel: Any, sign: int) -> None:
     config = DataConfig(name=str(root), clip_seconds=2.0, channel=channel, num_workers=0)
-    splits = open_splits(config, modalities=("audio",), labelled=True)
+    splits = open_splits(config, modalities=("audio",), labelled=False)
     loaders = Loaders(config, splits.protocol, ("audio",), 16000, 1, 0)
     (batch,) = loaders.evaluate(splits.train)
     np.testing.assert_allclose(batch.audio[0].numpy(), sign * WAVE, atol=1e-4)
@@ -81,7 +81,7 @@ def test_a_cache_holds_one_channel_and_refuses_others(root: Path, tmp_path: Path
     with open_source(cached.row(0).path) as sample, pytest.raises(MediaError, match="another channel"):
         sample.audio(0.0, 1.0)
     with pytest.raises(DataError, match=r"data\.channel: mean, but .* holds 1"):
-        open_splits(DataConfig(name=output), modalities=("audio",), labelled=True)
+        open_splits(DataConfig(name=output), modalities=("audio",), labelled=False)
     with pytest.raises(DataError, match="other settings"):
         cache(CacheConfig(output, SourceConfig(name=str(root)), workers=0))
 
@@ -95,6 +95,15 @@ def test_extracted_sound_is_of_the_channel(scanned: Manifest, tmp_path: Path) ->
         extract_all(scanned, tmp_path, workers=0, progress=False)
     with pytest.raises(ValueError, match="channel"):
         extract_all(scanned, tmp_path / "other", channel=-1, workers=0, progress=False)
+
+
+def test_what_can_be_no_channel_is_refused_before_anything_is_read(root: Path, scanned: Manifest) -> None:
+    with pytest.raises(ValueError, match="channel: must be 'mean' or the number of a channel"):
+        open_splits(DataConfig(name=str(root), channel=-1), modalities=("audio",), labelled=False)
+    with pytest.raises(ValueError, match="channel"):
+        ClipDataset(scanned, modalities=("audio",), clip_seconds=1.0, channel=-1)
+    with pytest.raises(ValueError, match="channel"):
+        cache(CacheConfig("never", SourceConfig(name=str(root)), channel=-1, workers=0))
 
 
 def test_a_channel_that_is_not_there_is_a_counted_failure(scanned: Manifest) -> None:
