@@ -94,6 +94,8 @@ def _fail(told: str, status: int) -> int:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left for {error.filename or 'the output folder'}; free some and run with --resume auto"
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
+        return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     if isinstance(error, KeyError):
         return " ".join(str(error.args[0]).split()) if error.args else "missing key"
     return " ".join(str(error).split()) or type(error).__name__

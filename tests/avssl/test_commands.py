@@ -131,6 +131,11 @@ def test_a_broken_import_keeps_its_traceback(monkeypatch) -> None:
         main(["finetune"])
 
 
+def test_an_error_of_the_system_names_the_file(capsys) -> None:
+    assert main(["average", "nowhere.ckpt", "--output", "x.ckpt"]) == 1
+    assert capsys.readouterr().err == "error: nowhere.ckpt: no such file or directory\n"
+
+
 def test_defects_keep_their_traceback(monkeypatch) -> None:
     def run(argv: list[str]) -> int:
         raise AttributeError("a defect")
