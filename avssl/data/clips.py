@@ -162,7 +162,8 @@ class ClipDataset(Dataset[Item]):
         first, last = row.span(())
         wanted = min(self.clip_seconds, last - first)
         outside = any(end <= start for start, end in (row.span([name]) for name in self.modalities))
-        why = why_uncut(low, high, outside, (high - low) / wanted if wanted > 0 else 1.0)
+        padded = "audio" in self.modalities and wanted > 0  # pictures are not
+        why = why_uncut(low, high, outside, (high - low) / wanted if padded else 1.0)
         if why:
             raise MediaError(row.path, why, f"{max(0.0, high - low):.2f} of {max(0.0, wanted):.2f} s")
         if self.mode == "random":

@@ -326,8 +326,10 @@ class Manifest:
     def shares(self, modalities: Collection[str], clip_seconds: float) -> np.ndarray:
         """(N,) share, 0 to 1, that the streams of ``modalities`` cover of a clip, or of a segment that is shorter.
 
-        The rest of the clip would be padding. 1 where it is unknown.
+        The rest of its sound would be zeros. 1 where it is unknown, and for pictures alone, which are never padded.
         """
+        if "audio" not in modalities:
+            return np.ones(len(self))
         low, high = self.spans(modalities)
         first, last = self.spans(())
         with np.errstate(invalid="ignore", divide="ignore"):

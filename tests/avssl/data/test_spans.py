@@ -120,11 +120,12 @@ def test_every_clip_is_full_and_lies_in_its_span(scanned: Manifest, needs: tuple
     dataset = ClipDataset(scanned, modalities=needs, clips_per_item=count, **options)  # type: ignore[arg-type]
     for row, name in enumerate(SPANS):
         item, (low, high) = dataset[3, row], common(name, needs)
-        reason = APART if high < low else BARELY if high - low < 0.05 else ""
+        # One picture is enough where no sound is wanted: only sound is padded.
+        reason = APART if high < low else BARELY if high - low < 0.05 and len(needs) == 2 else ""
         assert [failure.reason for failure in item.failures] == ([reason] if reason else []), name
         assert len(item.clips) == (0 if reason else count)
         for clip in item.clips:
-            assert low - 0.09 <= clip.start <= high - 1.0 + 0.09, name
+            assert low - 0.09 <= clip.start <= max(low, high - 1.0) + 0.09, name
             if clip.audio is not None:
                 assert clip.audio_fraction > 0.99, name
                 # cut.mp4 holds the recording from second 2 on, apart.mov from its beginning, at second 4.
