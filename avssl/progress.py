@@ -71,8 +71,8 @@ def lines_above_bars() -> AbstractContextManager[None]:
 class Meter:
     """Shows how far something is, how fast it goes and how long it will still take.
 
-    On a terminal and in a notebook a tqdm bar that appears after 2 s; elsewhere an INFO line after 5 s, then every 30 s.
-    Where one runs inside another, the inner one speaks.
+    On a terminal and in a notebook a tqdm bar that appears after 2 s; elsewhere an INFO line after 5 s, then every
+    30 s. Where one runs inside another, the inner one speaks.
 
     Args:
         what: What is done.
