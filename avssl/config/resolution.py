@@ -52,19 +52,7 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
         SettingsError: an unknown or wrong setting, or a file that is none; one line that names it and the fix.
     """
     given = [Source(source.name, _nested(source.values)) for source in given]
-    command = RECIPES.get(config_class)
-    sources: list[Source] = []
-    for name in files:
-        if name != "none":
-            sources += read_recipe(find_recipe(command, name))
-    if command and not files:
-        file, line = choose_recipe(command, _data_name(given))
-        logger.info("%s", line)
-        sources += read_recipe(file)
-    sources = [Source(source.name, _nested(source.values)) for source in sources]
-    if config_class is AugmentSheetConfig:
-        sources = [_of_sheet(source) for source in sources]
-    sources += given
+    sources = [*_recipes(config_class, given, files), *given]
     for source in sources:
         check_keys(config_class, source)
     finetunes = issubclass(config_class, FinetuneConfig)
@@ -75,6 +63,50 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
     for line in left_out:
         logger.info("%s", line)
     return _typed(config_class, values, sources)
+
+
+def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) -> list[Source]:
+    """What the recipes say: those of ``files``, else the one that runs on the data."""
+    command = RECIPES.get(config_class)
+    recipes: list[Source] = []
+    for name in files:
+        if name != "none":
+            recipes += read_recipe(find_recipe(command, name))
+    if command and not files:
+        file, line = choose_recipe(command, _data_name(given))
+        logger.info("%s", line)
+        recipes += read_recipe(file)
+    recipes = [Source(source.name, _nested(source.values)) for source in recipes]
+    if config_class is AugmentSheetConfig:
+        recipes = [_of_sheet(source) for source in recipes]
+    return _with_clips_of(_data_name(given), recipes)
+
+
+def _with_clips_of(data: str, recipes: list[Source]) -> list[Source]:
+    """``recipes``, without the length of a clip that those for any data state where ``data`` has one of its own."""
+    stated = [
+        source
+        for source in recipes
+        if Path(source.name).resolve().is_relative_to(CONFIGS.resolve())
+        and _get(source.values, "data.clip_seconds") is not None
+    ]
+    if not stated or any(_get(source.values, "data.name") is not None for source in recipes):
+        return recipes
+    from avssl.data.catalog import find_entry  # which reads tables: only here does a config need to know of data
+    from avssl.data.failures import DataError
+
+    try:
+        own = find_entry(data).clip_seconds
+    except DataError:
+        return recipes  # told when the data are opened
+    if own is None:
+        return recipes
+    for source in stated:
+        seconds = _get(source.values, "data.clip_seconds")
+        _drop(source.values, "data.clip_seconds")
+        if seconds != own:
+            logger.info("clips of %g s, as %s has them: those of %g s of the recipe left out", own, data, seconds)
+    return recipes
 
 
 def pretraining_folder(data: str) -> Path:

@@ -213,6 +213,18 @@ def test_data_of_ones_own_runs_the_small_recipe_and_says_which_others_there_are(
     assert config.audio.model == "mast_pico" and config.data.clip_seconds == 4.0
 
 
+@pytest.mark.parametrize("recipe", ["large", str(CONFIGS.resolve() / "pretrain" / "large.yaml")])
+@pytest.mark.parametrize(("data", "own"), [("epic-kitchens", True), ("vggsound", True), ("demo", True), ("own", False)])
+def test_a_recipe_for_any_data_leaves_the_clips_to_known_data(recipe: str, data: str, own: bool, tmp_path) -> None:
+    (tmp_path / "own").mkdir()
+    argv = ["--config", recipe, "--data", data]
+    assert parse(PretrainConfig, argv).data.clip_seconds == (None if own else 10.0)
+    assert parse(PretrainConfig, [*argv, "--data.clip_seconds", "3"]).data.clip_seconds == 3
+    (tmp_path / "mine.yaml").write_text("data: {clip_seconds: 5.0}\n")
+    mine = parse(PretrainConfig, [*argv, "--config", "mine.yaml"])
+    assert mine.data.clip_seconds == 5.0  # a file of one's own is meant as it says
+
+
 def test_a_given_file_is_taken_alone_and_quietly(recipe: str, caplog) -> None:
     with caplog.at_level(logging.INFO):
         config = parse(FinetuneConfig, ["--data", "fsdd", "--config", recipe])
