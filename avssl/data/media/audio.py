@@ -267,16 +267,18 @@ def _ends_before(packet: Packet, time: float) -> bool:
 
 
 def timed_frames(container: InputContainer, packets: Iterator[Packet]) -> Iterator[tuple[float | None, AudioFrame]]:
-    """Decoded sound with its time on the file's clock, None where it has none."""
+    """Decoded sound with its time on the file's clock, None where it has none or one that does not move on."""
     origin = start_of(container)
     frames = (frame for packet in packets for frame in decoded(packet))
     early = list(islice(frames, _EARLY)) if container.format.name in _MISPLACING else []
     shifts = _misplaced(early)
     tick: float | None = None
+    last: int | None = None
     for k, frame in enumerate(chain(early, frames)):
         if tick is None:  # once, as fractions are slow
             tick = seconds(frame, 1)
-        known = frame.pts is not None and tick is not None
+        known = frame.pts is not None and frame.pts != last and tick is not None
+        last = frame.pts
         yield frame.pts * tick - origin + (shifts[k] if k < len(early) else 0.0) if known else None, frame
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -133,17 +134,19 @@ def start_of(container: InputContainer) -> float:
 class Clock:
     """Watches the packets of one stream for a clock that starts over, as where two broadcasts were joined."""
 
-    def __init__(self) -> None:
-        self._last: float | None = None
+    def __init__(self, stream: Stream) -> None:
+        self.tick = seconds(stream, 1) or 1.0  # once, as fractions are slow
+        self._floor = -math.inf
 
     def restarts(self, packet: Packet) -> bool:
         """Whether the packet's time lies before that of an earlier one, beyond any reordering."""
-        time = seconds(packet, packet.dts)
-        if time is None:
+        if packet.dts is None:
             return False
-        if self._last is not None and time < self._last - _RESTART:
+        floor = packet.dts * self.tick - _RESTART
+        if floor + _RESTART < self._floor:
             return True
-        self._last = time if self._last is None else max(self._last, time)
+        if floor > self._floor:
+            self._floor = floor
         return False
 
 
@@ -155,7 +158,7 @@ def packets_of(
     What follows a restart has the times of something else. ``sought``: the container has been told to seek, after which
     the first packet's time may be the target's instead of its own.
     """
-    clocks = {stream.index: Clock() for stream in streams}
+    clocks = {stream.index: Clock(stream) for stream in streams}
     held: Packet | None = None  # the first one after a seek, until the next one's time is known
     try:
         for packet in container.demux(*streams):
@@ -165,7 +168,7 @@ def packets_of(
                 continue
             if held is not None:
                 if packet.size and clocks[packet.stream_index].restarts(packet):
-                    clocks[packet.stream_index] = Clock()
+                    clocks[packet.stream_index] = Clock(packet.stream)
                 else:
                     yield held
                 held = None

@@ -6,6 +6,7 @@ last seconds are looked at. Elsewhere FFmpeg may have guessed from a bit rate, a
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,8 @@ _SUMMED = {"matroska,webm", "flac"}
 _UNCOMPRESSED = {"wav", "w64", "aiff", "au", "caf"}
 # Further containers that store times, or of which FFmpeg indexes every packet on the way to a seek's target.
 _SEEKABLE = {"ogg", "mpegts", "flv", "asf", "avi", "nut", "mxf", "mp3", "aac", "ac3", "eac3"}
+# The same for pictures, of which a header tells the order of decoding.
+_REORDERED = 1.0
 # Bytes in which Ogg's first and last pages, of 64 KiB at most, are found.
 _OGG_PAGES = 1 << 17
 # How long before the end that the header tells the last packets are looked for, in seconds.
@@ -60,18 +63,26 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
     Raises:
         MediaError: the file has vanished.
     """
-    if thorough:
-        return _packet_extents(path, _identity(path))
     streams = usable_streams(container, path)
+    quick: dict[int, tuple[float, float]] | None = None
+    fresh = True
     if container.format.name in LISTED:
-        listed = _listed(container, streams)
-        if listed is not None:
-            return Extents(listed)
+        quick = _listed(container, streams)
     elif container.format.name in _SUMMED or all(_is_pcm(container, stream) for stream in streams):
-        ends = _from_tail(container, streams)
-        if ends is not None:
-            return Extents(ends)
-    return _packet_extents(path, _identity(path))
+        quick, fresh = _from_tail(container, streams), False
+    if quick is not None and not thorough:
+        return Extents(quick)
+    counted = _counted(container, path) if fresh else _packet_extents(path, _identity(path))
+    if quick is None:
+        return counted
+    spans = {index: _agreed(quick[index], span) for index, span in counted.spans.items()}
+    return Extents(spans, counted.restarted)
+
+
+def _agreed(header: tuple[float, float], packets: tuple[float, float]) -> tuple[float, float]:
+    """What a header says of a stream, or, where that is wrong, what the packets do."""
+    first, last = (h if abs(h - p) < _AGREEMENT else p for h, p in zip(header, packets, strict=True))
+    return first, last
 
 
 def usable_streams(container: InputContainer, path: str | Path) -> list[Usable]:
@@ -126,8 +137,15 @@ def _listed_span(container: InputContainer, stream: Usable) -> tuple[float, floa
     entries = stream.index_entries
     if container.format.name not in LISTED or not len(entries):
         return None
-    last = entries[len(entries) - 1]
-    return None if last.pos + last.size > container.size else promised_span(container, stream)
+    last, span = entries[len(entries) - 1], promised_span(container, stream)
+    if span is None or last.pos + last.size > container.size:
+        return None
+    if len(entries) > 1:  # an edit list may be counted wrongly
+        end = seconds(stream, 2 * last.timestamp - entries[len(entries) - 2].timestamp) or 0.0
+        tolerance = _AGREEMENT if stream.type == "audio" else _REORDERED
+        if abs(end - start_of(container) - span[1]) > tolerance:
+            return None
+    return span
 
 
 def _is_pcm(container: InputContainer, stream: Usable) -> bool:
@@ -189,25 +207,21 @@ def _identity(path: str | Path) -> tuple[int, int]:
 def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
     """By all packets; kept, since a run reads many spans of a file."""
     with open_media(path) as container:
-        streams = usable_streams(container, path)
-        origin = start_of(container)
-        tracks = {stream.index: _Track(stream, origin) for stream in streams}
-        listed = {stream.index: _listed_span(container, stream) for stream in streams}
-        try:
-            for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
-                if packet.size:  # the empty ones at the end do not tell their stream
-                    tracks[packet.stream_index].add(packet)
-        except av.FFmpegError:
-            pass  # the file ends here as far as any reader is concerned
-        chained = container.format.name == "ogg" and _is_chained(path)
-    spans = {}
-    for index, track in tracks.items():
-        span, promise = track.span(), listed[index]
-        if span is not None and promise is not None:
-            first, last = (p if abs(p - s) < _AGREEMENT else s for p, s in zip(promise, span, strict=True))
-            span = first, last
-        if span is not None:
-            spans[index] = span
+        return _counted(container, path)
+
+
+def _counted(container: InputContainer, path: str | Path) -> Extents:
+    """By all packets of a container of which nothing has been read."""
+    streams = usable_streams(container, path)
+    tracks = {stream.index: _Track(stream, start_of(container)) for stream in streams}
+    try:
+        for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
+            if packet.size:  # the empty ones at the end do not tell their stream
+                tracks[packet.stream_index].add(packet)
+    except av.FFmpegError:
+        pass  # the file ends here as far as any reader is concerned
+    spans = {index: span for index, track in tracks.items() if (span := track.span()) is not None}
+    chained = container.format.name == "ogg" and _is_chained(path)
     return Extents(spans, chained or any(track.restarted for track in tracks.values()))
 
 
@@ -233,9 +247,12 @@ class _Track:
     def __init__(self, stream: Usable, origin: float) -> None:
         self.stream, self.origin = stream, origin
         self.restarted = False
-        self._clock = Clock()
-        self._first = self._last = self._end = self._key = None  # type: float | None
+        self._clock = Clock(stream)
+        self._sound = isinstance(stream, AudioStream)
         self._packets = 0
+        self._stamp: int | None = None
+        self._key: float | None = None
+        self._first, self._last, self._end = math.inf, -math.inf, -math.inf
 
     @property
     def begun(self) -> bool:
@@ -247,29 +264,32 @@ class _Track:
         if self._clock.restarts(packet):
             self.restarted = True
             return
-        time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
-        time = (self._end if self._end is not None else self.origin) if time is None else time
-        length = self._length(packet)
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None or (stamp == self._stamp and self._sound):  # none, or one that does not move on
+            time = self.origin if self._packets == 0 else self._end
+        else:
+            time, self._stamp = stamp * self._clock.tick, stamp
+        end = time + ((packet.duration or 0) * self._clock.tick or self._decoded_length(packet))
         self._packets += 1
-        if packet.is_keyframe and self._key is None:
+        if self._key is None and packet.is_keyframe:
             self._key = time
-        self._first = time if self._first is None else min(self._first, time)
-        self._last = time if self._last is None else max(self._last, time)
-        self._end = time + length if self._end is None else max(self._end, time + length)
+        if time < self._first:
+            self._first = time
+        if time > self._last:
+            self._last = time
+        if end > self._end:
+            self._end = end
 
-    def _length(self, packet: Packet) -> float:
-        """Seconds that a packet lasts: what it says, else, of sound, what comes out of it."""
-        length = seconds(packet, packet.duration)
-        if length or isinstance(self.stream, VideoStream):
-            return length or 0.0
-        return sum(frame.samples / frame.sample_rate for frame in decoded(packet))
+    def _decoded_length(self, packet: Packet) -> float:
+        """Seconds of sound that come out of a packet, for one that does not say how long it lasts."""
+        return sum(frame.samples / frame.sample_rate for frame in decoded(packet)) if self._sound else 0.0
 
     def span(self) -> tuple[float, float] | None:
         """(start, end) on the file's clock; None where there was no packet."""
-        if self._first is None or self._last is None or self._end is None:
+        if not self._packets:
             return None
         end = self._end
-        if end <= self._last and isinstance(self.stream, VideoStream):  # it stays as long as the others do
+        if end <= self._last and not self._sound:  # the last picture stays as long as the others do
             rate = self.stream.average_rate or self.stream.guessed_rate
             typical = (self._last - self._first) / (self._packets - 1) if self._packets > 1 else 0.0
             end = self._last + (typical or (1 / float(rate) if rate else 0.0))
