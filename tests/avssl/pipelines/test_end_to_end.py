@@ -217,7 +217,7 @@ def test_classifier_of_other_classes_is_refused(tool, tmp_path) -> None:
         frontend=mast.LogMel(),
         labels={"event": ["cat", "dog"]},
     )
-    arguments = ["--data.options", DATA, "--checkpoint", str(folder), "--data.num_workers", "0"]
+    arguments = ["--data", "demo", "--data.options", DATA, "--checkpoint", str(folder), "--data.num_workers", "0"]
     done = tool("evaluate", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "2 classes that are not those of the data" in done.stderr
