@@ -63,7 +63,8 @@ def _setting(name: str) -> str | None:
     if value := os.environ.get(f"WANDB_{name.upper()}"):
         return value
     home = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    for file in (Path(os.environ.get("WANDB_DIR") or ".") / "wandb" / "settings", home / "settings"):
+    here = Path(os.environ.get("WANDB_DIR") or ".")
+    for file in (here / ".wandb" / "settings", here / "wandb" / "settings", home / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(file)
@@ -131,6 +132,7 @@ class WandbRun:
     ) -> None:
         self.folder = folder
         self._constants: dict[str, float] = {}
+        self._refused: set[str] = set()
         given = {
             "id": run_id,
             "resume": "allow" if run_id else None,
@@ -154,32 +156,35 @@ class WandbRun:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A row of metrics with its step."""
-        self.run.log(dict(row))
+        with self._forgiven("metrics"):
+            self.run.log(dict(row))
 
     def constants(self, values: Mapping[str, float]) -> None:
         """Numbers that do not change, which are config and not charts."""
         new = {key: value for key, value in values.items() if self._constants.get(key) != value}
         if new:
             self._constants |= new
-            self.run.config.update({"constants": dict(self._constants)}, allow_val_change=True)
+            with self._forgiven("config"):
+                self.run.config.update({"constants": dict(self._constants)}, allow_val_change=True)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final values of the run."""
-        self.run.summary.update(dict(values))
+        with self._forgiven("summary"):
+            self.run.summary.update(dict(values))
 
     def alert(self, title: str, text: str) -> None:
         """A warning of W&B's, which it mails or posts where the user has set that up."""
-        with _forgiven("alert"):
+        with self._forgiven("alert"):
             self.run.alert(title, text, level="WARN")
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """PNG files, by name."""
-        with _forgiven("pictures"):
+        with self._forgiven("pictures"):
             self.run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
 
     def log_confusion(self, head: str, target: np.ndarray, predicted: np.ndarray, class_names: list[str]) -> None:
         """W&B's interactive confusion matrix of ``target`` (N,) and ``predicted`` (N,) class indices."""
-        with _forgiven("confusion matrix"):
+        with self._forgiven("confusion matrix"):
             plot = wandb.plot.confusion_matrix(
                 y_true=target.tolist(), preds=predicted.tolist(), class_names=class_names, title=head
             )
@@ -207,13 +212,13 @@ class WandbRun:
             names = ", ".join(class_names[i] for i in true) if known else None
             score = float(scores[k, best[k]])
             table.add_data(clip_id, names, class_names[best[k]], score, bool(best[k] in true) if known else None)
-        with _forgiven("predictions"):
+        with self._forgiven("predictions"):
             self.run.log({f"predictions/{head}": table})
 
     def log_clips(self, name: str, waveforms: np.ndarray, frames: np.ndarray, sample_rate: int, ids: list[str]) -> None:
         """A table of clips to play: ``waveforms`` (B, S) in -1..1, ``frames`` (B, 3, T, H, W) uint8."""
         folder = self.folder / "clips"
-        with _forgiven("clips"):
+        with self._forgiven("clips"):
             folder.mkdir(exist_ok=True)
             table = wandb.Table(columns=["clip", "video", "audio"])
             for number, (waveform, clip, clip_id) in enumerate(zip(waveforms, frames, ids, strict=True)):
@@ -222,15 +227,25 @@ class WandbRun:
                 pictures = clip.transpose(1, 2, 3, 0)
                 odd = [(0, size % 2) for size in pictures.shape[1:3]]  # H.264 takes even sizes
                 pictures = np.pad(pictures, [(0, 0), *odd, (0, 0)], mode="edge")
-                fps = len(pictures) * sample_rate / len(waveform)
+                fps = max(0.01, len(pictures) * sample_rate / len(waveform))
                 write_mp4(film, pictures, waveform.astype(np.float32), fps=fps, sample_rate=sample_rate)
                 table.add_data(clip_id, wandb.Video(str(film), caption=clip_id), wandb.Audio(str(sound)))
             self.run.log({name: table})
 
+    @contextmanager
+    def _forgiven(self, what: str) -> Iterator[None]:
+        """Warns once of what W&B does not take, and goes on."""
+        try:
+            yield
+        except WANDB_ERRORS as error:
+            if what not in self._refused:
+                logger.warning("W&B did not take the %s: %s", what, error)
+            self._refused.add(what)
+
     def finish(self, exit_code: int = 0) -> None:
         """Ends the run; of an offline one the line is logged that sends it."""
         folder = Path(self.run.settings.sync_dir).resolve()
-        with Meter("W&B: sending the rest"), _forgiven("end of the run"):
+        with Meter("W&B: sending the rest"), self._forgiven("end of the run"):
             self.run.finish(exit_code=exit_code)
         if self.offline:
             here = Path.cwd()
@@ -251,14 +266,6 @@ def _init(mode: Literal["online", "offline"], given: dict[str, Any]) -> Any:
         return wandb.init(mode="offline", settings=settings, **given)
     except WANDB_ERRORS as error:
         raise ValueError(f"wandb: {' '.join(str(error).split())}; --wandb.mode disabled does without") from error
-
-
-@contextmanager
-def _forgiven(what: str) -> Iterator[None]:
-    try:
-        yield
-    except WANDB_ERRORS as error:
-        logger.warning("W&B did not take the %s: %s", what, error)
 
 
 def end_failed_run() -> None:

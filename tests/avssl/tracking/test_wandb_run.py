@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
 from offline_runs import read_offline_run
 
-from avssl.tracking import Tracker, check_tracking, wandb_run
+from avssl.tracking import Tracker, check_tracking, read_rows, wandb_run
 from avssl.tracking.wandb_run import choose_mode
 
 KEY = "a" * 40
@@ -160,3 +161,26 @@ def test_what_not_even_an_offline_run_takes_is_one_clear_line(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match=r"^wandb: .*project.*--wandb.mode disabled does without"):
         wandb_run.WandbRun(tmp_path / "run", {}, mode="offline", project="a/b")
+
+
+def test_a_run_outlives_wandb(tmp_path, monkeypatch, caplog) -> None:
+    (tmp_path / "run").mkdir()
+    tracker = Tracker(tmp_path / "run", {}, mode="offline")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise wandb.Error("the service is gone")
+
+    assert tracker.wandb is not None
+    with monkeypatch.context() as patch:
+        for name in ("log", "alert"):
+            patch.setattr(tracker.wandb.run, name, refuse)
+        for step in range(3):
+            tracker.log({"train/loss": 1.0}, step)
+        tracker.wandb.log_predictions("x", ["a"], np.array([0]), np.ones((1, 2), np.float32), ["p", "q"])
+    tracker.finish()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        "W&B did not take the metrics: the service is gone",
+        "W&B did not take the predictions: the service is gone",
+    ]
+    assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 3
