@@ -374,6 +374,10 @@ class Engine:
         self.task.train()
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, self.progress.step)
         key = self.schedule.monitor
+        if key and key in metrics and self.fabric.is_global_zero:
+            before = f"; best {self.progress.best:.4f} at step {self.progress.best_step}"
+            shown = before if self.progress.best_step >= 0 else ""
+            logger.info("step %d: validation %s %.4f%s", self.progress.step, key, metrics[key], shown)
         if key and metrics.get(key, -math.inf) > self.progress.best:
             self.progress.best, self.progress.best_step, self.progress.worse = metrics[key], self.progress.step, 0
             self.tracker.summary({f"best/val/{key}": metrics[key], "best/step": self.progress.step})

@@ -210,7 +210,8 @@ def test_signal_saves_and_ends(number, tmp_path) -> None:
     assert again.fit(stream(again)) and again.progress.step == 12
 
 
-def test_best_and_kept_checkpoints(tmp_path) -> None:
+def test_best_and_kept_checkpoints(tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "avssl.engine")
     engine = make_engine(tmp_path, steps=6, validate_every=2, keep_every=3, monitor="score")
     scores = iter([0.1, 0.9, 0.5])
     engine.fit(stream(engine), lambda: {"score": next(scores)})
@@ -218,6 +219,12 @@ def test_best_and_kept_checkpoints(tmp_path) -> None:
     assert files == {"last.ckpt", "best.ckpt", "step-3.ckpt", "step-6.ckpt"}
     assert read_checkpoint(tmp_path / "checkpoints/best.ckpt")["progress"]["step"] == 4
     assert [row["val/score"] for row in read_rows(tmp_path / "metrics.jsonl") if "val/score" in row] == [0.1, 0.9, 0.5]
+    told = [record.getMessage() for record in caplog.records if "validation" in record.getMessage()]
+    assert told == [
+        "step 2: validation score 0.1000",
+        "step 4: validation score 0.9000; best 0.1000 at step 2",
+        "step 6: validation score 0.5000; best 0.9000 at step 4",
+    ]
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
