@@ -54,7 +54,7 @@ class Schedule:
         validate_every: Steps between validations; 0: at the end only.
         checkpoint_every: Steps between saves; 0: at the end only.
         keep_every: Steps between checkpoints that are kept; 0: none.
-        monitor: Validation metric, higher is better, that chooses the best checkpoint.
+        monitor: Validation metric, higher is better, that chooses the best checkpoint; of equal ones the latest.
         patience: Validations without a better ``monitor`` after which the run ends; 0: never.
     """
 
@@ -373,17 +373,17 @@ class Engine:
         metrics = validate()
         self.task.train()
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, self.progress.step)
-        key = self.schedule.monitor
-        if key and key in metrics and self.fabric.is_global_zero:
-            before = f"; best {self.progress.best:.4f} at step {self.progress.best_step}"
-            shown = before if self.progress.best_step >= 0 else ""
-            logger.info("step %d: validation %s %.4f%s", self.progress.step, key, metrics[key], shown)
-        if key and metrics.get(key, -math.inf) > self.progress.best:
-            self.progress.best, self.progress.best_step, self.progress.worse = metrics[key], self.progress.step, 0
-            self.tracker.summary({f"best/val/{key}": metrics[key], "best/step": self.progress.step})
+        key, progress = self.schedule.monitor, self.progress
+        value = metrics.get(key, -math.inf) if key else -math.inf
+        if key in metrics and self.fabric.is_global_zero:
+            before = f"; best {progress.best:.4f} at step {progress.best_step}" if progress.best_step >= 0 else ""
+            logger.info("step %d: validation %s %.4f%s", progress.step, key, value, before)
+        progress.worse = 0 if value > progress.best else progress.worse + 1
+        # Of equal ones the latest: with few clips the first perfect one comes long before training is over.
+        if value > -math.inf and value >= progress.best:
+            progress.best, progress.best_step = value, progress.step
+            self.tracker.summary({f"best/val/{key}": value, "best/step": progress.step})
             self.save(BEST)
-        else:
-            self.progress.worse += 1
 
     def _out_of_patience(self) -> bool:
         return 0 < self.schedule.patience <= self.progress.worse

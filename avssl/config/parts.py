@@ -252,8 +252,8 @@ class LogConfig:
         checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only.
         keep_every: Steps between checkpoints that are kept (step-N.ckpt); 0 keeps none.
         patience: Validations without improvement after which the run ends; 0 never ends early.
-        use: Weights that are evaluated and exported: best (best.ckpt, of the validation with the highest score, where
-            there is a validation split), or last.
+        use: Weights that are evaluated and exported: best (best.ckpt, of the validation with the highest score, the
+            latest of equal ones, where there is a validation split), or last.
     """
 
     every: int = 10

@@ -244,6 +244,20 @@ def test_the_best_weights_come_back(ema, tmp_path) -> None:
             assert torch.equal(value, weights[1][name])
 
 
+def test_of_equal_scores_the_latest_is_best_but_patience_runs_out(tmp_path) -> None:
+    """With few clips a validation is perfect long before training is over."""
+    engine = make_engine(tmp_path / "one", steps=8, validate_every=2, monitor="score")
+    scores = iter([0.2, 1.0, 1.0, 0.5])
+    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    assert engine.progress.best_step == 6
+    patient = make_engine(tmp_path / "two", steps=20, validate_every=2, monitor="score", patience=2)
+    patient.fit(stream(patient), lambda: {"score": 1.0})
+    assert patient.progress.step == patient.progress.best_step == 6
+    nothing = make_engine(tmp_path / "three", steps=2, validate_every=2, monitor="score")
+    nothing.fit(stream(nothing), lambda: {"score": float("nan")})
+    assert nothing.progress.best_step == -1 and not nothing.use_best()
+
+
 def test_a_best_checkpoint_of_another_step_is_not_taken_for_it(tmp_path, caplog) -> None:
     engine = make_engine(tmp_path, steps=4, validate_every=2, monitor="score")
     scores = iter([0.9, 0.1])
@@ -264,7 +278,7 @@ def test_the_best_of_another_run_is_not_this_ones(tmp_path) -> None:
     other.resume(tmp_path / "one" / "checkpoints" / "step-4.ckpt")
     assert other.progress.step == 4
     other.fit(stream(other), lambda: {"score": 0.5})
-    assert other.progress.best_step == 6 and other.use_best()
+    assert other.progress.best_step == 8 and other.use_best()
 
 
 def test_checkpoints_hold_plain_values_only(tmp_path) -> None:
@@ -320,7 +334,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path) -> None:
     engine = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
     assert engine.fit(stream(engine), lambda: {"score": next(scores)})
-    assert (engine.progress.step, engine.progress.best, engine.progress.best_step) == (10, 0.5, 4)
+    assert (engine.progress.step, engine.progress.best, engine.progress.best_step) == (10, 0.5, 8)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["progress"]["step"] == 10
     again = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
     assert again.fit(stream(again), lambda: {"score": 1.0}) and again.progress.step == 10
