@@ -22,7 +22,7 @@ NEEDS = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
 _EFFECTS = {
     RESTARTS: ", used up to there",
     CUT_OFF: ", used up to there",
-    CANCELS: ", so that their mean is silence: take one with data.channel",
+    CANCELS: ", so that their mean is silence: take one with data.channel; prepare --deep listens to every file",
 }
 _NAMES = {"audio": "sound", "video": "pictures", "both": "both"}
 

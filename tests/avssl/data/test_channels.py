@@ -66,6 +66,14 @@ def test_a_deep_look_says_that_channels_cancel(root: Path, tmp_path: Path) -> No
     assert headers["ills"]["cancel"]["clips"] is None
 
 
+@pytest.mark.parametrize(("channel", "warnings"), [("mean", {"channels cancel": 1}), (0, {})])
+def test_a_run_says_so_without_a_deep_look(root: Path, channel: Any, warnings: dict[str, int], caplog: Any) -> None:
+    config = DataConfig(name=str(root), clip_seconds=1.0, channel=channel)
+    splits = open_splits(config, modalities=("audio",), labelled=False)
+    assert splits.coverage["train"]["warnings"] == warnings
+    assert ("1 clips: channels cancel, so that their mean is silence" in caplog.text) == bool(warnings)
+
+
 def test_statistics_are_of_the_channel(scanned: Manifest) -> None:
     both, one = (logmel_stats(scanned, 1.0, channel=channel, workers=0).mean for channel in ("mean", 0))
     assert one > both + 3
