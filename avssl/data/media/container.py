@@ -66,12 +66,15 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
 
 
 def _lacks(container: InputContainer) -> bool:
-    """Whether there is no sound or no picture, or one of which next to nothing is known: it may begin late."""
-    sounds, pictures = container.streams.audio, container.streams.video
-    return not (
-        any(stream.codec_context and stream.codec_context.sample_rate for stream in sounds)
-        and any(stream.codec_context and stream.codec_context.width for stream in pictures)
-    )
+    """Whether a broadcast may hold sound or pictures of which nothing has come yet, as they begin late.
+
+    A transport stream lists what it holds; in a program stream anything may follow.
+    """
+    sounds = [bool(s.codec_context and s.codec_context.sample_rate) for s in container.streams.audio]
+    pictures = [bool(s.codec_context and s.codec_context.width) for s in container.streams.video]
+    if container.format.name == "mpegts":
+        return not all(sounds + pictures)
+    return not (any(sounds) and any(pictures))
 
 
 def find_audio(container: InputContainer, path: str | Path) -> AudioStream:

@@ -5,9 +5,11 @@ import pickle
 import av
 import numpy as np
 import pytest
-from media_factory import noise, tone, write_media
+from media_factory import noise, place_of, tone, write_media
 
-from avssl.data.media import MediaError, read_audio
+from avssl.data.media import MediaError, probe, read_audio
+from avssl.data.media.audio import cancels
+from avssl.data.media.stream import stream_audio
 
 SOUND_FORMATS = {  # extension -> codec, sample rate
     "wav": ("pcm_s16le", 44100),
@@ -173,6 +175,83 @@ def test_a_cut_off_file_is_an_error_where_its_sound_is_lost(sounds, tmp_path):
             read_audio(cut, start, 1.0)
     with pytest.raises(MediaError, match="audio shorter than expected"):
         read_audio(cut)
+
+
+# Of formats whose header has no duration, a wrong byte rate or times that stand still: file name -> codec, rate.
+WITHOUT_TIMES = {
+    "ima.wav": ("adpcm_ima_wav", 44100),
+    "ms.wav": ("adpcm_ms", 22050),
+    "yamaha.wav": ("adpcm_yamaha", 44100),
+    "qt.aif": ("adpcm_ima_qt", 44100),
+    "ima.avi": ("adpcm_ima_wav", 44100),
+    "swf.flv": ("adpcm_swf", 22050),
+    "a.adx": ("adpcm_adx", 44100),
+    "a.apm": ("adpcm_ima_apm", 44100),
+    "a.tun": ("adpcm_ima_alp", 22050),
+    "a.aud": ("adpcm_ima_ws", 22050),
+    "a.mmf": ("adpcm_yamaha", 44100),
+    "a.roq": ("roq_dpcm", 22050),
+    "a.g722": ("g722", 16000),
+    "a.ra": ("real_144", 8000),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TIMES)
+def test_sound_is_found_where_no_header_helps(tmp_path, name):
+    codec, rate = WITHOUT_TIMES[name]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    options = {
+        "video_codec": "mpeg4" if name.endswith("avi") else None,
+        "format": "rm" if name.endswith("ra") else None,
+    }
+    wave = noise(9.0, rate, cutoff=min(3000.0, rate / 4))
+    layout = "stereo" if name == "a.roq" else "mono"
+    path = write_media(tmp_path / name, seconds=9.0, audio_codec=codec, sample_rate=rate, waveform=wave, layout=layout,
+                       **options)  # fmt: skip
+    info = probe(path, deep=False)
+    assert info == probe(path, deep=True) and info.audio_error == ""
+    assert info.audio_end == pytest.approx(9.0, abs=0.15)
+    whole = read_wave(wave, rate, 0.0, 9.0)
+    places = [start - place_of(read_audio(path, start, 1.0).waveform, whole, 16000) for start in (0.0, 1.5, 4.3, 7.7)]
+    assert max(places) - min(places) < 0.002 and abs(places[0]) < 0.03  # a codec's delay
+    assert sum(map(len, stream_audio(path, 16000))) == pytest.approx(len(read_audio(path).waveform), abs=2)
+
+
+def test_one_channel_is_taken(tmp_path):
+    left, right = noise(2.0, 16000), noise(2.0, 16000, seed=1)
+    path = write_media(tmp_path / "a.wav", video_codec=None, audio_codec="pcm_f32le", layout="stereo",
+                       waveform=np.stack([left, right]))  # fmt: skip
+    for channel, wanted in (("mean", (left + right) / 2), (0, left), (1, right)):
+        assert np.abs(read_audio(path, channel=channel).waveform - wanted).max() < 1e-6
+        assert np.abs(read_audio(path, 0.5, 1.0, channel=channel).waveform - wanted[8000:24000]).max() < 1e-6
+        blocks = np.concatenate(list(stream_audio(path, 16000, channel=channel)))
+        assert np.abs(blocks - wanted).max() < 1e-6
+    with pytest.raises(MediaError, match=r"no such channel \(channel 2 of 2, counted from 0\)"):
+        read_audio(path, channel=2)
+    for channel in (-1, "left", 0.0, True, None):
+        with pytest.raises(ValueError, match="channel: must be 'mean' or the number of a channel"):
+            read_audio(path, channel=channel)
+        with pytest.raises(ValueError, match="channel: must be"):
+            list(stream_audio(path, 16000, channel=channel))
+
+
+def test_channels_that_cancel(tmp_path):
+    wave, other = noise(2.0, 16000), noise(2.0, 16000, seed=1)
+    for name, channels, expected in (
+        ("inverted", [wave, -wave], True),
+        ("nearly", [wave, -0.99 * wave], True),
+        ("louder", [wave, -0.5 * wave], False),
+        ("same", [wave, wave], False),
+        ("unlike", [wave, other], False),
+        ("silent", [0 * wave, 0 * wave], False),
+        ("mono", [wave], False),
+    ):
+        path = write_media(tmp_path / f"{name}.wav", video_codec=None, audio_codec="pcm_f32le",
+                           layout="stereo" if len(channels) == 2 else "mono", waveform=np.stack(channels))  # fmt: skip
+        assert cancels(path) is expected, name
+    assert np.abs(read_audio(tmp_path / "inverted.wav").waveform).max() == 0.0
+    assert np.abs(read_audio(tmp_path / "inverted.wav", channel=0).waveform).max() > 0.1
 
 
 def test_non_finite_samples_are_refused(tmp_path):
