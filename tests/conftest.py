@@ -28,6 +28,14 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases(real_data: Path) -> Path:
+    """Folder with small inputs that went wrong once, each with its right values in a README."""
+    if not (real_data / "cases").is_dir():
+        pytest.skip("the folder of AVSSL_TEST_DATA has no cases")
+    return real_data / "cases"
+
+
+@pytest.fixture(scope="session")
 def media_factory() -> ModuleType:
     """The writer of small media files, for tests in other folders than its own."""
     file = Path(__file__).parent / "avssl" / "data" / "media_factory.py"

@@ -22,11 +22,6 @@ RATE, FPS, FRAME = 16000, 25, 0.04
 VIDEO_STARTS = [4.70, 3.73, 2.76, 1.79, 0.82, 4.85, 3.88, 2.91]
 
 
-@pytest.fixture(scope="module")
-def cases(real_data: Path) -> Path:
-    return real_data / "cases"
-
-
 @cache
 def recording() -> np.ndarray:
     """(480000,) the sound of the 30 s at 16 kHz."""

@@ -248,10 +248,10 @@ def test_a_manifest_without_spans_is_scanned_again(root: Path, tmp_path: Path, m
 
 
 @pytest.mark.realdata
-def test_real_cut_clips_are_usable(real_data: Path) -> None:
+def test_real_cut_clips_are_usable(cases: Path) -> None:
     rows = [{"clip_id": f"{k}", "path": f"cut/{k}.mp4"} for k in range(8)]
     starts = [4.70, 3.73, 2.76, 1.79, 0.82, 4.85, 3.88, 2.91]
-    result = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    result = scan(Manifest.from_rows(rows, cases), workers=0)
     dataset = ClipDataset(result, clip_seconds=2.0, num_frames=4, frame_size=64, mode="uniform", clips_per_item=3)
     for row, start in enumerate(starts):
         assert result.row(row).span(("audio", "video")) == pytest.approx((start, 10.0), abs=0.05)
@@ -261,10 +261,10 @@ def test_real_cut_clips_are_usable(real_data: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_real_stills_and_late_sound(real_data: Path) -> None:
+def test_real_stills_and_late_sound(cases: Path) -> None:
     names = ["still/one_frame.mp4", "still/video5s_audio30s.mp4", "late/audio_late_8.mp4"]
     rows = [{"clip_id": name, "path": name} for name in names]
-    result = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    result = scan(Manifest.from_rows(rows, cases), workers=0)
     assert [result.row(row).span(("audio",)) for row in range(3)] == [
         pytest.approx(span, abs=0.03) for span in ((0.0, 30.0), (0.0, 30.0), (8.0, 30.0))
     ]
@@ -278,9 +278,9 @@ def test_real_stills_and_late_sound(real_data: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_a_cached_phone_video_is_upright(real_data: Path, tmp_path: Path) -> None:
+def test_a_cached_phone_video_is_upright(cases: Path, tmp_path: Path) -> None:
     rows = [{"clip_id": "a", "path": "rotated/rot90b.mp4"}]
-    result = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    result = scan(Manifest.from_rows(rows, cases), workers=0)
     assert (result.column("width"), result.column("height")) == ([240], [320])
     write_cache(result, str(tmp_path / "cache"), Settings(short_side=120, quality=95), workers=0, progress=False)
     cached = open_data(str(tmp_path / "cache"))

@@ -403,17 +403,17 @@ def test_one_channel_is_judged_as_in_training(classifier: Path, tmp_path) -> Non
 
 
 @pytest.mark.realdata
-def test_real_windows_are_full_and_those_of_embed(classifier: Path, real_data: Path) -> None:
+def test_real_windows_are_full_and_those_of_embed(classifier: Path, cases: Path) -> None:
     names = {
         "still/one_frame.mp4": (0.0, 30),
         "still/video5s_audio30s.mp4": (0.0, 30),
         "late/audio_late_8.mp4": (8.0, 22),
     }
     rows = [{"clip_id": name, "path": name} for name in names]
-    listed = scan(Manifest.from_rows(rows, real_data / "cases"), workers=0)
+    listed = scan(Manifest.from_rows(rows, cases), workers=0)
     windows, index = cut_into_windows(listed, 1.0, "all", modalities=("audio",))
     starts = np.asarray(windows.column("start"))
     for number, (name, (first, count)) in enumerate(names.items()):
-        found = [row["start"] for row in predicted(Predictor(classifier), [str(real_data / "cases" / name)])]
+        found = [row["start"] for row in predicted(Predictor(classifier), [str(cases / name)])]
         assert len(found) == count and found[0] == pytest.approx(first, abs=0.03)
         assert found == pytest.approx(starts[index == number].tolist(), abs=0.03)
