@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ def end(function: Callable[..., None], *arguments: object) -> NoReturn:
         status = 1
     if isinstance(status, str):
         sys.stderr.write(status + "\n")
+    threading._shutdown()  # waits for threads as the interpreter does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

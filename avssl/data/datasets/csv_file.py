@@ -1,6 +1,7 @@
 """Any CSV or Parquet file that lists clips: a path column, and optionally start, end, split and label columns."""
 
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def csv_file(
         if name.strip() and name not in used.values() and name not in COLUMNS and not name.startswith(LABEL_PREFIX)
     ]  # fmt: skip
     classes = {head: [_classes(cell, separator) for cell in cells[head]] for head in heads}
+    cells[path] = [media and _as_on_disk(Path(root), media) for media in cells[path]]
     rows = _rows(source, cells, {"path": path, "start": start, "end": end, "split": split, "clip_id": clip_id})
     for k, row in enumerate(rows):
         row |= {f"{LABEL_PREFIX}{head}": classes[head][k] for head in heads} | {name: table[name][k] for name in kept}
@@ -106,6 +108,12 @@ def _utf8_rows(table: Table, source: Path) -> Table:
     some = ", ".join(f"row {k + 1} ({bad[k]})" for k in sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
     logger.warning("%s: %d of %d rows left out, they are not UTF-8: %s", source, len(bad), len(columns[0]), some)
     return {name: [cell for k, cell in enumerate(cells) if k not in bad] for name, cells in table.items()}
+
+
+def _as_on_disk(root: Path, media: str) -> str:
+    """The path, or the form of its accents in which the file is there: systems write them as one sign or as two."""
+    forms = [] if media.isascii() else [media, *(unicodedata.normalize(form, media) for form in ("NFC", "NFD"))]
+    return next((form for form in forms if (root / form).exists()), media)
 
 
 def _rows(

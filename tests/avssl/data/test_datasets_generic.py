@@ -258,6 +258,14 @@ def test_a_column_of_voices_is_a_group_of_what_is_held_out(tmp_path: Path) -> No
     assert shared == ["speaker"] and groups.tolist() == [k // 4 for k in range(12)]
 
 
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_accents_are_found_in_either_form(tmp_path: Path, listed: str, stored: str) -> None:
+    touch(tmp_path, unicodedata.normalize(stored, "Café/é.wav"))
+    table(tmp_path, "path\n" + unicodedata.normalize(listed, "Café/é.wav") + "\nCafé/gone.wav\n")
+    manifest = build_manifest("csv", tmp_path)
+    assert manifest.row(0).path.is_file() and manifest.column("path")[1] == "Café/gone.wav"
+
+
 def test_csv_with_several_labels_in_a_cell(tmp_path: Path) -> None:
     text = "path,tags\na.wav,dog | bark\nb.wav,dog\nc.wav,|\nd.wav,\n"
     manifest = build_manifest("csv", table(tmp_path, text), label="tags", separator="|")
