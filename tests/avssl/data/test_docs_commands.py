@@ -151,6 +151,7 @@ class Place:
                 "FILE": "average.ckpt" if "CHECKPOINT..." in words else str(sounds / "recordings" / "0_lucas_0.wav"),
                 "FILE...": str(sounds / "recordings" / "1_lucas_0.wav"),
                 "FOLDER": str(sounds / "recordings"),
+                "GRID": str(self.tree("grid")),
             }.get(word, word)
             replaced = re.sub(r"^PATH\b", str(self.tree(name)), replaced)
             replaced = replaced.replace("runs/NAME", "runs/fsdd").replace("/path/to/videos", str(videos))
