@@ -22,7 +22,7 @@ from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import SPLITS, Manifest
 from avssl.data.media import Channel
-from avssl.data.scan_report import warning_words
+from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
@@ -120,6 +120,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "windows": total,
         "embedded": embedded,
         "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
+        "cut_short": int(cut_short(clips, source.modalities).sum()),
         "warnings": clips.warnings,
         "clip_seconds": source.seconds,
         "channel": source.channel,

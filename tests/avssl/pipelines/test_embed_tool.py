@@ -13,6 +13,7 @@ import mast
 from avssl.cli import parse
 from avssl.config.inference import EmbedConfig
 from avssl.data.failures import DataError
+from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio, read_frames
 from avssl.data.sampling import ClipSpan, frame_times
 from avssl.evaluation import feature_parts
@@ -241,7 +242,11 @@ def test_windows_lie_where_the_streams_run_that_are_needed(
     starts = {name: rows["start"][rows["clip_id"] == name].tolist() for name in ("late.mov", "one.mov")}
     assert starts["late.mov"] == pytest.approx(late, abs=0.01) and len(starts["one.mov"]) == one
     reasons = {} if one else {"streams cover too little of the clip": 1}
-    assert summary["left_out"]["reasons"] == reasons
+    assert summary["left_out"]["reasons"] == reasons and summary["cut_short"] == 0
+    rows = [{"clip_id": "part", "path": "late.mov", "start": 0.5, "end": 2.6}]
+    Manifest.from_rows(rows, tmp_path / "in").save(tmp_path / "part.parquet")
+    summary = embed_media(config(pair_run, tmp_path / "part.parquet", output, "--modalities", modalities))
+    assert summary["cut_short"] == 1 and read_features(output)["start"] == pytest.approx([1.55], abs=0.01)
 
 
 def test_the_channel_is_that_of_training_or_as_asked_for(pair_run: Path, media_factory, tmp_path) -> None:
