@@ -1,6 +1,7 @@
 """From what is given to a config: typed defaults, then the recipe, then the given values, in the shell as in Python."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
@@ -61,7 +62,7 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
         sources.append(Source("", {"checkpoint": "auto"}))
     values, left_out = merge(sources, takes_checkpoint=finetunes or config_class is PretrainConfig)
     for line in left_out:
-        logger.info("%s", line)
+        _say(line)
     return _typed(config_class, values, sources)
 
 
@@ -74,7 +75,7 @@ def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) 
             recipes += read_recipe(find_recipe(command, name))
     if command and not files:
         file, line = choose_recipe(command, _data_name(given))
-        logger.info("%s", line)
+        _say(line)
         recipes += read_recipe(file)
     recipes = [Source(source.name, _nested(source.values)) for source in recipes]
     if config_class is AugmentSheetConfig:
@@ -105,8 +106,14 @@ def _with_clips_of(data: str, recipes: list[Source]) -> list[Source]:
         seconds = _get(source.values, "data.clip_seconds")
         _drop(source.values, "data.clip_seconds")
         if seconds != own:
-            logger.info("clips of %g s, as %s has them: those of %g s of the recipe left out", own, data, seconds)
+            _say(f"clips of {own:g} s, as {data} has them: those of {seconds:g} s of the recipe left out")
     return recipes
+
+
+def _say(line: str) -> None:
+    """Logs ``line``, of several processes once."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info("%s", line)
 
 
 def pretraining_folder(data: str) -> Path:

@@ -21,6 +21,8 @@ from mast.complexity import measure, measure_module
         ("mast_small", 527, 34.69, None, 18.17),
         ("mast_tiny", 527, 23.94, None, 11.41),
         ("mast_pico", 527, 6.17, None, 3.62),
+        ("mast_micro", 527, 1.82, 0.78, 1.66),
+        ("mast_nano", 527, 1.36, 0.52, 1.19),
         ("ast_base", 527, 86.59, 103.35, 130.51),
     ],
 )

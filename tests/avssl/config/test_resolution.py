@@ -23,9 +23,10 @@ from avssl.config import (
     to_dict,
 )
 from avssl.config.recipes import list_recipes
-from avssl.config.resolution import merge
+from avssl.config.resolution import BELONGS, merge
 from avssl.data.catalog import names
 from avssl.errors import SettingsError
+from avssl.models.video import list_video_encoders, own_size
 from avssl.pipelines.encoders import complete_audio, complete_pair
 from avssl.pipelines.starts import complete_start
 
@@ -261,6 +262,15 @@ def test_a_resolved_config_resolves_to_itself(tmp_path) -> None:
         assert to_dict(complete(again)) == to_dict(again) == to_dict(config)
 
 
+def test_of_several_processes_one_tells_the_recipe(monkeypatch, caplog) -> None:
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        with caplog.at_level(logging.INFO):
+            parse(PretrainConfig, [])
+        assert len(caplog.records) == told
+        caplog.clear()
+
+
 def test_every_recipe_begins_with_what_it_is_for() -> None:
     recipes = list_recipes("pretrain")
     assert {"small", "base", "large"} < {*recipes}
@@ -331,6 +341,18 @@ def test_a_wrong_option_is_told_in_one_line(argv: list[str], told: str, capsys) 
     with pytest.raises(SettingsError, match=told):
         files, given = given_options(FinetuneConfig, argv)
         resolve(FinetuneConfig, given, files)
+
+
+def test_the_page_of_settings_names_what_belongs_to_what() -> None:
+    page = (CONFIGS.resolve().parent / "docs" / "settings.md").read_text()
+    for name, owned in BELONGS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+        assert {f"`{key}`" for key in owned if key != "data.split"} == {
+            part.strip() for part in row.split("|")[2].split(",")
+        }
+    for name in list_video_encoders():
+        frames, side = own_size(name)
+        assert name in page and f"{frames} of {side} x {side}" in page.replace("frames of", "of")
 
 
 def test_merging_alone() -> None:
