@@ -20,6 +20,13 @@ def test_every_name_has_a_section_with_its_commands() -> None:
         assert f"](#{name})" in PAGE
 
 
+def test_the_table_tells_the_protocol_of_every_name() -> None:
+    rows = re.findall(r"^\|([^|]+)\|.*\| (\d+) x ([\d.]+) s \|", PAGE, re.MULTILINE)
+    told = {name: (float(s), int(n)) for names, n, s in rows for name in re.findall(r"\[([\w-]+)\]", names)}
+    entries = {name: find_entry(name) for name in names()}
+    assert told == {name: (entry.clip_seconds, entry.eval_clips) for name, entry in entries.items()}
+
+
 def test_every_name_is_used_in_a_command() -> None:
     named = {match for command in COMMANDS for match in re.findall(r"--data (\S+)", command)} - {"NAME"}
     assert named == set(names()) - {"demo"}
