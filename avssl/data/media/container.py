@@ -65,6 +65,15 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         yield container
 
 
+def file_identity(path: str | Path) -> tuple[int, int]:
+    """Size and time of a file, by which what is known of it is kept; raises MediaError: "file not found"."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MediaError(path, "file not found") from error
+    return status.st_size, status.st_mtime_ns
+
+
 def _lacks(container: InputContainer) -> bool:
     """Whether a broadcast may hold sound or pictures of which nothing has come yet, as they begin late.
 

@@ -18,7 +18,16 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from avssl.data.media.container import Clock, decoded, find_audio, find_video, open_media, seconds, start_of
+from avssl.data.media.container import (
+    Clock,
+    decoded,
+    file_identity,
+    find_audio,
+    find_video,
+    open_media,
+    seconds,
+    start_of,
+)
 from avssl.data.media.errors import MediaError
 
 Usable = AudioStream | VideoStream
@@ -31,15 +40,13 @@ _SUMMED = {"matroska,webm", "flac"}
 _UNCOMPRESSED = {"wav", "w64", "aiff", "au", "caf"}
 # Further containers that store times, or of which FFmpeg indexes every packet on the way to a seek's target.
 _SEEKABLE = {"ogg", "mpegts", "flv", "asf", "avi", "nut", "mxf", "mp3", "aac", "ac3", "eac3"}
-# The same for pictures, of which a header tells the order of decoding.
-_REORDERED = 1.0
 # Bytes in which Ogg's first and last pages, of 64 KiB at most, are found.
 _OGG_PAGES = 1 << 17
 # How long before the end that the header tells the last packets are looked for, in seconds.
 _TAIL = 1.0
 # A header's time that differs from the packets' by less than this is the better one: it knows of priming, padding and
-# of pictures that an edit hides.
-_AGREEMENT = 0.25
+# of pictures that an edit hides. The same for pictures of which only the order of decoding is known.
+_AGREEMENT, _REORDERED = 0.25, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
     Raises:
         MediaError: the file has vanished.
     """
-    streams = usable_streams(container, path)
+    streams = _usable_streams(container, path)
     quick: dict[int, tuple[float, float]] | None = None
     fresh = True
     if container.format.name in LISTED:
@@ -72,7 +79,7 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
         quick, fresh = _from_tail(container, streams), False
     if quick is not None and not thorough:
         return Extents(quick)
-    counted = _counted(container, path) if fresh else _packet_extents(path, _identity(path))
+    counted = _counted(container, path) if fresh else _packet_extents(path, file_identity(path))
     if quick is None:
         return counted
     spans = {index: _agreed(quick[index], span) for index, span in counted.spans.items()}
@@ -85,7 +92,7 @@ def _agreed(header: tuple[float, float], packets: tuple[float, float]) -> tuple[
     return first, last
 
 
-def usable_streams(container: InputContainer, path: str | Path) -> list[Usable]:
+def _usable_streams(container: InputContainer, path: str | Path) -> list[Usable]:
     """The sound and the pictures that are read, where there are any."""
     streams: list[Usable] = []
     for find in (find_audio, find_video):
@@ -129,7 +136,7 @@ def may_seek(container: InputContainer, stream: Usable, path: str | Path) -> boo
     name = container.format.name
     if name in LISTED | _SUMMED or _is_pcm(container, stream):
         return True
-    return name in _SEEKABLE and not _packet_extents(path, _identity(path)).restarted
+    return name in _SEEKABLE and not _packet_extents(path, file_identity(path)).restarted
 
 
 def _listed_span(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
@@ -161,6 +168,7 @@ def promised_end(container: InputContainer) -> float | None:
 
 
 def _listed(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
+    """By the header; None where it does not tell of every stream."""
     spans = {stream.index: _listed_span(container, stream) for stream in streams}
     known = {index: span for index, span in spans.items() if span is not None}
     return known if len(known) == len(streams) else None
@@ -195,14 +203,6 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
     return spans
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise MediaError(path, "file not found") from error
-    return status.st_size, status.st_mtime_ns
-
-
 @lru_cache(maxsize=4096)
 def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
     """By all packets; kept, since a run reads many spans of a file."""
@@ -212,7 +212,7 @@ def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
 
 def _counted(container: InputContainer, path: str | Path) -> Extents:
     """By all packets of a container of which nothing has been read."""
-    streams = usable_streams(container, path)
+    streams = _usable_streams(container, path)
     tracks = {stream.index: _Track(stream, start_of(container)) for stream in streams}
     try:
         for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all

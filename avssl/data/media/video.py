@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from avssl.data.media.container import decoded, find_video, open_media, packets_of, seconds, start_of
+from avssl.data.media.container import decoded, file_identity, find_video, open_media, packets_of, seconds, start_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import LISTED, may_seek
 from avssl.data.media.orientation import upright
@@ -34,9 +34,8 @@ _SANE_SECONDS = 1e9
 # them; and those that store the time of every packet, and which are keyframes: nearly all video there is.
 QUICK = LISTED
 TIMED = QUICK | {"matroska,webm", "flv"}
-# Where decord is exact (tests/avssl/data/test_media_readers.py): with codecs that have no B-frames, in a container that
-# stores frames without times. It is off by 1 to 50 frames where frames are reordered (H.264 with open GOPs, HEVC,
-# MPEG-1, 2 and 4 with B-frames, in any container), and in ASF, MPEG-TS and Ogg.
+# Where decord is exact: in AVI, with codecs that have no B-frames. It is up to 50 frames off where frames are reordered
+# (H.264 with open GOPs, HEVC, MPEG-1, 2 and 4 with B-frames, in any container), in ASF and in MPEG-TS.
 _FOR_DECORD = {"avi": {"mjpeg", "ffv1", "flv", "msmpeg4", "msmpeg4v2", "wmv2"}}
 # Containers that store one time for each frame, in the order of decoding.
 _ONE_TIME = {"avi", "asf"}
@@ -104,7 +103,7 @@ def starts_of(container: InputContainer, stream: VideoStream, path: str | Path, 
     if starts is None:
         with open_media(path) as again:
             video = find_video(again, path)
-            lag = _lag(path) if again.format.name in _ONE_TIME else None
+            lag = _lag(path, file_identity(path)) if again.format.name in _ONE_TIME else None
             packets = packets_of(again, video)
             starts = np.asarray(_decode_until(packets, video, np.asarray([end]), start_of(again), None, False, lag)[0])
     if not len(starts):
@@ -149,7 +148,7 @@ def _read_with_pyav(
         with open_media(path) as container:
             stream = find_video(container, path)
             origin = start_of(container)
-            lag = _lag(path) if container.format.name in _ONE_TIME else None
+            lag = _lag(path, file_identity(path)) if container.format.name in _ONE_TIME else None
             packets = _from_keyframe(container, stream, first - _RUN_UP + origin, way)
             instants = np.sort(wanted) + ROUNDING
             starts, images = _decode_until(packets, stream, instants, origin, shape, way != "all", lag)
@@ -184,7 +183,8 @@ def _from_keyframe(container: InputContainer, stream: VideoStream, target: float
             held.clear()
 
 
-def _lag(path: str | Path) -> float | None:
+@lru_cache(maxsize=4096)
+def _lag(path: str | Path, identity: tuple[int, int]) -> float | None:
     """Seconds by which the times of packets run behind those of the frames that come out; None where they do not.
 
     A container that stores one time for each frame gives H.264 and HEVC with B-frames times in the order of decoding.

@@ -250,3 +250,16 @@ def test_a_file_cut_off_says_so_and_tells_what_is_there(films, tmp_path) -> None
         info = probe(path)
         assert info == probe(path, deep=True)
         assert info.warning == CUT_OFF and 3.0 < info.duration < 9.0
+
+
+@pytest.mark.realdata
+def test_odd_files_run_as_long_however_deep_one_looks(real_data: Path) -> None:
+    compared = 0
+    for path in sorted((real_data / "odd_media").glob("*__*")):
+        header, packets = probe(path, deep=False), probe(path, deep=True)
+        for kind in ("audio", "video"):
+            if getattr(packets, f"has_{kind}"):
+                for side in ("start", "end"):
+                    assert getattr(header, f"{kind}_{side}") == getattr(packets, f"{kind}_{side}"), (path.name, kind)
+                compared += 1
+    assert compared > 40

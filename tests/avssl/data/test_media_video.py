@@ -4,11 +4,14 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from media_factory import frame_number, write_media
+from packaging.requirements import Requirement
 
 from avssl.data.media import MediaError, read_frames, video
 
@@ -127,6 +130,13 @@ def test_a_cut_off_file_gives_what_it_has(tmp_path):
     assert frame_number(read_frames(cut, [0.5])[0]) == 12
     with pytest.raises(MediaError):
         read_frames(cut, [3.9])
+
+
+def test_decord_is_asked_for_only_where_it_has_a_build():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    (decord,) = (Requirement(text) for text in project["dependencies"] if text.startswith("decord"))
+    for machine, there in (("x86_64", True), ("AMD64", True), ("arm64", False), ("aarch64", False)):
+        assert decord.marker.evaluate({"platform_machine": machine}) is there, machine
 
 
 def test_decord_failing_is_only_a_debug_message(tmp_path, monkeypatch, caplog):
