@@ -189,6 +189,8 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
             raise SettingsError(_told(error)) from error
         for other in stand_ins:
             one.pop(other)
+        if name.endswith("+"):
+            one = _nested({name[:-1]: _Added(_get(one, name[:-1]))})
         values = _merged(values, one)
     return files, [Source("command line", values)] if values else []
 
@@ -210,6 +212,7 @@ def check_keys(config_class: type, source: Source) -> None:
 
 def _typed(config_class: type[Config], values: dict[str, Any], sources: Sequence[Source]) -> Config:
     parser = _parser(config_class)
+    values = _with_defaults(values, parser.get_defaults().as_dict())
     try:
         parsed = parser.instantiate(parser.parse_object(values)).as_dict()
     except ArgumentError as error:
@@ -218,6 +221,17 @@ def _typed(config_class: type[Config], values: dict[str, Any], sources: Sequence
         place = next((source.name for source in reversed(sources) if _get(source.values, key) is not None), "")
         raise SettingsError(told if place in ("", "command line") else f"{place}: {told}") from error
     return config_class(**parsed)
+
+
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with the defaults of lists that are only added to."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _with_defaults(value, default)
+        out[key] = [*(default or []), *value] if isinstance(value, _Added) else value
+    return out
 
 
 def _parser(config_class: type) -> ArgumentParser:
@@ -262,10 +276,16 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+class _Added(list[Any]):
+    """Items that are added to the list of the sources before: ``--objectives+ '{name: sync}'``."""
+
+
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(under)
     for key, value in over.items():
         before = out.get(key)
+        if isinstance(value, _Added) and isinstance(before, list):
+            value = type(before)([*before, *value])
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         out[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
     return out

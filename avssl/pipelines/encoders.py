@@ -1,6 +1,5 @@
 """Audio encoders and pairs: their sizes, and what ``--checkpoint`` names: a run, an export, a .ckpt file, or none."""
 
-import difflib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,17 +48,17 @@ def complete_audio(config: AudioConfig) -> AudioConfig:
         ValueError: an unknown model, or options that it has not or refuses; the message names the setting.
     """
     name = AUDIO_MODEL if config.model is None else config.model
-    if name not in mast.list_models():
-        near = difflib.get_close_matches(name, mast.list_models(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"audio.model: unknown model {name!r}{hint} (models: {', '.join(mast.list_models())})")
     if "num_classes" in config.options:
         raise ValueError("audio.options: num_classes is set by the data's heads; leave it out")
+    if (config.mean is None) != (config.std is None):
+        raise ValueError(f"audio.mean and audio.std: give both or neither, got {config.mean} and {config.std}")
     try:
         with torch.device("meta"):
             model = mast.create_model(name, num_classes=0, **config.options)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"audio.options: {name} cannot be built with {config.options}: {error}") from error
+        known = name in mast.list_models()
+        setting = f"audio.options: {name} cannot be built with {config.options}" if known else "audio.model"
+        raise ValueError(f"{setting}: {error}") from error
     rate = SAMPLE_RATE if config.sample_rate is None else config.sample_rate
     mels = int(model.config.get("mels", NUM_MELS)) if config.num_mels is None else config.num_mels
     return replace(config, model=name, sample_rate=rate, num_mels=mels)

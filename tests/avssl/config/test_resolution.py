@@ -108,6 +108,16 @@ def test_spellings_of_one_command_line_add_up_in_any_order(order) -> None:
     assert config.audio.options == {"drop_path": 0.2, "frames": 100, "mels": 64}
 
 
+def test_items_are_added_to_the_list_of_the_recipe_or_of_the_defaults() -> None:
+    added = ["--objectives+", "{name: sync}"]
+    infonce, vicreg, sync = {"name": "infonce"}, {"name": "vicreg", "weight": 0.5}, {"name": "sync"}
+    assert parse(PretrainConfig, added).objectives == [infonce, vicreg, sync]
+    assert parse(PretrainConfig, ["--config", "none", *added]).objectives == [infonce, sync]
+    assert parse(PretrainConfig, ["--objectives", "[{name: vicreg, weight: 0.5}]", *added]).objectives == [vicreg, sync]
+    assert parse(PretrainConfig, [*added, "--objectives+={name: avc}"]).objectives[2:] == [sync, {"name": "avc"}]
+    assert parse(PretrainConfig, ["--wandb.tags+", "first"]).wandb.tags == ["first"]
+
+
 def test_the_same_model_named_again_keeps_its_options(recipe: str) -> None:
     config = parse(FinetuneConfig, ["--config", recipe, "--audio.model", "mast_nano"])
     assert config.audio.options == {"drop_path": 0.1, "frames": 100} and config.audio.num_mels == 64

@@ -106,12 +106,13 @@ def test_frames_are_never_smaller_than_their_crop(crop: int) -> None:
     [
         (
             AudioConfig("mast_bse"),
-            r"audio\.model: unknown model 'mast_bse'; did you mean mast_base\?",
+            r"audio\.model: unknown model 'mast_bse'; did you mean mast_base",
         ),
         (AudioConfig(options={"drop_pth": 0.1}), r"audio\.options: mast_pico .* did you mean drop_path\?"),
         (AudioConfig("ast_base", {"depths": [1, 1]}), r"audio\.options: ast_base .* no argument depths"),
         (AudioConfig(options={"depths": "many"}), r"audio\.options: mast_pico cannot be built"),
         (AudioConfig(options={"embed_dim": 0}), r"audio\.options: .*embed_dim=0"),
+        (AudioConfig(mean=-4.0), r"audio\.mean and audio\.std: give both or neither, got -4\.0 and None"),
         (AudioConfig(options={"num_classes": 5}), r"audio\.options: num_classes is set by the data's heads"),
     ],
 )
