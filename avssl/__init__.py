@@ -25,7 +25,7 @@ class _Imports(MetaPathFinder):
     Before torchvision or torchaudio, mast repairs CPU-only torch beside builds that are linked against CUDA; not at
     once, because mast imports torch, which nobody who asks for help need wait for. And lightning_fabric imports
     torchmetrics only to see its version, which costs as much as Fabric itself and more where transformers is installed:
-    it is told that there is none. Of Fabric only its callback SpikeDetection, which is not used here, does without.
+    it is told that there is none. Only its callback SpikeDetection, unused here, would need it.
     """
 
     def find_spec(self, fullname: str, *_: object) -> None:
