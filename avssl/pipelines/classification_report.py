@@ -120,7 +120,7 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
         clips = int(metrics[f"{head}/count"])
         logger.info("%s: %s %.1f %% (95 %% interval %.1f to %.1f), %d clips", head, HEADLINES[name], *values, clips)
     logger.info("report: %s", run.folder / "report.html")
-    steps = [next_command("evaluate", run.folder, config.data)]
+    steps = [next_command("evaluate", run.folder, config.data, result["split"])]
     if config.modality == "audio":
         steps.insert(0, shlex.join(["avssl", "predict", "--checkpoint", str(run.folder)]) + " FILE...")
     return result | {"next": steps}

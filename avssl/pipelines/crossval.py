@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     config = complete_start(config, checkpoint)
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
+    fresh = not folder.exists()
     cells = list(make_cells(replace(config, checkpoint=str(checkpoint or "none")), folder))
     results = {k: result for k, cell in enumerate(cells) if (result := finished_result(cell)) is not None}
     if results:
@@ -81,6 +83,8 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
                 results[k] = result
             meter.update()
     if not results:
+        if fresh and not any(cell.folder.exists() for cell in cells):  # no fold began: nothing stands in the next's way
+            shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"all {len(cells)} folds failed, the first with {failed[0]['error']}")
     if _world_size() > 1 and distributed.get_rank() != 0:
         return {"finished": True, "failed": failed}

@@ -237,7 +237,7 @@ def _evaluate(
     logger.info("report: %s", run.folder / "report.html")
     labelled = config.data if splits.labels else None
     steps = [next_command("finetune", run.folder, labelled)]
-    steps += [] if test is None else [next_command("evaluate", run.folder, config.data)]
+    steps += [] if test is None else [next_command("evaluate", run.folder, config.data, result["split"])]
     return result | {"next": steps}
 
 

@@ -219,8 +219,11 @@ def read_held_out(folder: Path) -> dict[str, HoldOut]:
         raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
 
 
-def next_command(command: str, checkpoint: Path, data: DataConfig | None) -> str:
-    """The command line that goes on from a run with the same data; None: with data that are still to be named."""
+def next_command(command: str, checkpoint: Path, data: DataConfig | None, split: str | None = "test") -> str:
+    """The command line that goes on from a run with the same data; None: with data that are still to be named.
+
+    ``split`` is what it shall evaluate, and what the run was judged on.
+    """
     words = ["avssl", command, "--checkpoint", str(checkpoint)]
     if data is None:
         return f"{shlex.join(words)} --data LABELLED_DATA"
@@ -228,6 +231,7 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None) -> str
     words += [] if data.root is None else ["--data.root", str(data.root)]
     words += ["--data.options", json.dumps(data.options)] if data.options else []
     words += [] if data.clip_seconds is None else ["--data.clip_seconds", f"{data.clip_seconds:g}"]
+    words += [] if split in ("test", None) else ["--split", split]
     return shlex.join(words)
 
 

@@ -90,6 +90,7 @@ def test_when_every_fold_fails_the_first_cause_is_told(media: Path, tmp_path) ->
     wrong = config(media, tmp_path / "run", head="full", objectives=[{"name": "infonec"}])
     with pytest.raises(ValueError, match=r"all 3 folds failed, the first with .*did you mean 'infonce'"):
         crossval(wrong)
+    assert not (tmp_path / "run").exists(), "the corrected command starts from nothing, with other folds, too"
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,22 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, WandbConfig
+from avssl.config import (
+    AudioConfig,
+    DataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    OptimConfig,
+    RuntimeConfig,
+    WandbConfig,
+)
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.pipelines.data import Splits, check_labelled, open_splits
@@ -76,6 +85,21 @@ def test_a_labelled_folder_works_at_once_and_is_evaluated_on_the_same_clips(fold
     assert again["metrics"]["label/count"] == told["clips"]
     assert again["metrics"]["label/top1"] == pytest.approx(result["metrics"]["label/top1"])
     assert again["held_out"]["test"] == told
+
+
+def test_data_with_a_val_split_alone_are_judged_on_it_and_it_is_said(tmp_path, caplog) -> None:
+    for split in ("train", "val"):
+        for kind, pitch in PITCHES.items():
+            for k in range(4):
+                write(tmp_path / "clips" / split, f"{kind}/{k}.wav", pitch, k)
+    config = probe(tmp_path / "clips", tmp_path / "run", optim=OptimConfig(max_steps=2, batch_size=4))
+    result = finetune(replace(config, head="full"))
+    assert "split val both chooses the weights and judges them" in caplog.text
+    assert (result["split"], result["held_out"]) == ("val", {}) and result["metrics"]["label/count"] == 8
+    assert result["next"][0].endswith("--split val")
+    runtime = RuntimeConfig(accelerator="cpu")
+    options = {"data": data(tmp_path / "clips"), "split": "val", "evaluations": ["accuracy"], "runtime": runtime}
+    assert evaluate(EvaluateConfig(str(tmp_path / "run"), **options))["metrics"]["label/count"] == 8
 
 
 def test_a_classifier_is_not_judged_on_a_draw_of_its_own(folder, tmp_path) -> None:

@@ -30,6 +30,12 @@ def test_the_line_that_is_told_can_be_pasted(data, command, config) -> None:
     assert settings.data.clip_seconds == data.clip_seconds
 
 
+@pytest.mark.parametrize(("split", "evaluated"), [("val", "val"), ("test", "test"), (None, "test")])
+def test_what_a_run_was_judged_on_is_what_is_evaluated(split, evaluated) -> None:
+    line = next_command("evaluate", Path("runs/x"), DataConfig("clips"), split)
+    assert read_settings(EvaluateConfig, shlex.split(line)[2:]).split == evaluated
+
+
 def test_unlabelled_data_cannot_be_fine_tuned_on() -> None:
     assert next_command("finetune", Path("runs/x"), None) == "avssl finetune --checkpoint runs/x --data LABELLED_DATA"
 
