@@ -96,7 +96,7 @@ def test_data_with_a_val_split_alone_are_judged_on_it_and_it_is_said(tmp_path, c
     result = finetune(replace(config, head="full"))
     assert "split val both chooses the weights and judges them" in caplog.text
     assert (result["split"], result["held_out"]) == ("val", {}) and result["metrics"]["label/count"] == 8
-    assert result["next"][0].endswith("--split val")
+    assert result["next"][-1].endswith("--split val")
     runtime = RuntimeConfig(accelerator="cpu")
     options = {"data": data(tmp_path / "clips"), "split": "val", "evaluations": ["accuracy"], "runtime": runtime}
     assert evaluate(EvaluateConfig(str(tmp_path / "run"), **options))["metrics"]["label/count"] == 8
