@@ -1,6 +1,7 @@
 """Embedding media: equal to calling the model on decoded windows, resumed where it stopped, honest on losses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_an_export_gives_its_features(media: Path, tmp_path) -> None:
     np.testing.assert_allclose(rows["audio_features"][-1], expected, atol=1e-5)
     with pytest.raises(ValueError, match="takes audio, not both"):
         embed_media(config(tmp_path / "export", media, tmp_path / "g.npz", "--modalities", "both"))
+
+
+def test_without_data_those_of_the_checkpoint_are_embedded(media: Path, tmp_path) -> None:
+    run = tmp_path / "run"
+    mast.save_pretrained(
+        mast.create_model("mast_pico", **AUDIO), run / "audio_encoder", frontend=mast.LogMel(num_mels=64)
+    )
+    shutil.copytree(run / "audio_encoder", tmp_path / "moved")
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": str(media), "clip_seconds": 0.5}}))
+    rest = ["--output", str(tmp_path / "f.npz"), "--data.num_workers", "0"]
+    embed_media(parse(EmbedConfig, ["--checkpoint", str(run), *rest]))
+    assert "sound.wav" in read_features(tmp_path / "f.npz")["clip_id"].tolist()
+    with pytest.raises(ValueError, match="give --data NAME"):
+        embed_media(parse(EmbedConfig, ["--checkpoint", str(tmp_path / "moved"), *rest]))
 
 
 @pytest.mark.parametrize("fusion", ["late", "bottleneck", None])

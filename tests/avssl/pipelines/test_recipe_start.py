@@ -1,6 +1,8 @@
 """Sizes of encoders: by name, as given, and beside a checkpoint, where what is given must be true or may be changed."""
 
 import copy
+import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from avssl.pipelines.encoders import (
     random_encoder,
     with_settings,
 )
+from avssl.pipelines.finetune import resolve_checkpoint
 from avssl.pipelines.starts import complete_start
 
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.0}
@@ -120,3 +123,14 @@ def test_a_wrong_model_or_option_is_one_line_that_names_the_setting(config, told
     with pytest.raises(ValueError, match=told) as error:
         complete_audio(config)
     assert "\n" not in str(error.value)
+
+
+def test_a_start_from_random_weights_says_that_there_is_a_pretraining_run(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = FinetuneConfig(DataConfig("esc50"), checkpoint="none")
+    with caplog.at_level(logging.INFO):
+        assert resolve_checkpoint(config) is None and not caplog.records
+        (tmp_path / "runs" / "pretrain-esc50" / "audio_encoder").mkdir(parents=True)
+        assert resolve_checkpoint(config) is None
+    assert "--checkpoint runs/pretrain-esc50 would start from that pretraining" in caplog.text
+    assert resolve_checkpoint(FinetuneConfig(DataConfig("esc50"))) == Path("runs/pretrain-esc50")
