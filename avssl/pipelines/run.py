@@ -74,7 +74,7 @@ class Run:
         # What this run, or the one that it continues, held out before.
         self.held_out = {} if fresh and self.checkpoint is None else read_held_out(origin)
         self._fresh, self._there = fresh, folder.exists()
-        self._before: set[Path] = set()
+        self._before: set[Path] | None = None  # what is in the folder when it is opened
         self._backup: Path | None = None
 
     @property
@@ -132,7 +132,10 @@ class Run:
 
     def hold_out(self, held_out: Mapping[str, HoldOut]) -> None:
         """Writes down what was held out, so that whoever evaluates the run holds out the same."""
-        if held_out and self.fabric.is_global_zero:
+        if not self.fabric.is_global_zero:
+            return
+        (self.folder / HELD_OUT).unlink(missing_ok=True)  # of a start that was killed
+        if held_out:
             with atomic_path(self.folder / HELD_OUT) as temporary:
                 temporary.write_text(json.dumps({name: asdict(rows) for name, rows in held_out.items()}))
 
@@ -164,12 +167,13 @@ class Run:
 
     def _abandon(self) -> None:
         """Takes away what this start has written, and puts the earlier run back."""
-        if not self._fresh or not self.fabric.is_global_zero or not self.folder.is_dir():
+        if not self._fresh or not self.fabric.is_global_zero:
             return
-        for path in set(self.folder.iterdir()) - self._before:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        if self._backup is not None or not self._there:
-            self.folder.rmdir()
+        if self._before is not None:
+            for path in set(self.folder.iterdir()) - self._before:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if self._backup is not None or not self._there:
+                self.folder.rmdir()
         if self._backup is not None:
             self._backup.rename(self.folder)
 

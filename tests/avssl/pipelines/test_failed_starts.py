@@ -134,6 +134,21 @@ def test_clips_of_which_none_can_be_read_leave_no_folder_either(listed, tmp_path
     assert_no_trace(output)
 
 
+def test_what_a_killed_start_left_does_not_stand_in_the_way(tmp_path) -> None:
+    """Nothing was trained: other settings may run there, and what it held out is forgotten."""
+    for kind, pitch in {"low": 300.0, "high": 2000.0}.items():
+        for split in ("train", "test"):
+            (tmp_path / "clips" / split / kind).mkdir(parents=True)
+            sound = np.sin(2 * np.pi * pitch * np.arange(4000) / 8000) * 9000
+            wavfile.write(tmp_path / "clips" / split / kind / "0.wav", 8000, sound.astype(np.int16))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 5\nhead: full\n")
+    (run / "held_out.json").write_text("{}")
+    result = finetune(FinetuneConfig(data=data(str(tmp_path / "clips")), checkpoint="none", output=run, **SHARED))
+    assert result["finished"] and not (run / "held_out.json").exists()
+
+
 def test_what_was_in_the_folder_before_stays(listed, tmp_path) -> None:
     output = tmp_path / "mine"
     output.mkdir()
