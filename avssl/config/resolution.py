@@ -73,6 +73,8 @@ def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) 
     for name in files:
         if name != "none":
             recipes += read_recipe(find_recipe(command, name))
+    if command and recipes and any(_get(source.values, "data.name") is not None for source in given):
+        _tell_unused(command, _data_name(given), [Path(source.name) for source in recipes])
     if command and not files:
         file, line = choose_recipe(command, _data_name(given))
         _say(line)
@@ -81,6 +83,16 @@ def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) 
     if config_class is AugmentSheetConfig:
         recipes = [_of_sheet(source) for source in recipes]
     return _with_clips_of(_data_name(given), recipes)
+
+
+def _tell_unused(command: str, data: str, files: Sequence[Path]) -> None:
+    """Says that given files stand in place of the recipe of the data that are named, unless they are of that."""
+    own = CONFIGS / command / f"{data}.yaml"
+    if own.is_file() and not any(file.resolve() == own.resolve() for file in files):
+        _say(
+            f"the given --config stands in place of configs/{command}/{data}.yaml, the recipe of {data}; "
+            f"--config {data} before it takes both"
+        )
 
 
 def _with_clips_of(data: str, recipes: list[Source]) -> list[Source]:

@@ -130,8 +130,9 @@ def test_options_for_no_model_in_particular_stay(tmp_path) -> None:
     assert config.audio.options == {"drop_path": 0.3} and config.data.clip_seconds == 10.0
 
 
-def test_a_later_file_is_a_later_source(recipe: str) -> None:
-    config = parse(FinetuneConfig, ["--config", recipe, "--config", "ast"])
+def test_a_later_file_is_a_later_source(recipe: str, tmp_path) -> None:
+    (tmp_path / "ast.yaml").write_text("audio: {model: ast_base}\n")
+    config = parse(FinetuneConfig, ["--config", recipe, "--config", "ast.yaml"])
     assert config.audio.model == "ast_base" and config.audio.options == {} and config.audio.num_mels is None
 
 
@@ -236,10 +237,14 @@ def test_a_recipe_for_any_data_leaves_the_clips_to_known_data(recipe: str, data:
     assert mine.data.clip_seconds == 5.0  # a file of one's own is meant as it says
 
 
-def test_a_given_file_is_taken_alone_and_quietly(recipe: str, caplog) -> None:
+def test_a_given_file_is_taken_in_place_of_the_datas_recipe(recipe: str, caplog) -> None:
     with caplog.at_level(logging.INFO):
-        config = parse(FinetuneConfig, ["--data", "fsdd", "--config", recipe])
-    assert not caplog.records and config.audio.model == "mast_nano"
+        config = parse(FinetuneConfig, ["--config", recipe])
+        assert not caplog.records and config.audio.model == "mast_nano"
+        assert parse(FinetuneConfig, ["--data", "esc50", "--config", "esc50"]).audio.model == "mast_pico"
+        assert not caplog.records
+        assert parse(FinetuneConfig, ["--data", "fsdd", "--config", recipe]).label_smoothing == 0.1
+    assert "in place of configs/finetune/fsdd.yaml, the recipe of fsdd; --config fsdd before it" in caplog.text
 
 
 def test_without_a_recipe_there_are_the_defaults_alone(caplog) -> None:
