@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 
 from mast.base import SpectrogramModel
 from mast.exportable import ExportableLogMel, Transform, exportable
+from mast.files import atomic_path
 from mast.frontend import LogMel
-from mast.hub import write_file
 
 INSTALL = "pip install 'avssl[export]'"
 METADATA = "mast.json"
@@ -120,7 +120,8 @@ def save_program(
     metadata = describe(model, frontend, labels) | {"shortest": shortest_input(program)}
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
-    write_file(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getvalue()))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
     return Path(path)
 
 
@@ -162,7 +163,8 @@ def export_onnx(
     file = exported.model_proto
     _name_dimensions(file.graph, "samples" if frontend is not None else "frames")
     _set_metadata(file, metadata)
-    write_file(Path(path), lambda temporary: Path(temporary).write_bytes(file.SerializeToString()))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(file.SerializeToString())
     return Path(path)
 
 
@@ -187,19 +189,16 @@ def quantize_onnx(source: str | Path, path: str | Path) -> Path:
     linear = list(_linear_nodes(file.graph))
     settings: dict[str, Any] = {"op_types_to_quantize": ["MatMul"], "nodes_to_quantize": linear}
     level = logging.getLogger().level
-
-    def quantize(temporary: str) -> None:
+    with atomic_path(path) as temporary:
         try:  # it warns through the root logger that shapes were not inferred, which dynamic quantization does not need
             logging.getLogger().setLevel(logging.ERROR)
             # Signed weights overflow sixteen bits on x86 without VNNI: logits are then wrong by a tenth.
-            quantize_dynamic(file, temporary, per_channel=True, weight_type=QuantType.QUInt8, **settings)
+            quantize_dynamic(file, str(temporary), per_channel=True, weight_type=QuantType.QUInt8, **settings)
         finally:
             logging.getLogger().setLevel(level)
-        quantized = onnx.load(temporary)
+        quantized = onnx.load(str(temporary))
         _set_metadata(quantized, metadata | {"quantization": "int8"})
-        Path(temporary).write_bytes(quantized.SerializeToString())
-
-    write_file(Path(path), quantize)
+        temporary.write_bytes(quantized.SerializeToString())
     return Path(path)
 
 

@@ -1,23 +1,24 @@
 """Models on disk: a folder with ``model.safetensors`` and ``config.json``, all that is needed to use the model again.
 
 ``config.json`` holds the model's name and constructor arguments, the frontend with its normalization, the class names
-of each head, and free-form extras. Nothing is pickled. Files are written beside their place and moved into it.
+of each head, free-form extras, and the SHA-256 of the weights and of itself, which are checked on loading. Nothing is
+pickled. Files are written beside their place and moved into it.
 """
 
+import hashlib
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from mast.base import SpectrogramModel
+from mast.files import atomic_path
 from mast.frontend import LogMel
 from mast.registry import create_model
 
@@ -131,12 +132,16 @@ def save_pretrained(
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "extra": dict(extra or {}),
     }
-    text = json.dumps(config, indent=2) + "\n"
+    config = json.loads(json.dumps(config))  # as it is read again; what is not JSON fails before anything is written
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_file(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    write_file(folder / CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+        with temporary.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    config["sha256"] = {"weights": weights, "config": _digest(config)}
+    with atomic_path(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -150,7 +155,8 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 
     Raises:
         FileNotFoundError: a file is absent.
-        LoadError: a file is unreadable, the model unknown or its weights don't match.
+        LoadError: a file is unreadable or not as it was written, the model unknown or its weights don't match. A folder
+            without checksums, as other tools write it, is taken as it is.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -158,11 +164,18 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
             raise FileNotFoundError(f"{folder} has no {name}; it is not a folder written by save_pretrained")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{folder / CONFIG} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "name" not in config.get("model", {}):
+    described = isinstance(config, dict) and isinstance(config.get("model"), dict) and "name" in config["model"]
+    if not described or config.get("format") != FORMAT:
         raise LoadError(
             f"{folder / CONFIG}: not a format-{FORMAT} file of save_pretrained (fields: format, model.name)"
+        )
+    sums = config.get("sha256") if isinstance(config.get("sha256"), dict) else {}
+    if sums.get("config", _digest(config)) != _digest(config):
+        raise LoadError(
+            f"{folder / CONFIG} is not as it was written (its checksum differs): copy the folder again; if you changed "
+            'it yourself, take its entry "sha256" out'
         )
     arguments = dict(config["model"])
     if num_classes is not None:
@@ -173,9 +186,16 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
     except (TypeError, ValueError) as error:
         raise LoadError(f"{folder / CONFIG}: {error}") from error
     try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+        data = (folder / WEIGHTS).read_bytes()  # read once, for both the checksum and the weights
+        if sums.get("weights", "") not in ("", hashlib.sha256(data).hexdigest()):
+            raise LoadError(
+                f"{folder / WEIGHTS} is damaged, or of another save than {CONFIG} (its checksum differs): copy the "
+                "folder again"
+            )
+        state = load(data)
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+    del data
     same_head = num_classes is None or num_classes == config["model"].get("num_classes")
     try:
         report = load_weights(model, state, head_prefix="\0" if same_head else "head.")
@@ -190,20 +210,7 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 from_pretrained = load_pretrained
 
 
-def write_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Write beside ``path`` and move it there, so that a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of all entries but the checksums, however the file is laid out."""
+    entries = {key: value for key, value in config.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

@@ -68,6 +68,7 @@ def test_failed_write_leaves_the_old_model(folder: Path, model: torch.nn.Module,
 def edit(folder: Path, **model_fields) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["model"].update(model_fields)
+    del config["sha256"]
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -90,6 +91,7 @@ def test_missing_and_unknown_weights_are_reported(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["surplus.weight"] = state.pop("norm.weight")
     save_file(state, folder / "model.safetensors")
+    edit(folder)
     with pytest.raises(mast.LoadError, match=r"1 missing: norm\.weight; 1 unexpected: surplus\.weight"):
         mast.load_pretrained(folder)
 
@@ -103,6 +105,84 @@ def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
         mast.load_pretrained(folder)
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         mast.load_pretrained(tmp_path)
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_flipped_bit_never_gives_another_model(folder: Path, model: torch.nn.Module, name: str) -> None:
+    """Anywhere in either file it is refused, or nothing but a checksum's own name has changed."""
+    path = folder / name
+    whole, expected = path.read_bytes(), model(X)
+    bits = torch.randint(len(whole) * 8, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    refused = 0
+    for bit in bits:
+        flip(path, bit)
+        try:
+            again = mast.load_pretrained(folder)
+        except mast.LoadError as error:
+            assert str(folder) in str(error)
+            refused += 1
+        else:
+            assert torch.equal(again.model(X), expected) and again.frontend.config["mean"] == -3.0
+            assert again.labels == {"sound": ["dog", "rain", "clock"]} and again.extra == {"epoch": 3}
+        path.write_bytes(whole)
+    assert refused >= 30
+
+
+def test_weights_of_another_save_are_refused_and_edits_say_how(folder: Path, model: torch.nn.Module) -> None:
+    config = (folder / "config.json").read_text()
+    with torch.no_grad():
+        model.norm.weight.add_(1)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(config)  # as if killed between the two files
+    with pytest.raises(mast.LoadError, match=r"of another save than config\.json"):
+        mast.load_pretrained(folder)
+    (folder / "config.json").write_text(config.replace("-3.0", "-2.0"))
+    with pytest.raises(mast.LoadError, match=r'take its entry "sha256" out'):
+        mast.load_pretrained(folder)
+
+
+def safetensors(header: dict | bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+HOSTILE = {
+    "length beyond the file": safetensors({}, length=2**40),
+    "length of all bits": safetensors({}, length=2**64 - 1),
+    "no JSON": safetensors(b"\xff{"),
+    "deeply nested": safetensors(b"[" * 100_000),
+    "offsets beyond the data": safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"1234"),
+    "offsets backwards": safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234"),
+    "shape that overflows": safetensors({"a": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]}}, b"1234"),
+    "shape that is not the data's": safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
+    "one within another": safetensors(
+        {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, b"1234"
+    ),
+    "unknown dtype": safetensors({"a": {"dtype": "PY", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+    "a pickle": b"cos\nsystem\n(S'exit 1'\ntR.",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_headers_are_refused(folder: Path, kind: str) -> None:
+    edit(folder)
+    (folder / "model.safetensors").write_bytes(HOSTILE[kind])
+    with pytest.raises(mast.LoadError, match="damaged or no safetensors file"):
+        mast.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"format": 1, "model": 5}', '{"format": 1, "model": ["name"]}'])
+def test_a_hostile_config_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(mast.LoadError, match=r"config\.json"):
+        mast.load_pretrained(folder)
 
 
 def test_load_weights_lets_only_the_head_differ(model: torch.nn.Module) -> None:
