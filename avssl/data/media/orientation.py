@@ -11,9 +11,11 @@ import av
 import numpy as np
 
 from avssl.data.media.container import decode_frames, find_video, open_media
+from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import LISTED
 
 # Boxes of an MP4 or MOV file on the way to the matrix of a track.
-_BOXES = {b"moov", b"trak"}
+_BOXES = (b"moov", b"trak")
 _UNTURNED = (1 << 16, 0, 0, 1 << 16)
 # Matroska's angle (ProjectionPoseRoll, a float of 4 or 8 bytes), and where it is looked for.
 _ROLLS = (b"\x76\x75\x84", b"\x76\x75\x88")
@@ -58,17 +60,23 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
 
 
 def _hint(path: str | Path, format_name: str) -> bool:
-    with open(path, "rb") as file:
-        if format_name == "matroska,webm":
+    """Whether the header speaks of a turn; by the bytes, since PyAV shows it of decoded pictures only."""
+    if format_name not in LISTED | {"matroska,webm"}:
+        return False
+    try:
+        with open(path, "rb") as file:
+            if format_name in LISTED:
+                return any(matrix != _UNTURNED for matrix in _track_matrices(file, file.seek(0, 2), 0))
             head = file.read(_HEAD)
             return any(roll in head for roll in _ROLLS)
-        if format_name != "mov,mp4,m4a,3gp,3g2,mj2":
-            return False
-        return any(matrix != _UNTURNED for matrix in _track_matrices(file, file.seek(0, 2), 0))
+    except OSError as error:
+        raise MediaError(path, "unreadable file", error.strerror or "") from error
 
 
-def _track_matrices(file: BinaryIO, end: int, position: int) -> Iterator[tuple[int, ...]]:
-    """The matrices of an MP4 file's tracks (ISO/IEC 14496-12, 8.3.2), between two bytes of it."""
+def _track_matrices(
+    file: BinaryIO, end: int, position: int, boxes: tuple[bytes, ...] = _BOXES
+) -> Iterator[tuple[int, ...]]:
+    """The matrices of an MP4 file's tracks (ISO/IEC 14496-12, 8.3.2), between two bytes of it, inside of ``boxes``."""
     while position + 8 <= end:
         file.seek(position)
         head = file.read(16)
@@ -79,9 +87,9 @@ def _track_matrices(file: BinaryIO, end: int, position: int) -> Iterator[tuple[i
         size = size or end - position
         if size < begin - position:
             return  # broken
-        if kind in _BOXES:
-            yield from _track_matrices(file, min(end, position + size), begin)
-        elif kind == b"tkhd":
+        if boxes and kind == boxes[0]:
+            yield from _track_matrices(file, min(end, position + size), begin, boxes[1:])
+        elif not boxes and kind == b"tkhd":
             file.seek(begin)
             body = file.read(96)
             offset = 52 if body[:1] == b"\1" else 40
