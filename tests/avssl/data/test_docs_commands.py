@@ -69,7 +69,7 @@ def commands(page: str) -> dict[str, list[str]]:
         found = [line for line in lines if re.match(r"(?:\w+ .*\| )?(?:python|avssl|torchrun|sbatch|make|pip) ", line)]
         runs = [line for line in found if not line.startswith(tuple(NOT_RUN))]
         sections.setdefault(part.split("\n")[0].lstrip("# "), []).extend(runs)
-    if page == "README.md":
+    if page in ("README.md", "docs/guide.md"):  # most of whose commands stand in sentences
         inline = re.findall(r"`((?:python tools/|avssl )[^`]+? --[^`]+)`", text_of(page))
         sections["in the text"] = [line for line in inline if not line.startswith(tuple(NOT_RUN))]
     return {section: found for section, found in sections.items() if found}
