@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +17,8 @@ from avssl.data.demo.writer import write_mp4
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    frames = decord.VideoReader(str(path)).get_batch(range(NUM_FRAMES)).asnumpy()
+    with av.open(str(path)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     with av.open(str(path)) as container:
         sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     return frames, sound
