@@ -25,6 +25,7 @@ from avssl.cli import parse
 from avssl.config import PretrainConfig
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.data import Loaders, open_splits
+from avssl.pipelines.encoders import complete_pair
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import build_task
 from avssl.pipelines.run import Run
@@ -115,7 +116,7 @@ def busy_share(spans: Sequence[tuple[float, float]]) -> float | None:
 
 
 def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
-    config = parse(PretrainConfig, options_of(args, place / "run"))
+    config = complete_pair(parse(PretrainConfig, options_of(args, place / "run")))
     fabric = launch(config.runtime, config.seed)
     splits = open_splits(config.data, modalities=("audio", "video"), labelled=False, seed=config.seed, fabric=fabric)
     task = build_task(config, len(splits.train), splits.protocol.seconds)
