@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -110,7 +111,8 @@ def row_groups(manifest: Manifest, least: int = 2, ignore: Collection[str] = ())
             continue
         values = manifest.table[name].combine_chunks().dictionary_encode()
         codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        known = np.flatnonzero((codes >= 0) & (np.array(["", *values.dictionary.to_pylist()])[codes + 1] != ""))
+        known = np.flatnonzero(codes >= 0)
+        known = known[~pc.equal(values.dictionary, "").to_numpy(zero_copy_only=False)[codes[known]]]
         if len(np.unique(codes[known])) == len(known):
             continue  # no two rows share a value
         # Groups are nodes, and so are the values: rows join the two.
