@@ -161,6 +161,8 @@ def _laid_out(
         position = stamped if not begun or abs(stamped - clock) > JITTER * rate else clock
         if begun and position < clock:  # overlap: what came first stays
             samples, position = samples[clock - position :], clock
+        if not begun and last <= first:  # of a pipe nothing is known before
+            first = position / rate
         begun, clock = True, position + len(samples)
         samples = samples[max(0, -position) :]
         if not len(samples):

@@ -61,6 +61,13 @@ def test_a_pipe_in_odd_pieces_equals_the_file(tmp_path) -> None:
         np.testing.assert_array_equal(piped, whole(stream_audio(path, 16000)))
 
 
+def test_sound_that_begins_late_in_a_pipe(tmp_path) -> None:
+    path = write_media(tmp_path / "late.mkv", seconds=3.0, sample_rate=48000, waveform=noise(1, 48000), audio_start=2.0)
+    piped = whole(stream_audio(OddPipe(path.read_bytes()), 16000, "stdin"))
+    np.testing.assert_array_equal(piped, whole(stream_audio(path, 16000)))
+    assert not piped[:31000].any() and piped[32000:].std() > 0.05
+
+
 @pytest.mark.parametrize("sample_format", RAW_FORMATS)
 def test_raw_samples_of_every_format(sample_format: str) -> None:
     wave = noise(0.5, 16000)
