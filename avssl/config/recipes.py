@@ -30,8 +30,7 @@ class Source:
 
 
 def list_recipes(command: str) -> dict[str, str]:
-    """The recipes of ``command`` (pretrain or finetune) by name, with the first sentence of each, which says for what
-    it is."""
+    """The recipes of ``command`` (pretrain or finetune) by name, and for what each is: its first sentence."""
     recipes = {}
     for file in sorted((CONFIGS / command).glob("*.yaml")):
         comment = []
@@ -67,9 +66,8 @@ def find_recipe(command: str | None, given: str) -> Path:
     path = Path(given).expanduser()
     if path.is_file():
         return path
-    shelf = CONFIGS
-    places = [shelf / given.removeprefix("configs/")]
-    places += [shelf / command / f"{given}.yaml"] if command else []
+    places = [CONFIGS / given.removeprefix("configs/")]
+    places += [CONFIGS / command / f"{given}.yaml"] if command else []
     for place in places:
         if place.is_file():
             return place
