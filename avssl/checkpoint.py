@@ -1,10 +1,18 @@
-"""Checkpoint files of a run: written atomically, loaded without executing code."""
+"""Checkpoint files of a run: written atomically, checked byte by byte, loaded without executing code.
+
+torch writes them as zip archives with the CRC-32 of every part, which it does not compare on loading: here
+:func:`verify` does. A run whose ``last.ckpt`` is damaged goes on from the newest whole one.
+"""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import pickle
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mast.files import move_into_place
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # takes seconds to import, which who only reads a checkpoint need not wait for
 
 
-LAST, BEST = "last.ckpt", "best.ckpt"
+logger = logging.getLogger(__name__)
+
+# The previous one is the last one's predecessor, a second chance where a disk damages that.
+LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
+_SPARE = re.compile(rf"step-\d+\.ckpt|{BEST}|{PREVIOUS}")
 
 
 class CheckpointStore:
@@ -29,9 +43,11 @@ class CheckpointStore:
 
     def __init__(self, fabric: Fabric, folder: Path) -> None:
         self.fabric, self.folder = fabric, folder
+        self._whole: Path | None = None  # verified already
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
-        """Writes ``state`` to ``name``: a reader sees the old file or the whole new one.
+        """Writes ``state`` to ``name``: a reader sees the old file or the whole new one. The old ``last.ckpt`` stays as
+        ``previous.ckpt``.
 
         Raises:
             OSError: when the folder cannot be written to or its disk is full; the old file is then intact.
@@ -42,7 +58,9 @@ class CheckpointStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.fabric.save(partial, state)
             if self.fabric.is_global_zero:
-                os.replace(partial, path)
+                if name == LAST:
+                    self._keep_previous()
+                move_into_place(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             if self.fabric.is_global_zero:
                 partial.unlink(missing_ok=True)
@@ -51,14 +69,33 @@ class CheckpointStore:
                 f"cannot write checkpoint {path}: {reason}; free some space and run with --resume auto"
             ) from error
         self.fabric.barrier()
+        self._whole = None
         return path
+
+    def _keep_previous(self) -> None:
+        """Gives ``last.ckpt`` a second name, so that there is a last one at any time."""
+        previous = self.folder / PREVIOUS
+        previous.unlink(missing_ok=True)
+        try:
+            os.link(self.folder / LAST, previous)
+        except FileNotFoundError:  # the first one
+            pass
+        except OSError as error:  # a file system without links
+            logger.debug("%s is not kept: %s", previous, error)
+
+    def check(self, path: Path) -> None:
+        """:func:`verify` of a file that is to be loaded next, which then does not do it again."""
+        verify(path)
+        self._whole = path
 
     def load(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
         """Restores the objects in ``state`` from ``path`` and returns all other values of the file.
 
         Raises:
-            ValueError: when the file is no checkpoint of this kind of run.
+            ValueError: when the file is damaged, or no checkpoint of this kind of run.
         """
+        if path != self._whole:
+            verify(path)
         try:
             return self.fabric.load(path, state, strict=True, weights_only=True)
         except (KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -67,15 +104,66 @@ class CheckpointStore:
             ) from error
 
     def latest(self, resume: str) -> Path | None:
-        """The file that ``--resume`` means: auto, none or a path."""
+        """The file that ``--resume`` means: auto, none or a path. Every process calls it; one reads.
+
+        auto means ``last.ckpt``. Where that is missing or damaged, it is the newest whole one of the others that the
+        run wrote, which is said.
+
+        Raises:
+            FileNotFoundError: there is no file at the path.
+            ValueError: what there is is damaged.
+        """
         if resume == "none":
             return None
-        if resume == "auto":
-            path = self.folder / LAST
-            return path if path.is_file() else None
-        if not Path(resume).is_file():
+        if resume != "auto" and not Path(resume).is_file():
             raise FileNotFoundError(f"resume: there is no file {resume}")
-        return Path(resume)
+        found: tuple[Path | None, str] = (None, "")
+        if self.fabric.is_global_zero:
+            try:
+                if resume == "auto":
+                    found = self._newest_whole(), ""
+                else:
+                    verify(Path(resume))
+                    found = Path(resume), ""
+            except ValueError as error:
+                found = None, str(error)
+        path, wrong = self.fabric.broadcast(found)
+        if wrong:
+            raise ValueError(wrong)
+        self._whole = path
+        return path
+
+    def _newest_whole(self) -> Path | None:
+        last = self.folder / LAST
+        wrong = []
+        if last.is_file():
+            try:
+                verify(last)
+                return last
+            except ValueError as error:
+                wrong.append(str(error))
+        spare = [path for path in self.folder.glob("*.ckpt") if _SPARE.fullmatch(path.name)]
+        steps: dict[Path, int] = {}
+        for path in spare:
+            try:
+                steps[path] = int(read_head(path)["progress"]["step"])
+            except (ValueError, KeyError, TypeError) as error:
+                wrong.append(str(error))
+        for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+            try:
+                verify(path)
+            except ValueError as error:
+                wrong.append(str(error))
+                continue
+            why = "; ".join(wrong) or f"there is no {last}"
+            logger.warning("%s: going on from %s, the newest whole one, of step %d", why, path, steps[path])
+            return path
+        if wrong:
+            raise ValueError(
+                f"{'; '.join(wrong)}; no other checkpoint of the run is whole: copy one back, or give --resume none to "
+                "start over (the old folder is kept)"
+            )
+        return None
 
 
 def is_sharded(fabric: Fabric) -> bool:
@@ -85,16 +173,62 @@ def is_sharded(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """All values of the checkpoint at ``path``, on the CPU.
+def verify(path: Path) -> None:
+    """Compares every byte of the checkpoint at ``path`` with the checksums in it.
 
     Raises:
-        ValueError: when it is not one, or holds anything but tensors and plain values.
+        ValueError: it is damaged, or no checkpoint.
+        OSError: it cannot be read.
     """
+    with _archive(path) as archive:
+        bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"the checksum of {bad} differs")
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """The values of the checkpoint at ``path`` that are no tensors, without reading the weights.
+
+    Raises:
+        ValueError: when it is damaged, or not one.
+    """
+    with _archive(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                archive.read(name)  # compares its checksum
+    state = _load(path, mmap=True)
+    return {name: state[name] for name in ("settings", "progress", "wandb_id", "sharded") if name in state}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """All values of the checkpoint at ``path``, on the CPU, once every byte was compared with its checksum.
+
+    Raises:
+        ValueError: when it is damaged or not one, or holds anything but tensors and plain values.
+    """
+    verify(path)
+    return _load(path, mmap=False)
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip archive that a checkpoint is; what is wrong with it is told in one line."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise zipfile.BadZipFile("it is compressed, as torch never does")
+            yield archive
+    except Exception as error:  # zipfile fails on damaged offsets with any of Python's errors
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{path} is damaged or is not a checkpoint of avssl: {_first_line(error)}") from error
+
+
+def _load(path: Path, mmap: bool) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of other pickles
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # the unpickler fails on other bytes with any of Python's errors

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from avssl.averaging import ExponentialAverage
-from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_checkpoint
+from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_head
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
@@ -180,7 +180,13 @@ class Engine:
             return False
         if progress.best_step == progress.step:
             return True
-        found = read_checkpoint(path)["progress"]["step"] if path.is_file() else None
+        try:
+            found = read_head(path)["progress"]["step"] if path.is_file() else None
+            if found == progress.best_step:
+                self.store.check(path)
+        except ValueError as error:
+            logger.warning("using the last weights instead of the best, of step %d: %s", progress.best_step, error)
+            return False
         if found != progress.best_step:
             logger.warning("%s is not of step %d, which was best: using the last weights", path, progress.best_step)
             return False
@@ -210,11 +216,11 @@ class Engine:
         except RuntimeError as error:
             if self.fabric.world_size == 1 or not any(sign in str(error) for sign in _LOST_PROCESS):
                 raise
-            saved = self.store.latest("auto")
+            saved = self.store.folder / LAST
             raise LostProcessError(
                 f"process {self.fabric.global_rank} of {self.fabric.world_size} lost another one at step "
                 f"{self.progress.step}: it was killed, ran out of memory or failed (see its own last lines). "
-                + (f"The same command continues from {saved}" if saved else "No checkpoint was written yet")
+                + (f"The same command continues from {saved}" if saved.is_file() else "No checkpoint was written yet")
             ) from error
 
     def _fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mast
-from avssl.checkpoint import fitting, read_checkpoint
+from avssl.checkpoint import fitting, read_checkpoint, read_head
 from avssl.evaluation.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
@@ -92,7 +92,7 @@ def save_classifier(folder: Path, classifier: VisualClassifier, extra: dict[str,
 def has_classifier(path: Path) -> bool:
     """Whether :func:`read_classifier` finds a classifier at ``path``; an encoder without classes is none."""
     if file := _checkpoint(path):
-        return read_checkpoint(file)["settings"].get("kind") in (VISUAL, AUDIO)
+        return read_head(file)["settings"].get("kind") in (VISUAL, AUDIO)
     config = _export(path) / "config.json"
     return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("labels"))
 

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 import mast
-from avssl.checkpoint import BEST, LAST, fitting, read_checkpoint
+from avssl.checkpoint import BEST, LAST, fitting, read_checkpoint, read_head
 from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, PretrainConfig, VideoConfig
 from avssl.config.parts import REGULARIZATION
 from avssl.data.batch import Batch
@@ -201,7 +201,7 @@ def used_checkpoint(path: Path) -> Path:
 def is_pair(path: Path) -> bool:
     """Whether ``path`` is a pretraining run or its .ckpt, which has a video encoder too."""
     file = used_checkpoint(path)
-    return file.is_file() and read_checkpoint(file)["settings"].get("kind") == "pair"
+    return file.is_file() and read_head(file)["settings"].get("kind") == "pair"
 
 
 def export_audio_encoder(

@@ -14,7 +14,7 @@ import yaml
 from lightning_fabric import Fabric
 from torch import nn
 
-from avssl.checkpoint import CheckpointStore, is_sharded, read_checkpoint
+from avssl.checkpoint import CheckpointStore, is_sharded, read_head
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
 from avssl.pipelines.data import HoldOut, Splits
@@ -184,7 +184,7 @@ class Run:
         """
         if self.config.resume not in ("auto", "none") and (run_folder(checkpoint) / "config.yaml").is_file():
             check_same(run_folder(checkpoint), self.config)
-        state = read_checkpoint(checkpoint)
+        state = read_head(checkpoint)
         missing = {"sharded", "settings", "wandb_id", "progress"} - state.keys()
         if missing or "global_batch" not in state["settings"]:
             raise ValueError(f"resume: {checkpoint} holds weights alone, not a run; start from it by --checkpoint")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mast
-from avssl.checkpoint import read_checkpoint
+from avssl.checkpoint import read_head
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig
 from avssl.config.parts import REGULARIZATION
 from avssl.data.clips import Modality
@@ -213,7 +213,7 @@ def _heard_by(config: Training, source: AudioEncoder) -> Training:
 
 def _seen_by(config: Training, checkpoint: Path) -> Training:
     """``config`` with the video encoder of a pair's checkpoint and the frames that it takes."""
-    pair = read_checkpoint(used_checkpoint(checkpoint))["settings"]["pair"]
+    pair = read_head(used_checkpoint(checkpoint))["settings"]["pair"]
     own = {"model": pair["video"], "crop_size": int(pair["crop_size"])}
     number = int(pair["num_frames"])
     told = {f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()}
