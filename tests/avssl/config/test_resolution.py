@@ -58,11 +58,9 @@ def recipe(tmp_path) -> str:
 # The model that is named is the model that is built.
 
 
-@pytest.mark.parametrize(
-    ("model", "millions"), [("mast_base", 51.0), ("mast_pico", 6.0), ("mast_nano", 1.2), ("ast_base", 86.2)]
-)
+@pytest.mark.parametrize(("model", "millions"), [("mast_base", 51.0), ("mast_nano", 1.2), ("ast_base", 86.2)])
 @pytest.mark.parametrize("command", [PretrainConfig, FinetuneConfig])
-@pytest.mark.parametrize("data", ["demo", "grid", "esc10", "vggsound", "some-folder"])
+@pytest.mark.parametrize("data", ["demo", "esc10", "some-folder"])
 def test_a_named_model_has_its_own_size_whatever_recipe_runs(command, data: str, model: str, millions: float) -> None:
     recipe = parse(command, ["--data", data])
     config = parse(command, ["--data", data, "--audio.model", model])
