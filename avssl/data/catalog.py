@@ -22,6 +22,7 @@ from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.scan import SCAN_VERSION, scan
 from avssl.data.shards.index import entry_of, is_cache
+from avssl.locks import hold
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +186,14 @@ def open_data(
         )  # fmt: skip
     if cached.is_file():
         return check_usable(Manifest.load(cached, built.root), name)
-    logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, cached.parent)
     # By the data's name alone: what a killed scan knows of a file stays true when other files have changed since.
-    scanned = scan(built, workers=workers, progress=progress, journal=cached.parent / f"{key}-{SCAN_VERSION}.scan")
-    keep_scan(scanned, key, cached)
+    journal = cached.parent / f"{key}-{SCAN_VERSION}.scan"
+    with hold(journal, "scan", wait=True):
+        if cached.is_file():  # another process has scanned the same
+            return check_usable(Manifest.load(cached, built.root), name)
+        logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, cached.parent)
+        scanned = scan(built, workers=workers, progress=progress, journal=journal)
+        keep_scan(scanned, key, cached)
     return check_usable(scanned, name)
 
 

@@ -27,6 +27,7 @@ from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
 from avssl.evaluation.result import provenance, write_result
+from avssl.locks import hold, refuse_held
 from avssl.models.classifier import Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.pipelines.classifiers import has_classifier, load_classifier
@@ -70,6 +71,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         DataError: no such data or split, or not one window can be embedded.
         ValueError: options that do not fit the checkpoint.
         FileNotFoundError: no such checkpoint.
+        HeldError: another process is writing ``config.output``.
     """
     for name in ("batch_size", "part_size", "num_windows"):
         if getattr(config, name) < 1:
@@ -79,6 +81,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint: there is no {checkpoint}; give a run, an exported encoder or a .ckpt file"
         )
+    refuse_held(config.output, "embeddings")
     config = replace(config, data=own_data(config.data, trained_with(checkpoint)))
     fabric = launch_single(config.runtime, 0, config.data.num_workers)
     source = open_source(config, checkpoint, fabric.device)
@@ -105,9 +108,17 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         ],
         "precision": config.runtime.precision,
     }
-    parts = FeatureParts(config.output, settings)
     ids = np.asarray(clips.column("clip_id"), dtype=object)[rows]
-    _embed_windows(config, source, windows, ids, parts, fabric)
+    with hold(config.output, "embeddings"):
+        parts = FeatureParts(config.output, settings)
+        _embed_windows(config, source, windows, ids, parts, fabric)
+        return _finish(config, source, clips, left_out, parts)
+
+
+def _finish(
+    config: EmbedConfig, source: Source, clips: Manifest, left_out: list[dict[str, Any]], parts: FeatureParts
+) -> dict[str, Any]:
+    """Writes the output and its summary."""
     failures = left_out + parts.failures
     reasons = dict(Counter(failure["reason"] for failure in failures).most_common())
     if parts.done == len(parts.failures):

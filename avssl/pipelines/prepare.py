@@ -23,6 +23,7 @@ from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
+from avssl.locks import hold
 
 # Raised when a journal of an older version would not tell what this one does.
 _JOURNAL_VERSION = 2
@@ -59,7 +60,10 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         raise DataError(f"--clip-seconds: must be positive, got {clip_seconds}")
     cached = None if options.deep or is_manifest(options.data) else scan_cache(listed, key, None, options.progress)
     journal = output.with_name(f".{output.name}.scan")
-    with Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept:
+    with (
+        hold(output, "manifest"),
+        Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept,
+    ):
         facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, kept)
         scanned = fill(listed, facts)
         if cached is not None:  # what a run that names the data itself would find out once more

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from avssl.checkpoint import CheckpointStore, is_sharded, read_head
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
+from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.pipelines.trained import run_folder
 from avssl.tracking import Tracker, check_tracking
@@ -42,7 +44,8 @@ FREE_SETTINGS = (
 class Run:
     """The folder of a run: opened for writing by ``with``, once everything that can be checked has been.
 
-    A start that fails in there before anything was trained leaves the folder as it was before.
+    A start that fails in there before anything was trained leaves the folder as it was before. One run at a time writes
+    to a folder.
 
     Args:
         config: Config of the run, written to ``config.yaml``.
@@ -55,6 +58,7 @@ class Run:
         FileNotFoundError: ``resume`` names no file.
         ValueError: the folder, or the checkpoint to resume, is of a run of other settings; or what shall watch the run
             cannot be had.
+        HeldError: another process is training in the folder, or was while this one got ready.
     """
 
     tracker: Tracker
@@ -62,6 +66,8 @@ class Run:
     def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
         self.folder, self.fabric, self.config, self.wandb, self.job_type = folder, fabric, config, wandb, job_type
         check_tracking(wandb.mode, config.tensorboard)
+        if fabric.is_global_zero:
+            refuse_held(folder, "run")
         self.store = CheckpointStore(fabric, folder / "checkpoints")
         fresh = config.resume == "none" or not ((folder / "config.yaml").is_file() and _holds_training(folder))
         if not fresh:
@@ -74,6 +80,8 @@ class Run:
         # What this run, or the one that it continues, held out before.
         self.held_out = {} if fresh and self.checkpoint is None else read_held_out(origin)
         self._fresh, self._there = fresh, folder.exists()
+        self._seen = _state_of(folder)
+        self._lock = ExitStack()
         self._before: set[Path] | None = None  # what is in the folder when it is opened
         self._backup: Path | None = None
 
@@ -107,7 +115,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         if self.fabric.is_global_zero:
-            self._write_config()
+            self._begin()
         self.fabric.barrier()
         try:
             self.tracker = Tracker(
@@ -122,13 +130,15 @@ class Run:
             )
         except BaseException:
             self._abandon()
+            self._lock.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._fresh and self.fabric.is_global_zero and not _holds_training(self.folder):
-            self.tracker.finish(exit_code=1)
-            self._abandon()
+        with self._lock:
+            if kind is not None and self._fresh and self.fabric.is_global_zero and not _holds_training(self.folder):
+                self.tracker.finish(exit_code=1)
+                self._abandon()
 
     def hold_out(self, held_out: Mapping[str, HoldOut]) -> None:
         """Writes down what was held out, so that whoever evaluates the run holds out the same."""
@@ -148,22 +158,33 @@ class Run:
         """Path of a picture of this run."""
         return self.folder / "pictures" / f"{name}.png"
 
+    def _begin(self) -> None:
+        """Locks the folder and writes the config, once nobody else has trained there since this run looked."""
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(hold(self.folder, "run"))
+                if _state_of(self.folder) != self._seen:
+                    raise HeldError(f"output: another process has trained in {self.folder} since: run this again")
+                self._write_config()
+                self._lock = stack.pop_all()
+        except HeldError:
+            raise
+        except OSError as error:
+            self._abandon()
+            raise OSError(
+                f"output: cannot write to {self.folder}: {error.strerror}; choose another --output"
+            ) from error
+
     def _write_config(self) -> None:
         path = self.folder / "config.yaml"
         if path.is_file() and self.config.resume == "none":
             self._backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(self._backup)
             logger.info("kept the earlier run as %s", self._backup)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._before = set(self.folder.iterdir())
-            with atomic_path(path) as temporary:
-                temporary.write_text(to_yaml(self.config))
-        except OSError as error:
-            self._abandon()
-            raise OSError(
-                f"output: cannot write to {self.folder}: {error.strerror}; choose another --output"
-            ) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._before = set(self.folder.iterdir())
+        with atomic_path(path) as temporary:
+            temporary.write_text(to_yaml(self.config))
 
     def _abandon(self) -> None:
         """Takes away what this start has written, and puts the earlier run back."""
@@ -204,8 +225,14 @@ class Run:
 
 def _holds_training(folder: Path) -> bool:
     """Whether a run trained in ``folder``, be it a single step: a start that was killed before that is no run."""
+    return any(size for size, _ in _state_of(folder).values())
+
+
+def _state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of what a training writes in ``folder``."""
     results = [folder / "metrics.jsonl", folder / "result.json", *folder.glob("checkpoints/*.ckpt")]
-    return any(path.is_file() and path.stat().st_size for path in results)
+    stats = {path.name: path.stat() for path in results if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def read_held_out(folder: Path) -> dict[str, HoldOut]:

@@ -23,6 +23,7 @@ import scipy
 from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.demo.writer import write_mp4
 from avssl.data.processes import server
+from avssl.locks import hold
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def ensure_demo(
     root = Path(root)
     if is_complete(root, recipe):
         return root
-    return _build(root, recipe, workers)
+    return _build(root, recipe, workers, anew=False)
 
 
 def build_demo(
@@ -102,7 +103,7 @@ def build_demo(
     """Make the demo set anew in ``root``, replacing a demo set that is there; returns ``root``.
 
     Args:
-        root: folder of the set. It appears whole or not at all; builders may race, one wins.
+        root: folder of the set. It appears whole or not at all; of several builders one works, the others wait.
         seed: another seed gives other clips of the same kinds.
         pretrain: clips without labels.
         train_per_class, test_per_class: labelled clips of each of the `CLASSES`.
@@ -134,10 +135,11 @@ def demo_rows(root: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     return rows, {HEAD: list(CLASSES)}
 
 
-def _build(root: Path, recipe: Recipe, workers: int) -> Path:
+def _build(root: Path, recipe: Recipe, workers: int, anew: bool = True) -> Path:
     _refuse_foreign(root)
-    with _explained(root):
-        root.parent.mkdir(parents=True, exist_ok=True)
+    with _explained(root), hold(root, "demo set", wait=True):
+        if not anew and is_complete(root, recipe):  # another process has just made it
+            return root
         _remove_stale(root)
         folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=".partial", dir=root.parent))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
 from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
+from avssl.locks import hold
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -89,12 +91,29 @@ def write_cache(
 
     Raises:
         DataError: ``output`` holds a cache of other data or settings, or nothing could be cached.
+        HeldError: another process is writing to ``output``.
+        OSError: the disk is full, or does not give back what was written to it.
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard: must be at least 1, got {samples_per_shard}")
     if not output:
         raise ValueError("output: must name a folder or a URL")
     store = Store(output)
+    # One at a time; of a cache at a URL, of those that share this machine's folder for parts.
+    with hold(output if store.local is not None else _parts_path(store), "cache"):
+        return _write(manifest, store, settings, entry or {}, name, samples_per_shard, workers, progress)
+
+
+def _write(
+    manifest: Manifest,
+    store: Store,
+    settings: Settings,
+    entry: Mapping[str, Any],
+    name: str,
+    samples_per_shard: int,
+    workers: int | None,
+    progress: bool,
+) -> Report:
     about = {
         "format": FORMAT,
         "complete": False,
@@ -128,6 +147,9 @@ def write_cache(
     if not report.samples:
         path, why = next(iter(report.failures.items()), ("none", "no usable clip"))
         raise DataError(f"{name}: nothing could be cached; the first: {path}: {why}")
+    for shard in shards:
+        if done[shard.name]["samples"] and store.size(shard.name) != done[shard.name]["bytes"]:
+            raise DataError(f"{store.location}/{shard.name}: has changed since it was written; run this again")
     _write_index(manifest, store, shards, done, entry)
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
     counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
@@ -155,15 +177,18 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
 
 def _parts_folder(store: Store) -> Path:
     """Where samples wait for their shard."""
-    if store.local is not None:
-        folder = store.local / _PARTS
-    else:
-        root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
-        folder = root / "shards" / f"{hashlib.sha256(store.location.encode()).hexdigest()[:12]}{_PARTS}"
+    folder = _parts_path(store)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp*"):
         leftover.unlink(missing_ok=True)
     return folder
+
+
+def _parts_path(store: Store) -> Path:
+    if store.local is not None:
+        return store.local / _PARTS
+    root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
+    return root / "shards" / f"{hashlib.sha256(store.location.encode()).hexdigest()[:12]}{_PARTS}"
 
 
 def _finished(store: Store, shard: Shard) -> dict[str, Any] | None:
@@ -253,12 +278,22 @@ def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> d
     samples = sum("address" in entry for entry in entries.values())
     if samples:
         store.put(temporary, shard.name)
+        _check(store, shard.name, digest.hexdigest(), offset + len(END))
     record = {"sha256": digest.hexdigest(), "bytes": offset + len(END), "samples": samples, "entries": entries}
     store.write(shard.record, json.dumps(record).encode())
     for key in shard.spans:
         for suffix in (".tar", ".error"):
             (parts / f"{stem}-{key}.tar").with_suffix(suffix).unlink(missing_ok=True)
     return record
+
+
+def _check(store: Store, name: str, digest: str, length: int) -> None:
+    """Reads back what was written, before its parts are deleted and a record says that it is done."""
+    found = store.sha256(name)
+    if found != (digest, length):
+        place = f"{store.location}/{name}"
+        told = f"has {found[1]} bytes of SHA-256 {found[0]}, not {length} of {digest}, as were written to it"
+        raise OSError(errno.EIO, f"{told}: check the disk and run this again", place)
 
 
 def _tell(report: Report, shards: list[Shard], done: dict[str, dict[str, Any]]) -> None:
@@ -277,7 +312,7 @@ def _write_index(
     store: Store,
     shards: list[Shard],
     done: dict[str, dict[str, Any]],
-    entry: Mapping[str, Any] | None,
+    entry: Mapping[str, Any],
 ) -> None:
     """The manifest of the cache: all rows, in their order, with their addresses or why they have none."""
     names = ["path", "error", "audio_error", "video_error", "has_audio", "has_video", "sample_rate", "channels"]

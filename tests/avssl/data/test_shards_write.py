@@ -24,6 +24,7 @@ from avssl.data.shards import store, write
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
+from avssl.locks import HeldError
 from avssl.pipelines.cache import cache
 
 SETTINGS = Settings(short_side=32)
@@ -253,3 +254,36 @@ def test_threads_share_a_store_whose_files_take_turns(tmp_path: Path, monkeypatc
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(400)))
+
+
+def test_a_second_cache_into_the_same_folder_is_refused_while_one_is_written(tmp_path: Path, monkeypatch) -> None:
+    manifest = clocks(tmp_path / "media", 3)
+    finish, refused = write._finish, []
+
+    def with_a_rival(*args: object) -> dict[str, object]:
+        if not refused:
+            with pytest.raises(HeldError, match=r"cache .*is being written by") as error:
+                made(manifest, tmp_path / "cache")
+            refused.append(error)
+        return finish(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(write, "_finish", with_a_rival)
+    assert made(manifest, tmp_path / "cache").samples == 3
+    assert refused and not verify(str(tmp_path / "cache"), progress=False)
+
+
+def test_a_shard_that_does_not_read_back_as_written_ends_the_run_and_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    manifest, put = clocks(tmp_path / "media", 3), store.Store.put
+
+    def torn(self: store.Store, file: Path, name: str) -> None:
+        put(self, file, name)
+        if name == "train-000001.tar":
+            assert self.local is not None
+            os.truncate(self.local / name, 700)
+
+    monkeypatch.setattr(store.Store, "put", torn)
+    with pytest.raises(OSError, match="has 700 bytes"):
+        made(manifest, tmp_path / "cache")
+    monkeypatch.setattr(store.Store, "put", put)
+    assert made(manifest, tmp_path / "cache").samples == 3
+    assert not verify(str(tmp_path / "cache"), progress=False)

@@ -23,6 +23,8 @@ from avssl.config import (
 )
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.locks import HeldError, hold
+from avssl.pipelines import finetune as finetuning
 from avssl.pipelines.finetune import finetune
 from avssl.pipelines.pretrain import pretrain
 
@@ -190,13 +192,26 @@ def test_a_checkpoint_of_other_settings_is_one_line(state, listed, tmp_path) -> 
     assert "\n" not in str(raised.value)
 
 
-def test_the_corrected_command_runs_and_an_old_run_comes_back(tmp_path, caplog) -> None:
+def test_a_folder_in_which_another_process_trains_is_refused_at_once(listed, tmp_path) -> None:
+    output = tmp_path / "run"
+    tuning = FinetuneConfig(data=data(listed), checkpoint="none", output=output, **SHARED)
+    for start, config in ((finetune, tuning), (pretrain, PretrainConfig(data=data(listed), output=output, **SHARED))):
+        with (
+            hold(output, "run"),
+            pytest.raises(HeldError, match=r"run .*run is being written by .*, process \d+, since"),
+        ):
+            start(config)
+    assert_no_trace(output)
+
+
+@pytest.fixture
+def tiny_run(tmp_path) -> FinetuneConfig:
     for kind, pitch in {"low": 300.0, "high": 2000.0}.items():
         for k in range(6):
             (tmp_path / "clips" / kind).mkdir(parents=True, exist_ok=True)
             sound = np.sin(2 * np.pi * (pitch + 10 * k) * np.arange(4000) / 8000) * 9000
             wavfile.write(tmp_path / "clips" / kind / f"{k}.wav", 8000, sound.astype(np.int16))
-    config = FinetuneConfig(
+    return FinetuneConfig(
         data=data(str(tmp_path / "clips")),
         checkpoint="none",
         head="full",
@@ -205,6 +220,25 @@ def test_the_corrected_command_runs_and_an_old_run_comes_back(tmp_path, caplog) 
         output=tmp_path / "run",
         **SHARED,
     )
+
+
+def test_what_another_process_trained_while_this_one_got_ready_is_kept(tiny_run, tmp_path, monkeypatch) -> None:
+    open_splits = finetuning.open_splits
+
+    def while_another_trains(*args, **options):
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        metrics.parent.mkdir()
+        metrics.write_text('{"step": 1}\n')
+        return open_splits(*args, **options)
+
+    monkeypatch.setattr(finetuning, "open_splits", while_another_trains)
+    with pytest.raises(HeldError, match="another process has trained in"):
+        finetune(tiny_run)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_corrected_command_runs_and_an_old_run_comes_back(tiny_run, tmp_path, caplog) -> None:
+    config = tiny_run
     with pytest.raises(DataError):
         finetune(changed(config, {"data": {"heads": ["lable"]}}))
     first = finetune(config)

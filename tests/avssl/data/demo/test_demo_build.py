@@ -1,10 +1,13 @@
 """The demo set on disk: same bytes from the same recipe, whole or absent, honest about labels, clear when it fails."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -109,9 +112,27 @@ def test_the_loser_of_a_race_keeps_the_winner_s_set(tmp_path: Path, monkeypatch:
         build_demo(root, **sizes)
 
     monkeypatch.setattr(demo_build, "_fill", fill_while_a_rival_finishes)
+    monkeypatch.setattr(demo_build, "hold", lambda *_, **__: contextlib.nullcontext())  # on a disk without locks
     assert ensure_demo(root, **sizes) == root
     assert len(demo_rows(root)[0]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_who_waited_for_another_builder_takes_its_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"pretrain": 1, "train_per_class": 0, "test_per_class": 0, "workers": 0}
+    hold, filled = demo_build.hold, []
+
+    @contextlib.contextmanager
+    def after_another(*args: Any, **options: Any) -> Iterator[None]:
+        monkeypatch.setattr(demo_build, "hold", hold)
+        build_demo(*args[:1], **sizes)
+        monkeypatch.setattr(demo_build, "_fill", lambda *_: filled.append("twice"))
+        with hold(*args, **options):
+            yield
+
+    monkeypatch.setattr(demo_build, "hold", after_another)
+    assert len(demo_rows(ensure_demo(tmp_path / "demo", **sizes))[0]) == 1
+    assert not filled
 
 
 def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

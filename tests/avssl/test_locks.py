@@ -1,0 +1,93 @@
+"""One writer at a time, whatever became of the one before."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from filelock import SoftFileLease
+
+from avssl import locks
+from avssl.locks import HeldError, hold, refuse_held
+
+KILLED = """
+import os, sys
+from avssl.locks import hold
+with hold(sys.argv[1], "run"):
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_second_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
+    with hold(tmp_path / "out", "run"):
+        who = rf"run .*out is being written by {socket.gethostname()}, process {os.getpid()}, since 2\d\d\d-"
+        with pytest.raises(HeldError, match=who), hold(tmp_path / "out", "run"):
+            pass
+        with pytest.raises(HeldError, match=who):
+            refuse_held(tmp_path / "out", "run")
+        with hold(tmp_path / "other", "run"):
+            pass
+    refuse_held(tmp_path / "out", "run")
+    assert list(tmp_path.iterdir()) == [], "a lock that is released leaves nothing"
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
+    assert (tmp_path / ".out.lock").is_file()
+    with hold(tmp_path / "out", "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def of_another_host(folder: Path) -> Path:
+    """The lock of a process elsewhere, whose life can only be seen by its heartbeat."""
+    with hold(folder / "out", "run"):
+        text = (folder / ".out.lock").read_text()
+    file = folder / ".out.lock"
+    file.write_text(text.replace(f"host={socket.gethostname()}", "host=elsewhere"))
+    return file
+
+
+def test_the_lock_of_another_host_is_taken_over_without_a_sign_of_life(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(locks, "_POLL", 0.1)
+    of_another_host(tmp_path)
+    with hold(tmp_path / "out", "run"):
+        assert f"pid={os.getpid()}" in (tmp_path / ".out.lock").read_text()
+
+
+def test_a_live_holder_on_another_host_keeps_its_lock(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "_POLL", 0.1)
+    file = of_another_host(tmp_path)
+    acquire = SoftFileLease.acquire
+
+    def beating(lease: SoftFileLease, *args: object, **options: object) -> object:
+        os.utime(file)  # the other one's heartbeat
+        return acquire(lease, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SoftFileLease, "acquire", beating)
+    with pytest.raises(HeldError, match="elsewhere"), hold(tmp_path / "out", "run"):
+        pass
+    assert file.is_file()
+
+
+def test_who_waits_gets_it_after_the_other(tmp_path: Path, caplog) -> None:
+    order = []
+    waiting = threading.Event()
+
+    def second() -> None:
+        waiting.set()
+        with hold(tmp_path / "scan", "scan", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with hold(tmp_path / "scan", "scan"):
+        thread.start()
+        waiting.wait(30)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
