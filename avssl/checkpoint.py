@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from mast.files import move_into_place
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # The previous one is the last one's predecessor, a second chance where a disk damages that.
 LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
+CONFIG = "config.yaml"
 _SPARE = re.compile(rf"step-\d+\.ckpt|{BEST}|{PREVIOUS}")
 
 
@@ -221,7 +223,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     except Exception as error:  # zipfile fails on damaged offsets with any of Python's errors
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise ValueError(f"{path} is damaged or is not a checkpoint of avssl: {_first_line(error)}") from error
+        raise ValueError(f"{path} is not a checkpoint of avssl, or is damaged: {_first_line(error)}") from error
 
 
 def _load(path: Path, mmap: bool) -> dict[str, Any]:
@@ -236,6 +238,31 @@ def _load(path: Path, mmap: bool) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
         raise ValueError(f"{path} is not a checkpoint of avssl: it has no settings")
     return state
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in ``folder``: of its ``config.yaml``, or where that is missing or damaged, those that
+    its checkpoints keep, which is said. Empty where there are none.
+    """
+    file, values = folder / CONFIG, None
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        why = "is empty"
+    except (FileNotFoundError, NotADirectoryError):
+        why = "is missing"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = f"is damaged ({_first_line(error)})"
+    if isinstance(values, dict) and values:
+        return values
+    for path in (folder / "checkpoints" / name for name in (LAST, PREVIOUS, BEST)):
+        try:
+            values = read_head(path)["settings"].get("config")
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        if isinstance(values, dict):
+            logger.warning("%s %s: taking the settings from %s", file, why, path)
+            return values
+    return {}
 
 
 @contextmanager

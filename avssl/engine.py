@@ -78,6 +78,7 @@ class Progress:
     best_step: int = -1
     worse: int = 0  # validations since the best
     skipped: int = 0  # steps that the fp16 scaler skipped
+    validation_due: bool = False  # a signal came first: it is made up for when the run goes on
     failures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -164,7 +165,7 @@ class Engine:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.failures.load_state_dict(self.progress.failures)
-        self.tracker.rewind(self.progress.step)
+        self.tracker.rewind(self.progress.step, without="val/" if self.progress.validation_due else None)
         if path.parent.resolve() != self.store.folder.resolve():  # the best of that run is not in this one's folder
             self.progress.best, self.progress.best_step = -math.inf, -1
         logger.info("resumed at step %d from %s", self.progress.step, path)
@@ -225,6 +226,9 @@ class Engine:
 
     def _fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None) -> bool:
         schedule, progress = self.schedule, self.progress
+        if validate and progress.validation_due:
+            self._validate(validate)
+            self.save(LAST)
         if progress.step >= schedule.max_steps or self._out_of_patience():
             return True
         meter = Meter(
@@ -249,7 +253,8 @@ class Engine:
                 if logging_due:
                     row = self._log(losses, report, norm, window)
                     meter.note(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
-                if validate and not stopped and (last or _due(progress.step, schedule.validate_every)):
+                progress.validation_due = bool(validate) and (last or _due(progress.step, schedule.validate_every))
+                if validate and progress.validation_due and not stopped:
                     self._validate(validate)
                     if not last and self._out_of_patience():
                         logger.info("no better %s in %d validations", schedule.monitor, schedule.patience)
@@ -380,6 +385,7 @@ class Engine:
         self.task.train()
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, self.progress.step)
         key, progress = self.schedule.monitor, self.progress
+        progress.validation_due = False
         value = metrics.get(key, -math.inf) if key else -math.inf
         if key in metrics and self.fabric.is_global_zero:
             before = f"; best {progress.best:.4f} at step {progress.best_step}" if progress.best_step >= 0 else ""

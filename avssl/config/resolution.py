@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from avssl.config.crossval import CrossvalConfig
@@ -168,11 +167,12 @@ def merge(sources: Sequence[Source], takes_checkpoint: bool = False) -> tuple[di
 
 def _groups_of(checkpoint: str) -> tuple[str, ...]:
     """The settings that a checkpoint brings: of a pretraining run both encoders', else the audio encoder's alone."""
+    from avssl.checkpoint import run_settings  # which imports torch
+
     path = Path(checkpoint)
     run = path.parent.parent if path.suffix == ".ckpt" else path
-    file = run / "config.yaml"
-    if file.is_file():
-        pretrained = "embedding_dim" in (yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    if settings := run_settings(run):
+        pretrained = "embedding_dim" in settings
     else:
         pretrained = path.suffix == ".ckpt" or not path.is_dir()  # a file by itself: nearly always a pair's
     return _OF_CHECKPOINT if pretrained else ("audio",)

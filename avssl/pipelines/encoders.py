@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from torch import Tensor
 
 import mast
-from avssl.checkpoint import BEST, LAST, fitting, read_checkpoint, read_head
+from avssl.checkpoint import BEST, LAST, fitting, read_checkpoint, read_head, run_settings
 from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, PretrainConfig, VideoConfig
 from avssl.config.parts import REGULARIZATION
 from avssl.data.batch import Batch
@@ -190,9 +189,9 @@ def used_checkpoint(path: Path) -> Path:
     """The .ckpt file that ``path`` means: itself, or, of a run's folder, the one that ``log.use`` evaluates."""
     if path.suffix == ".ckpt":
         return path
-    config, best = path / "config.yaml", path / "checkpoints" / BEST
-    if best.is_file() and config.is_file():
-        log = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("log") or {}
+    best = path / "checkpoints" / BEST
+    if best.is_file():
+        log = run_settings(path).get("log") or {}
         if log.get("use") == "best":  # runs of before that setting evaluated the last weights
             return best
     return path / "checkpoints" / LAST

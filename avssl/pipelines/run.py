@@ -11,11 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning_fabric import Fabric
 from torch import nn
 
-from avssl.checkpoint import CheckpointStore, is_sharded, read_head
+from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.evaluation.files import atomic_path
 from avssl.locks import HeldError, hold, refuse_held
@@ -69,7 +68,7 @@ class Run:
         if fabric.is_global_zero:
             refuse_held(folder, "run")
         self.store = CheckpointStore(fabric, folder / "checkpoints")
-        fresh = config.resume == "none" or not ((folder / "config.yaml").is_file() and _holds_training(folder))
+        fresh = config.resume == "none" or not _holds_training(folder)
         if not fresh:
             check_same(folder, config)
         self.checkpoint = self.store.latest(config.resume)
@@ -176,8 +175,8 @@ class Run:
             ) from error
 
     def _write_config(self) -> None:
-        path = self.folder / "config.yaml"
-        if path.is_file() and self.config.resume == "none":
+        path = self.folder / CONFIG
+        if self.config.resume == "none" and (path.is_file() or _holds_training(self.folder)):
             self._backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(self._backup)
             logger.info("kept the earlier run as %s", self._backup)
@@ -203,9 +202,11 @@ class Run:
 
         Its batch and kind of strategy stay what they were.
         """
-        if self.config.resume not in ("auto", "none") and (run_folder(checkpoint) / "config.yaml").is_file():
-            check_same(run_folder(checkpoint), self.config)
         state = read_head(checkpoint)
+        if isinstance(kept := state["settings"].get("config"), dict):
+            _check_equal(kept, self.config, checkpoint)
+        elif self.config.resume not in ("auto", "none") and (run_folder(checkpoint) / CONFIG).is_file():
+            check_same(run_folder(checkpoint), self.config)
         missing = {"sharded", "settings", "wandb_id", "progress"} - state.keys()
         if missing or "global_batch" not in state["settings"]:
             raise ValueError(f"resume: {checkpoint} holds weights alone, not a run; start from it by --checkpoint")
@@ -276,16 +277,26 @@ def check_same(folder: Path, config: Any) -> None:
     """Checks that the run in ``folder`` has the settings of ``config``, :data:`FREE_SETTINGS` apart.
 
     Raises:
-        ValueError: it has others; the message names the first.
+        ValueError: it has others; the message names the first. Or it does not say which it has.
     """
-    old, new = _flat(yaml.safe_load((folder / "config.yaml").read_text())), _flat(to_dict(config))
+    settings = run_settings(folder)
+    if not settings:
+        raise ValueError(
+            f"{folder} holds a run whose {CONFIG} is missing or damaged, and no checkpoint that has its settings: put "
+            "the file back, choose another --output, or give --resume none to start over (the old folder is kept)"
+        )
+    _check_equal(settings, config, folder)
+
+
+def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
+    old, new = _flat(settings), _flat(to_dict(config))
     usual = _flat(to_dict(type(config)()))  # what a run had of settings that were not there yet
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
         if not free and before != new.get(key):
             raise ValueError(
-                f"{folder} holds a run with {key} = {before!r}, not {new.get(key)!r}: choose another --output, with "
+                f"{where} holds a run with {key} = {before!r}, not {new.get(key)!r}: choose another --output, with "
                 "--checkpoint to start from its weights, or give --resume none to start over (the old folder is kept)"
             )
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
+from avssl.checkpoint import CONFIG, run_settings
 from avssl.config import DataConfig
 from avssl.config.inference import EmbedDataConfig
 from avssl.data.catalog import find_entry
@@ -100,15 +99,14 @@ def _export_folder(checkpoint: Path) -> Path:
 def run_folder(checkpoint: Path) -> Path:
     """The folder of the run that ``checkpoint`` lies in; where it lies in none, its own."""
     folder = checkpoint.parent if checkpoint.suffix == ".ckpt" else checkpoint
-    inside = folder.name in ("checkpoints", EXPORT, FOLDER) and (folder.parent / "config.yaml").is_file()
-    return folder.parent if inside else folder
+    if folder.name not in ("checkpoints", EXPORT, FOLDER):
+        return folder
+    return folder.parent if any((folder.parent / name).is_file() for name in (CONFIG, "metrics.jsonl")) else folder
 
 
 def _run_config(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that ``checkpoint`` lies in; nothing where it lies in none."""
-    file = run_folder(checkpoint) / "config.yaml"
-    values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return values if isinstance(values, dict) else {}
+    return run_settings(run_folder(checkpoint))
 
 
 def _exported(checkpoint: Path, key: str) -> Any:

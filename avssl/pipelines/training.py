@@ -18,6 +18,7 @@ from avssl.config import (
     OptimConfig,
     PretrainConfig,
     RuntimeConfig,
+    to_dict,
 )
 from avssl.data.failures import FailureMonitor
 from avssl.data.shards.index import shard_numbers
@@ -94,7 +95,8 @@ def build_engine(
         run.tracker,
         run.store,
         FailureMonitor(config.data.max_failures),
-        settings | {"global_batch": optim.batch_size * fabric.world_size, "manifest": splits.digest},
+        settings
+        | {"global_batch": optim.batch_size * fabric.world_size, "manifest": splits.digest, "config": to_dict(config)},
         config.seed,
         optim.ema,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avssl.evaluation.files import atomic_path
 from avssl.tracking.tensorboard import TensorBoard, check_tensorboard
 from avssl.tracking.wandb_run import Mode, WandbRun, choose_mode, stated_mode
 
@@ -141,15 +142,21 @@ class Tracker:
         if self.tensorboard is not None:
             self.tensorboard.log(changing, step)
 
-    def rewind(self, step: int) -> None:
-        """Drops rows after ``step``, which a resumed run writes again; a row cut short by a crash goes too."""
+    def rewind(self, step: int, without: str | None = None) -> None:
+        """Drops rows after ``step``, which a resumed run writes again; rows that a crash or a disk damaged go too.
+
+        Rows of ``step`` itself with metrics whose names begin with ``without`` are also written again.
+        """
         if not self.enabled:
             return
         for path in (self.metrics_path, self.speed_path):
-            rows = [row for row in read_rows(path) if row["step"] <= step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(partial, path)
+            if not path.is_file():
+                logger.warning("%s is missing: its rows up to step %d are lost", path, step)
+            rows = [
+                row for row in read_rows(path) if row["step"] < step or (row["step"] == step and not _has(row, without))
+            ]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if self.tensorboard is not None:
             self.tensorboard.rewind(step)
 
@@ -184,11 +191,24 @@ def is_constant(name: str) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file; a last line that a crash cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    """Rows of a .jsonl file. Lines that a crash cut short or a disk damaged are left out, with a warning."""
+    rows, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
+        if not line:
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        logger.warning("%s: %d damaged lines left out: %s", path, len(damaged), shown)
     return rows
+
+
+def _has(row: Mapping[str, Any], prefix: str | None) -> bool:
+    return prefix is not None and any(name.startswith(prefix) for name in row)

@@ -210,6 +210,106 @@ def test_signal_saves_and_ends(number, tmp_path) -> None:
     assert again.fit(stream(again)) and again.progress.step == 12
 
 
+@pytest.mark.parametrize("step", [3, 4, 12])
+@pytest.mark.parametrize("point", ["loading", "forward", "clipping", "logging", "validation", "saving"])
+def test_a_signal_at_any_point_of_a_step_changes_no_metric(point: str, step: int, tmp_path) -> None:
+    """Steps 4, 8 and 12, the last, validate; 5 and 10 save, 6 is kept."""
+
+    def engine_in(folder) -> Engine:
+        return make_engine(folder, validate_every=4, checkpoint_every=5, keep_every=6, monitor="score", ema=0.5)
+
+    def score(engine: Engine):
+        return {"score": -abs(engine.progress.step - 8) + engine.model()[0].weight.sum().item() * 1e-3}
+
+    whole = engine_in(tmp_path / "whole")
+    assert whole.fit(stream(whole), lambda: score(whole))
+
+    struck = engine_in(tmp_path / "struck")
+    sent = []
+
+    def strike(now: bool = True) -> None:
+        if now and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    def loading():
+        for number, batch in enumerate(stream(struck), start=1):
+            strike(point == "loading" and number == step)
+            yield batch
+
+    def around(owner, name: str, completed: int) -> None:
+        """Strikes when ``owner.name`` is called with ``completed`` steps done."""
+        original = getattr(owner, name)
+
+        def struck_call(*arguments, **named):
+            strike(struck.progress.step >= completed)
+            return original(*arguments, **named)
+
+        setattr(owner, name, struck_call)
+
+    calls = {
+        "forward": (struck.raw_task, "forward", step - 1),
+        "clipping": (struck, "_gradient_norm", step - 1),
+        "logging": (struck.tracker, "log", step),
+        "validation": (struck, "_validate", step),
+        "saving": (struck.store, "save", step),
+    }
+    if point in calls:
+        around(*calls[point])
+    ended = struck.fit(loading(), lambda: score(struck))
+    assert sent
+    again = engine_in(tmp_path / "struck")
+    assert ended or again.fit(stream(again), lambda: score(again))
+    assert (tmp_path / "struck/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    final = struck if ended else again
+    assert (final.progress.best, final.progress.best_step) == (whole.progress.best, whole.progress.best_step)
+    best = [read_checkpoint(tmp_path / name / "checkpoints/best.ckpt") for name in ("struck", "whole")]
+    assert best[0]["progress"]["step"] == best[1]["progress"]["step"]
+    assert all(torch.equal(value, best[1]["task"][name]) for name, value in best[0]["task"].items())
+
+
+def test_a_validation_that_is_made_up_for_and_cut_short_is_not_logged_twice(tmp_path) -> None:
+    engine = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
+    engine.fit(signalled(engine, 2), lambda: {"score": 0.5})
+    again = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
+    again.save = lambda name: (_ for _ in ()).throw(OSError("killed"))  # its row is written, the checkpoint is not
+    with pytest.raises(OSError, match="killed"):
+        again.fit(stream(again), lambda: {"score": 0.5})
+    third = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
+    assert third.fit(stream(third), lambda: {"score": 0.5})
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "val/score" in row] == [2, 4, 6]
+
+
+def signalled(engine: Engine, step: int):
+    """Batches; SIGTERM comes with those of ``step``."""
+    for number, batch in enumerate(stream(engine), start=1):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_damaged_checkpoint_changes_no_metric_of_a_run_that_goes_on(name: str, tmp_path, caplog) -> None:
+    whole = make_engine(tmp_path / "whole", checkpoint_every=2, validate_every=4, monitor="score")
+    whole.fit(stream(whole), lambda: {"score": float(whole.progress.step)})
+    parts = make_engine(tmp_path / "parts", checkpoint_every=2, validate_every=4, monitor="score")
+    parts.fit(signalled(parts, 7), lambda: {"score": float(parts.progress.step)})
+    (tmp_path / "parts/checkpoints" / name).write_bytes(b"cut short")
+    again = make_engine(tmp_path / "parts", checkpoint_every=2, validate_every=4, monitor="score")
+    assert again.progress.step == {"last.ckpt": 6, "best.ckpt": 7}[name]
+    assert ("the newest whole one, of step 6" in caplog.text) == (name == "last.ckpt")
+    assert again.fit(stream(again), lambda: {"score": float(again.progress.step)})
+    assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert again.use_best()
+
+
+def test_damaged_best_weights_are_not_used(tmp_path, caplog) -> None:
+    engine = make_engine(tmp_path, steps=4, validate_every=2, monitor="score")
+    scores = iter([0.9, 0.1])
+    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    (tmp_path / "checkpoints/best.ckpt").write_bytes(b"cut short")
+    assert not engine.use_best() and "using the last weights instead of the best, of step 2" in caplog.text
+
+
 def test_best_and_kept_checkpoints(tmp_path, caplog) -> None:
     caplog.set_level("INFO", "avssl.engine")
     engine = make_engine(tmp_path, steps=6, validate_every=2, keep_every=3, monitor="score")

@@ -57,6 +57,30 @@ def test_row_cut_short_by_a_crash_is_dropped(tmp_path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"\0" * 40, b'{"step": 2, "train/lo', b"3", b'{"train/loss": 1.0}', b"[" * 100_000],
+    ids=["foreign bytes", "zeros", "torn", "no row", "no step", "nested"],
+)
+def test_a_damaged_line_is_repaired_and_the_rows_behind_it_stay(tmp_path, damage: bytes, caplog) -> None:
+    tracker = Tracker(tmp_path, {}, mode="disabled")
+    for step in (1, 2, 3):
+        tracker.log({"train/loss": float(step)}, step=step)
+    path = tmp_path / "metrics.jsonl"
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + b"\n" + second + third)
+    tracker.rewind(2)
+    assert path.read_bytes() == first + second
+    assert f"{path}: 1 damaged lines left out: 2" in caplog.text
+
+
+def test_lost_metrics_are_told(tmp_path, caplog) -> None:
+    tracker = Tracker(tmp_path, {}, mode="disabled")
+    (tmp_path / "metrics.jsonl").unlink()
+    tracker.rewind(7)
+    assert "metrics.jsonl is missing: its rows up to step 7 are lost" in caplog.text
+
+
 def test_other_processes_write_nothing(tmp_path) -> None:
     tracker = Tracker(tmp_path, {}, mode="offline", enabled=False)
     tracker.log({"train/loss": 1.0}, step=1)

@@ -1,0 +1,107 @@
+"""The folder of a run knows whose it is by more than one file."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lightning_fabric import Fabric
+
+from avssl.checkpoint import BEST, LAST, run_settings
+from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
+from avssl.pipelines.encoders import used_checkpoint
+from avssl.pipelines.run import Run
+from avssl.pipelines.trained import run_folder, trained_with
+from avssl.tracking import read_rows
+
+
+def open_run(config: FinetuneConfig) -> Run:
+    return Run(config, Path(str(config.output)), Fabric(accelerator="cpu", devices=1), config.wandb, "finetune")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FinetuneConfig:
+    """Of a run that trained three steps; both of its checkpoints are of the third."""
+    config = FinetuneConfig(output=tmp_path / "run", log=LogConfig(use="best"), wandb=WandbConfig(mode="disabled"))
+    config = replace(config, data=replace(config.data, name="esc50", clip_seconds=2.5))
+    with open_run(config) as run:
+        run.tracker.log({"train/loss": 1.0}, 3)
+        settings = {"kind": "test", "global_batch": config.optim.batch_size, "config": to_dict(config)}
+        for name in (BEST, LAST):
+            run.store.save(name, {"progress": {"step": 3}, "settings": settings, "wandb_id": None, "sharded": False})
+    return config
+
+
+DAMAGE = {"deleted": None, "empty": b"", "foreign": b"\xff\xfe\x00", "no settings": b"- 1\n", "no YAML": b"a: [1\n"}
+
+
+@pytest.fixture(params=DAMAGE)
+def damaged(request: pytest.FixtureRequest, config: FinetuneConfig) -> FinetuneConfig:
+    """The same with its ``config.yaml`` damaged."""
+    file, contents = Path(str(config.output)) / "config.yaml", DAMAGE[request.param]
+    if contents is None:
+        file.unlink()
+    else:
+        file.write_bytes(contents)
+    return config
+
+
+def test_a_damaged_config_comes_back_and_the_run_goes_on(damaged: FinetuneConfig, caplog) -> None:
+    folder = Path(str(damaged.output))
+    run = open_run(damaged)
+    assert run.checkpoint == folder / "checkpoints" / LAST and run.step == 3
+    assert "config.yaml" in caplog.text and "taking the settings from" in caplog.text
+    with run:
+        pass
+    assert (folder / "config.yaml").read_text() == to_yaml(damaged)
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [3]
+
+
+def test_other_settings_are_refused_all_the_same(damaged: FinetuneConfig) -> None:
+    with pytest.raises(ValueError, match="holds a run with seed = 0, not 5"):
+        open_run(replace(damaged, seed=5))
+
+
+def test_starting_over_keeps_the_old_folder(damaged: FinetuneConfig) -> None:
+    folder = Path(str(damaged.output))
+    with open_run(replace(damaged, resume="none", seed=5)):
+        pass
+    (kept,) = folder.parent.glob("run.*")
+    assert [row["step"] for row in read_rows(kept / "metrics.jsonl")] == [3] and (kept / "checkpoints" / LAST).is_file()
+    assert not read_rows(folder / "metrics.jsonl")
+
+
+def test_a_run_that_says_nothing_of_its_settings_is_not_written_over(damaged: FinetuneConfig) -> None:
+    folder = Path(str(damaged.output))
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"config\.yaml is missing or damaged.*put the file back"):
+        open_run(damaged)
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [3]
+
+
+def test_tools_find_the_same_weights_and_data(damaged: FinetuneConfig) -> None:
+    folder = Path(str(damaged.output))
+    assert used_checkpoint(folder) == folder / "checkpoints" / BEST
+    assert run_folder(folder / "checkpoints" / LAST) == folder
+    known = trained_with(folder / "checkpoints" / LAST)
+    assert (known.data, known.clip_seconds) == ("esc50", 2.5)
+
+
+def test_a_cut_config_is_no_reason_to_go_on_with_other_settings(config: FinetuneConfig) -> None:
+    """Half a YAML file is one, too; what is missing in it is not the default."""
+    folder = Path(str(config.output))
+    other = replace(config, data=replace(config.data, clip_seconds=None))
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("  clip_seconds: 2.5\n", ""))
+    assert "clip_seconds" not in run_settings(folder)["data"]
+    with pytest.raises(ValueError, match=r"data\.clip_seconds = 2\.5, not None"):
+        open_run(other)
+
+
+def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfig, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(Path(str(config.output)) / "checkpoints" / LAST, alone)
+    elsewhere = replace(config, output=tmp_path / "other", resume=str(alone))
+    assert open_run(elsewhere).step == 3
+    with pytest.raises(ValueError, match=r"alone\.ckpt holds a run with seed = 0, not 5"):
+        open_run(replace(elsewhere, seed=5))
