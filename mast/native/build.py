@@ -4,6 +4,9 @@ A source is plain C++17 with ``extern "C"`` functions that take pointers and siz
 compiles in a second or two with any compiler that is there, and ``ctypes`` calls it without Python's lock. OpenMP is
 on; the symbols resolve to the runtime that torch has loaded, so both share one pool of threads.
 
+A library ends with the SHA-256 of what is before it, which the loader of the system skips: one that was cut short would
+end the process, and one that is not this user's alone could do anything. Either is built anew instead.
+
 Without a compiler, or where a build fails, :func:`load` returns None and says so once in the log: callers must have
 another way. ``MAST_NATIVE=0`` turns all kernels off, ``MAST_NATIVE_CACHE`` names another folder for the libraries, and
 ``CXX`` another compiler.
@@ -23,6 +26,8 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+
+from mast.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +75,14 @@ def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
     try:
         command = _command(flags)
         library = _cache_folder() / f"{name}-{_key(source, command)}.so"
-        if library.is_file():
+        if os.path.lexists(library):
             try:
+                _check(library)
                 return ctypes.CDLL(str(library))
-            except OSError as error:  # a home folder shared with a machine of another C library
-                logger.info("%s does not load (%s); building it anew", library, error)
+            except (BuildError, OSError) as error:  # OSError: a home folder shared with a machine of another C library
+                logger.info("%s is not used (%s); building it anew", library, error)
         build(source, library, command)
+        _check(library)
         return ctypes.CDLL(str(library))
     except (BuildError, OSError) as error:
         logger.warning("mast runs without its %s kernel, more slowly: %s", name, error)
@@ -89,22 +96,39 @@ def build(source: Path, library: Path, command: list[str]) -> None:
         BuildError: the compiler failed, with the first lines of what it said.
         OSError: the folder cannot be written.
     """
-    descriptor, name = tempfile.mkstemp(suffix=".so", prefix=f".{library.stem}.", dir=library.parent)
-    os.close(descriptor)
-    try:
+    with atomic_path(library) as temporary:
         logger.info("compiling %s for this processor", source.name)
-        done = subprocess.run(
-            [*command, str(source), "-o", name], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        command = [*command, str(source), "-o", str(temporary)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{command[0]} took longer than {_TIMEOUT_S:g} s on {source.name}") from error
         if done.returncode != 0:
             said = " ".join(done.stderr.strip().splitlines()[:3])
             raise BuildError(f"{shlex.join(command[:1])} failed on {source.name} with code {done.returncode}: {said}")
-        os.chmod(name, 0o700)
-        os.replace(name, library)
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{command[0]} took longer than {_TIMEOUT_S:g} s on {source.name}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+        digest = hashlib.sha256(temporary.read_bytes()).digest()
+        with temporary.open("ab") as file:
+            file.write(digest)
+        os.chmod(temporary, 0o700)
+
+
+def _check(library: Path) -> None:
+    """Refuses a library that is not as it was built, or that another user may have put there.
+
+    Raises:
+        BuildError: saying which.
+    """
+    status = os.lstat(library)
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_uid != os.getuid()
+        or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise BuildError("it is not this user's alone")
+    data = library.read_bytes()
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(data[:-size]).digest() != data[-size:]:
+        raise BuildError("it is not as it was built")
 
 
 def _command(flags: tuple[str, ...]) -> list[str]:

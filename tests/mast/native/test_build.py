@@ -1,6 +1,7 @@
 """Kernels are built once, by whoever comes first, and their absence stops nothing."""
 
 import ctypes
+import hashlib
 import logging
 import os
 import shutil
@@ -71,6 +72,50 @@ def test_a_broken_library_in_the_cache_is_replaced(
     library.write_bytes(b"cut short")
     assert build.load("seven").number() == 7
     assert libraries(tmp_path) == [library]
+
+
+@pytest.mark.parametrize("how", ["cut short", "one bit", "no checksum", "shared", "link", "broken link"])
+def test_a_library_that_is_not_as_it_was_built_is_never_loaded(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The system's loader would end the process with SIGBUS, or run what another user wrote."""
+    build.load("seven")
+    (library,) = libraries(tmp_path)
+    whole = library.read_bytes()
+    library.unlink()  # which is loaded, in this process
+    if how == "cut short":
+        library.write_bytes(whole[: len(whole) // 2])
+    elif how == "one bit":
+        library.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    elif how == "no checksum":
+        library.write_bytes(whole[:-32])
+    elif how == "shared":
+        library.write_bytes(whole)
+        library.chmod(0o720)
+    elif how == "link":
+        (tmp_path / "theirs.so").write_bytes(whole)
+        library.symlink_to(tmp_path / "theirs.so")
+    else:
+        library.symlink_to(tmp_path / "nothing")
+    loaded, load = [], ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: (loaded.append(Path(path).read_bytes()), load(path))[1])
+    start_anew(monkeypatch)
+    assert build.load("seven").number() == 7
+    assert len(loaded) == 1 and loaded[0][-32:] == hashlib.sha256(loaded[0][:-32]).digest()
+    assert libraries(tmp_path) == [library] and not library.is_symlink() and library.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_library_of_another_user_is_refused(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build.load("seven")
+    (library,) = libraries(tmp_path)
+    os.chown(library, 65534, -1)
+    start_anew(monkeypatch)
+    caplog.set_level(logging.INFO, "mast.native.build")
+    assert build.load("seven").number() == 7
+    assert "it is not this user's alone" in caplog.text and library.stat().st_uid == 0
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(sources: Path, tmp_path: Path) -> None:
