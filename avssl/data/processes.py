@@ -1,8 +1,11 @@
 """How decoding processes start: from one server that has the imports, for scans, loaders and the demo set alike."""
 
+import os
+import signal
 import sys
 import threading
-from multiprocessing import spawn
+from multiprocessing import parent_process, spawn
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -26,6 +29,10 @@ def server() -> ForkServerContext:
 
 
 class _Process(ForkServerProcess):
+    def run(self) -> None:
+        _end_with_parent()
+        super().run()
+
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         usual = spawn.get_preparation_data
@@ -39,6 +46,33 @@ class _Process(ForkServerProcess):
                 return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
             finally:
                 spawn.get_preparation_data = usual
+
+
+def _end_with_parent() -> None:
+    """Has this process killed when the one that asked the server for it is gone, however that died.
+
+    The server is the parent of this process in the system's eyes, and lives as long as this process does. What tells
+    of the other's death is a pipe whose far end it alone holds. Linux kills upon its end by itself, also a process that
+    is stopped or keeps the interpreter's lock; elsewhere a thread waits for it.
+    """
+    parent = parent_process()
+    assert parent is not None
+    gone: int = parent.sentinel
+    if sys.platform != "linux":
+        threading.Thread(target=_exit_after, args=(gone,), name="parent watch", daemon=True).start()
+        return
+    import fcntl
+
+    fcntl.fcntl(gone, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(gone, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(gone, fcntl.F_SETFL, fcntl.fcntl(gone, fcntl.F_GETFL) | os.O_ASYNC)
+    if wait([gone], timeout=0):  # it died before that
+        os._exit(1)
+
+
+def _exit_after(gone: int) -> None:
+    wait([gone])
+    os._exit(1)
 
 
 class _Context(ForkServerContext):

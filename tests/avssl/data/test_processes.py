@@ -1,11 +1,18 @@
-"""Processes of scans, loaders and the demo set do not run the user's script again."""
+"""Processes of scans, loaders and the demo set do not run the user's script again, and end with their parent."""
 
+import os
+import queue
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loading_samples import write_ramp_wav
+
+from avssl.data import processes
 
 # Without a guard `if __name__ == "__main__"`, as most scripts are written; it notes each time that it is run.
 SCRIPT = """
@@ -83,3 +90,52 @@ def test_work_that_only_the_script_has_fails_at_once_and_says_why(
 ) -> None:
     done = run_script(script, tmp_path, monkeypatch)
     assert done.returncode == 1 and told in done.stderr
+
+
+ORPHANS = """
+import os, signal, sys, time
+from multiprocessing import forkserver, resource_tracker
+from avssl.data.media.pool import _Worker
+
+worker = _Worker(time.sleep)  # is ready when this returns
+worker.give([1000.0])
+print(worker.process.pid, forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid, flush=True)
+if sys.argv[1] == "stopped":
+    os.kill(worker.process.pid, signal.SIGSTOP)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("worker", ["busy", "stopped"])
+def test_a_killed_process_leaves_no_worker_server_or_tracker_behind(worker: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", ORPHANS, worker], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in killed.stdout.split()]
+    assert len(pids) == 3
+    until = time.monotonic() + 60
+    while (left := [pid for pid in pids if is_there(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def test_where_the_system_does_not_kill_a_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    ended: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(processes.sys, "platform", "elsewhere")
+    monkeypatch.setattr(processes, "parent_process", lambda: SimpleNamespace(sentinel=reader))
+    monkeypatch.setattr(processes.os, "_exit", ended.put)
+    processes._end_with_parent()
+    assert ended.empty()
+    os.close(writer)
+    assert ended.get(timeout=60) == 1
+    os.close(reader)
