@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,10 @@ from avssl.data.manifest_checks import (
     to_array,
 )
 from avssl.data.sampling import MIN_SHARE, covered, why_uncut
+from avssl.evaluation.files import atomic_path
 
 METADATA_KEY = b"avssl.manifest"
+_DIGEST_KEY = b"avssl.manifest.sha256"
 _SPAN_COLUMNS = ("audio_start", "audio_end", "video_start", "video_end")
 _ROW_COLUMNS = ("clip_id", "start", "end", "duration", *_SPAN_COLUMNS, "has_audio", "has_video", "split")
 
@@ -132,37 +133,42 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path, root: str | Path | None = None) -> Manifest:
-        """Read a file written by `save`. ``root`` replaces the stored one where the data have moved."""
+        """Read a file written by `save`, comparing its checksums. ``root`` replaces the stored one of moved data.
+
+        Raises:
+            ManifestError: it is damaged, or no manifest.
+            OSError: it cannot be read.
+        """
+        again = "build the manifest again"
         try:
-            table = pq.read_table(path, memory_map=True)
-        except pa.ArrowInvalid as error:
-            raise ManifestError(f"{path}: not a Parquet file ({error}); build the manifest again") from error
-        metadata = (table.schema.metadata or {}).get(METADATA_KEY)
-        if metadata is None:
+            table = pq.read_table(path, memory_map=True, page_checksum_verification=True)
+            stored = table.schema.metadata or {}
+            digest = _footer_digest(table, stored.get(METADATA_KEY, b""))
+        except (pa.ArrowException, OSError, ValueError) as error:  # what a damaged page or footer is to Arrow
+            if isinstance(error, OSError) and error.errno:
+                raise
+            why = str(error).splitlines()[0]
+            raise ManifestError(f"{path}: not a Parquet file, or damaged ({why}); {again}") from error
+        if METADATA_KEY not in stored:
             raise ManifestError(f"{path}: not a manifest (no 'avssl.manifest' metadata); write it with Manifest.save")
-        stored = json.loads(metadata)
-        return cls(table, root or stored["root"], stored["heads"], allow_absolute=stored["allow_absolute"])
+        if stored.get(_DIGEST_KEY, digest) != digest:
+            raise ManifestError(f"{path}: damaged (the checksum of its footer differs); {again}")
+        about = json.loads(stored[METADATA_KEY])
+        return cls(table, root or about["root"], about["heads"], allow_absolute=about["allow_absolute"])
 
     def save(self, path: str | Path, entry: Mapping[str, Any] | None = None) -> None:
         """Write Parquet (zstd) atomically: a reader sees the old file or the new one, never half of one.
 
         ``entry`` holds the keys of a data YAML, such as ``clip_seconds``, that go with the file; `load` ignores them.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata: dict[str, Any] = {"root": str(self.root), "heads": self.heads, "allow_absolute": self.allow_absolute}
         if entry:
             metadata["entry"] = dict(entry)
-        table = self.table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-            os.chmod(temporary, 0o644)  # mkstemp's private mode would hide a shared manifest from other users
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        text = json.dumps(metadata).encode()
+        digest = _footer_digest(self.table, text)
+        table = self.table.replace_schema_metadata({METADATA_KEY: text, _DIGEST_KEY: digest})
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -378,3 +384,9 @@ def _restore(table: pa.Table, root: Path, heads: dict[str, list[str]], allow_abs
     manifest = object.__new__(Manifest)
     manifest.table, manifest.root, manifest.heads, manifest.allow_absolute = table, root, heads, allow_absolute
     return manifest
+
+
+def _footer_digest(table: pa.Table, metadata: bytes) -> bytes:
+    """SHA-256 of what no page's checksum covers: number of rows, columns and their nulls, and ``metadata``."""
+    columns = [(name, column.null_count) for name, column in zip(table.column_names, table.columns, strict=True)]
+    return hashlib.sha256(json.dumps([len(table), columns]).encode() + metadata).hexdigest().encode()

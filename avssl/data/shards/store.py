@@ -13,6 +13,7 @@ from typing import Any
 
 from avssl.data.failures import DataError
 from avssl.evaluation.files import atomic_path
+from mast.files import move_into_place
 
 _OPEN_FILES = 64
 
@@ -88,9 +89,7 @@ class Store:
             self._fs.put_file(str(file), f"{self._root}/{name}")
             file.unlink()
             return
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())  # a machine that loses power must not leave a full name with empty contents
-        os.replace(file, self.local / name)
+        move_into_place(file, self.local / name)
 
     def sha256(self, name: str) -> tuple[str, int]:
         """SHA-256 and length of a file."""
