@@ -2,9 +2,10 @@
 
 Batch and length are dynamic, from one clip to many and from a part of the reference length to many times as much; the
 number of mels is that of the frontend. A file carries what is needed to use it: the frontend's settings, the class
-names, the names of input and outputs, the shortest input (``mast.open_exported`` reads them).
+names, the names of input and outputs, the shortest input (``mast.open_exported`` reads them), and its checksum.
 """
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -25,6 +26,8 @@ from mast.frontend import LogMel
 
 INSTALL = "pip install 'avssl[export]'"
 METADATA = "mast.json"
+CHECKSUM = b"mast.sha256"
+_METADATA_PROPS = 14  # number of ModelProto's field
 FORMAT = 1
 # Not 1, which a tracer would take for a constant.
 _TRACED_BATCH = 2
@@ -164,7 +167,7 @@ def export_onnx(
     _name_dimensions(file.graph, "samples" if frontend is not None else "frames")
     _set_metadata(file, metadata)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(file.SerializeToString())
+        temporary.write_bytes(sealed(file.SerializeToString()))
     return Path(path)
 
 
@@ -176,13 +179,16 @@ def quantize_onnx(source: str | Path, path: str | Path) -> Path:
 
     Raises:
         ImportError: onnx or onnxruntime is not installed.
-        ValueError: ``source`` is not of ``export_onnx``, or is in 8 bits already.
+        ValueError: ``source`` is damaged, not of ``export_onnx``, or in 8 bits already.
     """
     require("onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    file = onnx.load(str(source))
+    data = Path(source).read_bytes()
+    if is_sealed(data) is False:
+        raise ValueError(f"{source} is damaged: its checksum differs; copy or export it again")
+    file = onnx.load_from_string(data)
     metadata = read_metadata({entry.key: entry.value for entry in file.metadata_props}, source)
     if metadata["quantization"]:
         raise ValueError(f"{source} is quantized already; start from the float32 file")
@@ -198,7 +204,7 @@ def quantize_onnx(source: str | Path, path: str | Path) -> Path:
             logging.getLogger().setLevel(level)
         quantized = onnx.load(str(temporary))
         _set_metadata(quantized, metadata | {"quantization": "int8"})
-        temporary.write_bytes(quantized.SerializeToString())
+        temporary.write_bytes(sealed(quantized.SerializeToString()))
     return Path(path)
 
 
@@ -211,6 +217,27 @@ def read_metadata(properties: Mapping[str, str], source: str | Path) -> dict[str
     if found.get("format") != FORMAT:
         raise ValueError(f"{source}: no file of mast.export ({METADATA} of format {FORMAT} is missing in its metadata)")
     return found
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of an ONNX file with their SHA-256 as the last entry of its metadata. Protocol buffers that follow each
+    other are one, so that any reader takes it, and ``is_sealed`` finds it without a parser.
+    """
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data + _field(_METADATA_PROPS, _field(1, CHECKSUM) + _field(2, digest))
+
+
+def is_sealed(data: bytes) -> bool | None:
+    """Whether the bytes of an ONNX file are as ``sealed`` gave them; None where it did not, as before there was one."""
+    size = len(sealed(b""))
+    if CHECKSUM not in data[-size:]:
+        return None
+    return sealed(data[:-size])[-size:] == data[-size:]
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of a protocol buffer, of fewer than 128 bytes."""
+    return bytes([number << 3 | 2, len(value)]) + value
 
 
 def _linear_nodes(graph: Any) -> Iterable[str]:

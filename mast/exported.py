@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast.export import METADATA, read_metadata, require
+from mast.export import METADATA, is_sealed, read_metadata, require
 
 _Run = Callable[[Tensor], list[Tensor]]
 
@@ -54,7 +54,7 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is of another kind.
+        ValueError: it is of another kind, or damaged.
         ImportError: onnxruntime is not installed.
     """
     path = Path(path)
@@ -69,8 +69,12 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
 
 def _open_program(path: Path) -> Exported:
     extra = {METADATA: ""}
-    if not zipfile.is_zipfile(path):  # torch would log a traceback and try an older format
-        raise ValueError(f"{path} is damaged or no torch.export program")
+    try:  # torch would not compare the checksums, and log a traceback and try an older format where there is no archive
+        with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {bad} differs")
+    except Exception as error:  # zipfile fails on damaged offsets with any of Python's errors
+        raise ValueError(f"{path} is damaged or no torch.export program: {error}") from error
     try:
         program = torch.export.load(path, extra_files=extra)
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:
@@ -87,8 +91,11 @@ def _open_onnx(path: Path, threads: int) -> Exported:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    data = path.read_bytes()
+    if is_sealed(data) is False:
+        raise ValueError(f"{path} is damaged: its checksum differs; copy or export it again")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base of their own
         raise ValueError(f"{path} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
     metadata = read_metadata(session.get_modelmeta().custom_metadata_map, path)

@@ -20,6 +20,7 @@ from avssl.data.datasets.layout import MEDIA
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
+from avssl.data.manifest_checks import ManifestError
 from avssl.data.scan import SCAN_VERSION, scan
 from avssl.data.shards.index import entry_of, is_cache
 from avssl.locks import hold
@@ -184,13 +185,13 @@ def open_data(
             "%s: listing %d clips and comparing their files took %.0f s; a manifest that avssl prepare wrote "
             "(--data %s.parquet) opens without", name, len(built), took, Path(name).stem,
         )  # fmt: skip
-    if cached.is_file():
-        return check_usable(Manifest.load(cached, built.root), name)
+    if (kept := _kept_scan(cached, built)) is not None:
+        return check_usable(kept, name)
     # By the data's name alone: what a killed scan knows of a file stays true when other files have changed since.
     journal = cached.parent / f"{key}-{SCAN_VERSION}.scan"
     with hold(journal, "scan", wait=True):
-        if cached.is_file():  # another process has scanned the same
-            return check_usable(Manifest.load(cached, built.root), name)
+        if (kept := _kept_scan(cached, built)) is not None:  # another process has scanned the same
+            return check_usable(kept, name)
         logger.info("scanning %d clips of %s under %s (once; kept in %s)", len(built), name, built.root, cached.parent)
         scanned = scan(built, workers=workers, progress=progress, journal=journal)
         keep_scan(scanned, key, cached)
@@ -207,6 +208,18 @@ def scan_cache(built: Manifest, key: str, cache_dir: str | Path | None = None, p
     stats = file_stats(built.root, sorted(set(built.column("path"))), progress)
     folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
     return folder / f"{key}-{_hash([SCAN_VERSION, built.digest, stats])}.parquet"
+
+
+def _kept_scan(cached: Path, built: Manifest) -> Manifest | None:
+    """An earlier scan of ``built``; None where there is none that is whole."""
+    if not cached.is_file():
+        return None
+    try:
+        return Manifest.load(cached, built.root)
+    except ManifestError as error:
+        cached.unlink(missing_ok=True)
+        logger.warning("%s; its files are scanned again", error)
+        return None
 
 
 def keep_scan(scanned: Manifest, key: str, cached: Path) -> None:

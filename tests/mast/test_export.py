@@ -109,6 +109,43 @@ def test_a_program_of_spectrograms_equals_eager(tmp_path) -> None:
         exported(torch.randn(1, 1, 32, exported.metadata["shortest"] - 1))
 
 
+def flipped(file, path, bit: int):
+    """A copy of ``file`` at ``path`` with one bit flipped."""
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    return path
+
+
+def test_a_flipped_bit_in_an_onnx_file_is_refused(onnx_file, tmp_path) -> None:
+    import onnx
+
+    onnx.checker.check_model(onnx.load(str(onnx_file)))  # for others the checksum is metadata like any other
+    bits = 8 * (onnx_file.stat().st_size - 81)  # those of the checksum's own name may go
+    for bit in torch.randint(bits, (40,), generator=torch.Generator().manual_seed(0)).tolist():
+        with pytest.raises(ValueError, match=r"bad\.onnx is damaged: its checksum differs"):
+            mast.open_exported(flipped(onnx_file, tmp_path / "bad.onnx", bit))
+    with pytest.raises(ValueError, match=r"bad\.onnx is damaged: its checksum differs"):
+        mast.quantize_onnx(tmp_path / "bad.onnx", tmp_path / "int8.onnx")
+
+
+def test_an_onnx_file_without_a_checksum_is_read(onnx_file, tmp_path) -> None:
+    """As earlier versions wrote them."""
+    old = tmp_path / "old.onnx"
+    old.write_bytes(onnx_file.read_bytes()[:-81])
+    x = noise(1, 0.3)
+    assert torch.equal(mast.open_exported(old)(x)["logits"], mast.open_exported(onnx_file)(x)["logits"])
+
+
+def test_a_flipped_bit_in_a_program_is_refused(tmp_path) -> None:
+    model = small(depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 2]], num_classes=0)
+    file = mast.save_program(model, None, tmp_path / "model.pt2")
+    weight = file.read_bytes().index(model.norm.weight.detach().numpy().tobytes())
+    for bit in (8 * weight, 8 * weight + 100):
+        with pytest.raises(ValueError, match=r"bad\.pt2 is damaged .*(CRC|checksum)"):
+            mast.open_exported(flipped(file, tmp_path / "bad.pt2", bit))
+
+
 def test_ast_with_other_positions() -> None:
     torch.manual_seed(0)
     model = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2, mels=32, frames=64, num_classes=3).eval()

@@ -236,6 +236,17 @@ def test_data_are_scanned_once_until_they_change(media: Path, cache: Path, scans
     assert scans == [3, 3, 4, 3, 3], "other options are another entry and leave this one alone"
 
 
+def test_a_damaged_scan_is_made_again(
+    media: Path, cache: Path, scans: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_data(str(media))
+    (kept,) = (cache / "manifests").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-200])
+    assert open_data(str(media)).digest == first.digest and scans == [3, 3]
+    assert f"{kept}: not a Parquet file, or damaged" in caplog.text and "scanned again" in caplog.text
+    assert open_data(str(media)).digest == first.digest and scans == [3, 3]
+
+
 def test_a_killed_scan_goes_on_after_other_files_changed(
     media: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
