@@ -12,6 +12,17 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno
 
 
 @contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of a full disk in here names ``path``: what writes to an open file does not say to which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path with the same suffix in the same folder; a clean exit renames it to ``path``.
 
@@ -25,8 +36,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
     try:
-        yield temporary
-        move_into_place(temporary, target)
+        with naming(target):
+            yield temporary
+            move_into_place(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -93,7 +93,8 @@ def _fail(told: str, status: int) -> int:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left for {error.filename or 'the output folder'}; free some and run with --resume auto"
+        where = os.path.dirname(os.path.abspath(error.filename)) if error.filename else "a folder that is written to"
+        return f"no space left in {where}: free some and run the same command again"
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
         return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     if isinstance(error, KeyError):

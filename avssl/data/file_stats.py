@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from avssl.data.media.errors import raise_if_machine
 from avssl.progress import Meter
 
 # A file server answers each question in about a millisecond, but many at a time.
@@ -34,6 +35,7 @@ def file_stats(root: Path, paths: Sequence[str], progress: bool = True) -> list[
 def _stat(path: str) -> tuple[int, int] | None:
     try:
         stat = os.stat(path)
-    except OSError:
+    except OSError as error:
+        raise_if_machine(error, path)
         return None
     return stat.st_size, stat.st_mtime_ns

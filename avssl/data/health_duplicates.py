@@ -14,6 +14,7 @@ import numpy as np
 from avssl.data.file_stats import file_stats
 from avssl.data.health_fingerprint import same_sounds
 from avssl.data.manifest import Manifest
+from avssl.data.media.errors import raise_if_machine
 from avssl.data.scan_report import EXAMPLES
 from avssl.progress import Meter, track
 
@@ -116,5 +117,6 @@ def _digest(manifest: Manifest, path: str) -> bytes | None:
         with open(manifest.root / path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
+        raise_if_machine(error, manifest.root / path)
         logger.warning("%s: not compared with other files: %s", path, error.strerror)
         return None

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from avssl.evaluation.files import naming
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +53,9 @@ class Journal:
     def add(self, key: str | None, result: Sequence[Any]) -> None:
         """Keep a result; None as key (a file that cannot be told from its successor) keeps nothing."""
         if self._file is not None and key is not None:
-            self._file.write(json.dumps([key, list(result)], separators=(",", ":")) + "\n")
+            assert self.path is not None
+            with naming(self.path):
+                self._file.write(json.dumps([key, list(result)], separators=(",", ":")) + "\n")
 
     def close(self) -> None:
         """Stop writing; the file stays."""

@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 
 StreamT = TypeVar("StreamT", AudioStream, VideoStream)
 
@@ -54,7 +54,8 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         raise MediaError(path, "file not found") from error
     except PermissionError as error:
         raise MediaError(path, "unreadable file", error.strerror or "") from error
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise_if_machine(error, name)
         detail = str(getattr(error, "strerror", "") or error)
         raise MediaError(path, "not a media file", detail) from error
     with container:
@@ -70,6 +71,7 @@ def file_identity(path: str | Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
+        raise_if_machine(error, path)
         raise MediaError(path, "file not found") from error
     return status.st_size, status.st_mtime_ns
 
@@ -190,8 +192,8 @@ def packets_of(
                 yield packet
             elif not clocks:
                 break
-    except av.FFmpegError:
-        pass  # the demuxer cannot go on: for every reader the file ends here
+    except av.FFmpegError as error:  # the demuxer cannot go on: for every reader the file ends here
+        raise_if_machine(error, container.name)
     if held is not None:
         yield held
 
@@ -200,7 +202,8 @@ def decoded(packet: Packet) -> list[Any]:
     """The frames that come out of a packet; none where it does not decode, so that what it held is missing."""
     try:
         return list(packet.decode())
-    except (av.FFmpegError, ValueError):
+    except (av.FFmpegError, ValueError) as error:
+        raise_if_machine(error)
         return []
 
 

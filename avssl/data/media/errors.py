@@ -1,9 +1,17 @@
-"""The one exception of the media readers."""
+"""The one exception of the media readers, and what is not the files' fault."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
+
+import av
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+# So many bytes a machine has that is not out of memory.
+_SPARE = 1 << 26
 
 
 class MediaError(Exception):
@@ -22,3 +30,42 @@ class MediaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.detail)  # crosses process borders whole
+
+
+def raise_if_machine(error: BaseException, path: str | Path = "") -> None:
+    """Raises an OSError where ``error`` tells of this machine, not of the file: it must end a job, which can resume.
+
+    That is a full disk, too many open files, a disk that cannot be read, or no memory. FFmpeg says the latter two of
+    some broken files as well, whose headers ask for too much or whose ends are missing: then the machine is tried.
+
+    Args:
+        error: What reading or writing raised.
+        path: The file, which the OSError names; "file:" before it, as containers have it, is left out.
+    """
+    code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    name = str(path).removeprefix("file:")
+    unsure = isinstance(error, av.FFmpegError)
+    if (
+        code in _FULL
+        or (code == errno.EIO and not (unsure and _can_be_read(name)))
+        or (code == errno.ENOMEM and not _has_memory())
+    ):
+        raise OSError(code, os.strerror(code), name or None) from error
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            while file.read(1 << 22):
+                pass
+    except OSError as error:
+        return error.errno != errno.EIO
+    return True
+
+
+def _has_memory() -> bool:
+    try:
+        bytearray(_SPARE)
+    except MemoryError:
+        return False
+    return True

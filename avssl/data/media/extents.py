@@ -28,7 +28,7 @@ from avssl.data.media.container import (
     seconds,
     start_of,
 )
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 
 Usable = AudioStream | VideoStream
 
@@ -192,7 +192,8 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
         for packet in container.demux(*streams):
             if packet.size:
                 tracks[packet.stream_index].add(packet)
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        raise_if_machine(error, container.name)
         return None
     spans = {}
     for index, track in tracks.items():
@@ -218,8 +219,8 @@ def _counted(container: InputContainer, path: str | Path) -> Extents:
         for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
             if packet.size:  # the empty ones at the end do not tell their stream
                 tracks[packet.stream_index].add(packet)
-    except av.FFmpegError:
-        pass  # the file ends here as far as any reader is concerned
+    except av.FFmpegError as error:  # the file ends here as far as any reader is concerned
+        raise_if_machine(error, container.name)
     spans = {index: span for index, track in tracks.items() if (span := track.span()) is not None}
     chained = container.format.name == "ogg" and _is_chained(path)
     return Extents(spans, chained or any(track.restarted for track in tracks.values()))

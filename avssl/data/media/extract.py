@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, Channel
 from avssl.data.media.container import open_media, sound_from
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import promised_end
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.media.stream import stream_audio
@@ -51,7 +51,7 @@ class Extraction:
 
 
 def extract_audio(job: Extraction) -> Extraction:
-    """Writes the target, whole or not at all; never raises for what the source holds or for a full disk.
+    """Writes the target, whole or not at all; never raises for what the source holds.
 
     The sound is what `read_audio` gives: channels averaged, silence where the source has a late start or a gap, so that
     annotated times hold in the target, too; a comment in its header says where a late start is, for `probe`. 16 bits
@@ -72,6 +72,7 @@ def extract_audio(job: Extraction) -> Extraction:
     except MediaError as error:
         return replace(job, error=error.reason, detail=error.detail)
     except (OSError, av.FFmpegError) as error:
+        raise_if_machine(error, getattr(error, "filename", None) or target)
         return replace(job, error="cannot be written", detail=str(error))
     return replace(job, seconds=samples / rate, silence=silence)
 

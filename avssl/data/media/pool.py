@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.processes import server
 
@@ -27,6 +29,8 @@ _CHUNK = 32
 # Of mallopt, as <malloc.h> has them; and bytes that a worker keeps.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 1 << 26
+# Seconds for a process that has closed its connection to end.
+_PATIENCE = 10.0
 
 
 def probe_all(
@@ -72,6 +76,10 @@ def run_all(
         workers: processes; 0 works in this process, where a crash is fatal.
         timeout: seconds after which a job is given up.
         chunk: jobs that are handed to a process at a time; fewer the longer a job takes.
+
+    Raises:
+        OSError: for what is not a job's fault: a full disk, no memory, a disk that cannot be read; a process that was
+            killed from outside, as the system does when memory is short.
     """
     if workers < 0:
         raise ValueError(f"workers: must be at least 0, got {workers}")
@@ -150,14 +158,27 @@ class _Worker:
         try:
             result = self.connection.recv()
         except (EOFError, OSError):
+            self._raise_if_killed()
             return self.give_up("decoder crashed")
+        if isinstance(result, _Stop):
+            raise OSError(*result.told)
         self.since = time.monotonic()
         return self.pending.popleft(), "", result
+
+    def _raise_if_killed(self) -> None:
+        """A decoder that crashes ends otherwise: whoever killed the process says nothing of the file."""
+        assert self.process is not None
+        self.process.join(_PATIENCE)
+        if self.process.exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+            raise OSError(
+                f"{_name(self.pending[0])}: the process that read it was killed from outside, as the system does when "
+                "memory is short: use fewer workers and run the same command again"
+            )
 
     def give_up(self, reason: str) -> tuple[Any, str, None]:
         """Blame the job in hand, and go on with the rest in a new process."""
         job = self.pending.popleft()
-        logger.warning("%s: %s", job if isinstance(job, str) else getattr(job, "path", job), reason)
+        logger.warning("%s: %s", _name(job), reason)
         self.stop()
         self.start()
         rest = list(self.pending)
@@ -187,4 +208,28 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
         except (EOFError, OSError):
             return
         for job in jobs:
-            connection.send(function(job))
+            try:
+                result = function(job)
+            except (OSError, MemoryError) as error:
+                result = _stop(error, job)
+            connection.send(result)
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Arguments of the OSError that ends the whole job."""
+
+    told: tuple[Any, ...]
+
+
+def _stop(error: OSError | MemoryError, job: Any) -> _Stop:
+    """What the other side is to raise; an error that is not the machine's is raised here: a crash of the decoder."""
+    try:
+        raise_if_machine(error, getattr(error, "filename", None) or _name(job))
+    except OSError as machine:
+        return _Stop((machine.errno, machine.strerror, machine.filename))
+    raise error
+
+
+def _name(job: Any) -> str:
+    return job if isinstance(job, str) else str(getattr(job, "path", job))

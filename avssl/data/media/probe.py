@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, cancels
 from avssl.data.media.container import begins_with_sound, decoded, find_audio, find_video, open_media
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import extents_of, promised_end
 from avssl.data.media.orientation import upright_size
 
@@ -168,7 +168,10 @@ def _decodes(path: str, find: Callable[[InputContainer, str], AudioStream | Vide
         for _ in range(_TRIAL_PACKETS):
             try:
                 packet = next(packets)
-            except (StopIteration, av.FFmpegError):
+            except StopIteration:
+                return False
+            except av.FFmpegError as error:
+                raise_if_machine(error, path)
                 return False
             if decoded(packet):
                 return True

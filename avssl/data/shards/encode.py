@@ -16,6 +16,7 @@ from PIL import Image
 
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
+from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.timing import ROUNDING
 from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
 from avssl.evaluation.files import atomic_path
@@ -161,6 +162,7 @@ def encode(job: Job) -> tuple[bytes, dict[str, str]]:
                 try:
                     read(job, span, file, about, members)
                 except (MediaError, av.FFmpegError) as error:
+                    raise_if_machine(error, job.path)
                     reason = error.reason if isinstance(error, MediaError) else "does not decode"
                     detail = error.detail if isinstance(error, MediaError) else str(error)
                     about["errors"][name] = reason + (f" ({detail})" if detail else "")

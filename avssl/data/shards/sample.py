@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import AudioClip, Sound, Track, checked
+from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.timing import frame_indices
 from avssl.data.media.video import scaled_shape
@@ -165,6 +166,7 @@ class CachedSample:
         except FileNotFoundError as error:
             raise MediaError(self.path, "file not found") from error
         except OSError as error:
+            raise_if_machine(error, self.path)
             raise MediaError(self.path, "unreadable file", str(error)) from error
         if len(data) != size:
             raise MediaError(self.path, "corrupt sample", "the shard is too short")

@@ -22,6 +22,7 @@ from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
 from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
+from avssl.evaluation.files import naming
 from avssl.locks import hold
 from avssl.progress import Meter
 
@@ -262,7 +263,7 @@ def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> d
     stem = shard.name.removesuffix(".tar")
     temporary, digest, offset = parts / f".{shard.name}.tmp", hashlib.sha256(), 0
     entries: dict[str, dict[str, Any]] = {}
-    with open(temporary, "wb") as file:
+    with naming(parts / shard.name), open(temporary, "wb") as file:
         for key in shard.spans:
             one = made[key]
             entries[key] = {"errors": one.errors or {}}

@@ -1,0 +1,137 @@
+"""A full disk, too few descriptors, a disk that cannot be read: never a verdict on a file, and the job resumes."""
+
+import builtins
+import errno
+import os
+import signal
+from pathlib import Path
+
+import av
+import pytest
+from loading_samples import wav_manifest, write_ramp_wav
+from test_shards_write import clocks, made
+
+from avssl.commands import _one_line
+from avssl.data.extraction import extract_all
+from avssl.data.media import MediaError, extract, probe, read_audio
+from avssl.data.media.pool import run_all
+from avssl.data.shards import write
+from avssl.data.shards.encode import Job, Made, make
+from avssl.data.shards.verify import verify
+from avssl.evaluation.files import atomic_path
+
+
+def full(path: str | None = None) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def make_on_a_full_disk(job: Job) -> Made:
+    """`make`, except that a file of the fourth video cannot be written while the disk is full."""
+    if Path(job.path).name == "3.mp4" and (Path(job.path).parent / "full").exists():
+        raise full(job.part)
+    return make(job)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_is_full_for_a_moment_blames_no_file_of_a_cache(tmp_path: Path, monkeypatch, workers: int) -> None:
+    manifest = clocks(tmp_path / "media", 5)
+    monkeypatch.setattr(write, "make", make_on_a_full_disk)
+    (tmp_path / "media" / "full").touch()
+    with pytest.raises(OSError, match="No space left") as raised:
+        made(manifest, tmp_path / "cache", workers=workers)
+    assert f"no space left in {tmp_path / 'cache' / '.parts'}:" in _one_line(raised.value)
+    (tmp_path / "media" / "full").unlink()
+    report = made(manifest, tmp_path / "cache", workers=workers)
+    assert report.samples == 5 and not report.failures and not verify(str(tmp_path / "cache"), progress=False)
+
+
+def test_an_extraction_stops_at_a_full_disk_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    manifest = wav_manifest(tmp_path / "media", 2)
+    write_audio = extract.write_audio
+
+    def fills(path: Path, *args: object) -> int:
+        if "001" in path.name:
+            raise full()
+        return write_audio(path, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extract, "write_audio", fills)
+    with pytest.raises(OSError, match="No space left") as raised:
+        extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
+    assert str(tmp_path / "sound") in _one_line(raised.value)
+    monkeypatch.setattr(extract, "write_audio", write_audio)
+    summary = extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
+    assert (summary.there, summary.extracted, summary.failures) == (1, 1, {})
+
+
+def test_what_was_written_to_names_the_folder_that_is_full(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as raised, atomic_path(tmp_path / "full" / "a.json"):
+        raise full()  # as `file.write` does, without a name
+    assert _one_line(raised.value).startswith(f"no space left in {tmp_path / 'full'}: free some and run the same")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENFILE])
+def test_a_file_that_this_machine_cannot_open_now_is_not_a_broken_file(tmp_path: Path, monkeypatch, code: int) -> None:
+    path = write_ramp_wav(tmp_path / "a.wav", 1.0)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(av, "open", fails)
+    for read in (probe, read_audio):
+        with pytest.raises(OSError, match=os.strerror(code)) as raised:
+            read(str(path))
+        assert raised.value.errno == code and raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize("disk", ["sound", "broken"])
+def test_an_end_by_a_disk_error_is_told_from_the_end_of_a_broken_file(tmp_path: Path, monkeypatch, disk: str) -> None:
+    """FFmpeg says "Input/output error" of both; the bytes of the second can be read."""
+    path = write_ramp_wav(tmp_path / "a.wav", 1.0)
+    demux, real_open = av.container.InputContainer.demux, builtins.open
+
+    class Ending:
+        def __init__(self, container: av.container.InputContainer) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def __enter__(self) -> "Ending":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.container.close()
+
+        def demux(self, *streams: object) -> object:
+            for number, packet in enumerate(demux(self.container, *streams)):
+                if number == 2:
+                    raise av.error.classes[errno.EIO](errno.EIO, "Input/output error", str(path))
+                yield packet
+
+    opened = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: Ending(opened(*args, **options)))
+    if disk == "broken":
+
+        def unreadable(file: object, *args: object, **options: object) -> object:
+            if str(file) == str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real_open(file, *args, **options)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(builtins, "open", unreadable)
+        with pytest.raises(OSError, match="Input/output error"):
+            read_audio(path)
+    else:
+        try:
+            assert read_audio(path).valid < 1
+        except MediaError as error:
+            assert error.reason  # a verdict on the file
+
+
+def killed(path: str) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return path
+
+
+def test_a_process_that_is_killed_from_outside_says_nothing_of_the_file() -> None:
+    with pytest.raises(OSError, match=r"a\.mp4: the process that read it was killed from outside.*memory"):
+        list(run_all(killed, ["a.mp4", "b.mp4"], lambda job, reason: reason, workers=1))
