@@ -13,7 +13,6 @@ from typing import Any
 
 from avssl.data.failures import DataError
 from avssl.evaluation.files import atomic_path
-from mast.files import move_into_place
 
 _OPEN_FILES = 64
 
@@ -89,6 +88,8 @@ class Store:
             self._fs.put_file(str(file), f"{self._root}/{name}")
             file.unlink()
             return
+        from mast.files import move_into_place  # which brings torch
+
         move_into_place(file, self.local / name)
 
     def sha256(self, name: str) -> tuple[str, int]:
