@@ -84,7 +84,9 @@ def read_recipe(file: Path) -> list[Source]:
         SettingsError: it is no YAML, or not settings by name; the message has file and line.
     """
     try:
-        values = get_loader("yaml")(file.read_text(encoding="utf-8"))  # as options are read: 1e-3 is a number
+        text = file.read_text(encoding="utf-8")
+        values = get_loader("yaml")(text)  # as options are read: 1e-3 is a number
+        _check_once(file, yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -102,6 +104,21 @@ def read_recipe(file: Path) -> list[Source]:
     if not other.is_file() or other.resolve() == file.resolve():
         raise SettingsError(f"{file}: base: there is no file {base} beside it")
     return [*read_recipe(other), Source(str(file), values)]
+
+
+def _check_once(file: Path, node: yaml.Node | None) -> None:
+    """Raises SettingsError for a key that a mapping in ``file`` has twice, of which YAML drops the first."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise SettingsError(f"{file}, line {key.start_mark.line + 1}: {name}: is given twice; give it once")
+            seen.add(name)
+            _check_once(file, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_once(file, item)
 
 
 def _yaml_error(file: Path, error: yaml.YAMLError) -> str:

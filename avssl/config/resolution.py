@@ -51,7 +51,7 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
     Raises:
         SettingsError: an unknown or wrong setting, or a file that is none; one line that names it and the fix.
     """
-    given = [Source(source.name, _nested(source.values)) for source in given]
+    given = [_nested(source) for source in given]
     sources = [*_recipes(config_class, given, files), *given]
     for source in sources:
         check_keys(config_class, source)
@@ -78,7 +78,7 @@ def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) 
         file, line = choose_recipe(command, _data_name(given))
         _say(line)
         recipes += read_recipe(file)
-    recipes = [Source(source.name, _nested(source.values)) for source in recipes]
+    recipes = [_nested(source) for source in recipes]
     if config_class is AugmentSheetConfig:
         recipes = [_of_sheet(source) for source in recipes]
     return _with_clips_of(_data_name(given), recipes)
@@ -202,7 +202,7 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
         for other in stand_ins:
             one.pop(other)
         if name.endswith("+"):
-            one = _nested({name[:-1]: _Added(_get(one, name[:-1]))})
+            one = _nested(Source("", {name[:-1]: _Added(_get(one, name[:-1]))})).values
         values = _merged(values, one)
     return files, [Source("command line", values)] if values else []
 
@@ -276,16 +276,37 @@ def _options(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             yield option, [rest.pop(0)] if rest and not rest[0].startswith("--") else []
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with dotted keys as groups, and data that is a name alone as that of ``data``."""
+def _nested(source: Source) -> Source:
+    """``source`` with dotted keys as groups, and data that is a name alone as that of ``data``.
+
+    Raises:
+        SettingsError: two spellings of one setting give it different values, of which neither is the later one.
+    """
     out: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in source.values.items():
         if key == "data" and isinstance(value, str | Path):
             value = {"name": str(value)}
         for part in reversed(str(key).split(".")[1:]):
             value = {part: value}
-        out = _merged(out, {str(key).split(".")[0]: value})
-    return out
+        group = {str(key).split(".")[0]: value}
+        if clash := _clash(out, group):
+            name, before, now = clash
+            place = f"{source.name}: " if source.name else ""
+            raise SettingsError(f"{place}{name}: is given twice, as {before!r} and as {now!r}; give one of them")
+        out = _merged(out, group)
+    return Source(source.name, out)
+
+
+def _clash(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that both have with different values, and these."""
+    for key in (key for key in one if key in other):
+        before, now = one[key], other[key]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            if clash := _clash(before, now, f"{prefix}{key}."):
+                return clash
+        elif before != now:
+            return f"{prefix}{key}", before, now
+    return None
 
 
 class _Added(list[Any]):

@@ -356,6 +356,37 @@ def test_a_wrong_option_is_told_in_one_line(argv: list[str], told: str, capsys) 
         resolve(FinetuneConfig, given, files)
 
 
+TWICE = {
+    "dotted first": ({"optim.lr": 1, "optim": {"lr": 2}}, "optim.lr: is given twice, as 1 and as 2"),
+    "dotted last": ({"optim": {"lr": 2}, "optim.lr": 1}, "optim.lr: is given twice, as 2 and as 1"),
+    "data": ({"data": "vids", "data.name": "demo"}, "data.name: is given twice, as 'vids' and as 'demo'"),
+    "options": ({"audio": {"options": {"a": 1}}, "audio.options.a": 2}, "audio.options.a: is given twice"),
+    "a group": ({"optim": None, "optim.lr": 1}, "optim: is given twice"),
+}
+
+
+@pytest.mark.parametrize(("values", "told"), TWICE.values(), ids=TWICE)
+def test_a_setting_that_is_given_twice_in_one_place_is_refused(values, told: str, tmp_path) -> None:
+    with pytest.raises(SettingsError, match=rf"^{told}.*give one of them$"):
+        resolve(PretrainConfig, [Source("", values)])
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(SettingsError, match=rf"^twice.yaml: {told}"):
+        resolve(PretrainConfig, [], ["twice.yaml"])
+
+
+def test_spellings_that_agree_or_add_up_are_one_setting() -> None:
+    values = {"optim.lr": 1e-3, "optim": {"lr": 1e-3, "epochs": 2}, "optim.warmup": 0.5}
+    optim = resolve(PretrainConfig, [Source("", values)], ["none"]).optim
+    assert (optim.lr, optim.epochs, optim.warmup) == (1e-3, 2, 0.5)
+    assert parse(PretrainConfig, ["--optim.lr", "1", "--optim", "{lr: 2}"]).optim.lr == 2  # of a shell the later wins
+
+
+def test_a_key_that_a_recipe_has_twice_is_refused(tmp_path) -> None:
+    (tmp_path / "twice.yaml").write_text("optim:\n  lr: 0.1\n  epochs: 2\n  lr: 0.2\n")
+    with pytest.raises(SettingsError, match=r"^twice.yaml, line 4: lr: is given twice"):
+        resolve(PretrainConfig, [], ["twice.yaml"])
+
+
 def test_the_page_of_settings_names_what_belongs_to_what() -> None:
     page = (CONFIGS.resolve().parent / "docs" / "settings.md").read_text()
     for name, owned in BELONGS.items():
