@@ -260,12 +260,16 @@ class _Track:
         return self._key is not None
 
     def add(self, packet: Packet) -> None:
-        if self.restarted or packet.is_discard:
+        if self.restarted:
+            return
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if packet.is_discard:  # an edit list hides it, yet the pictures that follow may refer to it
+            if self._key is None and packet.is_keyframe and stamp is not None:
+                self._key = stamp * self._clock.tick
             return
         if self._clock.restarts(packet):
             self.restarted = True
             return
-        stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None or (stamp == self._stamp and self._sound):  # none, or one that does not move on
             time = self.origin if self._packets == 0 else self._end
         else:

@@ -83,6 +83,23 @@ def test_a_clip_cut_at_packets(films, tmp_path, extension) -> None:
     together(path, info.video_start, min(info.audio_end, info.video_end), 3.0)
 
 
+@pytest.mark.parametrize("extension", ["mp4", "mov", "3gp"])
+def test_a_clip_whose_edit_list_hides_the_first_keyframe(films, tmp_path, extension) -> None:
+    """As ``ffmpeg -ss 3 -i in -t 6 -c copy`` does where it can: the group of pictures is kept from 2.4 s on."""
+    source = films[extension if extension in films else "mp4"]
+
+    def keep(kind: str, time: float) -> float | None:
+        return time - 3.0 if (2.39 if kind == "video" else 3.0) <= time < 9.0 else None
+
+    path = copied(source, tmp_path / f"cut.{extension}", keep)
+    with av.open(str(path)) as container:
+        assert next(container.demux(video=0)).is_discard
+    info = probe(path)
+    assert info == probe(path, deep=True) == probe(path, deep=False)
+    assert info.video_start == pytest.approx(0.0, abs=0.05) and info.video_end == pytest.approx(6.0, abs=0.1)
+    together(path, 0.0, 5.9, 3.0)
+
+
 @pytest.mark.parametrize("extension", CODECS)
 @pytest.mark.parametrize("late", ["audio", "video"])
 def test_a_stream_that_begins_late(films, tmp_path, extension, late) -> None:
