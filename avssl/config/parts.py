@@ -249,7 +249,8 @@ class LogConfig:
     Args:
         every: Steps between rows of metrics.jsonl.
         validate_every: Steps between validations; 0 validates at the end only.
-        checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only.
+        checkpoint_every: Steps between saves of last.ckpt; 0 saves at the end and on a signal only. The one before
+            stays as previous.ckpt.
         keep_every: Steps between checkpoints that are kept (step-N.ckpt); 0 keeps none.
         patience: Validations without improvement after which the run ends; 0 never ends early.
         use: Weights that are evaluated and exported: best (best.ckpt, of the validation with the highest score, the

@@ -127,6 +127,23 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("numbers", [64, 10**9])
+def test_weights_that_claim_to_be_larger_than_their_file_are_refused(tmp_path: Path, numbers: int) -> None:
+    """Else the memory behind them would be read."""
+    honest, hostile = tmp_path / "honest.ckpt", tmp_path / "hostile.ckpt"
+    torch.save({"settings": {}, "weight": torch.arange(4.0)}, honest)
+    with zipfile.ZipFile(honest) as source, zipfile.ZipFile(hostile, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):  # 4 is the length of the storage, and the shape of the tensor
+                claim = b"J" + numbers.to_bytes(4, "little")
+                assert b"K\x04tq\tQK\x00K\x04\x85" in data
+                data = data.replace(b"K\x04tq\tQK\x00K\x04\x85", claim + b"tq\tQK\x00" + claim + b"\x85")
+            target.writestr(name, data)
+    with pytest.raises(ValueError, match=r"hostile\.ckpt is not a checkpoint of avssl"):
+        read_checkpoint(hostile)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "old torch file", "torch file", "compressed", "tar of torch 0.1"])
 def test_foreign_and_old_pickles_are_refused_and_run_nothing(tmp_path: Path, kind: str) -> None:
     path, mark = tmp_path / "other.ckpt", tmp_path / "mark"
