@@ -139,7 +139,7 @@ def open_splits(
         fabric: Of a run of several processes.
         need_train: False takes data that are there to be evaluated only; the training split may then be empty.
         held_out: What an earlier run held out, to be held out again; rows that it did not have are training rows.
-            Nothing of other data.
+            Nothing of other data, and of a split that the data have by now.
 
     Raises:
         DataError: when the data has no usable row to train on, not the head asked for, or nothing to hold out.
@@ -187,7 +187,11 @@ def open_splits(
     if unknown:
         raise DataError(f"data.heads: {config.name} has no head {sorted(unknown)}; it has {sorted(manifest.heads)}")
     labels = {head: manifest.heads[head] for head in heads}
-    aside = {name: rows for name, rows in (held_out or {}).items() if _members(train, rows).any()}
+    aside = {
+        name: rows
+        for name, rows in (held_out or {}).items()
+        if not len(manifest.select(name)) and _members(train, rows).any()
+    }
     if not aside and len(train):
         aside = _hold_out(config, manifest, train, heads if labelled else [], labelled, seed)
     for name, rows in aside.items():

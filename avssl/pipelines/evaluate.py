@@ -23,7 +23,7 @@ from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.launch import launch_single
-from avssl.pipelines.run import read_held_out
+from avssl.pipelines.run import read_held_out, seen_in_training
 from avssl.pipelines.trained import Trained, own_data, run_folder, trained_with
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     split = _named(splits, config)
     _check_classes(subject, split)
-    if config.split in splits.held_out.keys() - held_out.keys() and known.is_of(config.data.name):
-        logger.warning("%s: the checkpoint was trained on the clips that are held out here", config.data.name)
+    seen = seen_in_training(run_folder(checkpoint), split)
+    if seen is None and config.split in splits.held_out.keys() - held_out.keys() and known.is_of(config.data.name):
+        seen = len(split)
+    if seen and config.split not in ("train", "pretrain"):
+        logger.warning(
+            "%s: %d of the %d clips of split %r have the ids of clips that the checkpoint was trained on: the numbers "
+            "flatter it",
+            *(config.data.name, seen, len(split), config.split),
+        )
     bench = Bench(
         config=config,
         subject=subject,
@@ -74,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     names = choose(config.evaluations, bench)
     if not names:
         raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
-    return _write(bench, splits, run_all(names, bench))
+    return _write(bench, splits, run_all(names, bench), seen)
 
 
 def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataConfig:
@@ -177,7 +184,7 @@ def _write_predictions(bench: Bench, findings: dict[str, Finding]) -> None:
     write_predictions(bench.folder / PREDICTIONS, bench.features.clip_ids, scores, truth, classes)
 
 
-def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[str, Any]:
+def _write(bench: Bench, splits: Splits, findings: dict[str, Finding], seen: int | None) -> dict[str, Any]:
     config, name = bench.config, Path(bench.config.data.name).stem
     metrics = {key: value for finding in findings.values() for key, value in finding.metrics.items()}
     headlines = [headline for finding in findings.values() for headline in finding.headlines]
@@ -187,6 +194,7 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[s
         "checkpoint_digest": bench.subject.digest,
         "split": config.split,
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
+        "seen_in_training": seen,
         "evaluations": list(findings),
         "headlines": headlines,
         "metrics": metrics,
@@ -205,7 +213,9 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding]) -> dict[s
     write_report(
         bench.folder,
         title=f"{bench.subject.name} on {name}",
-        summary={f"split {config.split!r}": clips} | {headline.name: headline.words() for headline in headlines},
+        summary={f"split {config.split!r}": clips}
+        | ({"clips that it was trained on": str(seen)} if seen else {})
+        | {headline.name: headline.words() for headline in headlines},
         sections=[finding.section for finding in findings.values()],
         config_yaml=to_yaml(config),
         provenance=result["provenance"],

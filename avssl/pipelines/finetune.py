@@ -26,9 +26,9 @@ from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
 from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
 from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import pretrain
-from avssl.pipelines.run import Run
+from avssl.pipelines.run import Run, seen_in_training
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
-from avssl.pipelines.trained import trained_with
+from avssl.pipelines.trained import run_folder, trained_with
 from avssl.pipelines.training import (
     build_engine,
     check_training,
@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             config.data.name,
         )
     classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
-    _warn_of_known_clips(config, checkpoint, splits)
+    _warn_of_known_clips(config, checkpoint, test, splits)
     frontend, modalities = classifier.frontend, MODALITIES[config.modality]
     sample_rate = SAMPLE_RATE if frontend is None else frontend.config["sample_rate"]  # without sound it is not read
     loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
@@ -102,7 +102,7 @@ def _finetune(
 ) -> dict[str, Any]:
     """Trains, evaluates and reports; without a task a linear probe is fitted."""
     fabric = run.fabric
-    run.hold_out(splits.held_out)
+    run.record_clips(splits)
     run.describe({"classifier": classifier}, splits.digest)
     before = embed_features(classifier, loaders, test, fabric.device) if fabric.is_global_zero else None
     titles = ("Before fine-tuning", "After fine-tuning")
@@ -133,13 +133,18 @@ def _finetune(
     return result | {"folder": str(run.folder)}
 
 
-def _warn_of_known_clips(config: FinetuneConfig, checkpoint: Path | None, splits: Splits) -> None:
-    """Warns where the test was held out of clips that the encoder was pretrained on."""
-    if checkpoint and "test" in splits.held_out and trained_with(checkpoint).is_of(config.data.name):
+def _warn_of_known_clips(config: FinetuneConfig, checkpoint: Path | None, test: Manifest, splits: Splits) -> None:
+    """Warns where clips of the test are such that the encoder was pretrained on."""
+    if not checkpoint:
+        return
+    seen = seen_in_training(run_folder(checkpoint), test)
+    if seen is None and "test" in splits.held_out and trained_with(checkpoint).is_of(config.data.name):
+        seen = len(test)
+    if seen:
         logger.warning(
-            "%s: the encoder was pretrained on the clips that are held out as the test, without their labels; for a "
-            "strict test give the data a split test before pretraining",
-            config.data.name,
+            "%s: %d of the %d test clips have the ids of clips that the checkpoint was trained on; for a strict test "
+            "give the data a split test before pretraining",
+            *(config.data.name, seen, len(test)),
         )
 
 

@@ -11,11 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from lightning_fabric import Fabric
 from torch import nn
 
 from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
+from avssl.data.manifest import Manifest
 from avssl.evaluation.files import atomic_path
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
@@ -25,6 +29,7 @@ from avssl.tracking import Tracker, check_tracking
 logger = logging.getLogger(__name__)
 
 HELD_OUT = "held_out.json"
+TRAINED_ON = "trained_on.parquet"
 # Settings that change how a run computes or is watched, not what it computes.
 FREE_SETTINGS = (
     "runtime",
@@ -139,14 +144,17 @@ class Run:
                 self.tracker.finish(exit_code=1)
                 self._abandon()
 
-    def hold_out(self, held_out: Mapping[str, HoldOut]) -> None:
-        """Writes down what was held out, so that whoever evaluates the run holds out the same."""
+    def record_clips(self, splits: Splits) -> None:
+        """Writes down what was held out and what is trained on, so that whoever evaluates the run holds out the same
+        and is told of clips that it has seen."""
         if not self.fabric.is_global_zero:
             return
         (self.folder / HELD_OUT).unlink(missing_ok=True)  # of a start that was killed
-        if held_out:
+        if splits.held_out:
             with atomic_path(self.folder / HELD_OUT) as temporary:
-                temporary.write_text(json.dumps({name: asdict(rows) for name, rows in held_out.items()}))
+                temporary.write_text(json.dumps({name: asdict(rows) for name, rows in splits.held_out.items()}))
+        with atomic_path(self.folder / TRAINED_ON) as temporary:
+            pq.write_table(splits.train.table.select(["clip_id"]), temporary, compression="zstd")
 
     def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
         """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""
@@ -249,6 +257,22 @@ def read_held_out(folder: Path) -> dict[str, HoldOut]:
         return {name: HoldOut(**rows) for name, rows in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
+
+
+def seen_in_training(folder: Path, rows: Manifest) -> int | None:
+    """How many of ``rows`` have the id of a clip that the run in ``folder`` trained on; None where it does not say.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    path = folder / TRAINED_ON
+    if not path.is_file():
+        return None
+    try:
+        trained_on = pq.read_table(path, columns=["clip_id"])["clip_id"]
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: is damaged; train the run again") from error
+    return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)
 
 
 def next_command(command: str, checkpoint: Path, data: DataConfig | None, split: str | None = "test") -> str:

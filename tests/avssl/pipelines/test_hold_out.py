@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,36 @@ def test_a_labelled_folder_works_at_once_and_is_evaluated_on_the_same_clips(fold
     assert again["metrics"]["label/count"] == told["clips"]
     assert again["metrics"]["label/top1"] == pytest.approx(result["metrics"]["label/top1"])
     assert again["held_out"]["test"] == told
+
+
+def test_clips_of_the_training_are_known_again_in_a_copy_and_under_other_splits(folder, tmp_path, caplog) -> None:
+    run = tmp_path / "run"
+    finetune(probe(folder, run))
+    test = set(json.loads((run / "held_out.json").read_text())["test"]["clip_ids"])
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    write(copy, "low/new.wav", PITCHES["low"], 99)
+
+    def evaluated(name: Path) -> dict:
+        caplog.clear()
+        runtime = RuntimeConfig(accelerator="cpu")
+        return evaluate(EvaluateConfig(str(run), data=data(name), evaluations=["accuracy"], runtime=runtime))
+
+    told = evaluated(copy)
+    assert told["seen_in_training"] == 0 and told["metrics"]["label/count"] == len(test)
+    assert "trained on" not in caplog.text
+    rows = ["path,split,label"]
+    for kind in PITCHES:
+        rows += [f"{kind}/{k}.wav,{'test' if k < 6 else 'train'},{kind}" for k in range(12)]
+    (copy / "index.csv").write_text("\n".join(rows) + "\n")
+    known = {f"{kind}/{k}.wav" for kind in PITCHES for k in range(6)} - test
+    told = evaluated(copy / "index.csv")
+    assert told["seen_in_training"] == len(known) > 0 and told["metrics"]["label/count"] == 12
+    assert f"{len(known)} of the 12 clips of split 'test' have the ids of clips that the checkpoint was" in caplog.text
+    assert f"{len(known)}" in (run / "evaluate-index" / "report.html").read_text()
+    caplog.clear()
+    config = probe(copy / "index.csv", tmp_path / "again")
+    finetune(replace(config, checkpoint=str(run), audio=AudioConfig()))
+    assert f"{len(known)} of the 12 test clips have the ids of clips that the checkpoint was" in caplog.text
 
 
 def test_data_with_a_val_split_alone_are_judged_on_it_and_it_is_said(tmp_path, caplog) -> None:
