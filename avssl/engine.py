@@ -273,6 +273,7 @@ class Engine:
     def save(self, name: str) -> None:
         """Writes the whole state of the run, atomically."""
         self.progress.failures = self.failures.state_dict()
+        self.tracker.sync()
         self.store.save(
             name,
             {

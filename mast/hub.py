@@ -162,21 +162,8 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; it is not a folder written by save_pretrained")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{folder / CONFIG} is not JSON: {error}") from error
-    described = isinstance(config, dict) and isinstance(config.get("model"), dict) and "name" in config["model"]
-    if not described or config.get("format") != FORMAT:
-        raise LoadError(
-            f"{folder / CONFIG}: not a format-{FORMAT} file of save_pretrained (fields: format, model.name)"
-        )
-    sums = config.get("sha256") if isinstance(config.get("sha256"), dict) else {}
-    if sums.get("config", _digest(config)) != _digest(config):
-        raise LoadError(
-            f"{folder / CONFIG} is not as it was written (its checksum differs): copy the folder again; if you changed "
-            'it yourself, take its entry "sha256" out'
-        )
+    config = read_config(folder)
+    sums = config["sha256"]
     arguments = dict(config["model"])
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -208,6 +195,31 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 
 
 from_pretrained = load_pretrained
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` of a folder of ``save_pretrained`` says, compared with its checksum.
+
+    Raises:
+        LoadError: it is damaged, or another file.
+        OSError: it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{folder / CONFIG} is not JSON: {error}") from error
+    described = isinstance(config, dict) and isinstance(config.get("model"), dict) and "name" in config["model"]
+    if not described or config.get("format") != FORMAT:
+        raise LoadError(
+            f"{folder / CONFIG}: not a format-{FORMAT} file of save_pretrained (fields: format, model.name)"
+        )
+    sums = config.get("sha256") if isinstance(config.get("sha256"), dict) else {}
+    if sums.get("config", _digest(config)) != _digest(config):
+        raise LoadError(
+            f"{folder / CONFIG} is not as it was written (its checksum differs): copy the folder again; if you changed "
+            'it yourself, take its entry "sha256" out'
+        )
+    return config | {"sha256": sums}
 
 
 def _digest(config: Mapping[str, Any]) -> str:

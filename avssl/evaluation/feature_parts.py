@@ -72,7 +72,7 @@ class FeatureParts:
         """Keeps the rows of the items up to ``done``; a part appears whole or not at all."""
         state = json.dumps({"done": done, "failures": list(failures)})
         with atomic_path(self.folder / f"part-{len(self._parts()):06d}.parquet") as temporary:
-            pq.write_table(table.replace_schema_metadata({_KEY: state}), temporary)
+            pq.write_table(table.replace_schema_metadata({_KEY: state}), temporary, write_page_checksum=True)
         self.done = done
         self.failures += failures
 
@@ -95,14 +95,14 @@ class FeatureParts:
     @staticmethod
     def _write_parquet(parts: Sequence[Path], path: Path) -> int:
         schema = pq.read_schema(parts[0]).remove_metadata()
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
             for part in parts:
-                writer.write_table(pq.read_table(part).replace_schema_metadata(None))
+                writer.write_table(_read_table(part).replace_schema_metadata(None))
         return int(pq.read_metadata(path).num_rows)
 
     @staticmethod
     def _write_npz(parts: Sequence[Path], path: Path) -> int:
-        table = pa.concat_tables(pq.read_table(part).replace_schema_metadata(None) for part in parts)
+        table = pa.concat_tables(_read_table(part).replace_schema_metadata(None) for part in parts)
         arrays: dict[str, Any] = {name: to_array(table[name]) for name in table.column_names}
         with path.open("wb") as file:
             np.savez(file, **arrays)
@@ -120,9 +120,24 @@ def to_array(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_features(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns of a Parquet or .npz file of features as arrays: clip_id, path, start, end, and (N, D) features."""
+    """The columns of a Parquet or .npz file of features as arrays: clip_id, path, start, end, and (N, D) features.
+
+    Raises:
+        ValueError: a Parquet file is damaged.
+        zipfile.BadZipFile: a .npz file is.
+    """
     if Path(path).suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    table = pq.read_table(path)
+    table = _read_table(Path(path))
     return {name: to_array(table[name]) for name in table.column_names}
+
+
+def _read_table(path: Path) -> pa.Table:
+    """A Parquet file whose pages are compared with their checksums."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:  # what a damaged page is to Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path}: is damaged ({str(error).splitlines()[0]}); make it again") from error

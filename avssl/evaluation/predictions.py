@@ -73,7 +73,7 @@ def write_predictions(
     }
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(told).encode()})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def _truth_column(target: NDArray[Any]) -> pa.Array:
@@ -93,9 +93,11 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:  # what a damaged page is to Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path}: not a Parquet file, or damaged: {str(error).splitlines()[0]}") from error
     if _KEY not in (table.schema.metadata or {}):
         raise ValueError(f"{path}: holds no predictions (no {_KEY.decode()!r} metadata)")
     told = json.loads(table.schema.metadata[_KEY])

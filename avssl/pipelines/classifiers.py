@@ -4,7 +4,6 @@ One that sees is a file of settings and weights in a folder of its run. One of a
 folder (see ``encoders``), which needs no avssl. Either can also be read from the checkpoints of its training.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from avssl.evaluation.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
+from mast.hub import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def has_classifier(path: Path) -> bool:
     """Whether :func:`read_classifier` finds a classifier at ``path``; an encoder without classes is none."""
     if file := _checkpoint(path):
         return read_head(file)["settings"].get("kind") in (VISUAL, AUDIO)
-    config = _export(path) / "config.json"
-    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("labels"))
+    folder = _export(path)
+    return (folder / "config.json").is_file() and bool(read_config(folder).get("labels"))
 
 
 def load_classifier(path: Path) -> Classifier:

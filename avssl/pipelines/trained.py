@@ -1,6 +1,5 @@
 """What a checkpoint was trained with, for the tools that apply it: clip length, frames, data."""
 
-import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from avssl.data.catalog import find_entry
 from avssl.data.failures import DataError
 from avssl.pipelines.classifiers import FOLDER
 from avssl.pipelines.encoders import EXPORT
+from mast.hub import read_config
 
 Data = TypeVar("Data", DataConfig, EmbedDataConfig)
 logger = logging.getLogger(__name__)
@@ -111,6 +111,6 @@ def _run_config(checkpoint: Path) -> dict[str, Any]:
 
 def _exported(checkpoint: Path, key: str) -> Any:
     """``key`` among the extras of an export; None where it is not there."""
-    file = _export_folder(checkpoint) / "config.json"
-    extra = json.loads(file.read_text(encoding="utf-8")).get("extra") if file.is_file() else None
+    folder = _export_folder(checkpoint)
+    extra = read_config(folder).get("extra") if (folder / "config.json").is_file() else None
     return (extra or {}).get(key)

@@ -142,6 +142,12 @@ class Tracker:
         if self.tensorboard is not None:
             self.tensorboard.log(changing, step)
 
+    def sync(self) -> None:
+        """Has the disk keep all rows so far: a checkpoint must not outlive the metrics of its steps."""
+        for path in (self.metrics_path, self.speed_path) if self.enabled else ():
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
+
     def rewind(self, step: int, without: str | None = None) -> None:
         """Drops rows after ``step``, which a resumed run writes again; rows that a crash or a disk damaged go too.
 

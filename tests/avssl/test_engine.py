@@ -389,6 +389,20 @@ def test_checkpoints_hold_plain_values_only(tmp_path) -> None:
     assert state["progress"]["step"] == 2
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_metrics_are_on_the_disk_before_the_checkpoint_of_their_step(tmp_path, monkeypatch) -> None:
+    engine = make_engine(tmp_path, steps=2)
+    seen, sync = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        seen.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    engine.fit(stream(engine))
+    assert seen == ["metrics.jsonl", "speed.jsonl", ".last.ckpt.partial", "checkpoints"]
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch) -> None:
     engine = make_engine(tmp_path, steps=2)
     engine.fit(stream(engine))
