@@ -19,3 +19,8 @@ def user_errors() -> tuple[type[Exception], ...]:
     from avssl.data.media import MediaError
 
     return OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError, LostProcessError
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xff`` and the like."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

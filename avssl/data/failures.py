@@ -12,11 +12,6 @@ class DataError(RuntimeError):
     """The data cannot be used as asked; the message says which file and how to mend it."""
 
 
-def printable(name: str) -> str:
-    """A file name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xff`` and the like."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 @dataclass(frozen=True)
 class Failure:
     """A manifest row that could not be decoded.

@@ -12,11 +12,11 @@ from typing import BinaryIO, TextIO
 import numpy as np
 import torch
 
-from avssl.data.failures import printable
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import MISSING_SECONDS, check_channel
 from avssl.data.media.stream import stream_audio, stream_raw
 from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
+from avssl.errors import printable
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from avssl.data.failures import DataError, printable
+from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.errors import printable
 
 Builder = Callable[..., Manifest]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from avssl.data.datasets import register_dataset
 from avssl.data.datasets.layout import class_name, class_names, number, read_table, split_name
-from avssl.data.failures import DataError, printable
+from avssl.data.failures import DataError
 from avssl.data.manifest import SPLITS, Manifest, ManifestError
 from avssl.data.manifest_checks import COLUMNS, LABEL_PREFIX
+from avssl.errors import printable
 
 logger = logging.getLogger(__name__)
 

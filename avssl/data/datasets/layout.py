@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from avssl.data.failures import DataError, printable
+from avssl.data.failures import DataError
+from avssl.errors import printable
 from avssl.progress import track
 
 logger = logging.getLogger(__name__)

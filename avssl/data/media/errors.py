@@ -9,6 +9,8 @@ from typing import Any
 
 import av
 
+from avssl.errors import printable
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 # So many bytes a machine has that is not out of memory.
 _SPARE = 1 << 26
@@ -26,7 +28,7 @@ class MediaError(Exception):
     def __init__(self, path: str | Path, reason: str, detail: str = "") -> None:
         # FFmpeg's messages run over several lines; a log line must not.
         self.path, self.reason, self.detail = str(path), reason, " ".join(detail.split())
-        super().__init__(f"{self.path}: {reason}" + (f" ({self.detail})" if self.detail else ""))
+        super().__init__(f"{printable(self.path)}: {reason}" + (f" ({self.detail})" if self.detail else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.detail)  # crosses process borders whole

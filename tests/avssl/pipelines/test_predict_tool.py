@@ -320,7 +320,7 @@ def test_the_window_is_the_length_of_training(classifier: Path, tmp_path) -> Non
     assert Predictor(classifier).seconds == 1.0
 
 
-def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, tmp_path) -> None:
+def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, tmp_path, caplog) -> None:
     files = [
         write_wav(tmp_path / os.fsdecode(b"k\xe4se.wav"), changing_noise(1.0)),
         tmp_path / os.fsdecode(b"\xe4.wav"),
@@ -330,6 +330,7 @@ def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, t
     predictor = Predictor(classifier)
     writer = create_writer("json", target, predictor.labels, 1)
     assert predict_files([str(file) for file in files], predictor, writer) == {"file not found": 1}
+    assert r"\xe4.wav: file not found" in caplog.text
     target.seek(0)
     assert [Path(json.loads(line)["file"]).name for line in target] == [r"k\xe4se.wav", "after.wav"]
 
