@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from lightning_fabric import Fabric
 
+import mast
 from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
+from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.encoders import used_checkpoint
 from avssl.pipelines.run import Run
 from avssl.pipelines.trained import run_folder, trained_with
@@ -105,3 +107,17 @@ def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfi
     assert open_run(elsewhere).step == 3
     with pytest.raises(ValueError, match=r"alone\.ckpt holds a run with seed = 0, not 5"):
         open_run(replace(elsewhere, seed=5))
+
+
+def test_a_damaged_description_of_an_export_is_named_by_every_reader(tmp_path: Path) -> None:
+    """Its clip length is as much a setting as its weights."""
+    model = mast.create_model("mast_pico", num_classes=2, embed_dim=8, depths=(1, 1, 1, 1))
+    mast.save_pretrained(model, tmp_path, labels={"kind": ["a", "b"]}, extra={"clip_seconds": 2.5})
+    assert has_classifier(tmp_path) and trained_with(tmp_path).clip_seconds == 2.5
+    file = tmp_path / "config.json"
+    text = file.read_text()
+    for damaged in (text.replace("2.5", "6.5"), text[:-20]):
+        file.write_text(damaged)
+        for read in (has_classifier, trained_with):
+            with pytest.raises(ValueError, match=r"config\.json is not (as it was written|JSON)"):
+                read(tmp_path)
