@@ -1,7 +1,8 @@
 """From when to when each stream of a file runs.
 
-Where the header lists every packet (MP4, MOV) it is believed. Where it only sums up (Matroska, WebM, FLAC, PCM), the
-last seconds are looked at. Elsewhere FFmpeg may have guessed from a bit rate, and all packets are read, undecoded.
+Where the header lists every packet (MP4, MOV) it is believed, and the last pictures are looked at, since it lists them
+in the order of decoding. Where it only sums up (Matroska, WebM, FLAC, PCM), the last seconds are looked at. Elsewhere
+FFmpeg may have guessed from a bit rate, and all packets are read, undecoded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from avssl.data.media.container import (
     start_of,
 )
 from avssl.data.media.errors import MediaError, raise_if_machine
+from avssl.data.media.timing import REORDER
 
 Usable = AudioStream | VideoStream
 
@@ -74,7 +76,7 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
     quick: dict[int, tuple[float, float]] | None = None
     fresh = True
     if container.format.name in LISTED:
-        quick = _listed(container, streams)
+        quick, fresh = _listed(container, streams), False
     elif container.format.name in _SUMMED or all(_is_pcm(container, stream) for stream in streams):
         quick, fresh = _from_tail(container, streams), False
     if quick is not None and not thorough:
@@ -164,14 +166,37 @@ def promised_end(container: InputContainer) -> float | None:
     """When the file ends as its header has it, which FFmpeg has not guessed; None where it promises nothing."""
     if container.format.name not in LISTED | _SUMMED | _UNCOMPRESSED or not container.duration:
         return None
+    if container.format.name in LISTED and (container.start_time or 0) < 0:
+        return None  # of fragments; FFmpeg counts twice what an edit list cuts off
     return container.duration / av.time_base
 
 
 def _listed(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
-    """By the header; None where it does not tell of every stream."""
-    spans = {stream.index: _listed_span(container, stream) for stream in streams}
-    known = {index: span for index, span in spans.items() if span is not None}
-    return known if len(known) == len(streams) else None
+    """By the header and the last pictures; None where these do not tell of every stream."""
+    spans: dict[int, tuple[float, float]] = {}
+    for stream in streams:
+        span = _listed_span(container, stream)
+        end = _last_shown(container, stream) if span and isinstance(stream, VideoStream) else span and span[1]
+        if span is None or end is None:
+            return None
+        spans[stream.index] = _agreed(span, (span[0], end))
+    return spans
+
+
+def _last_shown(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the pictures end by the last packets in the order of decoding; None where the seek to them fails."""
+    entries = stream.index_entries
+    track = _Track(stream, start_of(container))
+    try:
+        container.seek(entries[max(0, len(entries) - 1 - REORDER)].timestamp, stream=stream, any_frame=True)
+        for packet in container.demux(stream):
+            if packet.size:
+                track.add(packet)
+    except av.FFmpegError as error:
+        raise_if_machine(error, container.name)
+        return None
+    span = track.span()
+    return span[1] if span else None
 
 
 def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tuple[float, float]] | None:
@@ -250,6 +275,7 @@ class _Track:
         self.restarted = False
         self._clock = Clock(stream)
         self._sound = isinstance(stream, AudioStream)
+        self._skipped = -math.inf  # until when a decoder throws the sound away
         self._packets = 0
         self._stamp: int | None = None
         self._key: float | None = None
@@ -275,6 +301,11 @@ class _Track:
         else:
             time, self._stamp = stamp * self._clock.tick, stamp
         end = time + ((packet.duration or 0) * self._clock.tick or self._decoded_length(packet))
+        if self._sound and packet.has_sidedata("skip_samples"):
+            skipped = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
+            self._skipped = time + skipped / self.stream.codec_context.sample_rate
+        if end <= self._skipped:  # what an edit list cuts off, or a codec needs to get going
+            return
         self._packets += 1
         if self._key is None and packet.is_keyframe:
             self._key = time

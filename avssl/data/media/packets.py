@@ -20,12 +20,10 @@ from av.video.stream import VideoStream
 
 from avssl.data.media.container import start_of
 from avssl.data.media.orientation import upright
-from avssl.data.media.timing import frame_indices
+from avssl.data.media.timing import REORDER, frame_indices
 
 # A container may index keyframes only roughly: if a seek lands too late, the next one aims so many seconds earlier.
 _RUN_UP = 1.0
-# Frames are shown at most so many packets after the one that is shown before them (H.264's and HEVC's largest delay).
-_REORDER = 16
 
 
 class PacketError(Exception):
@@ -131,7 +129,7 @@ def _packets(container: InputContainer, stream: VideoStream, end: int) -> list[P
             raise SequentialError("the decoder's parameters change within the file")
         packets.append(packet)
         beyond += packet.pts > end
-        if beyond > _REORDER:
+        if beyond > REORDER:
             break
     return packets
 

@@ -12,6 +12,8 @@ from avssl.data.media.errors import MediaError
 _TOLERANCE = 0.5
 # Containers round timestamps, to 1 ms at worst; a frame that starts this much after an instant is already on.
 ROUNDING = 6e-4
+# Frames are shown at most so many packets after the one that is shown before them (H.264's and HEVC's largest delay).
+REORDER = 16
 
 
 def frame_indices(starts: np.ndarray, wanted: np.ndarray, path: str | Path) -> np.ndarray:

@@ -149,6 +149,31 @@ def test_fragments_are_counted(films, tmp_path) -> None:
     assert info.audio_end == pytest.approx(12.0, abs=0.1) and info.video_end == pytest.approx(12.0, abs=0.1)
 
 
+def test_fragments_whose_edit_list_cuts_sound_off(films, tmp_path) -> None:
+    """A decoder throws that sound away, though its packets are there; no such thing befalls the pictures."""
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov"}
+    path = copied(
+        films["mp4"], tmp_path / "frag.mp4", lambda _, time: time - 3.0 if 2.39 < time < 9.0 else None, options
+    )
+    info = probe(path)
+    assert info == probe(path, deep=True) == probe(path, deep=False) and info.warning == ""
+    assert info.video_start < 0.2 and info.audio_start == pytest.approx(0.6, abs=0.1)
+    together(path, info.audio_start, min(info.audio_end, info.video_end), 2.4)
+    with pytest.raises(MediaError, match="no audio in span"):
+        read_audio(path, 0.0, info.audio_start - 0.1)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mov", "mkv"])
+def test_pictures_of_a_variable_rate_end_with_the_last_one(tmp_path, extension) -> None:
+    """MP4 lists times of decoding only, among which the long ones at the end are not."""
+    times = np.concatenate([np.arange(40) / 25, 1.6 + np.arange(1, 5) * 0.4])
+    path = write_media(tmp_path / f"a.{extension}", frame_times=times, audio_codec=None, codec_options={"bf": "3"})
+    info = probe(path)
+    assert info == probe(path, deep=True) == probe(path, deep=False)
+    assert times[-1] < info.video_end < times[-1] + 0.5
+    assert frame_number(read_frames(path, [times[-1] + 0.01])[0]) == len(times) - 1
+
+
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "webm"])
 def test_a_good_header_costs_no_reading_of_packets(films, extension, monkeypatch) -> None:
     monkeypatch.setattr(extents, "_packet_extents", lambda *_: pytest.fail("all packets are read"))
