@@ -46,6 +46,7 @@ class CheckpointStore:
     def __init__(self, fabric: Fabric, folder: Path) -> None:
         self.fabric, self.folder = fabric, folder
         self._whole: Path | None = None  # verified already
+        self._last_is_damaged = False
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
         """Writes ``state`` to ``name``: a reader sees the old file or the whole new one. The old ``last.ckpt`` stays as
@@ -60,9 +61,10 @@ class CheckpointStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.fabric.save(partial, state)
             if self.fabric.is_global_zero:
-                if name == LAST:
+                if name == LAST and not self._last_is_damaged:
                     self._keep_previous()
                 move_into_place(partial, path)
+                self._last_is_damaged &= name != LAST
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             if self.fabric.is_global_zero:
                 partial.unlink(missing_ok=True)
@@ -119,19 +121,19 @@ class CheckpointStore:
             return None
         if resume != "auto" and not Path(resume).is_file():
             raise FileNotFoundError(f"resume: there is no file {resume}")
-        found: tuple[Path | None, str] = (None, "")
+        path: Path | None = None if resume == "auto" else Path(resume)
+        wrong: Exception | None = None
         if self.fabric.is_global_zero:
             try:
-                if resume == "auto":
-                    found = self._newest_whole(), ""
+                if path is None:
+                    path = self._newest_whole()
                 else:
-                    verify(Path(resume))
-                    found = Path(resume), ""
-            except ValueError as error:
-                found = None, str(error)
-        path, wrong = self.fabric.broadcast(found)
-        if wrong:
-            raise ValueError(wrong)
+                    verify(path)
+            except (ValueError, OSError) as error:  # of which the others, who wait, must know
+                wrong = error
+        path, wrong = self.fabric.broadcast((path, wrong))
+        if wrong is not None:
+            raise wrong
         self._whole = path
         return path
 
@@ -144,13 +146,16 @@ class CheckpointStore:
                 return last
             except ValueError as error:
                 wrong.append(str(error))
+                self._last_is_damaged = True
         spare = [path for path in self.folder.glob("*.ckpt") if _SPARE.fullmatch(path.name)]
         steps: dict[Path, int] = {}
         for path in spare:
             try:
                 steps[path] = int(read_head(path)["progress"]["step"])
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 wrong.append(str(error))
+            except (KeyError, TypeError):
+                wrong.append(f"{path} is of no run")
         for path in sorted(steps, key=lambda path: steps[path], reverse=True):
             try:
                 verify(path)

@@ -1,5 +1,6 @@
 """Damaged checkpoints are refused, or hold the very same values; a run goes on from the newest whole one."""
 
+import errno
 import os
 import pickle
 import zipfile
@@ -100,6 +101,28 @@ def test_a_damaged_last_one_falls_back_to_the_newest_whole(
     with pytest.raises(ValueError, match=r"no other checkpoint of the run is whole: copy one back, or give --resume"):
         store.latest("auto")
     assert store.latest("none") is None
+
+
+def test_a_damaged_last_one_does_not_take_the_place_of_the_previous(store: CheckpointStore) -> None:
+    damage(store.folder / LAST)
+    assert store.latest("auto") == store.folder / PREVIOUS
+    store.save("step-5.ckpt", state_of(5))
+    store.save(LAST, state_of(5))
+    assert [read_head(store.folder / name)["progress"]["step"] for name in (PREVIOUS, LAST)] == [4, 5]
+    verify(store.folder / PREVIOUS)
+    store.save(LAST, state_of(7))
+    assert [read_head(store.folder / name)["progress"]["step"] for name in (PREVIOUS, LAST)] == [5, 7]
+
+
+def test_a_disk_that_does_not_read_is_no_verdict_on_the_file(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def testzip(archive: zipfile.ZipFile) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", testzip)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.latest("auto")
 
 
 def test_without_any_checkpoint_there_is_none(tmp_path: Path) -> None:
