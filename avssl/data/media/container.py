@@ -145,53 +145,93 @@ def start_of(container: InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
-class Clock:
-    """Watches the packets of one stream for a clock that starts over, as where two broadcasts were joined."""
+class Clocks:
+    """Watches the packets of a file for clocks that start over, as where two broadcasts were joined.
 
-    def __init__(self, stream: Stream) -> None:
-        self.tick = seconds(stream, 1) or 1.0  # once, as fractions are slow
-        self._floor = -math.inf
+    Attributes:
+        restarted: One did.
+    """
 
-    def restarts(self, packet: Packet) -> bool:
-        """Whether the packet's time lies before that of an earlier one, beyond any reordering."""
-        if packet.dts is None:
-            return False
-        floor = packet.dts * self.tick - _RESTART
-        if floor + _RESTART < self._floor:
+    def __init__(self, container: InputContainer) -> None:
+        self.restarted = False
+        self._placed = container.format.name in _BROADCAST
+        self._cut = math.inf  # the place in the file from which on packets belong to something else
+        self._places: dict[int, int] = {}
+        self._floors: dict[int, float] = {}
+        self._ended: set[int] = set()
+
+    def ended(self, packet: Packet) -> bool:
+        """Whether its stream's clock has started over: its time lies before that of an earlier one, beyond reordering.
+
+        In a broadcast all clocks start over at one place. FFmpeg goes on counting there where a stream gives no time.
+        """
+        index = packet.stream_index
+        if index in self._ended:
             return True
-        if floor > self._floor:
-            self._floor = floor
-        return False
+        if self._placed and packet.pos is not None:
+            self._places[index] = packet.pos
+        place = self._places.get(index, -1)
+        time = seconds(packet, packet.dts)
+        if time is not None and time < self._floors.get(index, -math.inf):
+            self.restarted = True
+            self._cut = min(self._cut, place if place >= 0 else math.inf)
+        elif place < self._cut:
+            if time is not None:
+                self._floors[index] = max(self._floors.get(index, -math.inf), time - _RESTART)
+            return False
+        self._ended.add(index)
+        return True
+
+    def forget(self, packet: Packet) -> None:
+        """Takes up a stream's clock anew from the next packet on."""
+        self._floors.pop(packet.stream_index, None)
+        self._ended.discard(packet.stream_index)
+        self.restarted, self._cut = False, math.inf
 
 
 def packets_of(
-    container: InputContainer, *streams: AudioStream | VideoStream, sought: bool = False
+    container: InputContainer,
+    *streams: AudioStream | VideoStream,
+    sought: bool = False,
+    clocks: Clocks | None = None,
 ) -> Iterator[Packet]:
     """Packets of each stream, the empty ones that end it included, up to where reading fails or its clock starts over.
 
-    What follows a restart has the times of something else. ``sought``: the container has been told to seek, after which
-    the first packet's time may be the target's instead of its own.
+    What follows a restart has the times of something else.
+
+    Args:
+        container, streams: The open file, and what is wanted of it.
+        sought: The container has been told to seek, after which the first packet's time may be the target's instead of
+            its own.
+        clocks: Tells afterwards whether a clock did start over.
     """
-    clocks = {stream.index: Clock(stream) for stream in streams}
+    clocks = clocks or Clocks(container)
+    wanted = {stream.index for stream in streams}
+    watched: dict[int, Stream] = {stream.index: stream for stream in streams}
+    if container.format.name in _BROADCAST:
+        chosen = (container.streams.best(kind) for kind in ("audio", "video"))
+        watched |= {stream.index: stream for stream in chosen if stream is not None}
     held: Packet | None = None  # the first one after a seek, until the next one's time is known
+    ended: set[int] = set()
     try:
-        for packet in container.demux(*streams):
-            if sought and packet.size and held is None:
+        for packet in container.demux(*watched.values()):
+            index = packet.stream.index  # that of the empty ones is not in `stream_index`
+            if sought and packet.size and held is None and index in wanted:
                 held, sought = packet, False
-                clocks[packet.stream_index].restarts(packet)
+                clocks.ended(packet)
                 continue
-            if held is not None:
-                if packet.size and clocks[packet.stream_index].restarts(packet):
-                    clocks[packet.stream_index] = Clock(packet.stream)
+            if held is not None and (index == held.stream_index or not packet.size):
+                if packet.size and clocks.ended(packet):
+                    clocks.forget(packet)
                 else:
                     yield held
                 held = None
-            if packet.size and packet.stream_index in clocks and clocks[packet.stream_index].restarts(packet):
-                del clocks[packet.stream_index]
-            if packet.stream_index in clocks or not packet.size:
+            if packet.size and clocks.ended(packet):
+                ended.add(index)
+                if wanted <= ended:
+                    break
+            elif index in wanted:
                 yield packet
-            elif not clocks:
-                break
     except av.FFmpegError as error:  # the demuxer cannot go on: for every reader the file ends here
         raise_if_machine(error, container.name)
     if held is not None:

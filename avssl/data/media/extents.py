@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from avssl.data.media.container import (
-    Clock,
+    Clocks,
     decoded,
     file_identity,
     find_audio,
@@ -186,7 +186,7 @@ def _listed(container: InputContainer, streams: list[Usable]) -> dict[int, tuple
 def _last_shown(container: InputContainer, stream: VideoStream) -> float | None:
     """When the pictures end by the last packets in the order of decoding; None where the seek to them fails."""
     entries = stream.index_entries
-    track = _Track(stream, start_of(container))
+    track = _Track(stream, start_of(container), Clocks(container))
     try:
         container.seek(entries[max(0, len(entries) - 1 - REORDER)].timestamp, stream=stream, any_frame=True)
         for packet in container.demux(stream):
@@ -204,7 +204,8 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
     if not container.duration or not streams:
         return None
     origin = start_of(container)
-    tracks = {stream.index: _Track(stream, origin) for stream in streams}
+    clocks = Clocks(container)
+    tracks = {stream.index: _Track(stream, origin, clocks) for stream in streams}
     try:
         for packet in container.demux(*streams):
             if packet.size:
@@ -212,7 +213,8 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
             if all(track.begun for track in tracks.values()):
                 break
         heads = {index: track.span() for index, track in tracks.items()}
-        tracks = {stream.index: _Track(stream, origin) for stream in streams}
+        clocks = Clocks(container)
+        tracks = {stream.index: _Track(stream, origin, clocks) for stream in streams}
         container.seek(max(0, (container.start_time or 0) + container.duration - int(_TAIL * av.time_base)))
         for packet in container.demux(*streams):
             if packet.size:
@@ -223,7 +225,7 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
     spans = {}
     for index, track in tracks.items():
         head, tail = heads[index], track.span()
-        if head is None or tail is None or track.restarted:
+        if head is None or tail is None or clocks.restarted:
             return None
         spans[index] = (head[0], tail[1])
     return spans
@@ -239,7 +241,8 @@ def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
 def _counted(container: InputContainer, path: str | Path) -> Extents:
     """By all packets of a container of which nothing has been read."""
     streams = _usable_streams(container, path)
-    tracks = {stream.index: _Track(stream, start_of(container)) for stream in streams}
+    clocks = Clocks(container)
+    tracks = {stream.index: _Track(stream, start_of(container), clocks) for stream in streams}
     try:
         for packet in container.demux(*streams) if streams else ():  # of no stream in particular it gives all
             if packet.size:  # the empty ones at the end do not tell their stream
@@ -248,7 +251,7 @@ def _counted(container: InputContainer, path: str | Path) -> Extents:
         raise_if_machine(error, container.name)
     spans = {index: span for index, track in tracks.items() if (span := track.span()) is not None}
     chained = container.format.name == "ogg" and _is_chained(path)
-    return Extents(spans, chained or any(track.restarted for track in tracks.values()))
+    return Extents(spans, chained or clocks.restarted)
 
 
 def _is_chained(path: str | Path) -> bool:
@@ -270,10 +273,9 @@ def _is_chained(path: str | Path) -> bool:
 class _Track:
     """First and last time of the packets of one stream."""
 
-    def __init__(self, stream: Usable, origin: float) -> None:
-        self.stream, self.origin = stream, origin
-        self.restarted = False
-        self._clock = Clock(stream)
+    def __init__(self, stream: Usable, origin: float, clocks: Clocks) -> None:
+        self.stream, self.origin, self._clocks = stream, origin, clocks
+        self._tick = seconds(stream, 1) or 1.0  # once, as fractions are slow
         self._sound = isinstance(stream, AudioStream)
         self._skipped = -math.inf  # until when a decoder throws the sound away
         self._packets = 0
@@ -286,21 +288,18 @@ class _Track:
         return self._key is not None
 
     def add(self, packet: Packet) -> None:
-        if self.restarted:
-            return
         stamp = packet.dts if packet.pts is None else packet.pts
         if packet.is_discard:  # an edit list hides it, yet the pictures that follow may refer to it
             if self._key is None and packet.is_keyframe and stamp is not None:
-                self._key = stamp * self._clock.tick
+                self._key = stamp * self._tick
             return
-        if self._clock.restarts(packet):
-            self.restarted = True
+        if self._clocks.ended(packet):
             return
         if stamp is None or (stamp == self._stamp and self._sound):  # none, or one that does not move on
             time = self.origin if self._packets == 0 else self._end
         else:
-            time, self._stamp = stamp * self._clock.tick, stamp
-        end = time + ((packet.duration or 0) * self._clock.tick or self._decoded_length(packet))
+            time, self._stamp = stamp * self._tick, stamp
+        end = time + ((packet.duration or 0) * self._tick or self._decoded_length(packet))
         if self._sound and packet.has_sidedata("skip_samples"):
             skipped = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
             self._skipped = time + skipped / self.stream.codec_context.sample_rate

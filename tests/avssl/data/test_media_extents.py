@@ -231,6 +231,28 @@ def test_two_broadcasts_joined(films, tmp_path) -> None:
             read_audio(path, info.audio_end + 0.5, 1.0)
 
 
+@pytest.mark.parametrize("extension", ["ts", "mpg"])
+def test_a_joined_broadcast_whose_pictures_begin_late(films, tmp_path, extension) -> None:
+    """Its first pictures come without a time, or with one that carries on the first broadcast's clock."""
+
+    def keep(kind: str, time: float) -> float | None:
+        return time - 3.0 if time > (4.79 if kind == "video" else 3.0) else None
+
+    path = tmp_path / f"joined.{extension}"
+    second = copied(films[extension], tmp_path / f"b.{extension}", keep)
+    first = copied(films[extension], tmp_path / f"a.{extension}", lambda _, time: time if time < 3.0 else None)
+    alone = probe(first)
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    info = probe(path)
+    assert info == probe(path, deep=True) and info.warning == RESTARTS
+    assert info.video_end == pytest.approx(alone.video_end, abs=0.05)
+    assert info.audio_end == pytest.approx(alone.audio_end, abs=0.05)
+    times = np.arange(info.video_start + 0.02, info.video_end, 0.04)
+    with MediaFile(path) as file:
+        shown = [frame_number(image) for image in file.frames(times)]
+    assert np.abs(np.asarray(shown) - np.arange(len(times))).max() <= 2
+
+
 def test_ogg_files_joined(tmp_path) -> None:
     first = write_media(tmp_path / "a.ogg", video_codec=None, audio_codec="libopus", sample_rate=RATE,
                         waveform=noise(3.0, RATE)).read_bytes()  # fmt: skip
