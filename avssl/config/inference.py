@@ -23,6 +23,8 @@ class EmbedDataConfig:
         channel: What is heard of several channels: the mean, or the number of one, from 0 on; default: that of the
             checkpoint's training.
         num_workers: Decoding processes; 0 decodes in the main process.
+        clip_timeout: Seconds that a decoding process may take for a window, after which it is replaced and the window
+            counts as unreadable.
     """
 
     name: str = ""
@@ -34,6 +36,7 @@ class EmbedDataConfig:
     frame_size: int | None = None
     channel: int | Literal["mean"] | None = None
     num_workers: int = 1
+    clip_timeout: float = 60.0
 
 
 @dataclass

@@ -39,6 +39,8 @@ class DataConfig:
             few shards of a cache at a time, for places that are slow to jump about in.
         shard_buffer: Shards at a time where sampling is shards.
         num_workers: Decoding processes; 0 decodes in the training process.
+        clip_timeout: Seconds that a decoding process may take for a clip, after which it is replaced and the clip
+            counts as failed; without decoding processes there is no limit.
         max_failures: Share of unreadable clips above which training aborts, naming the first cause.
     """
 
@@ -58,6 +60,7 @@ class DataConfig:
     sampling: Literal["shuffle", "balanced", "shards"] = "shuffle"
     shard_buffer: int = 8
     num_workers: int = 1
+    clip_timeout: float = 60.0
     max_failures: float = 0.2
 
 

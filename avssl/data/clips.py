@@ -76,6 +76,10 @@ class ClipDataset(Dataset[Item]):
         seed: Seed of spans and replacements.
         retries: Replacements that are tried for a row that fails in training.
 
+    Attributes:
+        watch: Told of the rows that are decoded.
+        given_up: Why rows that hung or crashed a process are not tried again.
+
     Raises:
         ValueError: an argument makes no sense; the message names it.
     """
@@ -123,6 +127,7 @@ class ClipDataset(Dataset[Item]):
         self.seed = seed
         self.retries = retries
         self.watch: Watch | None = None
+        self.given_up: dict[int, str] = {}
 
     @property
     def samples(self) -> int:
@@ -174,16 +179,20 @@ class ClipDataset(Dataset[Item]):
 
     def _decode(self, index: int, rng: np.random.Generator) -> list[Clip]:
         row = self.manifest.row(index)
-        if self.watch:
-            self.watch(index)
+        if index in self.given_up:
+            raise MediaError(row.path, self.given_up[index])
         decoded: dict[ClipSpan, Clip] = {}  # a short segment gives the same span several times
         spans = self.spans(row, rng)
-        with open_source(row.path) as source:
-            for span in spans:
-                if span not in decoded:
-                    decoded[span] = self._clip(source, row, index, span)
-        if self.watch:
-            self.watch(-1)
+        watch = self.watch or _unwatched
+        watch(index)
+        try:
+            with open_source(row.path) as source:
+                for span in spans:
+                    if span not in decoded:
+                        watch(index)  # the time limit is a clip's
+                        decoded[span] = self._clip(source, row, index, span)
+        finally:
+            watch(-1)
         return [decoded[span] for span in spans]
 
     def _clip(self, source: MediaFile | CachedSample, row: ClipRow, index: int, span: ClipSpan) -> Clip:
@@ -250,6 +259,10 @@ class ClipDataset(Dataset[Item]):
             else:
                 row[value] = 1
         return hot
+
+
+def _unwatched(index: int) -> None:
+    """The watch of a dataset that decodes in the process that asks for its clips."""
 
 
 def center_square(frames: np.ndarray, size: int) -> np.ndarray:

@@ -1,9 +1,11 @@
 """From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
 
+import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,24 @@ from avssl.data.batch import Batch
 from avssl.data.clips import ClipDataset, Item
 from avssl.data.failures import DataError
 from avssl.data.packing import PackedBatch, pack, together
-from avssl.data.processes import server
+from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
+
+logger = logging.getLogger(__name__)
+
+# Seconds between looks at the processes while a batch is waited for; looks in a row that find one stopped; seconds for
+# a process to begin; for one that closed its connection to end; the share of the limit from which a clip is slow.
+_LOOK, _STOPPED_LOOKS, _START, _PATIENCE, _SLOW = 1.0, 3, 300.0, 10.0, 0.25
+# So many processes that hang or crash without a batch between them end the run.
+_IN_A_ROW = 3
 
 
 class ClipLoader(DataLoader[Batch]):
-    """A DataLoader of :class:`Batch` whose workers cannot hang or die without the file being named."""
+    """A DataLoader of :class:`Batch` whose processes cannot hang or die without a word.
+
+    A clip that takes longer than the limit, or that crashes its process, counts as failed, and processes in the place
+    of all go on behind the last batch: what they give does not depend on it, that clip apart.
+    """
 
     def __init__(
         self,
@@ -31,6 +45,8 @@ class ClipLoader(DataLoader[Batch]):
         pin_memory: bool | None = None,
     ) -> None:
         options: dict[str, Any] = {}
+        if not timeout > 0:
+            raise ValueError(f"data.clip_timeout: must be positive, got {timeout:g}")
         self.decoding = torch.full((max(1, num_workers), 2), -1.0, dtype=torch.float64)  # row and since when, by worker
         if num_workers > 0:
             if type(dataset).__module__ == "__main__":
@@ -41,8 +57,9 @@ class ClipLoader(DataLoader[Batch]):
             options = {
                 "multiprocessing_context": server(),
                 "worker_init_fn": partial(_init_worker, decoding=self.decoding),
-                "timeout": timeout,
+                "timeout": _LOOK,
             }
+        self.clip_timeout = timeout
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
@@ -55,32 +72,140 @@ class ClipLoader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.decoding.fill_(-1)
-        batches = super().__iter__()
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        done = in_a_row = 0
+        while True:
+            self.batch_sampler.skip = done  # type: ignore[union-attr]
+            self.decoding.fill_(-1)
+            batches = super().__iter__()
+            try:
+                while (batch := self._next(batches)) is not None:
+                    done, in_a_row = done + 1, 0 if batch.size else in_a_row
+                    yield batch
+                return
+            except _Trouble as trouble:
+                in_a_row += 1
+                if in_a_row == _IN_A_ROW:
+                    raise DataError(
+                        f"{trouble}; it is number {_IN_A_ROW} in a row, without a clip between them"
+                    ) from trouble
+                given_up = "counts as failed" if trouble.rows else "is decoded again"
+                logger.warning("%s: it %s, and decoding starts over in new processes", trouble, given_up)
+                self.dataset.given_up |= trouble.rows  # type: ignore[attr-defined]
+                _end(batches)
+
+    def _next(self, batches: Iterator[Batch | PackedBatch]) -> Batch | None:
+        """The next batch, None after the last.
+
+        Raises:
+            _Trouble: a process hung, crashed or was stopped; others can take its place.
+            DataError: of what no others would be spared.
+        """
+        watch = _Watch(self, getattr(batches, "_workers", []))
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
-                return
+                return None
             except RuntimeError as error:
                 told = str(error)
-                if "timed out" not in told and "DataLoader worker (pid" not in told:
+                if told.startswith("DataLoader timed out"):
+                    watch.look()
+                    continue
+                if "DataLoader worker (pid" not in told:
                     raise
-                raise DataError(f"{told.splitlines()[0]} {self._suspects()}") from error
-            except (ConnectionError, EOFError) as error:
-                if not self.num_workers or str(error).startswith("Caught "):  # raised by the dataset itself
-                    raise
-                raise DataError(f"A DataLoader worker died while it handed over a batch. {self._suspects()}") from error
-            yield batch.unpack() if isinstance(batch, PackedBatch) else batch
+                raise watch.dead(told.splitlines()[0]) from error
+            except (OSError, EOFError) as error:
+                if str(error).startswith("Caught "):  # raised by the dataset itself, in a traceback of many lines
+                    raise DataError(f"{str(error).splitlines()[-1]}, in a decoding process") from error
+                raise watch.dead("A DataLoader worker died while it handed over a batch.") from error
+            return batch.unpack() if isinstance(batch, PackedBatch) else batch
 
-    def _suspects(self) -> str:
-        rows = [(since, int(row)) for row, since in self.decoding.tolist() if row >= 0]
-        if not rows:
-            return "No file was being decoded: the machine may be out of memory (lower num_workers or batch_size)."
-        manifest = self.dataset.manifest  # type: ignore[attr-defined]
-        now = time.time()
-        files = [f"{manifest.row(row).path} (row {row}, for {now - since:.0f} s)" for since, row in sorted(rows)]
-        return f"Being decoded, longest first: {', '.join(files)}. Leave out such a file or raise the timeout."
+    def name(self, row: int) -> str:
+        """A row for a message."""
+        return f"{self.dataset.manifest.row(row).path} (row {row})"  # type: ignore[attr-defined]
+
+
+class _Trouble(Exception):
+    """A process has to be replaced; ``rows``: of those that are not to be tried again, why."""
+
+    def __init__(self, told: str, rows: dict[int, str]) -> None:
+        super().__init__(told)
+        self.rows = rows
+
+
+class _Watch:
+    """Tells dead, stopped, hung and slow processes apart while a batch is waited for."""
+
+    def __init__(self, loader: ClipLoader, workers: Sequence[BaseProcess]) -> None:
+        self.loader, self.workers = loader, workers
+        self.began = time.monotonic()
+        self.stopped = [0] * len(workers)
+        self.slow: set[int] = set()
+
+    def look(self) -> None:
+        """Raises _Trouble of a process that was stopped or hangs, and DataError where none ever begins; warns of slow
+        ones."""
+        limit, now = self.loader.clip_timeout, time.monotonic()
+        hung: dict[int, float] = {}
+        idle = []
+        for number, (worker, (where, since)) in enumerate(
+            zip(self.workers, self.loader.decoding.tolist(), strict=True)
+        ):
+            row, pid = int(where), worker.pid
+            self.stopped[number] = self.stopped[number] + 1 if pid is not None and is_stopped(pid) else 0
+            if self.stopped[number] == _STOPPED_LOOKS:
+                what = self.loader.name(row) if row >= 0 else "no file"
+                raise _Trouble(f"decoding process {pid} was stopped by a signal; it had {what} in hand", {})
+            if row >= 0 and now - since > limit:
+                hung[row] = now - since
+            elif row >= 0 and now - since > _SLOW * limit and row not in self.slow:
+                self.slow.add(row)
+                logger.warning(
+                    "%s takes %.0f s so far; data.clip_timeout is %g s", self.loader.name(row), now - since, limit
+                )
+            idle.append(row < 0 and now - max(since, self.began) > max(limit, _START))
+        if hung:
+            files = ", ".join(f"{self.loader.name(row)} for {seconds:.0f} s" for row, seconds in hung.items())
+            told = f"decoding hangs: {files}, more than data.clip_timeout {limit:g} s"
+            raise _Trouble(told, dict.fromkeys(hung, "decoder hung"))
+        if idle and all(idle):
+            raise DataError(
+                f"no batch came for {now - self.began:.0f} s, though no file is being decoded: the machine may be out "
+                "of memory; lower data.num_workers or optim.batch_size"
+            )
+
+    def dead(self, told: str) -> _Trouble | DataError:
+        """What to raise of a process that died: _Trouble where a file crashed it."""
+        until = time.monotonic() + _PATIENCE  # its connection may be gone before it is
+        while all(worker.is_alive() for worker in self.workers) and time.monotonic() < until and self.workers:
+            time.sleep(0.05)
+        now = time.monotonic()
+        hands = self.loader.decoding.tolist()
+        dead = [number for number, worker in enumerate(self.workers) if not worker.is_alive()]
+        rows = [int(hands[number][0]) for number in dead if hands[number][0] >= 0]
+        if rows and not any(self.workers[number].exitcode in FROM_OUTSIDE for number in dead):
+            files = ", ".join(map(self.loader.name, rows))
+            codes = ", ".join(str(self.workers[number].exitcode) for number in dead)
+            return _Trouble(
+                f"{files} crashed its decoding process (exit code {codes})", dict.fromkeys(rows, "decoder crashed")
+            )
+        suspects = [(since, int(row)) for row, since in hands if row >= 0]
+        files = ", ".join(f"{self.loader.name(row)} for {now - since:.0f} s" for since, row in sorted(suspects))
+        doing = f"Being decoded, longest first: {files}." if files else "No file was being decoded."
+        return DataError(
+            f"{told} {doing} The machine may be out of memory: lower data.num_workers or optim.batch_size, and run the "
+            "same command again."
+        )
+
+
+def _end(batches: Any) -> None:
+    """Kills the processes of an iterator, also those that no longer listen, and closes it."""
+    for worker in batches._workers:
+        worker.kill()
+    batches._shutdown_workers()
 
 
 def make_train_loader(
@@ -93,7 +218,7 @@ def make_train_loader(
     world: int = 1,
     num_workers: int = 0,
     drop_last: bool = True,
-    timeout: float = 300.0,
+    timeout: float = 60.0,
     shares: np.ndarray | None = None,
     shards: np.ndarray | None = None,
     shard_buffer: int = 8,
@@ -107,7 +232,7 @@ def make_train_loader(
         seed, start_step, rank, world, drop_last: See :class:`StepSampler`; a step is one batch, whether or not the
             engine accumulates several before it updates.
         num_workers: Decoding processes (forkserver, one torch thread each); 0 decodes in this process.
-        timeout: Seconds to wait for a batch before a hang is reported.
+        timeout: Seconds that a process may take for a clip.
         shares: (N,) probability of each row, drawn with replacement; default: every row once an epoch.
         shards: (N,) int64, the shard of each row: rows are shuffled within ``shard_buffer`` shards, see
             :class:`ShardSampler`.
@@ -115,7 +240,8 @@ def make_train_loader(
             there is one.
 
     Raises:
-        DataError: the rows fill no batch; while iterating: a worker hung or died, naming the file.
+        DataError: the rows fill no batch; while iterating: several processes in a row hung or crashed, naming the file,
+            or one was killed from outside.
     """
     if shard_buffer < 1:
         raise ValueError(f"data.shard_buffer: must be at least 1, got {shard_buffer}")
@@ -135,7 +261,7 @@ def make_eval_loader(
     num_workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    timeout: float = 300.0,
+    timeout: float = 60.0,
 ) -> ClipLoader:
     """A loader of every row exactly once, in order; see :class:`EvalSampler` and :func:`make_train_loader`.
 
@@ -159,7 +285,7 @@ def _packed(dataset: ClipDataset, items: Sequence[Item]) -> PackedBatch:
 
 
 def _report(decoding: np.ndarray, index: int) -> None:
-    decoding[:] = index, time.time()
+    decoding[:] = index, time.monotonic()
 
 
 __all__: Sequence[str] = (

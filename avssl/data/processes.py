@@ -8,8 +8,11 @@ from multiprocessing import parent_process, spawn
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
+# Signals that come from outside, such as the system's when memory is short: a decoder that crashes ends by others.
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 _starting = threading.Lock()
 
 
@@ -46,6 +49,14 @@ class _Process(ForkServerProcess):
                 return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
             finally:
                 spawn.get_preparation_data = usual
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process, so that it does nothing until another one; False where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _end_with_parent() -> None:

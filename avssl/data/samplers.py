@@ -24,7 +24,12 @@ class StepSampler(Sampler[list[Key]]):
         rank, world: This process and the number of processes.
         drop_last: Leave out the rows of an epoch that fill no global batch; otherwise its last batch is filled up with
             the first rows of its permutation, so that batches are always of one size.
+
+    Attributes:
+        skip: Further steps that the next iterator leaves out, which a loader has handed over already.
     """
+
+    skip = 0
 
     def __init__(
         self,
@@ -56,7 +61,7 @@ class StepSampler(Sampler[list[Key]]):
         return self._cut(epoch, position, self._permutation(epoch))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, position = divmod(self.start_step, self.steps_per_epoch)
+        epoch, position = divmod(self.start_step + self.skip, self.steps_per_epoch)
         while True:
             permutation = self._permutation(epoch)
             for k in range(position, self.steps_per_epoch):
@@ -147,8 +152,11 @@ class ShardSampler(StepSampler):
 class EvalSampler(Sampler[list[Key]]):
     """Every row exactly once over all ranks, in order: rank ``r`` has the ``r``-th of ``world`` contiguous parts.
 
-    Ranks may have different numbers of batches: gather after the pass, not within it.
+    Ranks may have different numbers of batches: gather after the pass, not within it. ``skip`` is the number of batches
+    that the next iterator leaves out.
     """
+
+    skip = 0
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         if batch_size < 1 or not 0 <= rank < world:
@@ -160,5 +168,5 @@ class EvalSampler(Sampler[list[Key]]):
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.rows), self.batch_size):
+        for first in range(self.skip * self.batch_size, len(self.rows), self.batch_size):
             yield [(0, row) for row in self.rows[first : first + self.batch_size]]

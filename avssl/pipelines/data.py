@@ -381,6 +381,7 @@ class Loaders:
             rank=fabric.global_rank,
             world=fabric.world_size,
             num_workers=self.config.num_workers,
+            timeout=self.config.clip_timeout,
             shares=balanced_shares(manifest, heads) if self.config.sampling == "balanced" else None,
             shards=shard_numbers(manifest) if self.config.sampling == "shards" else None,
             shard_buffer=self.config.shard_buffer,
@@ -392,5 +393,8 @@ class Loaders:
         clips = self.protocol.eval_clips
         options: dict[str, Any] = {"mode": "uniform", "clips_per_item": clips} if clips > 1 else {"mode": "center"}
         return make_eval_loader(
-            self._dataset(manifest, **options), self.batch_size, num_workers=self.config.num_workers
+            self._dataset(manifest, **options),
+            self.batch_size,
+            num_workers=self.config.num_workers,
+            timeout=self.config.clip_timeout,
         )

@@ -278,7 +278,8 @@ def _embed_windows(
     failures: list[dict[str, Any]] = []
     done = first
     with Meter("embed", total=len(windows), initial=first, unit="window") as meter:
-        for batch in make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers):
+        workers, timeout = config.data.num_workers, config.data.clip_timeout
+        for batch in make_eval_loader(dataset, config.batch_size, num_workers=workers, timeout=timeout):
             done = min(done + config.batch_size, len(windows))
             for failure in batch.failures:
                 row = first + failure.index

@@ -39,6 +39,7 @@ FREE_SETTINGS = (
     "resume",
     "output",
     "data.num_workers",
+    "data.clip_timeout",
     "optim.batch_size",
     "optim.chunk",
     "collapse_rank",

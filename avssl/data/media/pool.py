@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 
 from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.probe import MediaInfo, probe
-from avssl.data.processes import server
+from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = 1 << 26
 # Seconds for a process that has closed its connection to end.
 _PATIENCE = 10.0
+# A job that takes so many seconds may be one of a process that was stopped.
+_SUSPICIOUS = 3.0
 
 
 def probe_all(
@@ -98,7 +99,7 @@ def run_all(
             for worker in pool:
                 if worker.connection in ready:
                     done = worker.take()
-                elif worker.pending and time.monotonic() - worker.since > timeout:
+                elif worker.hangs(timeout):
                     done = worker.give_up("decoder hung")
                 else:
                     continue
@@ -169,7 +170,7 @@ class _Worker:
         """A decoder that crashes ends otherwise: whoever killed the process says nothing of the file."""
         assert self.process is not None
         self.process.join(_PATIENCE)
-        if self.process.exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+        if self.process.exitcode in FROM_OUTSIDE:
             raise OSError(
                 f"{_name(self.pending[0])}: the process that read it was killed from outside, as the system does when "
                 "memory is short: use fewer workers and run the same command again"
@@ -179,13 +180,30 @@ class _Worker:
         """Blame the job in hand, and go on with the rest in a new process."""
         job = self.pending.popleft()
         logger.warning("%s: %s", _name(job), reason)
+        self.replace()
+        return job, reason, None
+
+    def hangs(self, timeout: float) -> bool:
+        """Whether the job in hand takes longer than ``timeout``. One whose process a signal has stopped, which says
+        nothing of the job, begins anew in another process."""
+        took = time.monotonic() - self.since if self.pending else 0.0
+        if took < min(timeout, _SUSPICIOUS):
+            return False
+        assert self.process is not None and self.process.pid is not None
+        if is_stopped(self.process.pid):
+            logger.warning("%s: a signal stopped the process that reads it: another one does", _name(self.pending[0]))
+            self.replace()
+            return False
+        return took > timeout
+
+    def replace(self) -> None:
+        """Goes on with the pending jobs in a new process."""
         self.stop()
         self.start()
         rest = list(self.pending)
         self.pending.clear()
         if rest:
             self.give(rest)
-        return job, reason, None
 
 
 def _keep_freed_memory() -> None:

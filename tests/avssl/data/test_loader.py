@@ -1,17 +1,21 @@
+import errno
 import itertools
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from loading_samples import wav_manifest
 
 from avssl.data.batch import Batch
-from avssl.data.clips import ClipDataset, Item
+from avssl.data.clips import Clip, ClipDataset, Item
 from avssl.data.failures import DataError
-from avssl.data.loader import EvalSampler, StepSampler, make_eval_loader, make_train_loader
+from avssl.data.loader import EvalSampler, StepSampler, _Watch, make_eval_loader, make_train_loader
 
 
 def take(iterable: object, count: int) -> list:
@@ -112,34 +116,103 @@ def test_evaluation_refuses_a_dataset_that_replaces_rows(tmp_path: Path) -> None
 
 
 class Stuck(ClipDataset):
-    """Hangs, or kills its process, in the middle of decoding row 1."""
+    """In the middle of decoding some rows, its process hangs, is stopped, or ends by a signal or by itself.
 
-    fatal = False
+    A hang says that it has lasted for an hour, so that nobody has to wait for it. What is stopped is so once only, as
+    long as ``once`` is not there.
+    """
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        if key[1] == 1:
-            assert self.watch is not None
-            self.watch(1)
-            if self.fatal:
-                os._exit(11)
+    faults: ClassVar[dict[int, str]] = {}
+    once: Path
+
+    def _clip(self, source: Any, row: Any, index: int, span: Any) -> Clip:
+        fault = self.faults.get(index)
+        if fault == "hang":
+            self.watch.args[0][1] -= 3600.0  # type: ignore[union-attr]
             time.sleep(600)
-        return super().__getitem__(key)
+        elif fault == "exit":
+            os._exit(11)
+        elif fault == "disk":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(row.path))
+        elif isinstance(fault, int) and not (fault == signal.SIGSTOP and self.once.exists()):
+            self.once.touch()
+            os.kill(os.getpid(), fault)
+        return super()._clip(source, row, index, span)
 
 
-@pytest.mark.parametrize("fatal", [False, True])
-def test_a_stuck_or_dead_worker_is_an_error_that_names_the_file(tmp_path: Path, fatal: bool) -> None:
-    dataset = Stuck(wav_manifest(tmp_path, 3), modalities=("audio",), clip_seconds=0.5, mode="center")
-    dataset.fatal = fatal
-    # Once without trouble: then the server of processes has its imports, and a worker is there at once.
-    list(
-        make_eval_loader(
-            ClipDataset(wav_manifest(tmp_path, 1), modalities=("audio",), clip_seconds=0.5, mode="center"),
-            1,
-            num_workers=1,
-        )
+def stuck(folder: Path, faults: dict[int, str | int], rows: int = 6, mode: Any = "center") -> Stuck:
+    dataset = Stuck(wav_manifest(folder, rows), modalities=("audio",), clip_seconds=0.5, mode=mode, seed=3)
+    dataset.faults, dataset.once = faults, folder / "once"  # type: ignore[misc]
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("hang", "decoder hung"), ("exit", "decoder crashed"), (signal.SIGSEGV, "decoder crashed")]
+)
+def test_a_clip_that_hangs_or_crashes_its_process_is_a_failure_and_the_rest_goes_on(
+    tmp_path: Path, fault: str | int, reason: str, caplog
+) -> None:
+    loader = make_eval_loader(stuck(tmp_path, {1: fault, 4: fault}), 1, num_workers=1)
+    for _ in range(2):  # the second time without a new try
+        caplog.clear()
+        batches = list(loader)
+        assert [batch.index.tolist() for batch in batches] == [[0], [], [2], [3], [], [5]]
+        failures = [failure for batch in batches for failure in batch.failures]
+        assert [(failure.index, failure.reason) for failure in failures] == [(1, reason), (4, reason)]
+        assert caplog.text.count("counts as failed") == (0 if _ else 2)
+
+
+def test_training_goes_on_with_the_clips_that_it_would_have_had(tmp_path: Path) -> None:
+    dataset = stuck(tmp_path, {2: "exit"}, 9, mode="random")
+    known = stuck(tmp_path, {}, 9, mode="random")
+    known.given_up = {2: "decoder crashed"}
+    batches = take(make_train_loader(dataset, 4, seed=5, num_workers=2, start_step=1), 6)
+    expected = take(make_train_loader(known, 4, seed=5, start_step=1), 6)
+    assert all(same(a, b) for a, b in zip(batches, expected, strict=True))
+    assert any(failure.index == 2 for batch in batches for failure in batch.failures)
+
+
+def test_a_process_that_a_signal_stopped_is_replaced_and_no_clip_blamed(tmp_path: Path, caplog) -> None:
+    batches = list(make_eval_loader(stuck(tmp_path, {1: signal.SIGSTOP}, 3), 1, num_workers=1))
+    assert [batch.index.tolist() for batch in batches] == [[0], [1], [2]]
+    assert not any(batch.failures for batch in batches) and "001.wav (row 1) in hand" in caplog.text
+
+
+def test_several_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
+    dataset = stuck(tmp_path, dict.fromkeys(range(6), "exit"))
+    with pytest.raises(DataError, match=r"002\.wav \(row 2\) crashed.*exit code 11.*number 3 in a row"):
+        list(make_eval_loader(dataset, 1, num_workers=1))
+
+
+def test_a_process_that_is_killed_from_outside_ends_the_run_and_no_clip_is_blamed(tmp_path: Path) -> None:
+    dataset = stuck(tmp_path, {1: signal.SIGKILL}, 3)
+    with pytest.raises(DataError, match=r"001\.wav \(row 1\).*out of memory: lower data\.num_workers"):
+        list(make_eval_loader(dataset, 1, num_workers=1))
+    assert not dataset.given_up
+
+
+def test_an_error_of_the_machine_in_a_process_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Too many open files: .*001\.wav', in a decoding process$") as raised:
+        list(make_eval_loader(stuck(tmp_path, {1: "disk"}, 3), 1, num_workers=1))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_slow_clip_is_told_and_waited_for(tmp_path: Path, caplog) -> None:
+    loader = make_eval_loader(stuck(tmp_path, {}, 3), 1, num_workers=1)
+    loader.decoding[0] = torch.tensor([1.0, time.monotonic() - 20.0])
+    watch = _Watch(loader, [SimpleNamespace(pid=os.getpid())])  # type: ignore[list-item]
+    for _ in range(3):
+        watch.look()
+    assert caplog.text.count("001.wav (row 1) takes 20 s so far; data.clip_timeout is 60 s") == 1
+
+
+def test_a_row_that_cannot_be_read_is_no_longer_in_hand(tmp_path: Path) -> None:
+    dataset = ClipDataset(
+        wav_manifest(tmp_path, 2, broken=(1,)), modalities=("audio",), clip_seconds=0.5, mode="center"
     )
-    with pytest.raises(DataError, match=r"001\.wav \(row 1"):
-        list(make_eval_loader(dataset, 1, num_workers=1, timeout=5.0))
+    told: list[int] = []
+    dataset.watch = told.append
+    assert dataset[0, 1].failures and told[-1] == -1
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch_names_the_file(tmp_path: Path, monkeypatch) -> None:
@@ -148,7 +221,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_names_the_file(tmp_path:
     loader = make_eval_loader(dataset, 1, num_workers=1)
 
     def dying(_: object) -> Iterator[None]:
-        loader.decoding[0] = torch.tensor([1.0, time.time()])
+        loader.decoding[0] = torch.tensor([1.0, time.monotonic()])
         raise ConnectionResetError(104, "Connection reset by peer")
         yield
 

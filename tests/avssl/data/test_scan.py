@@ -148,6 +148,20 @@ def test_a_crash_or_a_hang_costs_one_file(root):
     assert sum(info.error == "file not found" for info in infos.values()) == 50
 
 
+def stopped_once(path: str) -> MediaInfo:
+    """`probe`, except that a signal stops the process at the first try of one file."""
+    if path.endswith("both.mp4") and not Path(f"{path}.once").exists():
+        Path(f"{path}.once").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return probe(path)
+
+
+def test_a_process_that_a_signal_stopped_blames_no_file(root):
+    paths = [str(root / "both.mp4"), str(root / "gone.mp4")]
+    infos = {info.path: info for info in probe_all(paths, workers=1, function=stopped_once)}
+    assert [infos[path].error for path in paths] == ["", "file not found"]
+
+
 @pytest.mark.realdata
 def test_real_sets_are_whole(real_data):
     paths = [*sorted(real_data.glob("grid/clips/*.mp4"))[:60], *sorted(real_data.glob("esc10/*/*.ogg"))[:60]]
