@@ -15,6 +15,7 @@ from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_a
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.layout import is_address
 from avssl.evaluation.files import atomic_path
+from avssl.locks import hold
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def extract_all(
 
     Raises:
         DataError: A path outside of the root, or ``output`` holds an extraction with other settings.
+        HeldError: Another process extracts into ``output``.
+        OSError: A full disk and the like; the same command continues.
         ValueError: An unknown format, a sample rate below 1, or no channel.
     """
     if format not in CODECS:
@@ -90,11 +93,20 @@ def extract_all(
     if any(map(is_address, sources)):
         raise DataError("the samples of a cache are small files of sound already; extract that of the originals")
     summary = Summary({"format": format, "sample_rate": sample_rate, "channel": channel}, len(sources))
+    with hold(output / SUMMARY, "extraction"):
+        _extract(manifest.root, sources, output, summary, workers, progress)
+    return summary
+
+
+def _extract(
+    root: Path, sources: list[str], output: Path, summary: Summary, workers: int | None, progress: bool
+) -> None:
+    """Does what is not there yet, and tells the summary of it."""
     _check_settings(output / SUMMARY, summary.settings)
-    jobs = _plan(manifest.root, sources, output, summary)
+    jobs = _plan(root, sources, output, summary)
     _write(output / SUMMARY, summary)
     for folder in {Path(job.target).parent for job in jobs}:
-        remove_abandoned(folder, f".{format}")
+        remove_abandoned(folder, f".{summary.settings['format']}")
     sizes = {job.path: _size(job.path) for job in jobs}
     workers = available_cores() if workers is None else workers
     results = run_all(extract_audio, jobs, _failed, workers=workers, timeout=TIMEOUT, chunk=1)
@@ -111,7 +123,6 @@ def extract_all(
                     summary.late[job.path] = round(done.silence, 3)
                 summary.hours += done.seconds / 3600
     _write(output / SUMMARY, summary)
-    return summary
 
 
 def _plan(root: Path, sources: list[str], output: Path, summary: Summary) -> list[Extraction]:

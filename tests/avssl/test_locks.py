@@ -11,6 +11,8 @@ import pytest
 from filelock import SoftFileLease
 
 from avssl import locks
+from avssl.data.extraction import SUMMARY, extract_all
+from avssl.data.manifest import Manifest
 from avssl.locks import HeldError, hold, refuse_held
 
 KILLED = """
@@ -91,3 +93,23 @@ def test_who_waits_gets_it_after_the_other(tmp_path: Path, caplog) -> None:
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
+
+
+def test_who_loses_its_lock_stops(tmp_path: Path, monkeypatch, caplog) -> None:
+    """As after a night of sleep, in which another host took the lock over."""
+    stopped = threading.Event()
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(locks._thread, "interrupt_main", stopped.set)
+    with hold(tmp_path / "out", "run"):
+        (tmp_path / ".out.lock").unlink()
+        assert stopped.wait(60)
+    assert "the lock was lost" in caplog.text
+
+
+def test_an_extraction_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    manifest = Manifest.from_rows([{"clip_id": "a", "path": "a.wav"}], tmp_path)
+    with (
+        hold(tmp_path / "sound" / SUMMARY, "extraction"),
+        pytest.raises(HeldError, match=r"extraction .*is being written"),
+    ):
+        extract_all(manifest, tmp_path / "sound", workers=0, progress=False)

@@ -1,10 +1,13 @@
+import contextlib
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loading_samples import write_ramp_wav
@@ -310,3 +313,17 @@ def test_real_esc10_is_scanned_through_its_shelf(
     assert len(manifest) == 400 and manifest.coverage(audio=True)["share"] == 1.0
     assert len(manifest.select(split="test")) == 80
     assert set(manifest.column("sample_rate")) == {44100} and set(manifest.column("has_video")) == {False}
+
+
+def test_who_waited_for_another_scan_takes_it(media: Path, scans: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = catalog.hold
+
+    @contextlib.contextmanager
+    def after_another(*args: Any, **options: Any) -> Iterator[None]:
+        monkeypatch.setattr(catalog, "hold", hold)
+        open_data(str(media))
+        with hold(*args, **options):
+            yield
+
+    monkeypatch.setattr(catalog, "hold", after_another)
+    assert len(open_data(str(media))) == 3 and scans == [3]
