@@ -78,11 +78,13 @@ class Predictions:
             0 to 1. One that breaks off keeps the windows until there.
         labels: Class names by head.
         failed: Why a file could not be read, or not to its end.
+        warnings: Why only a part of a file was judged, such as "timestamps start over" where two were joined.
     """
 
     files: dict[str, "list[Prediction]"]
     labels: dict[str, list[str]]
     failed: dict[str, str]
+    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def pretrain(config: PretrainConfig | Recipes | None = None, **settings: Any) -> Result:
@@ -157,9 +159,10 @@ def predict(
     predictor = Predictor(Path(checkpoint), window=window, hop=hop, device=device, channel=channel)
     collected = _Collected()
     names = [str(file) for file in ([files] if isinstance(files, str | Path) else files)]
-    predict_files(names, predictor, collected, batch_size=batch_size)
+    warnings: dict[str, str] = {}
+    predict_files(names, predictor, collected, batch_size=batch_size, warnings=warnings)
     labels = {head: list(classes) for head, classes in predictor.labels.items()}
-    return Predictions(collected.files, labels, collected.failed)
+    return Predictions(collected.files, labels, collected.failed, warnings)
 
 
 class _Collected:

@@ -6,6 +6,7 @@ avssl finetune --data epic-kitchens --data.root EPIC --data.options '{prefer_aud
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from avssl.cli import CommandParser
 from avssl.data.catalog import list_data, names
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.media.extract import CODECS
+from avssl.data.scan_report import warning_words
 
 LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 
@@ -51,5 +53,7 @@ def run(argv: Sequence[str]) -> int:
     lines += [f"  {count} x {reason}" for reason, count in summary.reasons.most_common()]
     if summary.late:
         lines.append(f"  {len(summary.late)} begin with silence, where the video has no sound yet: in the summary")
+    for warning, count in Counter(summary.warnings.values()).most_common():
+        lines.append(f"  {count} in part: {warning_words(warning)}: in the summary")
     sys.stdout.write("\n".join([*lines, f"summary: {arguments.output / SUMMARY}\n"]))
     return 0 if summary.extracted + summary.there else 1

@@ -13,7 +13,9 @@ from avssl.data.manifest import Manifest
 from avssl.data.media.audio import MISSING_SECONDS, Channel, check_channel
 from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_abandoned
 from avssl.data.media.pool import available_cores, run_all
+from avssl.data.scan_report import warning_words
 from avssl.data.shards.layout import is_address
+from avssl.errors import printable
 from avssl.evaluation.files import atomic_path
 from avssl.locks import hold
 from avssl.progress import Meter
@@ -37,6 +39,7 @@ class Summary:
         hours: Of sound extracted in this run.
         failures: Source -> reason.
         late: Source -> seconds of silence with which its sound file begins, where sound begins after the pictures.
+        warnings: Source -> why its sound file holds a part of its sound only, such as "timestamps start over".
     """
 
     settings: dict[str, Any]
@@ -46,6 +49,7 @@ class Summary:
     hours: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
     late: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -121,6 +125,10 @@ def _extract(
                 summary.extracted += 1
                 if done.silence > MISSING_SECONDS:
                     summary.late[job.path] = round(done.silence, 3)
+                if done.warning:
+                    summary.warnings[job.path] = done.warning
+                    told = f"{warning_words(done.warning)} ({done.seconds:.2f} s)"
+                    logger.warning("%s: %s", printable(job.path), told)
                 summary.hours += done.seconds / 3600
     _write(output / SUMMARY, summary)
 

@@ -15,6 +15,7 @@ import torch
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import MISSING_SECONDS, check_channel
 from avssl.data.media.stream import stream_audio, stream_raw
+from avssl.data.scan_report import warning_words
 from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
 from avssl.errors import printable
 from avssl.models.classifier import AudioClassifier
@@ -162,15 +163,17 @@ def predict_files(
     batch_size: int = 16,
     stdin: BinaryIO | None = None,
     progress: bool = False,
+    warnings: dict[str, str] | None = None,
 ) -> Counter[str]:
     """Writes the predictions of every file; one that fails is told, counted and left.
 
     A file that breaks off in its middle keeps the predictions until there, and counts as failed. Windows in which the
-    file has no sound are left out and told.
+    file has no sound are left out and told, and so is the rest of a file of which only a part can be used.
 
     Args:
         files: Paths; "-" is a media file on ``stdin``.
         progress: Show files and the time reached in the one at hand.
+        warnings: Is filled with why only a part of a file was judged, by its name.
 
     Returns:
         Reasons of failure and how many files have each.
@@ -181,10 +184,11 @@ def predict_files(
             name = STDIN_NAME if file == STDIN else printable(file)
             source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
             covered: list[tuple[float, float]] = []
+            partly: list[str] = []
             gaps = 0
             try:
                 with writer.file(name):
-                    blocks = stream_audio(source, predictor.sample_rate, name, predictor.channel, covered)
+                    blocks = stream_audio(source, predictor.sample_rate, name, predictor.channel, covered, partly)
                     for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size, covered):
                         if is_heard(prediction.start, prediction.end, covered):
                             writer.write(prediction)
@@ -199,6 +203,10 @@ def predict_files(
                 logger.info("%s: sound begins at %.2f s", name, covered[0][0])
             if gaps:
                 logger.warning("%s: %d windows left out, in which the file has no sound", name, gaps)
+            for reason in partly:
+                logger.warning("%s: %s (%.2f s)", name, warning_words(reason), covered[-1][1] if covered else 0.0)
+            if partly and warnings is not None:
+                warnings[name] = "; ".join(partly)
             meter.update()
     return failures
 

@@ -36,6 +36,7 @@ class Extraction:
         channel: "mean" of the channels, or the number of the one to take, counted from 0.
         seconds: length of the sound file.
         silence: of those, seconds at its beginning in which the source has no sound yet.
+        warning: why the file holds a part of the source only, as `MediaInfo.warning`; "" where it holds all.
         error: short and countable, "" where all is well.
         detail: what is particular to this failure.
     """
@@ -46,6 +47,7 @@ class Extraction:
     channel: Channel = "mean"
     seconds: float = 0.0
     silence: float = 0.0
+    warning: str = ""
     error: str = ""
     detail: str = ""
 
@@ -74,7 +76,7 @@ def extract_audio(job: Extraction) -> Extraction:
     except (OSError, av.FFmpegError) as error:
         raise_if_machine(error, getattr(error, "filename", None) or target)
         return replace(job, error="cannot be written", detail=str(error))
-    return replace(job, seconds=samples / rate, silence=silence)
+    return replace(job, seconds=samples / rate, silence=silence, warning=info.warning)
 
 
 def write_audio(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, silence: float = 0.0) -> int:

@@ -26,9 +26,10 @@ from avssl.data.media.audio import (
     sound_end,
     timed_frames,
 )
-from avssl.data.media.container import begins_with_sound, find_audio, open_media, packets_of
+from avssl.data.media.container import Clocks, begins_with_sound, find_audio, open_media, packets_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_span, span_of
+from avssl.data.media.probe import RESTARTS, probe
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def stream_audio(
     name: str = "",
     channel: Channel = "mean",
     covered: list[tuple[float, float]] | None = None,
+    warnings: list[str] | None = None,
 ) -> Iterator[np.ndarray]:
     """The sound as blocks (S,) float32, mono at ``sample_rate``; put together they are what `read_audio` gives.
 
@@ -68,6 +70,8 @@ def stream_audio(
         channel: "mean" of the channels, or the number of the one to take, counted from 0.
         covered: is filled with the (start, end) of the seconds that have sound, ascending, always as far as the blocks
             that were given reach.
+        warnings: is filled, once the last block is given, with what `MediaInfo.warning` tells of a file of which only a
+            part was given; of an open one, with "timestamps start over" where they do.
 
     Raises:
         MediaError: no media, no usable audio stream, nothing decodes, "no such channel", "non-finite audio", "broken
@@ -89,8 +93,12 @@ def stream_audio(
                 promised = span_of(container, stream, source)
         rate = stream.codec_context.sample_rate
         covered = [] if covered is None else covered
-        pieces = _laid_out(container, stream, name, promised, by_header, channel, covered)
+        clocks = Clocks(container)
+        pieces = _laid_out(container, stream, name, promised, by_header, channel, covered, clocks)
         yield from _resampled(pieces, rate, sample_rate, name)
+    if warnings is not None:
+        told = probe(source, deep=False).warning if isinstance(source, str | Path) else ""
+        warnings += told.split("; ") if told else [RESTARTS] if clocks.restarted else []
 
 
 def stream_raw(
@@ -145,6 +153,7 @@ def _laid_out(
     by_header: bool,
     channel: Channel,
     intervals: list[tuple[float, float]],
+    clocks: Clocks,
 ) -> Iterator[np.ndarray]:
     """The stream's samples at its first rate from second 0 on, without a gap, up to where they are promised to end."""
     first, last = promised
@@ -152,7 +161,7 @@ def _laid_out(
     covered = 0  # samples that the file gave, not counting gaps
     held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
     begun, filled = False, begins_with_sound(container)
-    for time, frame in timed_frames(container, packets_of(container, stream)):
+    for time, frame in timed_frames(container, packets_of(container, stream, clocks=clocks)):
         samples = mono_samples(frame, channel, name)
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:

@@ -17,6 +17,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import probe, read_audio
 from avssl.data.media.extract import Extraction, extract_audio
+from avssl.data.media.probe import RESTARTS
 from avssl.data.media.stream import stream_audio
 from avssl.data.scan import scan
 
@@ -41,6 +42,23 @@ def test_silence_before_late_sound_is_told(tmp_path: Path, capsys: pytest.Captur
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert summary["late"] == {str(tmp_path / "in" / "late.mov"): pytest.approx(1.5)}
     assert "1 begin with silence" in capsys.readouterr().out
+
+
+def test_recordings_joined_in_one_file_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog) -> None:
+    (tmp_path / "in").mkdir()
+    parts = [
+        write_media(tmp_path / f"{seconds}.ogg", seconds=seconds, video_codec=None, audio_codec="libopus",
+                    sample_rate=48000).read_bytes()
+        for seconds in (3.0, 4.0)
+    ]  # fmt: skip
+    (tmp_path / "in" / "joined.ogg").write_bytes(b"".join(parts))
+    (tmp_path / "in" / "fine.ogg").write_bytes(parts[0])
+    command = ["extract-audio", "--data", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    assert summary["warnings"] == {str(tmp_path / "in" / "joined.ogg"): RESTARTS}
+    assert "1 in part: timestamps start over, used up to there" in capsys.readouterr().out
+    assert "joined.ogg: timestamps start over, used up to there (3.0" in caplog.text
 
 
 @pytest.mark.parametrize("format", ["flac", "wav"])

@@ -15,11 +15,13 @@ import torch
 import yaml
 from scipy.io import wavfile
 
+import avssl
 import mast
 from avssl.commands import main
 from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio
+from avssl.data.media.probe import RESTARTS
 from avssl.data.scan import scan
 from avssl.data.windows import cut_into_windows
 from avssl.models.visual_classifier import build_visual_classifier
@@ -381,6 +383,29 @@ def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, media_fact
     assert "gap.mkv: 1 windows left out, in which the file has no sound" in caplog.text
     lines = predicted(predictor, [file], format="text", top=1)[1:]
     assert [line.split(" s ")[0] for line in lines] == ["      0.00 to     2.00", "      3.00 to    12.00"]
+
+
+def test_recordings_joined_in_one_file_are_told(classifier: Path, media_factory, tmp_path, caplog) -> None:
+    """Of the second one nothing is judged: its times are those of the first."""
+    parts = [
+        media_factory.write_media(tmp_path / f"{k}.ogg", seconds=3.0 + k, video_codec=None, audio_codec="libopus",
+                                  sample_rate=48000).read_bytes()
+        for k in range(2)
+    ]  # fmt: skip
+    joined = tmp_path / "joined.ogg"
+    joined.write_bytes(b"".join(parts))
+    predictor = Predictor(classifier)
+    warnings: dict[str, str] = {}
+    writer = create_writer("json", io.StringIO(), predictor.labels, 1)
+    assert not predict_files([str(joined), str(tmp_path / "0.ogg")], predictor, writer, warnings=warnings)
+    assert warnings == {str(joined): RESTARTS}
+    assert (
+        "joined.ogg: timestamps start over, used up to there (3.0" in caplog.text and "0.ogg: time" not in caplog.text
+    )
+    predict_files(["-"], predictor, writer, stdin=OddPipe(joined.read_bytes()), warnings=warnings)
+    assert warnings["stdin"] == RESTARTS
+    found = avssl.predict(joined, classifier, device="cpu")
+    assert found.warnings == {str(joined): RESTARTS} and len(found.files[str(joined)]) == 3
 
 
 def test_one_channel_is_judged_as_in_training(classifier: Path, tmp_path) -> None:
