@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, Source, resolve
+from avssl.config.bounds import check_bounds
 from avssl.config.inference import EmbedConfig
 from avssl.errors import SettingsError
 
@@ -194,6 +195,7 @@ def _read(config_class: type[Config], config: Config | Recipes | None, settings:
     if isinstance(config, config_class):
         if settings:
             raise SettingsError(f"{next(iter(settings))}: set it in the config, which is given whole")
+        check_bounds(config)
         return config
     given = _plain(settings)
     recipes = [] if config is None else [config] if isinstance(config, str | Path) else config

@@ -2,14 +2,18 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
+from avssl.config.bounds import check_bounds
 from avssl.config.crossval import CrossvalConfig
 from avssl.config.parts import REGULARIZATION, DataConfig
 from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
@@ -194,11 +198,15 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
             files += rest
             continue
         _check_path(config_class, name)
+        if _kind_of(config_class, name) is not None:
+            values = _merged(values, _group(config_class, name, rest))
+            continue
         stand_ins = [other for other in required if other != name]
         try:
-            one = parser.parse_args([*(f"--{other}=x" for other in stand_ins), option, *rest], defaults=False).as_dict()
+            words = [f"{option}={word}" for word in rest] or [option]  # a value may begin with -, as -1e-3 does
+            one = parser.parse_args([*(f"--{other}=x" for other in stand_ins), *words], defaults=False).as_dict()
         except ArgumentError as error:
-            raise SettingsError(_told(error)) from error
+            raise SettingsError(_told(error, config_class)) from error
         for other in stand_ins:
             one.pop(other)
         if name.endswith("+"):
@@ -226,13 +234,14 @@ def _typed(config_class: type[Config], values: dict[str, Any], sources: Sequence
     parser = _parser(config_class)
     values = _with_defaults(values, parser.get_defaults().as_dict())
     try:
-        parsed = parser.instantiate(parser.parse_object(values)).as_dict()
-    except ArgumentError as error:
-        told = _told(error)
+        config = config_class(**parser.instantiate(parser.parse_object(values)).as_dict())
+        check_bounds(config)
+    except (ArgumentError, SettingsError) as error:
+        told = _told(error, config_class)
         key = told.split(":")[0]
         place = next((source.name for source in reversed(sources) if _get(source.values, key) is not None), "")
         raise SettingsError(told if place in ("", "command line") else f"{place}: {told}") from error
-    return config_class(**parsed)
+    return config
 
 
 def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,13 +261,58 @@ def _parser(config_class: type) -> ArgumentParser:
     return parser
 
 
-def _told(error: ArgumentError) -> str:
-    """jsonargparse's message as one line that begins with the setting."""
+def _group(config_class: type, name: str, words: Sequence[str]) -> dict[str, Any]:
+    """What an option says of a group of settings: ``--optim '{lr: 1e-3}'``."""
+    text = " ".join(words)
+    try:
+        values = get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        raise SettingsError(
+            f"{name}: must be settings by name, as --{name}.NAME VALUE or '{{NAME: VALUE}}', got {text}"
+        )
+    group = _nested(Source("", {name: dict(values)})).values
+    check_keys(config_class, Source("", group))
+    return group
+
+
+def _told(error: Exception, config_class: type) -> str:
+    """A parser's message as one line that begins with the setting and says what that may be."""
     text = " ".join(str(error).split())
-    if text.startswith('Parser key "'):
-        key, _, rest = text.removeprefix('Parser key "').partition('": ')
-        text = f"{key}: {rest}"
-    return text.replace("<class '", "").replace("'>", "").replace("typing.Literal", "one of ")
+    if wrong := _WRONG_TYPE.fullmatch(text):
+        key, value = wrong.groups()
+        if hint := _hint_of(config_class, key):
+            return f"{key}: must be {_words(hint)}, got {value or 'nothing'}"
+    return text
+
+
+# What jsonargparse says of a value of a wrong type.
+_WRONG_TYPE = re.compile(r'(?:Parser key ")?([\w.]+)"?: (?:Expected|Does not validate).*?(?:Got|Given) value: ?(.*)')
+
+
+def _words(hint: Any) -> str:
+    """A type in words: "a number or none"."""
+    parts = list(_alternatives(hint))
+    return " or ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _alternatives(hint: Any) -> Iterator[str]:
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, UnionType) or origin is Union:
+        for part in sorted(inner, key=lambda part: get_origin(part) is list):  # whose words are the longest
+            yield from _alternatives(part)
+    elif origin is Literal:
+        yield from map(str, inner)
+    elif origin is list:
+        yield f"a list, each item {_words(inner[0])}"
+    elif origin is tuple:
+        yield f"a list of {len(inner)}, each {_words(inner[0])}"
+    elif origin is dict:
+        yield "a mapping such as '{NAME: VALUE}'"
+    else:
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "none"}
+        yield names.get(hint, "a path" if hint is Path else str(hint))
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -269,11 +323,9 @@ def _options(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         if not word.startswith("--"):
             raise SettingsError(f"{word!r}: no option; options begin with -- and take one value, lists as '[a, b]'")
         option, equals, value = word.partition("=")
-        option = "--data.name" if option == "--data" else option
-        if equals:
-            yield option, [value]
-        else:
-            yield option, [rest.pop(0)] if rest and not rest[0].startswith("--") else []
+        words = [value] if equals else [rest.pop(0)] if rest and not rest[0].startswith("--") else []
+        names_data = option == "--data" and not "".join(words).lstrip().startswith("{")
+        yield "--data.name" if names_data else option, words
 
 
 def _nested(source: Source) -> Source:
@@ -395,6 +447,21 @@ def _check_path(config_class: type, path: str) -> None:
         if part not in members:
             _unknown(config_class, ".".join(parts[:count]))
         kind = members[part]
+
+
+def _hint_of(config_class: type, path: str) -> Any:
+    """The type of a setting; None where there is none of that name, as of a key of a dict."""
+    *groups, last = path.split(".")
+    kind = _kind_of(config_class, ".".join(groups)) if groups else config_class
+    return None if kind is None else get_type_hints(kind).get(last)
+
+
+def _kind_of(config_class: type, path: str) -> type | None:
+    """The class of the group of settings that ``path`` names; None where it is none."""
+    kind: type | None = config_class
+    for part in path.split("."):
+        kind = None if kind is None else _members(kind).get(part)
+    return kind
 
 
 def _unknown(config_class: type, path: str, place: str = "") -> None:

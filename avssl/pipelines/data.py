@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from lightning_fabric import Fabric
 
 from avssl.config import DataConfig
+from avssl.config.bounds import check_bounds
 from avssl.data.balance import balanced_shares
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
@@ -143,11 +144,9 @@ def open_splits(
 
     Raises:
         DataError: when the data has no usable row to train on, not the head asked for, or nothing to hold out.
-        ValueError: when a fraction is no share.
+        SettingsError: a setting cannot have its value.
     """
-    for name in ("val_fraction", "test_fraction"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"data.{name}: must lie in 0..1, below 1, got {getattr(config, name)}")
+    check_bounds(config, "data.")
     if fabric is not None and not fabric.is_global_zero:
         fabric.barrier()  # one process builds and scans, the others read its cache
     entry = find_entry(config.name)

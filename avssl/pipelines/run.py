@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
+from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
 from avssl.evaluation.files import atomic_path
 from avssl.locks import HeldError, hold, refuse_held
@@ -61,6 +62,7 @@ class Run:
 
     Raises:
         FileNotFoundError: ``resume`` names no file.
+        SettingsError: a setting cannot have its value.
         ValueError: the folder, or the checkpoint to resume, is of a run of other settings; or what shall watch the run
             cannot be had.
         HeldError: another process is training in the folder, or was while this one got ready.
@@ -69,6 +71,7 @@ class Run:
     tracker: Tracker
 
     def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
+        check_bounds(config)
         self.folder, self.fabric, self.config, self.wandb, self.job_type = folder, fabric, config, wandb, job_type
         check_tracking(wandb.mode, config.tensorboard)
         if fabric.is_global_zero:
@@ -314,8 +317,8 @@ def check_same(folder: Path, config: Any) -> None:
 
 
 def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
-    old, new = _flat(settings), _flat(to_dict(config))
-    usual = _flat(to_dict(type(config)()))  # what a run had of settings that were not there yet
+    old, new = _flat(settings, config), _flat(to_dict(config), config)
+    usual = _flat(to_dict(type(config)()), config)  # what a run had of settings that were not there yet
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
@@ -326,11 +329,13 @@ def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
             )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: dict[str, Any], config: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; of a setting that is a mapping, such as options, the whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+        part = getattr(config, key, None)
+        if is_dataclass(part) and isinstance(value, dict):
+            flat |= _flat(value, part, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

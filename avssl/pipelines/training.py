@@ -130,9 +130,6 @@ def check_training(
         DataError: the data cannot be sampled as ``data.sampling`` says.
     """
     clips = len(splits.train)
-    for name in ("batch_size", "accumulate"):
-        if getattr(config.optim, name) < 1:
-            raise ValueError(f"optim.{name}: must be at least 1, got {getattr(config.optim, name)}")
     steps = total_steps(config.optim, clips, fabric.world_size)
     run.check_data(splits, steps)
     if fabric.device.type == "cpu" and fabric.is_global_zero:

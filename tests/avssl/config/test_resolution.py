@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import mast
-from avssl.cli import parse
+from avssl.cli import parse, read_settings
 from avssl.config import (
     CONFIGS,
     AugmentSheetConfig,
@@ -354,6 +354,25 @@ def test_a_wrong_option_is_told_in_one_line(argv: list[str], told: str, capsys) 
     with pytest.raises(SettingsError, match=told):
         files, given = given_options(FinetuneConfig, argv)
         resolve(FinetuneConfig, given, files)
+
+
+TYPES = {
+    "nan": (["--data.clip_seconds", "nan"], "data.clip_seconds: must be a number or none, got nan"),
+    "a word": (["--optim.max_steps", "many"], "optim.max_steps: must be a whole number or none, got many"),
+    "a choice": (["--data.sampling", "x"], "data.sampling: must be shuffle, balanced or shards, got x"),
+    "a number or a choice": (["--data.channel", "left"], "data.channel: must be a whole number or mean, got left"),
+    "a list": (["--data.heads", "verb"], "data.heads: must be none or a list, each item a text, got verb"),
+    "in a group": (["--optim", "{lr: fast}"], "optim.lr: must be a number, got fast"),
+    "a group": (["--optim", "3"], "optim: must be settings by name, .* got 3"),
+    "unknown in a group": (["--optim", "{lrr: 1}"], r"--optim.lrr: no such setting; did you mean optim.lr\?"),
+    "unknown in data": (["--data", "{nam: demo}"], r"--data.nam: no such setting; did you mean data.name\?"),
+}
+
+
+@pytest.mark.parametrize(("argv", "told"), TYPES.values(), ids=TYPES)
+def test_a_value_of_a_wrong_type_is_told_in_words(argv: list[str], told: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{told}$"):
+        read_settings(PretrainConfig, argv)
 
 
 TWICE = {

@@ -106,7 +106,7 @@ def test_extracted_sound_is_of_the_channel(scanned: Manifest, tmp_path: Path) ->
 
 
 def test_what_can_be_no_channel_is_refused_before_anything_is_read(root: Path, scanned: Manifest) -> None:
-    with pytest.raises(ValueError, match="channel: must be 'mean' or the number of a channel"):
+    with pytest.raises(ValueError, match=r"data\.channel: must be at least 0, got -1"):
         open_splits(DataConfig(name=str(root), channel=-1), modalities=("audio",), labelled=False)
     with pytest.raises(ValueError, match="channel"):
         ClipDataset(scanned, modalities=("audio",), clip_seconds=1.0, channel=-1)

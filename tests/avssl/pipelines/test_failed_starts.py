@@ -111,7 +111,7 @@ PRETRAIN = {
     "checkpoint": ({"checkpoint": "nowhere"}, r"nowhere"),
     "validation": ({"data": {"val_fraction": 1.0}}, r"data\.val_fraction: must lie in"),
     "unlabelled probe": ({"online_probe": True, "data": {"val_fraction": 0.0}}, r"online_probe"),
-    "clips": ({"data": {"clip_seconds": 0.0}}, r"data\.clip_seconds must be positive"),
+    "clips": ({"data": {"clip_seconds": 0.0}}, r"data\.clip_seconds: must be above 0, got 0\.0$"),
     "betas": ({"optim": OptimConfig(betas=(0.9, 1.5))}, r"beta"),
     "teacher": ({"teacher_momentum": 2.0}, r"teacher_momentum"),
 }

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 import mast
 from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
+from avssl.errors import SettingsError
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.encoders import used_checkpoint
 from avssl.pipelines.run import Run
@@ -62,6 +63,21 @@ def test_a_damaged_config_comes_back_and_the_run_goes_on(damaged: FinetuneConfig
 def test_other_settings_are_refused_all_the_same(damaged: FinetuneConfig) -> None:
     with pytest.raises(ValueError, match="holds a run with seed = 0, not 5"):
         open_run(replace(damaged, seed=5))
+
+
+def test_other_options_are_told_whole(config: FinetuneConfig) -> None:
+    changed = replace(config, data=replace(config.data, options={"foo": 1}))
+    with pytest.raises(ValueError, match=r"holds a run with data\.options = \{\}, not \{'foo': 1\}: choose"):
+        open_run(changed)
+    (Path(str(config.output)) / "config.yaml").write_text(to_yaml(changed))
+    with pytest.raises(ValueError, match=r"holds a run with data\.options = \{'foo': 1\}, not \{\}: choose"):
+        open_run(config)
+
+
+@pytest.mark.parametrize("seconds", [0.0, float("nan")])
+def test_a_wrong_value_is_told_before_what_the_folder_holds(seconds: float, config: FinetuneConfig) -> None:
+    with pytest.raises(SettingsError, match=r"^data\.clip_seconds: must be above 0, got"):
+        open_run(replace(config, data=replace(config.data, clip_seconds=seconds)))
 
 
 def test_starting_over_keeps_the_old_folder(damaged: FinetuneConfig) -> None:
