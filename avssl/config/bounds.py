@@ -75,7 +75,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "clip_seconds": _POSITIVE, "num_frames": _COUNT, "frame_size": _COUNT, "channel": _NOT_NEGATIVE,
         "eval_clips": _COUNT, "train_clips": _COUNT, "val_fraction": _BELOW_1, "test_fraction": _BELOW_1,
         "train_fraction": Bound(0, 1, above=True), "shard_buffer": _COUNT, "num_workers": _NOT_NEGATIVE,
-        "max_failures": _SHARE,
+        "max_failures": _SHARE, "clip_timeout": _POSITIVE,
     },
     AudioConfig: {"sample_rate": _COUNT, "num_mels": _COUNT, "mean": _ANY, "std": _POSITIVE},
     VideoConfig: {"crop_size": _COUNT},
@@ -115,7 +115,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     DemoConfig: {"seed": _SEED},
     EmbedDataConfig: {
         "clip_seconds": _POSITIVE, "num_frames": _COUNT, "frame_size": _COUNT, "channel": _NOT_NEGATIVE,
-        "num_workers": _NOT_NEGATIVE,
+        "num_workers": _NOT_NEGATIVE, "clip_timeout": _POSITIVE,
     },
     EmbedConfig: {"num_windows": _COUNT, "hop": _POSITIVE, "batch_size": _COUNT, "part_size": _COUNT},
     ExportDataConfig: {
