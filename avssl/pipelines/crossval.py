@@ -5,13 +5,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
+from avssl.locks import hold
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
@@ -50,6 +53,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: contradictory settings, or a folder with runs of other settings; every fold failed.
+        HeldError: another cross-validation writes to the folder.
     """
     if config.resume not in ("auto", "none"):
         raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
@@ -58,6 +62,11 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     config = complete_start(config, checkpoint)
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
+    with hold(folder, "cross-validation") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        return _crossval(config, checkpoint, folder)
+
+
+def _crossval(config: CrossvalConfig, checkpoint: Path | None, folder: Path) -> dict[str, Any]:
     fresh = not folder.exists()
     cells = list(make_cells(replace(config, checkpoint=str(checkpoint or "none")), folder))
     results = {k: result for k, cell in enumerate(cells) if (result := finished_result(cell)) is not None}

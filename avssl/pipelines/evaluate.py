@@ -19,6 +19,7 @@ from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import provenance, write_result
+from avssl.locks import hold
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
@@ -81,7 +82,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     names = choose(config.evaluations, bench)
     if not names:
         raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
-    return _write(bench, splits, run_all(names, bench), seen)
+    with hold(bench.folder, "evaluation"):
+        return _write(bench, splits, run_all(names, bench), seen)
 
 
 def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataConfig:

@@ -10,6 +10,7 @@ from scipy.io import wavfile
 
 from avssl.cli import parse
 from avssl.config import AudioConfig, CrossvalConfig, DataConfig, FinetuneConfig, WandbConfig, crossval_arguments
+from avssl.locks import HeldError, hold
 from avssl.pipelines.crossval import crossval, make_cells
 
 SPEAKERS = ["ann", "bob", "cleo"]
@@ -104,6 +105,12 @@ def test_when_every_fold_fails_the_first_cause_is_told(media: Path, tmp_path) ->
 def test_contradictory_settings(media: Path, tmp_path, changes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         crossval(config(media, tmp_path / "run", **changes))
+
+
+def test_a_second_one_in_the_same_folder_is_refused(media: Path, tmp_path) -> None:
+    with hold(tmp_path / "crossval", "x"), pytest.raises(HeldError, match=r"cross-validation .*is being written"):
+        crossval(config(media, tmp_path / "crossval"))
+    assert not (tmp_path / "crossval").exists()
 
 
 def test_the_runs_are_one_group_of_wandb(media: Path, tmp_path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
+from avssl.locks import HeldError, hold
 from avssl.pipelines.evaluate import data_as_trained, evaluate
 from avssl.pipelines.evaluations import open_subject
 from avssl.pipelines.trained import run_folder, trained_with
@@ -202,6 +203,11 @@ def test_several_labels_of_a_clip(config, tones, tmp_path):
 def test_what_is_not_possible_is_refused(change, told, config):
     with pytest.raises(ValueError, match=told):
         evaluate(replace(config, **change))
+
+
+def test_a_second_evaluation_into_the_same_folder_is_refused(config) -> None:
+    with hold(config.output, "x"), pytest.raises(HeldError, match=r"evaluation .*is being written"):
+        evaluate(config)
 
 
 def test_a_split_that_is_not_there_is_named(config):
