@@ -1,5 +1,6 @@
 """The folder of a run: what it holds, and when it may be continued."""
 
+import hashlib
 import json
 import logging
 import shlex
@@ -155,10 +156,13 @@ class Run:
             return
         (self.folder / HELD_OUT).unlink(missing_ok=True)  # of a start that was killed
         if splits.held_out:
+            values = {name: asdict(rows) for name, rows in splits.held_out.items()}
             with atomic_path(self.folder / HELD_OUT) as temporary:
-                temporary.write_text(json.dumps({name: asdict(rows) for name, rows in splits.held_out.items()}))
+                temporary.write_text(json.dumps(values | {"sha256": _digest(values)}))
         with atomic_path(self.folder / TRAINED_ON) as temporary:
-            pq.write_table(splits.train.table.select(["clip_id"]), temporary, compression="zstd")
+            pq.write_table(
+                splits.train.table.select(["clip_id"]), temporary, compression="zstd", write_page_checksum=True
+            )
 
     def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
         """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""
@@ -258,7 +262,11 @@ def read_held_out(folder: Path) -> dict[str, HoldOut]:
     if not path.is_file():
         return {}
     try:
-        return {name: HoldOut(**rows) for name, rows in json.loads(path.read_text(encoding="utf-8")).items()}
+        values = json.loads(path.read_text(encoding="utf-8"))
+        written = values.pop("sha256", None)  # which earlier versions did not write
+        if written not in (None, _digest(values)):
+            raise ValueError("its checksum differs")
+        return {name: HoldOut(**rows) for name, rows in values.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
 
@@ -277,6 +285,10 @@ def seen_in_training(folder: Path, rows: Manifest) -> int | None:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is damaged; train the run again") from error
     return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def next_command(command: str, checkpoint: Path, data: DataConfig | None, split: str | None = "test") -> str:

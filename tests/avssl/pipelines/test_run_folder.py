@@ -1,8 +1,10 @@
 """The folder of a run knows whose it is by more than one file."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning_fabric import Fabric
@@ -10,10 +12,12 @@ from lightning_fabric import Fabric
 import mast
 from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
+from avssl.data.manifest import Manifest
 from avssl.errors import SettingsError
 from avssl.pipelines.classifiers import has_classifier
+from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
-from avssl.pipelines.run import Run
+from avssl.pipelines.run import Run, read_held_out
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.tracking import read_rows
 
@@ -123,6 +127,25 @@ def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfi
     assert open_run(elsewhere).step == 3
     with pytest.raises(ValueError, match=r"alone\.ckpt holds a run with seed = 0, not 5"):
         open_run(replace(elsewhere, seed=5))
+
+
+def test_a_flipped_bit_in_what_was_held_out_is_refused(config: FinetuneConfig) -> None:
+    """A clip of the test with another name would be trained on."""
+    held_out = {"test": HoldOut(["cat-1", "dog-2"], 0.2, 0, 10, ["speaker"])}
+    folder = Path(str(config.output))
+    clips = Manifest.from_rows([{"clip_id": "a", "path": "a.wav", "split": "train"}], folder, {})
+    with open_run(config) as run:
+        run.record_clips(SimpleNamespace(held_out=held_out, train=clips))
+    assert read_held_out(folder) == held_out
+    file = folder / "held_out.json"
+    text = file.read_text()
+    file.write_text(text.replace("dog-2", "dog-3"))
+    with pytest.raises(ValueError, match=r"held_out\.json: is damaged \(its checksum differs\)"):
+        read_held_out(folder)
+    values = json.loads(text)
+    del values["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(values))
+    assert read_held_out(folder) == held_out
 
 
 def test_a_damaged_description_of_an_export_is_named_by_every_reader(tmp_path: Path) -> None:
