@@ -281,7 +281,7 @@ def seen_in_training(folder: Path, rows: Manifest) -> int | None:
     if not path.is_file():
         return None
     try:
-        trained_on = pq.read_table(path, columns=["clip_id"])["clip_id"]
+        trained_on = pq.read_table(path, columns=["clip_id"], page_checksum_verification=True)["clip_id"]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is damaged; train the run again") from error
     return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)

@@ -17,7 +17,7 @@ from avssl.errors import SettingsError
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
-from avssl.pipelines.run import Run, read_held_out
+from avssl.pipelines.run import Run, read_held_out, seen_in_training
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.tracking import read_rows
 
@@ -129,14 +129,18 @@ def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfi
         open_run(replace(elsewhere, seed=5))
 
 
-def test_a_flipped_bit_in_what_was_held_out_is_refused(config: FinetuneConfig) -> None:
+def test_a_flipped_bit_in_what_was_held_out_or_trained_on_is_refused(config: FinetuneConfig) -> None:
     """A clip of the test with another name would be trained on."""
     held_out = {"test": HoldOut(["cat-1", "dog-2"], 0.2, 0, 10, ["speaker"])}
     folder = Path(str(config.output))
-    clips = Manifest.from_rows([{"clip_id": "a", "path": "a.wav", "split": "train"}], folder, {})
+    clips = Manifest.from_rows([{"clip_id": "cat-4", "path": "a.wav", "split": "train"}], folder, {})
     with open_run(config) as run:
         run.record_clips(SimpleNamespace(held_out=held_out, train=clips))
-    assert read_held_out(folder) == held_out
+    assert read_held_out(folder) == held_out and seen_in_training(folder, clips) == 1
+    trained_on = folder / "trained_on.parquet"
+    trained_on.write_bytes(trained_on.read_bytes().replace(b"cat-4", b"cat-5", 1))
+    with pytest.raises(ValueError, match=r"trained_on\.parquet: is damaged"):
+        seen_in_training(folder, clips)
     file = folder / "held_out.json"
     text = file.read_text()
     file.write_text(text.replace("dog-2", "dog-3"))
