@@ -145,7 +145,7 @@ def health_report(
     ills["no_pictures"]["expected"] = bool(2 * with_pictures.sum() < fine.sum())
     healthy = {"", "no_pictures"} if ills["no_pictures"]["expected"] else {""}
     report = {
-        **scan_report(manifest),
+        **scan_report(manifest, channel),
         "splits": {split: int((splits == split).sum()) for split in SPLITS if (splits == split).any()},
         "available": int(fine.sum()),
         "healthy": sum(name in healthy for name in names),

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +32,12 @@ from avssl.data.manifest_checks import (
     normalise,
     to_array,
 )
-from avssl.data.sampling import MIN_SHARE, covered, why_uncut
+from avssl.data.sampling import MIN_SHARE, NO_CHANNEL, covered, why_uncut
+from avssl.data.shards.layout import is_address
 from avssl.evaluation.files import atomic_path
+
+if TYPE_CHECKING:
+    from avssl.data.media.audio import Channel
 
 METADATA_KEY = b"avssl.manifest"
 _DIGEST_KEY = b"avssl.manifest.sha256"
@@ -298,11 +302,14 @@ class Manifest:
         streams = [(bounds(f"{name}_start"), bounds(f"{name}_end")) for name in modalities]
         return covered(bounds("start"), bounds("end"), bounds("duration"), streams)
 
-    def reasons(self, audio: bool = False, video: bool = False, clip_seconds: float | None = None) -> list[str]:
+    def reasons(
+        self, audio: bool = False, video: bool = False, clip_seconds: float | None = None, channel: Channel = "mean"
+    ) -> list[str]:
         """Why each clip cannot be used when audio and/or video are needed; "" where it can.
 
         With ``clip_seconds`` also "streams cover too little of the clip": of a clip of that length, or of all that a
-        shorter segment has, the streams cover less than 5 %.
+        shorter segment has, the streams cover less than 5 %. With ``channel`` the number of one also "no such channel",
+        where audio is needed.
         """
         errors = self.table["error"].to_pylist()
         modalities = [name for name, needed in (("audio", audio), ("video", video)) if needed]
@@ -311,6 +318,11 @@ class Manifest:
             for i, (present, why) in enumerate(streams):
                 if not errors[i] and not present:
                     errors[i] = "not scanned" if present is None else why or f"no {name} stream"
+        if audio and channel != "mean":
+            for i, (path, count) in enumerate(zip(self.column("path"), self.column("channels"), strict=True)):
+                # A sample of a cache holds the one channel that the cache was made for.
+                if not errors[i] and count is not None and channel >= count and not is_address(path):
+                    errors[i] = NO_CHANNEL
         alone = [self.spans([name]) for name in modalities]
         low, high = self.spans(modalities)
         outside = np.any([last <= first for first, last in alone or [(low, high)]], axis=0)
@@ -343,10 +355,10 @@ class Manifest:
         return np.nan_to_num(there, nan=1.0)
 
     def usable(
-        self, audio: bool = False, video: bool = False, clip_seconds: float | None = None
+        self, audio: bool = False, video: bool = False, clip_seconds: float | None = None, channel: Channel = "mean"
     ) -> tuple[Manifest, Counter[str]]:
         """Drop clips that cannot be used (see `reasons`); returns the rest and the counted reasons."""
-        reasons = self.reasons(audio, video, clip_seconds)
+        reasons = self.reasons(audio, video, clip_seconds, channel)
         return self.select(mask=[not reason for reason in reasons]), Counter(filter(None, reasons))
 
     def coverage(self, audio: bool = False, video: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 MIN_SHARE = 0.05
 # Why a clip cannot be cut.
 OUTSIDE = "segment outside file"
+NO_CHANNEL = "no such channel"  # of those that a file has
 APART = "sound and pictures do not overlap"
 BARELY = "streams cover too little of the clip"
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from avssl.data.manifest import Manifest
+from avssl.data.media.audio import Channel
 from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS
-from avssl.data.sampling import APART
+from avssl.data.sampling import APART, NO_CHANNEL
 
 EXAMPLES = 3
 # A segment may reach this many seconds beyond a stream without being called cut short (rounded annotations).
@@ -27,8 +28,8 @@ _EFFECTS = {
 _NAMES = {"audio": "sound", "video": "pictures", "both": "both"}
 
 
-def scan_report(manifest: Manifest) -> dict[str, Any]:
-    """What a scanned manifest holds, JSON-able.
+def scan_report(manifest: Manifest, channel: Channel = "mean") -> dict[str, Any]:
+    """What a scanned manifest holds, JSON-able; ``channel`` is what is heard of several channels.
 
     Keys: ``clips``, ``files``, ``hours`` of clips without an error, ``errors`` {reason: {"clips", "examples"}},
     ``stream_errors`` and ``warnings`` likewise (which stream of a usable file is not, and why), and counts by value of
@@ -43,7 +44,10 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     """
     reasons = np.asarray(manifest.column("error"), dtype=object)
     fine = reasons == ""
-    usable = {need: np.asarray(manifest.reasons("audio" in m, "video" in m)) == "" for need, m in NEEDS.items()}
+    usable = {
+        need: np.asarray(manifest.reasons("audio" in m, "video" in m, channel=channel)) == ""
+        for need, m in NEEDS.items()
+    }
     seconds = {need: span_seconds(manifest, m) for need, m in NEEDS.items()}
     paths = manifest.column("path")
 
@@ -51,6 +55,8 @@ def scan_report(manifest: Manifest) -> dict[str, Any]:
     for name in NEEDS["both"]:
         whys = np.asarray(manifest.column(f"{name}_error"), dtype=object)
         broken = np.where(fine & ~np.isin(whys, ["", f"no {name} stream"]), whys, broken)
+    heard = np.asarray(manifest.reasons(audio=True, channel=channel), dtype=object)
+    broken = np.where(heard == NO_CHANNEL, NO_CHANNEL, broken)
 
     def counted(rows: np.ndarray) -> dict[str, Any]:
         return {"clips": int(rows.sum()), "examples": [paths[i] for i in np.flatnonzero(rows)[:EXAMPLES]]}

@@ -104,7 +104,7 @@ def logmel_stats(
     if clip_length <= 0 or clips < 1:
         raise ValueError(f"need clip_length > 0 s and clips >= 1, got {clip_length} and {clips}")
     frontend = mast.LogMel(sample_rate, num_mels, mean=None, std=None)
-    manifest, _ = manifest.usable(audio=True)
+    manifest, _ = manifest.usable(audio=True, channel=channel)
     lows, highs = manifest.spans(["audio"])
     rows = np.flatnonzero(highs > lows)
     if not len(rows):

@@ -168,7 +168,7 @@ def open_splits(
         rows = manifest.select(split)
         if not len(rows):
             return None
-        good, reasons = rows.usable("audio" in modalities, "video" in modalities, protocol.seconds)
+        good, reasons = rows.usable("audio" in modalities, "video" in modalities, protocol.seconds, config.channel)
         coverage[split] = {"expected": len(rows), "usable": len(good), "reasons": dict(reasons)}
         coverage[split] |= _lessened(good, modalities, protocol.seconds, config)
         if reasons:

@@ -239,7 +239,9 @@ def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str
         if config.data.split not in SPLITS:
             raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
         manifest = manifest.select(config.data.split)
-    reasons = manifest.reasons("audio" in source.modalities, "video" in source.modalities, source.seconds)
+    reasons = manifest.reasons(
+        "audio" in source.modalities, "video" in source.modalities, source.seconds, source.channel
+    )
     unknown = np.isnan(manifest.spans(source.modalities)[1])
     reasons = [
         reason or ("unknown duration" if nowhere else "") for reason, nowhere in zip(reasons, unknown, strict=True)

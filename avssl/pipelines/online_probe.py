@@ -49,7 +49,7 @@ class OnlineProbe:
         manifest = open_data(config.name, root=config.root, options=config.options)
         source, name = splits.val, "the validation rows"
         if len(manifest.select("pretrain")):
-            source, name = manifest.select("train").usable(audio=True)[0], "split 'train'"
+            source, name = manifest.select("train").usable(audio=True, channel=config.channel)[0], "split 'train'"
         rows = None if source is None else _some_labelled(source, list(splits.labels), seed)
         labels = {} if rows is None else _in_both_halves(rows, splits.labels)
         if rows is None or not labels:

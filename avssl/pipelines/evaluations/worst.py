@@ -91,7 +91,7 @@ def _sounds(bench: Bench, wanted: _Clips) -> list[Sound]:
     """The sound of the clips that were judged, in the middle of some rows, decoded now; silent ones are left out."""
     index = bench.features.index
     audible = bench.split.select(mask=np.isin(np.arange(len(bench.split)), [index[row] for row, _, _ in wanted]))
-    audible = audible.usable(audio=True)[0]
+    audible = audible.usable(audio=True, channel=bench.config.data.channel)[0]
     if not len(audible):
         return []
     protocol = replace(bench.protocol, eval_clips=1)

@@ -1,6 +1,7 @@
 """Two channels that are each other's opposite: their mean is told to be silence, one of them reaches every reader."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_a_cache_holds_one_channel_and_refuses_others(root: Path, tmp_path: Path
     cached = open_data(output)
     dataset = ClipDataset(cached, modalities=("audio",), clip_seconds=2.0, channel=1, mode="center")
     np.testing.assert_allclose(dataset[0, 0].clips[0].audio, -WAVE, atol=1e-4)
+    assert len(open_splits(DataConfig(name=output, channel=1), modalities=("audio",), labelled=False).train) == 1
     with open_source(cached.row(0).path) as sample, pytest.raises(MediaError, match="another channel"):
         sample.audio(0.0, 1.0)
     with pytest.raises(DataError, match=r"data\.channel: mean, but .* holds 1"):
@@ -112,6 +114,25 @@ def test_what_can_be_no_channel_is_refused_before_anything_is_read(root: Path, s
         ClipDataset(scanned, modalities=("audio",), clip_seconds=1.0, channel=-1)
     with pytest.raises(ValueError, match="channel"):
         cache(CacheConfig("never", SourceConfig(name=str(root)), channel=-1, workers=0))
+
+
+def test_rows_without_the_channel_are_counted_and_left_out_at_opening(root: Path, tmp_path: Path, caplog) -> None:
+    folder = Path(shutil.copytree(root, tmp_path / "mixed"))
+    for name in "bc":
+        write_media(folder / f"train/mono/{name}.wav", waveform=WAVE, video_codec=None, audio_codec="pcm_s16le")
+    kept = {"mean": 3, 0: 3, 1: 1}
+    for channel, count in kept.items():
+        config = DataConfig(name=str(folder), clip_seconds=2.0, channel=channel, num_workers=0)  # type: ignore[arg-type]
+        splits = open_splits(config, modalities=("audio",), labelled=False)
+        assert len(splits.train) == splits.coverage["train"]["usable"] == count
+        assert splits.coverage["train"]["reasons"] == ({} if count == 3 else {"no such channel": 2})
+    assert "1 of 3 clips usable (2 x no such channel)" in caplog.text
+    assert len(open_splits(config, modalities=("video",), labelled=False, need_train=False).train) == 0
+    options: dict[str, Any] = {"workers": 0, "channel": 1, "clip_seconds": 1.0, "progress": False}
+    told: list[str] = []
+    report = prepare(PrepareOptions(str(folder), tmp_path / "a.parquet", **options), told.append)
+    assert report["usable"]["audio"] == 1 and report["stream_errors"]["no such channel"]["clips"] == 2
+    assert any("2 clips: no such channel" in line for line in told)
 
 
 def test_a_channel_that_is_not_there_is_a_counted_failure(scanned: Manifest) -> None:
