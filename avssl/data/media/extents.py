@@ -141,6 +141,14 @@ def may_seek(container: InputContainer, stream: Usable, path: str | Path) -> boo
     return name in _SEEKABLE and not _packet_extents(path, file_identity(path)).restarted
 
 
+def repeats(container: InputContainer, stream: Usable) -> bool:
+    """Whether a seek in an open file leads to the same sound whatever was read before.
+
+    Elsewhere the demuxer's index, its guess of the next packet's time or the decoder's noise come from earlier reads.
+    """
+    return container.format.name in LISTED | {"flac"} or _is_pcm(container, stream)
+
+
 def _listed_span(container: InputContainer, stream: Usable) -> tuple[float, float] | None:
     """What the header says of a stream of which it lists all packets, if these are all there; else None."""
     entries = stream.index_entries

@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from avssl.data.media.audio import BEGINNING, AudioClip, Channel, Sound, check_channel, checked, sound_of
 from avssl.data.media.container import find_audio, find_video, open_media
 from avssl.data.media.errors import MediaError
+from avssl.data.media.extents import repeats
 from avssl.data.media.orientation import upright_size
 from avssl.data.media.video import QUICK, frames_of, starts_of
 
@@ -24,6 +25,9 @@ _QUICK = {".mp4", ".m4v", ".mov"}
 
 class MediaFile:
     """Reads spans of one file; its header is read once, its decoders are kept from read to read.
+
+    What a read gives does not depend on those before it: where a container's demuxer keeps something of them (all but
+    MP4, MOV, FLAC and PCM), sound is read from the file opened anew.
 
     >>> with MediaFile("video.mp4") as file:  # doctest: +SKIP
     ...     sound, frames = file.audio(2.0, 4.0).waveform, file.frames([2.5, 3.5, 4.5, 5.5], size=112)
@@ -95,7 +99,7 @@ class MediaFile:
         """As :meth:`audio`, without judging whether enough is there."""
         check_span(start, duration, sample_rate)
         check_channel(channel)
-        if not self._fresh and start < BEGINNING:
+        if not self._fresh and (start < BEGINNING or not repeats(*self._audio_stream())):
             self.close()
         container, stream = self._audio_stream()
         self._fresh = False

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from media_factory import noise, place_of, tone, write_media
 
-from avssl.data.media import MediaError, probe, read_audio
+from avssl.data.media import MediaError, MediaFile, probe, read_audio
 from avssl.data.media.audio import cancels
 from avssl.data.media.stream import stream_audio
 
@@ -70,6 +70,27 @@ def test_a_span_equals_the_slice_of_the_whole(sounds, extension):
             assert abs(lag_seconds(part, whole[first : first + 16000], 16000)) < 0.0011
         else:
             assert np.abs(part - whole[first : first + 16000]).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.ogg", "flac"), ("b.ogg", "libopus"), ("a.webm", "libopus"), ("a.aac", "aac"), ("a.flac", "flac"),
+     ("a.ts", "mp2"), ("a.wav", "pcm_s16le")],
+)  # fmt: skip
+def test_what_was_read_before_changes_nothing(tmp_path, name, codec):
+    """Nor do pictures of the same file, nor a read that failed."""
+    video = "libvpx" if name.endswith("webm") else None
+    path = write_media(tmp_path / name, seconds=9.0, video_codec=video, audio_codec=codec, sample_rate=48000,
+                       waveform=noise(9.0, 48000))  # fmt: skip
+    with MediaFile(path) as file:
+        for start in (6.1, 2.3, 1.3, 7.9, 5.2, 0.4, 3.66, 4.58, 2.3, 30.0, 6.1):
+            if video:
+                file.frames([min(start, 8.5)], size=16)
+            if start > 9.0:
+                with pytest.raises(MediaError, match="no audio in span"):
+                    file.audio(start, 0.5)
+            else:
+                np.testing.assert_array_equal(file.audio(start, 0.5).waveform, read_audio(path, start, 0.5).waveform)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 96000, 192000])
