@@ -23,8 +23,9 @@ from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, Wei
 logger = logging.getLogger(__name__)
 
 # Seconds between looks at the processes while a batch is waited for; looks in a row that find one stopped; seconds for
-# a process to begin; for one that closed its connection to end; the share of the limit from which a clip is slow.
-_LOOK, _STOPPED_LOOKS, _START, _PATIENCE, _SLOW = 1.0, 3, 300.0, 10.0, 0.25
+# a process to begin; for one that closed its connection to end; the share of the limit from which a clip is slow; and
+# seconds between two looks after which this process, too, has been stopped.
+_LOOK, _STOPPED_LOOKS, _START, _PATIENCE, _SLOW, _SUSPENDED = 1.0, 3, 300.0, 10.0, 0.25, 10.0
 # So many processes that hang or crash without a batch between them end the run.
 _IN_A_ROW = 3
 
@@ -114,12 +115,16 @@ class ClipLoader(DataLoader[Batch]):
                 if told.startswith("DataLoader timed out"):
                     watch.look()
                     continue
+                if told.startswith("Too many open files"):  # torch's way out follows
+                    raise DataError(" ".join(told.split())) from error
                 if "DataLoader worker (pid" not in told:
                     raise
                 raise watch.dead(told.splitlines()[0]) from error
             except (OSError, EOFError) as error:
                 if str(error).startswith("Caught "):  # raised by the dataset itself, in a traceback of many lines
                     raise DataError(f"{str(error).splitlines()[-1]}, in a decoding process") from error
+                if not isinstance(error, ConnectionError | EOFError):
+                    raise
                 raise watch.dead("A DataLoader worker died while it handed over a batch.") from error
             return batch.unpack() if isinstance(batch, PackedBatch) else batch
 
@@ -141,7 +146,8 @@ class _Watch:
 
     def __init__(self, loader: ClipLoader, workers: Sequence[BaseProcess]) -> None:
         self.loader, self.workers = loader, workers
-        self.began = time.monotonic()
+        self.began = self.looked = time.monotonic()
+        self.resumed = 0.0
         self.stopped = [0] * len(workers)
         self.slow: set[int] = set()
 
@@ -149,12 +155,15 @@ class _Watch:
         """Raises _Trouble of a process that was stopped or hangs, and DataError where none ever begins; warns of slow
         ones."""
         limit, now = self.loader.clip_timeout, time.monotonic()
+        if now - self.looked > _SUSPENDED:  # this process was stopped for so long, and surely the others with it
+            self.resumed = now
+        self.looked = now
         hung: dict[int, float] = {}
         idle = []
-        for number, (worker, (where, since)) in enumerate(
+        for number, (worker, (where, began)) in enumerate(
             zip(self.workers, self.loader.decoding.tolist(), strict=True)
         ):
-            row, pid = int(where), worker.pid
+            row, pid, since = int(where), worker.pid, max(began, self.resumed)
             self.stopped[number] = self.stopped[number] + 1 if pid is not None and is_stopped(pid) else 0
             if self.stopped[number] == _STOPPED_LOOKS:
                 what = self.loader.name(row) if row >= 0 else "no file"
@@ -285,7 +294,8 @@ def _packed(dataset: ClipDataset, items: Sequence[Item]) -> PackedBatch:
 
 
 def _report(decoding: np.ndarray, index: int) -> None:
-    decoding[:] = index, time.monotonic()
+    decoding[1] = time.monotonic()  # first: a row must not be read with the time of the one before
+    decoding[0] = index
 
 
 __all__: Sequence[str] = (

@@ -32,6 +32,8 @@ _KEPT = 1 << 26
 _PATIENCE = 10.0
 # A job that takes so many seconds may be one of a process that was stopped.
 _SUSPICIOUS = 3.0
+# Seconds between two looks at the processes after which nothing is said of how long they took.
+_SUSPENDED = 10.0
 
 
 def probe_all(
@@ -90,12 +92,18 @@ def run_all(
         return
     todo = deque(jobs)
     pool = [_Worker(function) for _ in range(min(workers, -(-len(todo) // chunk)))]
+    looked = time.monotonic()
     try:
         while todo or any(worker.pending for worker in pool):
             for worker in pool:
                 if todo and len(worker.pending) <= chunk // 2:  # before it runs out, so that it never waits
                     worker.give([todo.popleft() for _ in range(min(chunk, len(todo)))])
             ready = wait([worker.connection for worker in pool if worker.pending], timeout=1.0)
+            now = time.monotonic()
+            if now - looked > _SUSPENDED:  # this process was stopped or busy for so long: it has not watched the others
+                for worker in pool:
+                    worker.since = now
+            looked = now
             for worker in pool:
                 if worker.connection in ready:
                     done = worker.take()

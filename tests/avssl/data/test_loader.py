@@ -15,7 +15,7 @@ from loading_samples import wav_manifest
 from avssl.data.batch import Batch
 from avssl.data.clips import Clip, ClipDataset, Item
 from avssl.data.failures import DataError
-from avssl.data.loader import EvalSampler, StepSampler, _Watch, make_eval_loader, make_train_loader
+from avssl.data.loader import EvalSampler, StepSampler, _Trouble, _Watch, make_eval_loader, make_train_loader
 
 
 def take(iterable: object, count: int) -> list:
@@ -204,6 +204,21 @@ def test_a_slow_clip_is_told_and_waited_for(tmp_path: Path, caplog) -> None:
     for _ in range(3):
         watch.look()
     assert caplog.text.count("001.wav (row 1) takes 20 s so far; data.clip_timeout is 60 s") == 1
+
+
+def test_a_run_that_was_suspended_blames_no_clip(tmp_path: Path) -> None:
+    """A clip in hand is then an hour old, and its process goes on with it when this one does."""
+    loader = make_eval_loader(stuck(tmp_path, {}, 3), 1, num_workers=1)
+    loader.decoding[0] = torch.tensor([1.0, time.monotonic() - 3600.0])
+    workers: Any = [SimpleNamespace(pid=os.getpid())]
+    with pytest.raises(
+        _Trouble, match=r"decoding hangs: .*001\.wav \(row 1\) for 3600 s, more than data\.clip_timeout"
+    ):
+        _Watch(loader, workers).look()
+    suspended = _Watch(loader, workers)
+    suspended.looked -= 3600.0
+    suspended.look()
+    suspended.look()
 
 
 def test_a_row_that_cannot_be_read_is_no_longer_in_hand(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -12,7 +13,7 @@ from media_factory import write_media
 
 from avssl.data import scan as scan_module
 from avssl.data.manifest import Manifest
-from avssl.data.media import MediaInfo, probe
+from avssl.data.media import MediaInfo, pool, probe
 from avssl.data.media.pool import probe_all
 from avssl.data.scan import scan
 from avssl.data.scan_report import report_lines, scan_report
@@ -160,6 +161,26 @@ def test_a_process_that_a_signal_stopped_blames_no_file(root):
     paths = [str(root / "both.mp4"), str(root / "gone.mp4")]
     infos = {info.path: info for info in probe_all(paths, workers=1, function=stopped_once)}
     assert [infos[path].error for path in paths] == ["", "file not found"]
+
+
+def napping(path: str) -> MediaInfo:
+    """`probe` after a while."""
+    time.sleep(0.5)
+    return probe(path)
+
+
+def test_a_scan_that_was_suspended_blames_no_file(root, monkeypatch):
+    wait, slept = pool.wait, []
+
+    def suspended(connections: list, timeout: float) -> list:
+        ready = wait(connections, 0.0 if not slept else timeout)
+        slept.append(3600.0)
+        return ready
+
+    monkeypatch.setattr(pool, "wait", suspended)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(slept[:1])))
+    (info,) = probe_all([str(root / "both.mp4")], workers=1, function=napping)
+    assert info.error == "" and slept
 
 
 @pytest.mark.realdata
