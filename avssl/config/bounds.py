@@ -24,7 +24,7 @@ from avssl.errors import SettingsError
 
 @dataclass(frozen=True)
 class Bound:
-    """Finite numbers from ``low`` to ``high``; of a list or a mapping, all of its numbers.
+    """Finite numbers from ``low`` to ``high``; of a list, all of its numbers.
 
     Attributes:
         low, high: Least and largest value.
@@ -40,8 +40,6 @@ class Bound:
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` is within; what is no number, such as none or a name, is not judged."""
-        if isinstance(value, Mapping):
-            value = list(value.values())
         if isinstance(value, list | tuple):
             numbers = [item for item in value if _is_number(item)]
             return all(map(self.holds, value)) and not (self.ascending and numbers != sorted(numbers))
@@ -158,7 +156,9 @@ def _bounded(config: Any, prefix: str) -> Iterator[tuple[str, Any, Bound]]:
         if is_dataclass(value):
             yield from _bounded(value, f"{prefix}{item.name}.")
         elif item.name in bounds:
-            yield f"{prefix}{item.name}", value, bounds[item.name]
+            values = {f".{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {"": value}
+            for key, one in values.items():
+                yield f"{prefix}{item.name}{key}", one, bounds[item.name]
 
 
 def _is_number(value: Any) -> bool:

@@ -128,6 +128,15 @@ def row_groups(manifest: Manifest, least: int = 2, ignore: Collection[str] = ())
     return groups, list(shared)
 
 
+def learnable_heads(rows: Manifest) -> list[str]:
+    """Heads of which ``rows`` have two classes or more, or, with several labels a clip, a class to be there or not."""
+    return [
+        head
+        for head in rows.heads
+        if len(np.unique(rows.label_pairs(head)[1])) > 1 or (head in rows.multilabel and rows.labelled(head).any())
+    ]
+
+
 def held_out(
     groups: NDArray[np.int64], pairs: Pairs, fraction: float, seed: int, *, every_class: bool = False
 ) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from avssl.data.media.probe import CANCELS
 from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import held_out as draw_held_out
-from avssl.data.strata import row_groups, training_share
+from avssl.data.strata import learnable_heads, row_groups, training_share
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def open_splits(
 
     train = usable("train") if labelled else usable("pretrain") or usable("train")
     if train is None and need_train:
-        raise DataError(f"data {config.name}: no usable clip to train on; {coverage or 'it has no training split'}")
+        raise DataError(_nothing_to_train_on(config, manifest, modalities, protocol.seconds, coverage))
     train = manifest.take([]) if train is None else train
     val, test = usable("val"), usable("test")
     heads = config.heads or ([entry.head] if entry.head else list(manifest.heads))
@@ -208,6 +208,32 @@ def open_splits(
     if labelled and need_train:
         warn_of_classes(splits, config.name)
     return splits
+
+
+def _nothing_to_train_on(
+    config: DataConfig,
+    manifest: Manifest,
+    modalities: Sequence[Modality],
+    seconds: float,
+    coverage: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Why, and what the clips could be used for instead."""
+    told = "; ".join(_none_usable(split, found) for split, found in coverage.items())
+    if not told:
+        splits = ", ".join(sorted(filter(None, set(manifest.column("split")))))
+        return f"data {config.name}: no clip to train on; it has no split train{splits and f', but {splits}'}"
+    for modality, words in (("audio", "sound"), ("video", "pictures")):
+        rows = manifest.select(mask=np.isin(manifest.column("split"), list(coverage)))
+        good, _ = rows.usable(modality == "audio", modality == "video", seconds, config.channel)
+        if len(good) and tuple(modalities) != (modality,):
+            labels = "" if learnable_heads(good) else ", once they are labelled with two classes or more"
+            told += f"; avssl finetune --modality {modality} trains on the {len(good)} that have {words}{labels}"
+    return f"data {config.name}: {told}"
+
+
+def _none_usable(split: str, found: Mapping[str, Any]) -> str:
+    why = ", ".join(f"{count} x {reason}" for reason, count in found["reasons"].items())
+    return f"none of the {found['expected']} clips of split {split!r} is usable: {why}"
 
 
 def _hold_out(
@@ -268,8 +294,8 @@ def warn_of_classes(splits: Splits, name: str) -> None:
             if len(same) > 1:
                 told = " and ".join(map(repr, same))
                 logger.warning("%s: %r has the classes %s, which are trained as different ones", name, head, told)
-        if len(names) == 1:
-            logger.warning("%s: %r has a single class, %r: there is nothing to tell apart", name, head, names[0])
+        if head not in learnable_heads(splits.train) and splits.train.labelled(head).any():
+            logger.warning("%s: %r has training clips of a single class: there is nothing to tell apart", name, head)
         judged = splits.labelled_test
         if judged is None:
             continue
@@ -295,13 +321,20 @@ def check_labelled(splits: Splits, name: str) -> Manifest:
     if rows is None:
         for split in ("test", "val"):
             if (found := splits.coverage.get(split)) and not found["usable"]:
-                why = ", ".join(f"{count} x {reason}" for reason, count in found["reasons"].items())
-                raise DataError(
-                    f"data {name}: none of the {found['expected']} clips of split {split!r} is usable: {why}"
-                )
+                raise DataError(f"data {name}: {_none_usable(split, found)}")
         raise DataError(
             f"data {name}: no labelled clip to evaluate on; add a split test or val, or give --data.test_fraction 0.2 "
             "(or, beside a split test without labels, --data.val_fraction 0.2)"
+        )
+    if not set(learnable_heads(splits.train)) & splits.labels.keys():
+        classes = [
+            f"{splits.labels[head][label]!r} of {head!r}"
+            for head in splits.labels
+            for label in np.unique(splits.train.label_pairs(head)[1]).tolist()
+        ]
+        raise DataError(
+            f"data {name}: all training clips are of one class, {', '.join(classes)}: there is nothing to tell apart; "
+            "add clips of another class, in a folder of its own or with another label"
         )
     return rows
 

@@ -21,6 +21,7 @@ from avssl.data.scan import FileFacts, fill, scan_files
 from avssl.data.scan_report import report_lines
 from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
+from avssl.data.strata import learnable_heads
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
 from avssl.locks import hold
@@ -97,7 +98,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     tell(f"wrote {output}, digest {manifest.digest}, and {page}")
     if report["usable"]["both"]:
         tell(f"next: {shlex.join(['avssl', 'pretrain', '--data', str(output)])}")
-    elif manifest.heads:
+    elif learnable_heads(manifest):
         tell(f"next: {shlex.join(['avssl', 'finetune', '--data', str(output), '--checkpoint', 'none'])}")
     return report
 

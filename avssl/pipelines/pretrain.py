@@ -11,6 +11,7 @@ from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
+from avssl.data.strata import learnable_heads
 from avssl.engine import Engine
 from avssl.evaluation.collapse import CollapseMonitor
 from avssl.evaluation.diagnostics import diagnose
@@ -235,7 +236,7 @@ def _evaluate(
     for line in _told(metrics):
         logger.info("%s", line)
     logger.info("report: %s", run.folder / "report.html")
-    labelled = config.data if splits.labels else None
+    labelled = config.data if set(learnable_heads(splits.train)) & splits.labels.keys() else None
     steps = [next_command("finetune", run.folder, labelled)]
     steps += [] if test is None else [next_command("evaluate", run.folder, config.data, result["split"])]
     return result | {"next": steps}

@@ -147,7 +147,7 @@ def test_two_sets_in_a_linear_probe(data: Path, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"head_weights": {"sound": 1.0}}, ValueError, "head_weights: no head 'sound'; .*: pitch"),
-        ({"head_weights": {"pitch": 0.0}}, ValueError, "head_weights: pitch: must be above 0"),
+        ({"head_weights": {"pitch": 0.0}}, ValueError, r"head_weights\.pitch: must be above 0, got 0"),
         ({"objectives": [{"name": "imc", "modality": "audio"}], "augment": AugmentConfig()}, ValueError,
          "imc: clips have several labels under head 'pitch'"),
     ],

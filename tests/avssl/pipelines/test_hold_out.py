@@ -240,6 +240,12 @@ def test_a_share_that_is_none_names_its_option(option, value, tmp_path) -> None:
             r"nothing to hold out as one \(data.test_fraction 0.2\): there is only one clip",
         ),
         ([{"label.kind": "a"}, {"label.kind": "b"}], ["a", "b"], r"every class has only one clip"),
+        ([{"label.kind": "a"}] * 8, ["a"], r"all training clips are of one class, 'a' of 'kind': there is nothing to"),
+        (
+            [{"label.kind": "a"}] * 4 + [{"label.kind": "b", "split": "test"}],
+            ["a", "b"],
+            r"of one class, 'a' of 'kind'",
+        ),
         ([{"label.kind": "a"}, {"split": "test"}], ["a"], r"no labelled clip to evaluate on; .*--data.val_fraction"),
     ],
 )
@@ -247,6 +253,26 @@ def test_data_that_cannot_be_learned_from_say_why(rows, classes, told, tmp_path)
     name = listed(tmp_path, rows, classes)
     with pytest.raises(DataError, match=told):
         check_labelled(opened(name), name)
+
+
+def test_one_class_among_several_labels_is_there_or_not(tmp_path) -> None:
+    name = listed(tmp_path, [{"label.kind": [0] if k % 2 else []} for k in range(8)], ["a"])
+    splits = opened(name)
+    assert splits.multilabel == ["kind"] and check_labelled(splits, name) is splits.test
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"), [("ab", ""), ("aa", ", once they are labelled with two classes or more")]
+)
+def test_clips_of_sound_alone_are_told_in_words_with_what_trains_on_them(labels: str, advice: str, tmp_path) -> None:
+    rows = [{"label.kind": label, "video_error": "no video stream"} for label in labels]
+    config = data(listed(tmp_path, rows, ["a", "b"]))
+    with pytest.raises(DataError) as raised:
+        open_splits(config, modalities=("audio", "video"), labelled=False)
+    assert str(raised.value) == (
+        f"data {config.name}: none of the 2 clips of split 'train' is usable: 2 x no video stream; avssl finetune "
+        f"--modality audio trains on the 2 that have sound{advice}"
+    )
 
 
 def test_classes_that_look_wrong_are_warned_of_once(tmp_path, caplog) -> None:
@@ -258,4 +284,4 @@ def test_classes_that_look_wrong_are_warned_of_once(tmp_path, caplog) -> None:
     assert "'dog' and 'dog '" in warnings[0] and "no training clip of 'owl'" in warnings[1]
     caplog.clear()
     opened(listed(tmp_path, [{"label.kind": "a"}] * 4, ["a"]))
-    assert "has a single class, 'a'" in caplog.text
+    assert "'kind' has training clips of a single class" in caplog.text
