@@ -145,6 +145,15 @@ def start_of(container: InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
+def frame_rate(container: InputContainer, stream: VideoStream) -> float | None:
+    """Pictures a second, on average where they vary; None where nothing is known."""
+    average, guessed = stream.average_rate, stream.guessed_rate
+    if average and guessed and container.format.name == "avi":  # which may count an empty chunk between two frames
+        average = min(average, guessed)
+    rate = average or guessed
+    return float(rate) if rate else None
+
+
 class Clocks:
     """Watches the packets of a file for clocks that start over, as where two broadcasts were joined.
 

@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, cancels
-from avssl.data.media.container import begins_with_sound, decoded, find_audio, find_video, open_media
+from avssl.data.media.container import begins_with_sound, decoded, find_audio, find_video, frame_rate, open_media
 from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import extents_of, promised_end
 from avssl.data.media.orientation import upright_size
@@ -104,9 +104,9 @@ def _read_header(container: InputContainer, path: str, thorough: bool) -> tuple[
         facts["audio_error"] = error.reason
     try:
         video = find_video(container, path)
-        pictures, rate = video.codec_context, video.average_rate or video.guessed_rate
+        pictures = video.codec_context
         width, height = upright_size(path, container.format.name, (pictures.width, pictures.height))
-        facts.update(has_video=True, fps=float(rate) if rate else None, width=width, height=height,
+        facts.update(has_video=True, fps=frame_rate(container, video), width=width, height=height,
                      video_codec=pictures.name)  # fmt: skip
         bit_rate += video.bit_rate or 0
     except MediaError as error:

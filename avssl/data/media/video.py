@@ -15,7 +15,16 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from avssl.data.media.container import decoded, file_identity, find_video, open_media, packets_of, seconds, start_of
+from avssl.data.media.container import (
+    decoded,
+    file_identity,
+    find_video,
+    frame_rate,
+    open_media,
+    packets_of,
+    seconds,
+    start_of,
+)
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import LISTED, may_seek
 from avssl.data.media.orientation import upright
@@ -39,6 +48,8 @@ TIMED = QUICK | {"matroska,webm", "flv"}
 _FOR_DECORD = {"avi": {"mjpeg", "ffv1", "flv", "msmpeg4", "msmpeg4v2", "wmv2"}}
 # Containers that store one time for each frame, in the order of decoding.
 _ONE_TIME = {"avi", "asf"}
+# Containers in which FFmpeg counts times after a seek from the index, and may count wrong: AVI has empty chunks.
+_INDEXED = {"avi"}
 # Packets after which the order of the frames of such a container is known.
 _ORDER_PACKETS = 32
 
@@ -105,7 +116,8 @@ def starts_of(container: InputContainer, stream: VideoStream, path: str | Path, 
             video = find_video(again, path)
             lag = _lag(path, file_identity(path)) if again.format.name in _ONE_TIME else None
             packets = packets_of(again, video)
-            starts = np.asarray(_decode_until(packets, video, np.asarray([end]), start_of(again), None, False, lag)[0])
+            rate, until = frame_rate(again, video), np.asarray([end])
+            starts = np.asarray(_decode_until(packets, rate, until, start_of(again), None, False, lag)[0])
     if not len(starts):
         raise MediaError(path, "video does not decode")
     first = max(0, int(np.searchsorted(starts, start + ROUNDING, side="right")) - 1)
@@ -151,7 +163,8 @@ def _read_with_pyav(
             lag = _lag(path, file_identity(path)) if container.format.name in _ONE_TIME else None
             packets = _from_keyframe(container, stream, first - _RUN_UP + origin, way)
             instants = np.sort(wanted) + ROUNDING
-            starts, images = _decode_until(packets, stream, instants, origin, shape, way != "all", lag)
+            rate = frame_rate(container, stream)
+            starts, images = _decode_until(packets, rate, instants, origin, shape, way != "all", lag)
         if way == "all" or (starts and starts[0] <= first):
             break
     if not starts:
@@ -160,7 +173,10 @@ def _read_with_pyav(
 
 
 def _from_keyframe(container: InputContainer, stream: VideoStream, target: float, way: str) -> Iterator[Packet]:
-    """Packets from a keyframe at or before ``target``, in seconds of the stream, or where a seek finds none, later."""
+    """Packets from a keyframe at or before ``target``, in seconds of the stream, or where a seek finds none, later.
+
+    There are none where a seek leaves the clock wrong.
+    """
     if way == "seek":
         assert stream.time_base is not None
         with suppress(av.FFmpegError):  # some containers cannot seek: what follows is read from the beginning
@@ -173,6 +189,8 @@ def _from_keyframe(container: InputContainer, stream: VideoStream, target: float
             continue
         time = seconds(packet, packet.dts if packet.pts is None else packet.pts)
         if packet.is_keyframe and packet.size:
+            if way == "seek" and container.format.name in _INDEXED and not _is_indexed(stream, packet):
+                return
             held.clear()
         elif not held:
             continue  # in the middle of a group: some decoders make garbage of it
@@ -181,6 +199,13 @@ def _from_keyframe(container: InputContainer, stream: VideoStream, target: float
             begun = True
             yield from held
             held.clear()
+
+
+def _is_indexed(stream: VideoStream, packet: Packet) -> bool:
+    """Whether a packet has the time that the file's index gives a frame."""
+    entries, time = stream.index_entries, packet.dts
+    place = -1 if time is None else entries.search_timestamp(time, any_frame=True)
+    return place >= 0 and entries[place].timestamp == time
 
 
 @lru_cache(maxsize=4096)
@@ -209,7 +234,7 @@ def _lag(path: str | Path, identity: tuple[int, int]) -> float | None:
 
 def _decode_until(
     packets: Iterator[Packet],
-    stream: VideoStream,
+    rate: float | None,
     instants: np.ndarray,
     origin: float,
     shape: tuple[int, int] | None,
@@ -219,7 +244,7 @@ def _decode_until(
     """Start of every frame up to the last instant, and as RGB the ones on screen at an instant, if a shape is given."""
     starts: list[float] = []
     images: dict[int, np.ndarray] = {}
-    interval = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    interval = 1 / (rate or 25)
     previous: av.VideoFrame | None = None
 
     def keep(frame: av.VideoFrame) -> None:

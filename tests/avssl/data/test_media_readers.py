@@ -93,6 +93,19 @@ def test_every_frame_is_where_it_was_put(tmp_path, extension, name, encoder, opt
         assert -0.001 < places[0] - first_start(path) < SOUND_TOLERANCE or abs(places[0]) < SOUND_TOLERANCE
 
 
+def test_a_seek_in_an_avi_with_empty_chunks_shifts_nothing(tmp_path) -> None:
+    """As ``ffmpeg -c copy`` makes it of H.264 with B-frames: more chunks than frames; the sound ends before."""
+    path = write_media(tmp_path / "a.avi", frame_times=np.arange(250) / FPS, gop=50, codec_options=X264,
+                       sample_rate=RATE, audio_codec="libmp3lame", waveform=noise(3.0, RATE))  # fmt: skip
+    info = probe(path)
+    assert info == probe(path, deep=True)
+    times = info.video_start + (np.arange(0, 250, 7) + 0.25) / FPS  # before the middle: half a frame counts
+    with MediaFile(path) as file:
+        together = [frame_number(image) for image in file.frames(times)]
+    assert [frame_number(read_frames(path, [time])[0]) for time in times] == together
+    assert together == list(range(0, 250, 7)) and info.fps == FPS
+
+
 @pytest.mark.parametrize("gop", [12, 60])
 @pytest.mark.parametrize(
     ("container", "codec"), [(c, codec) for c, codecs in video._FOR_DECORD.items() for codec in sorted(codecs)]
