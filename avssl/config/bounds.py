@@ -18,6 +18,7 @@ from avssl.config.parts import (
     RuntimeConfig,
     VideoConfig,
 )
+from avssl.config.prepare import PrepareOptions
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
 from avssl.errors import SettingsError
 
@@ -123,6 +124,10 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     CacheConfig: {
         "short_side": _COUNT, "fps": _POSITIVE, "quality": Bound(1, 95), "sample_rate": _COUNT,
         "channel": _NOT_NEGATIVE, "samples_per_shard": _COUNT, "workers": _NOT_NEGATIVE,
+    },
+    PrepareOptions: {
+        "workers": _NOT_NEGATIVE, "clips": _COUNT, "seed": _SEED, "sample_rate": _COUNT, "num_mels": _COUNT,
+        "channel": _NOT_NEGATIVE, "clip_seconds": _POSITIVE,
     },
 }  # fmt: skip
 

@@ -55,8 +55,8 @@ class Entry:
     eval_clips: int = 1
     head: str | None = None
 
-    def seconds(self, stated: float | None = None) -> float:
-        """Length of a clip in seconds: as ``stated``, else the data's own, else 4 s, which the log then says."""
+    def seconds(self, stated: float | None = None, option: str = "data.clip_seconds") -> float:
+        """Length of a clip in seconds: as ``stated`` by ``option``, else the data's own, else 4 s, which is logged."""
         if stated is not None:
             if self.clip_seconds not in (None, stated):
                 logger.info("data %s: clips of %g s, as set; its own are %g s", self.name, stated, self.clip_seconds)
@@ -64,8 +64,8 @@ class Entry:
         if self.clip_seconds is not None:
             return self.clip_seconds
         logger.warning(
-            "data %s: no length of a clip is stated: %g s are taken; set data.clip_seconds to that of your sounds",
-            self.name, OWN_CLIP_SECONDS,
+            "data %s: no length of a clip is stated: %g s are taken; set %s to that of your sounds",
+            self.name, OWN_CLIP_SECONDS, option,
         )  # fmt: skip
         return OWN_CLIP_SECONDS
 

@@ -46,8 +46,8 @@ def write_health_page(path: str | os.PathLike[str], title: str, report: Mapping[
     Args:
         path: the HTML file.
         title: heading.
-        report: of :func:`avssl.data.health.health_report`, with "provenance" {name: value}, and with "stats" of
-            :meth:`avssl.data.stats.MelStats.to_json` where there are any.
+        report: of :func:`avssl.data.health.health_report`, with "not_listed" {what: {"files", "examples"}},
+            "provenance" {name: value}, and "stats" of :meth:`avssl.data.stats.MelStats.to_json` where there are any.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -63,6 +63,7 @@ def write_health_page(path: str | os.PathLike[str], title: str, report: Mapping[
         mode=_MODES[bool(report["looked"])],
         ills=[_ill(ill, report["clips"]) for ill in report["ills"].values()],
         errors=report["errors"],
+        not_listed=report["not_listed"],
         duplicates=report["duplicates"],
         classes=[_classes(head, splits) for head, splits in report["class_counts"].items()],
         facts=_facts(report),

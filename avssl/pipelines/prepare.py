@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from avssl.config.bounds import check_bounds
 from avssl.config.prepare import PrepareOptions
 from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
+from avssl.data.datasets.layout import noting_left_out
 from avssl.data.failures import DataError
 from avssl.data.health import apply_looks, health_report
 from avssl.data.health_look import look_all
@@ -18,10 +20,11 @@ from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import check_channel
 from avssl.data.scan import FileFacts, fill, scan_files
-from avssl.data.scan_report import report_lines
+from avssl.data.scan_report import EXAMPLES, report_lines
 from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.data.strata import learnable_heads
+from avssl.errors import SettingsError
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
 from avssl.locks import hold
@@ -48,17 +51,24 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     if output.suffix != ".parquet":
         raise DataError(f"--output {output}: a manifest's name ends in .parquet")
     check_channel(options.channel)
+    try:
+        check_bounds(options)
+    except SettingsError as error:
+        option, _, told = str(error).partition(":")
+        raise DataError(f"--{option.replace('_', '-')}:{told}") from error
     if not isinstance(options.options, dict):
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
     if is_cache(options.data):
         raise DataError(
             f"--data {options.data}: a cache was looked at when it was made; avssl cache --verify checks it"
         )
-    listed, key = list_data(options.data, options.root, options.options)
+    try:
+        with noting_left_out() as left_out:
+            listed, key = list_data(options.data, options.root, options.options)
+    except DataError as error:
+        raise DataError(str(error).replace("--data.root", "--root")) from error  # as the option is called here
     entry = find_entry(options.data)
-    clip_seconds = entry.seconds(options.clip_seconds)
-    if not clip_seconds > 0:
-        raise DataError(f"--clip-seconds: must be positive, got {clip_seconds}")
+    clip_seconds = entry.seconds(options.clip_seconds, "--clip-seconds")
     cached = None if options.deep or is_manifest(options.data) else scan_cache(listed, key, None, options.progress)
     journal = output.with_name(f".{output.name}.scan")
     with (
@@ -81,6 +91,9 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
             "digest": manifest.digest,
             "classes": {head: len(classes) for head, classes in manifest.heads.items()},
             **report,
+            "not_listed": {
+                what: {"files": len(names), "examples": names[:EXAMPLES]} for what, names in left_out.items()
+            },
             **({} if stats is None else {"stats": stats.to_json()}),
             "provenance": provenance(),
         }
@@ -89,6 +102,8 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         kept.remove()
     for key in ("splits", "classes"):
         tell(f"{key}: " + (", ".join(f"{name or '(none)'} {count}" for name, count in report[key].items()) or "none"))
+    for what, entry_out in report["not_listed"].items():
+        tell(f"{entry_out['files']} left out of the listing, {what}: {', '.join(entry_out['examples'])}")
     for line in (*report_lines(report), *health_lines(report)):
         tell(line)
     if stats is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from avssl.data.datasets import register_dataset
-from avssl.data.datasets.layout import class_name, class_names, number, read_table, split_name
+from avssl.data.datasets.layout import class_name, class_names, note_left_out, number, read_table, split_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import SPLITS, Manifest, ManifestError
 from avssl.data.manifest_checks import COLUMNS, LABEL_PREFIX
@@ -108,6 +108,7 @@ def _utf8_rows(table: Table, source: Path) -> Table:
         return table
     some = ", ".join(f"row {k + 1} ({bad[k]})" for k in sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
     logger.warning("%s: %d of %d rows left out, they are not UTF-8: %s", source, len(bad), len(columns[0]), some)
+    note_left_out("rows that are not UTF-8", (f"row {k + 1} ({bad[k]})" for k in sorted(bad)))
     return {name: [cell for k, cell in enumerate(cells) if k not in bad] for name, cells in table.items()}
 
 

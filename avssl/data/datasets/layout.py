@@ -5,6 +5,8 @@ import math
 import os
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
@@ -29,6 +31,26 @@ AUDIO = frozenset({
 MEDIA = VIDEO | AUDIO
 
 
+_left_out: ContextVar[dict[str, list[str]] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def noting_left_out() -> Iterator[dict[str, list[str]]]:
+    """Gives what listings within leave out and warn of: printable names by what is wrong with them."""
+    noted: dict[str, list[str]] = {}
+    token = _left_out.set(noted)
+    try:
+        yield noted
+    finally:
+        _left_out.reset(token)
+
+
+def note_left_out(what: str, names: Iterable[str]) -> None:
+    """Notes names that a listing leaves out for whoever asked with :func:`noting_left_out`."""
+    if (noted := _left_out.get()) is not None:
+        noted.setdefault(what, []).extend(names)
+
+
 def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
     """Paths of the media files under ``folder``, relative to it, posix, sorted; hidden ones are left out.
 
@@ -41,6 +63,7 @@ def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
     for what, names in walk.left_out.items():
         some = ", ".join(map(printable, sorted(names)[:5])) + (", ..." if len(names) > 5 else "")
         logger.warning("%s: %d left out: %s: %s", folder, len(names), what, some)
+        note_left_out(what, map(printable, sorted(names)))
     return found
 
 
@@ -54,6 +77,7 @@ def once_by_name(paths: Iterable[str], title: str) -> list[str]:
     if copies:
         logger.warning("%s: %d files are copies of others by their names, left out: %s", title, len(copies),
                        ", ".join(copies[:5]) + (", ..." if len(copies) > 5 else ""))  # fmt: skip
+        note_left_out("copies of other files by their names", copies)
     return list(first.values())
 
 

@@ -15,6 +15,7 @@ from avssl.config import (
     EvaluateConfig,
     FinetuneConfig,
     OptimConfig,
+    PrepareOptions,
     PretrainConfig,
 )
 from avssl.config.bounds import bounds_of
@@ -24,7 +25,7 @@ from avssl.errors import SettingsError
 
 CONFIGS = [
     PretrainConfig, FinetuneConfig, CrossvalConfig, EvaluateConfig, AugmentSheetConfig, DemoConfig, EmbedConfig,
-    ExportConfig, CacheConfig,
+    ExportConfig, CacheConfig, PrepareOptions,
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,24 @@ def test_what_is_prepared_is_not_scanned_again(media: Path, tmp_path: Path, cach
     assert list((cache / "manifests").iterdir()) == kept
 
 
+def test_what_the_listing_leaves_out_is_counted_in_all_reports(media: Path, tmp_path: Path, caplog) -> None:
+    write_ramp_wav(media / "train" / "dog" / os.fsdecode(b"b\xe4r.wav"), 0.5)
+    (media / "train" / "dog" / "again.wav").symlink_to(media / "train" / "dog" / "1.wav")
+    told: list[str] = []
+    prepare(PrepareOptions(str(media), tmp_path / "out.parquet", workers=0, progress=False), told.append)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["clips"] == 4
+    assert report["not_listed"] == {
+        "names that are not UTF-8, rename them": {"files": 1, "examples": [r"train/dog/b\xe4r.wav"]},
+        "links to files that are listed already": {"files": 1, "examples": ["train/dog/again.wav"]},
+    }
+    line = r"1 left out of the listing, names that are not UTF-8, rename them: train/dog/b\xe4r.wav"
+    assert line in told
+    page = (tmp_path / "out.html").read_text()
+    assert "Left out of the listing" in page and r"train/dog/b\xe4r.wav" in page
+    assert "set --clip-seconds to that of your sounds" in caplog.text and "data.clip_seconds" not in caplog.text
+
+
 def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.wav").write_bytes(b"not sound" * 100)
@@ -108,8 +127,11 @@ def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path, capsys: pyt
     ("arguments", "message"),
     [
         (["--data", "gird", "--output", "x.parquet"], "no data 'gird' (did you mean 'grid'?)"),
-        (["--data", "fsdd", "--root", "nowhere", "--output", "x.parquet"], "nowhere; give its place with --data.root"),
+        (["--data", "fsdd", "--root", "nowhere", "--output", "x.parquet"], "nowhere; give its place with --root"),
         (["--data", "demo", "--output", "x.csv"], "ends in .parquet"),
+        (["--data", "demo", "--clip-seconds", "nan"], "--clip-seconds: must be above 0, got nan"),
+        (["--data", "demo", "--sample-rate", "0", "--stats"], "--sample-rate: must be at least 1, got 0"),
+        (["--data", "demo", "--workers", "-1"], "--workers: must be at least 0, got -1"),
         (["--data", "demo", "--options", "fold", "--output", "x.parquet"], "must be a mapping such as '{fold: 2}'"),
         (
             ["--data", "demo", "--options", "{sed: 1}", "--output", "x.parquet"],
