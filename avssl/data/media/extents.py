@@ -308,7 +308,7 @@ class _Track:
         else:
             time, self._stamp = stamp * self._tick, stamp
         end = time + ((packet.duration or 0) * self._tick or self._decoded_length(packet))
-        if self._sound and packet.has_sidedata("skip_samples"):
+        if isinstance(self.stream, AudioStream) and packet.has_sidedata("skip_samples"):
             skipped = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
             self._skipped = time + skipped / self.stream.codec_context.sample_rate
         if end <= self._skipped:  # what an edit list cuts off, or a codec needs to get going
