@@ -217,7 +217,7 @@ def packets_of(
     clocks = clocks or Clocks(container)
     wanted = {stream.index for stream in streams}
     watched: dict[int, Stream] = {stream.index: stream for stream in streams}
-    if container.format.name in _BROADCAST:
+    if container.format.name in _BROADCAST and not sought:  # where clocks start over, nobody seeks
         chosen = (container.streams.best(kind) for kind in ("audio", "video"))
         watched |= {stream.index: stream for stream in chosen if stream is not None}
     held: Packet | None = None  # the first one after a seek, until the next one's time is known
