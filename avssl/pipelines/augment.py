@@ -16,6 +16,7 @@ from torch import Tensor
 import mast
 from avssl.augment import mixup
 from avssl.config import AugmentConfig, AugmentSheetConfig, to_yaml
+from avssl.config.bounds import check_bounds
 from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.clips import Modality
@@ -55,9 +56,7 @@ def augment_sheet(config: AugmentSheetConfig) -> dict[str, Any]:
         ValueError: fewer than one clip or view, or an augmentation's setting out of range.
         DataError: when none of the clips can be read.
     """
-    for name in ("clips", "views"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
+    check_bounds(config)
     config = complete_pair(config)
     batch, seconds = read_clips(config)
     folder = config.output or Path("runs") / f"augment-{Path(config.data.name).stem}"

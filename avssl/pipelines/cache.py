@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from avssl.config.bounds import check_bounds
 from avssl.config.cache import CacheConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.failures import DataError
@@ -37,8 +38,7 @@ def cache(config: CacheConfig) -> dict[str, Any]:
         tuple(dict.fromkeys(config.modalities)),
         config.channel,
     )
-    if config.workers is not None and config.workers < 0:
-        raise ValueError(f"workers: must be at least 0, got {config.workers}")
+    check_bounds(config)
     name, source = config.data.name, config.data
     if is_cache(name):
         raise DataError(f"data: {name} is a cache already; copy the folder, or make one of the originals")

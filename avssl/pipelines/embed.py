@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from avssl.config import to_dict
+from avssl.config.bounds import check_bounds
 from avssl.config.inference import EmbedConfig
 from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry, open_data
@@ -73,9 +74,7 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint.
         HeldError: another process is writing ``config.output``.
     """
-    for name in ("batch_size", "part_size", "num_windows"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: must be at least 1, got {getattr(config, name)}")
+    check_bounds(config)
     checkpoint = Path(config.checkpoint)
     if not checkpoint.exists():
         raise FileNotFoundError(

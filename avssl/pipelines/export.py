@@ -14,6 +14,7 @@ from torch import Tensor
 
 import mast
 from avssl.config import DataConfig, to_dict
+from avssl.config.bounds import check_bounds
 from avssl.config.inference import ExportConfig
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
@@ -180,12 +181,7 @@ def _check(config: ExportConfig) -> None:
         require("onnx", "onnxscript", "onnxruntime")  # the last one compares the file with the model
     if config.quantize == "int8" and config.output.suffix != ".onnx":
         raise ValueError(f"quantize: int8 is for .onnx files, not {config.output}")
-    if config.batch_size < 1 or config.data.max_clips < 1:
-        raise ValueError(
-            f"batch_size and data.max_clips must be at least 1, got {config.batch_size} and {config.data.max_clips}"
-        )
-    if config.threads < 0 or not config.tolerance >= 0:
-        raise ValueError(f"threads and tolerance must be at least 0, got {config.threads} and {config.tolerance:g}")
+    check_bounds(config)
 
 
 def _open_model(checkpoint: Path) -> AudioEncoder:

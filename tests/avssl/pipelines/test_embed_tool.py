@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import mast
-from avssl.cli import parse
+from avssl.cli import read_settings
 from avssl.config.inference import EmbedConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -68,7 +68,7 @@ def cache(tmp_path, monkeypatch) -> None:
 
 def config(checkpoint: Path, media: Path, output: Path, *options: str) -> EmbedConfig:
     arguments = ["--checkpoint", str(checkpoint), "--data", str(media), "--output", str(output)]
-    return parse(EmbedConfig, [*arguments, "--data.num_workers", "0", *options])
+    return read_settings(EmbedConfig, [*arguments, "--data.num_workers", "0", *options])
 
 
 def load(pair_run: Path) -> AudioVisualPair:
@@ -161,10 +161,10 @@ def test_without_data_those_of_the_checkpoint_are_embedded(media: Path, tmp_path
     shutil.copytree(run / "audio_encoder", tmp_path / "moved")
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": str(media), "clip_seconds": 0.5}}))
     rest = ["--output", str(tmp_path / "f.npz"), "--data.num_workers", "0"]
-    embed_media(parse(EmbedConfig, ["--checkpoint", str(run), *rest]))
+    embed_media(read_settings(EmbedConfig, ["--checkpoint", str(run), *rest]))
     assert "sound.wav" in read_features(tmp_path / "f.npz")["clip_id"].tolist()
     with pytest.raises(ValueError, match="give --data NAME"):
-        embed_media(parse(EmbedConfig, ["--checkpoint", str(tmp_path / "moved"), *rest]))
+        embed_media(read_settings(EmbedConfig, ["--checkpoint", str(tmp_path / "moved"), *rest]))
 
 
 @pytest.mark.parametrize("fusion", ["late", "bottleneck", None])
@@ -311,7 +311,7 @@ def test_what_cannot_be_done_is_told(pair_run: Path, media: Path, tmp_path) -> N
         (["--data.split", "west"], ValueError, "data.split"),
         (["--data.split", "val"], DataError, "no clip to embed in split val"),
         (["--batch_size", "0"], ValueError, "batch_size"),
-        (["--windows", "all", "--hop", "-1"], ValueError, "positive"),
+        (["--windows", "all", "--hop", "-1"], ValueError, "hop: must be above 0, got -1"),
         (["--runtime.devices", "2"], ValueError, "runtime.devices: is for training"),
     ):
         with pytest.raises(error, match=told):

@@ -10,7 +10,7 @@ import torch
 from scipy.io import wavfile
 
 import mast
-from avssl.cli import parse
+from avssl.cli import read_settings
 from avssl.commands import main
 from avssl.config.inference import ExportConfig
 from avssl.pipelines import export
@@ -59,7 +59,7 @@ def cache(tmp_path, monkeypatch) -> None:
 
 def config(checkpoint: Path, output: Path, *options: str) -> ExportConfig:
     usual = ["--checkpoint", str(checkpoint), "--output", str(output), "--threads", "1", "--data.num_workers", "0"]
-    return parse(ExportConfig, [*usual, *options])
+    return read_settings(ExportConfig, [*usual, *options])
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_file_that_differs_is_not_kept(run, checkpoint: Path, tmp_path, monkey
     assert main(["export", *arguments]) == 1
     assert "was not written: the file differs from the model by 1.0e-03" in capsys.readouterr().err
     assert not list(output.parent.iterdir())
-    assert export_model(parse(ExportConfig, [*arguments, "--tolerance", "2e-3"]))
+    assert export_model(read_settings(ExportConfig, [*arguments, "--tolerance", "2e-3"]))
     assert output.read_bytes() == run[2].read_bytes()
 
 
@@ -130,7 +130,7 @@ def test_a_difference_that_is_no_number_is_not_small() -> None:
         (["--output", "model.bin"], r"must end in \.onnx or \.pt2"),
         (["--output", "model.pt2", "--quantize", "int8"], r"int8 is for \.onnx"),
         (["--batch_size", "0"], "at least 1"),
-        (["--threads", "-1"], "threads and tolerance must be at least 0"),
+        (["--threads", "-1"], "threads: must be at least 0, got -1"),
     ],
 )
 def test_options_that_make_no_sense(options, told, checkpoint: Path, tmp_path) -> None:
