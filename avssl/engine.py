@@ -389,8 +389,8 @@ class Engine:
         progress.validation_due = False
         value = metrics.get(key, -math.inf) if key else -math.inf
         if key in metrics and self.fabric.is_global_zero:
-            before = f"; best {progress.best:.4f} at step {progress.best_step}" if progress.best_step >= 0 else ""
-            logger.info("step %d: validation %s %.4f%s", progress.step, key, value, before)
+            best = f"; best before: {progress.best:.4f} at step {progress.best_step}" if progress.best_step >= 0 else ""
+            logger.info("step %d: validation %s %.4f%s", progress.step, key, value, best)
         progress.worse = 0 if value > progress.best else progress.worse + 1
         # Of equal ones the latest: with few clips the first perfect one comes long before training is over.
         if value > -math.inf and value >= progress.best:

@@ -322,8 +322,8 @@ def test_best_and_kept_checkpoints(tmp_path, caplog) -> None:
     told = [record.getMessage() for record in caplog.records if "validation" in record.getMessage()]
     assert told == [
         "step 2: validation score 0.1000",
-        "step 4: validation score 0.9000; best 0.1000 at step 2",
-        "step 6: validation score 0.5000; best 0.9000 at step 4",
+        "step 4: validation score 0.9000; best before: 0.1000 at step 2",
+        "step 6: validation score 0.5000; best before: 0.9000 at step 4",
     ]
 
 
