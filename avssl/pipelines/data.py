@@ -226,7 +226,7 @@ def _nothing_to_train_on(
         rows = manifest.select(mask=np.isin(manifest.column("split"), list(coverage)))
         good, _ = rows.usable(modality == "audio", modality == "video", seconds, config.channel)
         if len(good) and tuple(modalities) != (modality,):
-            labels = "" if learnable_heads(good) else ", once they are labelled with two classes or more"
+            labels = "" if learnable_heads(manifest) else ", once they are labelled with two classes or more"
             told += f"; avssl finetune --modality {modality} trains on the {len(good)} that have {words}{labels}"
     return f"data {config.name}: {told}"
 

@@ -11,7 +11,6 @@ from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
-from avssl.data.strata import learnable_heads
 from avssl.engine import Engine
 from avssl.evaluation.collapse import CollapseMonitor
 from avssl.evaluation.diagnostics import diagnose
@@ -236,7 +235,9 @@ def _evaluate(
     for line in _told(metrics):
         logger.info("%s", line)
     logger.info("report: %s", run.folder / "report.html")
-    labelled = config.data if set(learnable_heads(splits.train)) & splits.labels.keys() else None
+    # Of all splits: the one that is pretrained on may have no labels. One class is nothing to fine-tune on.
+    learnable = any(len(names) > 1 or head in splits.multilabel for head, names in splits.labels.items())
+    labelled = config.data if learnable else None
     steps = [next_command("finetune", run.folder, labelled)]
     steps += [] if test is None else [next_command("evaluate", run.folder, config.data, result["split"])]
     return result | {"next": steps}
