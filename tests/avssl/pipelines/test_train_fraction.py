@@ -55,5 +55,5 @@ def test_unlabelled_clips_are_drawn_alike(name: str) -> None:
 
 
 def test_no_share_is_an_error(name: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.train_fraction must lie above 0"):
+    with pytest.raises(ValueError, match=r"data\.train_fraction: must lie in \(0, 1\], got 0"):
         opened(name, 0.0)
