@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 # The previous one is the last one's predecessor, a second chance where a disk damages that.
 LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
 CONFIG = "config.yaml"
+# What torch's writer of archives, whose failed writes are RuntimeErrors without a number, says.
+_FAILED_WRITE = ("PytorchStreamWriter", "inline_container")
 _SPARE = re.compile(rf"step-\d+\.ckpt|{BEST}|{PREVIOUS}")
 
 
@@ -54,6 +56,7 @@ class CheckpointStore:
 
         Raises:
             OSError: when the folder cannot be written to or its disk is full; the old file is then intact.
+            RuntimeError: of a collective operation, when another process is gone; the old file is intact, too.
         """
         path, partial = self.folder / name, self.folder / f".{name}.partial"
         try:
@@ -65,13 +68,15 @@ class CheckpointStore:
                     self._keep_previous()
                 move_into_place(partial, path)
                 self._last_is_damaged &= name != LAST
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        except (OSError, RuntimeError) as error:
             if self.fabric.is_global_zero:
                 partial.unlink(missing_ok=True)
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-            raise OSError(
-                f"cannot write checkpoint {path}: {reason}; free some space and run with --resume auto"
-            ) from error
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _FAILED_WRITE):
+                raise
+            number = error.errno if isinstance(error, OSError) else None
+            reason = os.strerror(number) if number else str(error).split("\n")[0]
+            way_out = "free some space and run" if number in (errno.ENOSPC, errno.EDQUOT) else "mend that and run"
+            raise OSError(f"cannot write checkpoint {path}: {reason}; {way_out} with --resume auto") from error
         self.fabric.barrier()
         self._whole = None
         return path

@@ -38,8 +38,16 @@ from avssl.utilization import UtilizationMeter, Window
 logger = logging.getLogger(__name__)
 
 
-# What gloo and NCCL say when the other end is gone.
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "NCCL", "Gloo")
+# What gloo, NCCL and their store say when the other end is gone, in lower case.
+_LOST_PROCESS = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo")
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation raised ``error``, as another process of the run is gone."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    told = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(sign in told for sign in _LOST_PROCESS)
 
 
 @dataclass
@@ -215,7 +223,7 @@ class Engine:
         try:
             return self._fit(loader, validate)
         except RuntimeError as error:
-            if self.fabric.world_size == 1 or not any(sign in str(error) for sign in _LOST_PROCESS):
+            if not is_lost_process(error):
                 raise
             saved = self.store.folder / LAST
             raise LostProcessError(

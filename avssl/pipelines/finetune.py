@@ -24,7 +24,7 @@ from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
 from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
-from avssl.pipelines.launch import launch
+from avssl.pipelines.launch import launch, lost_processes_told
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.run import Run, seen_in_training
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
@@ -48,6 +48,7 @@ from avssl.tracking.lineage import log_model, use_model
 logger = logging.getLogger(__name__)
 
 
+@lost_processes_told()
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Trains a linear or a full head and evaluates it on the test split.
 

@@ -4,6 +4,8 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -12,12 +14,31 @@ from torch import distributed
 
 from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
+from avssl.engine import is_lost_process
+from avssl.errors import LostProcessError
 from avssl.models.blocks import shard
 
 logger = logging.getLogger(__name__)
 
 # Of mallopt, as <malloc.h> has them.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Raises LostProcessError where a collective operation inside fails, as another process of the run is gone.
+
+    The training loop does so itself, and names the step.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise LostProcessError(
+            f"process {distributed.get_rank()} of {distributed.get_world_size()} lost another one: it was killed, ran "
+            "out of memory or failed (see its own last lines). The same command continues from the last checkpoint"
+        ) from error
 
 
 def launch(runtime: RuntimeConfig, seed: int) -> Fabric:

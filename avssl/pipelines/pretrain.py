@@ -23,7 +23,7 @@ from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
-from avssl.pipelines.launch import launch
+from avssl.pipelines.launch import launch, lost_processes_told
 from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.starts import StartedPair, complete_pretraining, start_pair
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 WAYS = ("audio_to_video", "video_to_audio")
 
 
+@lost_processes_told()
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
 

@@ -16,7 +16,7 @@ from avssl.checkpoint import CheckpointStore, read_checkpoint
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.engine import Engine, Schedule
-from avssl.errors import NonFiniteError
+from avssl.errors import LostProcessError, NonFiniteError
 from avssl.optim import make_optimizer, make_scheduler
 from avssl.tasks import Task
 from avssl.tracking import Tracker, read_rows
@@ -413,10 +413,64 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(engine.store.fabric, "save", full)
-    with pytest.raises(OSError, match=r"last\.ckpt: No space left"):
+    with pytest.raises(OSError, match=r"last\.ckpt: No space left on device; free some space and run"):
         engine.save("last.ckpt")
     assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group, of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+GONE = {
+    "gloo": RuntimeError(
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [::1]:5"
+    ),
+    "gloo waits": RuntimeError(
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800 s"
+    ),
+    "nccl": torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
+    "store": torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
+}
+
+
+@pytest.mark.parametrize("told", GONE)
+@pytest.mark.parametrize("point", ["save", "barrier", "broadcast"])
+def test_a_lost_process_is_told_as_that_at_any_collective(point: str, told: str, group, tmp_path, monkeypatch) -> None:
+    engine = make_engine(tmp_path, steps=4, checkpoint_every=2, validate_every=3)
+
+    def validate() -> dict[str, float]:
+        return engine.fabric.broadcast({"score": 1.0})
+
+    def gone(*_):
+        raise GONE[told]
+
+    monkeypatch.setattr(engine.fabric, point, gone)
+    with pytest.raises(LostProcessError, match=r"lost another one at step [23]"):
+        engine.fit(stream(engine), validate)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_only_a_full_disk_speaks_of_space(tmp_path, monkeypatch) -> None:
+    engine = make_engine(tmp_path, steps=2)
+    # As torch's writer tells it, and another error of a disk.
+    for error in (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), OSError(5, "")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(engine.fabric, "save", fail)
+        with pytest.raises(OSError, match=r"cannot write checkpoint .*last\.ckpt: (?!.*space).*--resume auto"):
+            engine.save("last.ckpt")
+    # No failed write at all: a defect, which shows itself.
+    monkeypatch.setattr(engine.fabric, "save", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        engine.fit(stream(engine))
 
 
 def test_foreign_files_are_refused(tmp_path) -> None:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from avssl.config import RuntimeConfig
-from avssl.pipelines import launch
+from avssl.config import FinetuneConfig, PretrainConfig, RuntimeConfig
+from avssl.errors import LostProcessError
+from avssl.pipelines import finetune, launch, pretrain
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,25 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of(
         fabric = launch.launch_single(RuntimeConfig(accelerator="cpu", precision=precision), 0, 0)
     assert fabric.device.type == "cpu"
     assert ("more slowly than float32; use 32-true" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("module", "run", "config"),
+    [(pretrain, pretrain.pretrain, PretrainConfig), (finetune, finetune.finetune, FinetuneConfig)],
+)
+def test_a_process_lost_outside_of_the_loop_is_told_as_that(module, run, config, tmp_path, monkeypatch) -> None:
+    def gone(*_, **__):
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+
+    monkeypatch.setattr(module, "Run", gone)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(LostProcessError, match="process 0 of 1 lost another one"):
+            run(config(checkpoint="none", output=tmp_path) if module is finetune else config(output=tmp_path))
+    finally:
+        torch.distributed.destroy_process_group()
+    with pytest.raises(RuntimeError, match="Connection closed"):  # of one process it is a defect
+        run(config(checkpoint="none", output=tmp_path) if module is finetune else config(output=tmp_path))
 
 
 FAULTS = """
