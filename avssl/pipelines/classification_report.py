@@ -21,7 +21,7 @@ from avssl.evaluation.clustering import cluster_metrics
 from avssl.evaluation.embeddings import Embeddings, coverage
 from avssl.evaluation.epic import epic_metrics
 from avssl.evaluation.multilabel import MultilabelReport
-from avssl.evaluation.pictures import confusion_matrix, loss_curves, tsne_before_after
+from avssl.evaluation.pictures import confusion_matrix, drawn, loss_curves, tsne_before_after
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report
@@ -162,25 +162,26 @@ def _metrics_table(heads: list[str], metrics: dict[str, float], protocol: str, c
 
 def _draw(run: Run, splits: Splits, outcome: Outcome, reports: Reports) -> list[tuple[Path, str]]:
     """Training curves; and by head a confusion matrix and t-SNE, which are of heads with one label a clip."""
-    pictures = []
+    pictures: list[tuple[Path, str]] = []
     rows = read_rows(run.tracker.metrics_path)
     if rows:
-        loss_curves(rows + read_rows(run.tracker.speed_path), run.picture("curves"))
-        pictures.append((run.picture("curves"), "Training curves"))
+        path, rows = run.picture("curves"), rows + read_rows(run.tracker.speed_path)
+        pictures += drawn(path, "Training curves", loss_curves, rows, path)
     for head, report in reports.items():
         if isinstance(report, MultilabelReport):
             continue
         names, target = splits.labels[head], outcome.after.labels[head]
         path = run.picture(f"confusion-{head}")
-        confusion_matrix(report.confusion, names, path, title=f"Confusion, {head}")
-        pictures.append((path, f"Confusion matrix of {head}, rows are the truth"))
+        caption, title = f"Confusion matrix of {head}, rows are the truth", f"Confusion, {head}"
+        pictures += drawn(path, caption, confusion_matrix, report.confusion, names, path, title=title)
         labelled = np.flatnonzero(target >= 0)[:TSNE_POINTS]
         if outcome.before is not outcome.after and len(labelled) >= 5:
             path = run.picture(f"tsne-{head}")
             before, after = outcome.before.features[labelled], outcome.after.features[labelled]
             titles = (outcome.before_title, outcome.after_title)
-            tsne_before_after(before, after, target[labelled], names, path, titles=titles, title=f"t-SNE by {head}")
-            pictures.append((path, f"t-SNE of the features by {head}: {' and '.join(titles).lower()}"))
+            caption = f"t-SNE of the features by {head}: {' and '.join(titles).lower()}"
+            points, options = (before, after, target[labelled], names, path), {"title": f"t-SNE by {head}"}
+            pictures += drawn(path, caption, tsne_before_after, *points, titles=titles, **options)
     return pictures
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from avssl.config import CrossvalConfig, to_dict, to_yaml
 from avssl.evaluation.classification import HEADLINES
-from avssl.evaluation.pictures import head_to_head
+from avssl.evaluation.pictures import drawn, head_to_head
 from avssl.evaluation.report import Table, is_share, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.spread import Spread, pooled_rate, spreads
@@ -67,14 +67,16 @@ def report_crossval(
     if over_clusters:
         tables.append(_metrics_table("Clusters of the test features", over_clusters, {}, ""))
     picture = folder / "pictures" / "folds.png"
-    head_to_head(_by_fold(runs, metrics, headlines), picture, title="By fold, mean over seeds", ylabel="score")
+    options = {"title": "By fold, mean over seeds", "ylabel": "score"}
+    folds = _by_fold(runs, metrics, headlines)
+    pictures = drawn(picture, "Headline metrics by fold", head_to_head, folds, picture, **options)
     summary: dict[str, Any] = {_spoken(name): _plus_minus(over[name]) for name in headlines}
     write_report(
         folder,
         title=f"Cross-validation of {config.head} fine-tuning on {Path(config.data.name).stem}",
         summary=summary | ({"failed": len(failed)} if failed else {}),
         tables=tables,
-        pictures=[(picture, "Headline metrics by fold")],
+        pictures=pictures,
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
     )

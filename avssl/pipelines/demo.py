@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settings
-from avssl.evaluation.pictures import head_to_head
+from avssl.evaluation.pictures import drawn, head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.finetune import finetune
@@ -72,8 +72,8 @@ def _summarize(
     result["provenance"] = provenance()
     write_result(config.output / "result.json", result)
     picture = config.output / "pictures" / "top1.png"
-    head_to_head(accuracy, picture, intervals=intervals)
-    pictures = [(picture, "Top-1 of random and pretrained starts, with 95 % intervals")]
+    caption = "Top-1 of random and pretrained starts, with 95 % intervals"
+    pictures = drawn(picture, caption, head_to_head, accuracy, picture, intervals=intervals)
     pictures += [
         (config.output / path, caption)
         for path, caption in (

@@ -15,7 +15,7 @@ from avssl.engine import Engine
 from avssl.evaluation.collapse import CollapseMonitor
 from avssl.evaluation.diagnostics import diagnose
 from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
-from avssl.evaluation.pictures import RetrievalExample, loss_curves, retrieval_examples
+from avssl.evaluation.pictures import RetrievalExample, drawn, loss_curves, retrieval_examples
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
@@ -187,16 +187,12 @@ def _evaluate(
     engine: Engine,
     told: dict[str, Any],
 ) -> dict[str, Any]:
-    pictures: dict[str, Path] = {"curves": run.picture("curves")}
-    loss_curves(read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path), pictures["curves"])
     metrics, covered = {}, {}
     test = splits.test or splits.val
     if test is not None:
         audio, video = embed_pair(pair, loaders, test, run.fabric.device)
         metrics = retrieval_metrics(audio.features, video.features)
         covered = coverage(len(test), len(audio), audio.failures)
-        pictures["retrieval"] = run.picture("retrieval")
-        draw_retrieval(pictures["retrieval"], pair, loaders, test, audio, video)
     extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
     extra["channel"] = config.data.channel
     export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, extra)
@@ -219,17 +215,18 @@ def _evaluate(
     }
     write_result(run.folder / "result.json", result)
     run.tracker.summary({f"test/{key}": value for key, value in metrics.items()})
-    run.tracker.log_pictures(pictures)
-    captions = {
-        "curves": "Training curves",
-        "retrieval": "Audio queries and the clips whose video the pair finds for them",
-    }
+    path, rows = run.picture("curves"), read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path)
+    pictures = drawn(path, "Training curves", loss_curves, rows, path)
+    if test is not None:
+        path, caption = run.picture("retrieval"), "Audio queries and the clips whose video the pair finds for them"
+        pictures += drawn(path, caption, draw_retrieval, path, pair, loaders, test, audio, video)
+    run.tracker.log_pictures({path.stem: path for path, _ in pictures})
     write_report(
         run.folder,
         title=f"Pretraining on {config.data.name}",
         summary=_cards(metrics),
         tables=[retrieval_table(metrics)] if metrics else [],
-        pictures=[(path, captions[name]) for name, path in pictures.items()],
+        pictures=pictures,
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
     )

@@ -30,6 +30,7 @@ def csv_file(
     clip_id: str = "clip_id",
     delimiter: str | None = None,
     separator: str | None = None,
+    allow_absolute: bool = False,
 ) -> Manifest:
     """The clips that a table lists.
 
@@ -50,6 +51,8 @@ def csv_file(
         delimiter: Between a CSV's cells; None: a comma, a semicolon or a tab, as the header has it.
         separator: Between the classes of a cell, such as "|"; all heads then have several labels a clip. A cell that
             holds nothing but the separator has none of the classes.
+        allow_absolute: Take absolute paths, which may lie anywhere on this machine. By default they are refused: a
+            table of someone else's must not choose which of your files are read.
 
     Raises:
         DataError: names the file, the row (counted from 1 after the header) and the column.
@@ -74,14 +77,20 @@ def csv_file(
         if name.strip() and name not in used.values() and name not in COLUMNS and not name.startswith(LABEL_PREFIX)
     ]  # fmt: skip
     classes = {head: [_classes(cell, separator) for cell in cells[head]] for head in heads}
+    if not allow_absolute:
+        for k, media in enumerate(cells[path]):
+            if media and media.startswith("/"):
+                raise DataError(
+                    f"{source}: row {k + 1}, column {path!r}: {printable(media)!r} is absolute; make it relative to "
+                    "the root, or allow such paths by --data.options '{allow_absolute: true}'"
+                )
     cells[path] = [media and _as_on_disk(Path(root), media) for media in cells[path]]
     rows = _rows(source, cells, {"path": path, "start": start, "end": end, "split": split, "clip_id": clip_id})
     for k, row in enumerate(rows):
         row |= {f"{LABEL_PREFIX}{head}": classes[head][k] for head in heads} | {name: table[name][k] for name in kept}
     names = {head: class_names([name for cell in classes[head] for name in _listed(cell)]) for head in heads}
-    absolute = any(str(row["path"]).startswith("/") for row in rows)
     try:
-        return Manifest.from_rows(rows, root, names, allow_absolute=absolute)
+        return Manifest.from_rows(rows, root, names, allow_absolute=allow_absolute)
     except ManifestError as error:
         raise DataError(f"{source}: {error}") from error
 

@@ -8,6 +8,7 @@ from avssl.evaluation.pictures.lines import share_curves
 from avssl.evaluation.pictures.maps import class_maps, tsne_before_after
 from avssl.evaluation.pictures.matches import RetrievalExample, retrieval_examples
 from avssl.evaluation.pictures.sheet import View, contact_sheet
+from avssl.evaluation.pictures.style import drawn
 
 __all__ = [
     "RetrievalExample",
@@ -16,6 +17,7 @@ __all__ = [
     "condition_bars",
     "confusion_matrix",
     "contact_sheet",
+    "drawn",
     "head_to_head",
     "loss_curves",
     "retrieval_examples",

@@ -1,8 +1,10 @@
 """One look for every picture. Figures are built without pyplot: no global state, no display needed."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
@@ -12,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from avssl.evaluation.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 # Okabe and Ito's palette, told apart with every common kind of colour blindness; yellow is last, it is weak on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
@@ -62,6 +66,21 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the picture; it appears whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, facecolor="white")
+
+
+def drawn(path: Path, caption: str, draw: Callable[..., None], *args: Any, **options: Any) -> list[tuple[Path, str]]:
+    """Draws a picture of a run by ``draw(*args, **options)``, which writes it to ``path``.
+
+    Returns:
+        ``[(path, caption)]``; nothing where it failed, which is a warning: a picture never costs a run its results.
+    """
+    try:
+        path.unlink(missing_ok=True)  # an earlier one would be taken for this run's
+        draw(*args, **options)
+    except Exception as error:  # whatever it is, the numbers of the run are right without it
+        logger.warning("picture %s is left out, it cannot be drawn: %s: %s", path, type(error).__name__, error)
+        return []
+    return [(path, caption)]
 
 
 def class_style(position: int) -> tuple[str, str]:

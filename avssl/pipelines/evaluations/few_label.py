@@ -1,7 +1,10 @@
 """few_label: how far a few labels go, beside the same architecture with random weights."""
 
+from pathlib import Path
+from typing import Any
+
 from avssl.evaluation.few_label import FewLabelPoint, few_label_curve
-from avssl.evaluation.pictures import share_curves
+from avssl.evaluation.pictures import drawn, share_curves
 from avssl.evaluation.report import Section, Table
 from avssl.pipelines.evaluations.base import Finding, evaluation
 from avssl.pipelines.evaluations.bench import Bench
@@ -27,7 +30,9 @@ def few_label(bench: Bench) -> Finding:
     if twin is not None:
         sources = {"random weights": twin} | sources
     metrics: dict[str, float] = {}
-    tables, pictures, details = [], [], {}
+    tables: list[Table] = []
+    pictures: list[tuple[Path, str]] = []
+    details: dict[str, Any] = {}
     for head, names in bench.heads.items():
         curves = {
             name: few_label_curve(*both, head, len(names), draws=draws, seed=seed) for name, both in sources.items()
@@ -41,8 +46,9 @@ def few_label(bench: Bench) -> Finding:
         tables.append(Table(f"Few labels, {head}", columns, _rows(list(curves.values())), note))
         path = bench.picture(f"few-label-{head}")
         lines = {name: [(p.share, p.mean, p.std) for p in points] for name, points in curves.items()}
-        share_curves(lines, path, title=f"{head}: labels against {unit}", ylabel=f"{unit}, {bench.clips}")
-        pictures.append((path, f"{unit} of {head} by share of the labels; shaded: one standard deviation"))
+        caption = f"{unit} of {head} by share of the labels; shaded: one standard deviation"
+        look = {"title": f"{head}: labels against {unit}", "ylabel": f"{unit}, {bench.clips}"}
+        pictures += drawn(path, caption, share_curves, lines, path, **look)
     return Finding(Section("Few labels", TEXT, tables, pictures), metrics, (), details)
 
 

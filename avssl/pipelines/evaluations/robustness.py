@@ -1,6 +1,7 @@
 """robustness: the same clips under noise, in rooms, over telephones and codecs, with gaps."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from avssl.data.batch import Batch
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.degradations import Degradation, degradations
 from avssl.evaluation.embeddings import embed_many
-from avssl.evaluation.pictures import condition_bars
+from avssl.evaluation.pictures import condition_bars, drawn
 from avssl.evaluation.report import Section, Table
 from avssl.pipelines.evaluations.base import Finding, evaluation
 from avssl.pipelines.evaluations.bench import Bench
@@ -28,7 +29,8 @@ def robustness(bench: Bench) -> Finding:
     clean = head_metrics(bench, bench.scores())
     damaged = {name: head_metrics(bench, scores) for name, scores in _scores(bench, conditions).items()}
     metrics: dict[str, float] = {}
-    tables, pictures = [], []
+    tables: list[Table] = []
+    pictures: list[tuple[Path, str]] = []
     for head in bench.heads:
         name = quality(clean, head)
         key, unit = f"{head}/{name}", QUALITIES[name]
@@ -45,8 +47,9 @@ def robustness(bench: Bench) -> Finding:
         path = bench.picture(f"robustness-{head}")
         groups = {condition.name: condition.group for condition in conditions}
         label = f"{unit}, {bench.clips}"
-        condition_bars(bars, groups, path, title=f"{head} under damage", xlabel=label, reference=clean[key])
-        pictures.append((path, f"{unit} of {head} under each condition, with 95 % intervals"))
+        caption = f"{unit} of {head} under each condition, with 95 % intervals"
+        look = {"title": f"{head} under damage", "xlabel": label, "reference": clean[key]}
+        pictures += drawn(path, caption, condition_bars, bars, groups, path, **look)
     return Finding(Section("Robustness", TEXT, tables, pictures), metrics)
 
 

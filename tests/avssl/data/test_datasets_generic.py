@@ -308,6 +308,13 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
         ("path\na.wav\n", {"label": "class"}, r"index\.csv: no column 'class'"),
         ("path,x\na.wav,1,2\n", {}, r"index\.csv: cannot be read as a table"),
         ("path\n../a.wav\n", {}, r"index\.csv: .*leaves the root"),
+        ("path\n../a.wav\n", {"allow_absolute": True}, r"index\.csv: .*leaves the root"),
+        (
+            "path\na.wav\n/b/c.wav\n",
+            {},
+            r"index\.csv: row 2, column 'path': '/b/c\.wav' is absolute; .*"
+            r"--data\.options '\{allow_absolute: true\}'$",
+        ),
         ("path\n", {}, r"index\.csv: no row"),
         ("path,end\na.wav,inf\n", {}, r"index\.csv: row 1, column 'end': 'inf' is not a number"),
         ("path,Label,LABEL\na.wav,1,2\n", {}, r"index\.csv: which column is 'label': 'Label' or 'LABEL'\? rename one"),
@@ -318,6 +325,21 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
 def test_csv_errors_name_file_row_and_column(tmp_path: Path, text: str, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         build_manifest("csv", table(tmp_path, text), **options)
+
+
+def test_absolute_paths_are_read_where_they_are_allowed(tmp_path: Path) -> None:
+    media = touch(tmp_path / "elsewhere", "a.wav") / "a.wav"
+    manifest = build_manifest("csv", table(tmp_path, f"path\n{media}\n"), allow_absolute=True)
+    assert manifest.allow_absolute and manifest.row(0).path == media
+
+
+def test_a_link_of_the_users_own_may_leave_the_root(tmp_path: Path) -> None:
+    media = touch(tmp_path / "elsewhere", "a.wav") / "a.wav"
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link.wav").symlink_to(media)
+    manifest = build_manifest("csv", table(root, "path\nlink.wav\n"))
+    assert not manifest.allow_absolute and manifest.row(0).path.resolve() == media
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs side by side: what is shown, what is tested how, and what is refused."""
 
 import copy
+import html
 import json
 import re
 from pathlib import Path
@@ -184,6 +185,22 @@ def test_a_table_too_wide_for_text_has_runs_as_columns_and_no_deviations(tmp_pat
     assert [line.split()[0] for line in lines[4:12]] == [f"few_label/x/{k}%/top1" for k in range(1, 9)]
 
 
+def test_markup_in_names_is_text_on_the_page(tmp_path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    truth = np.arange(40) % 2
+    scores = np.eye(2)[truth]
+    metrics = multi_head_metrics({evil: scores}, {evil: truth})
+    runs = []
+    for name in (f"a{evil}", f"b{evil}"):
+        config = {"data": {"name": f"{name}.csv"}, evil: name}
+        folder = make_run(tmp_path / name, 0.3, predictions=False, metrics=metrics, config=config, manifest=name)
+        runs.append(folder)
+    page = compare(runs, format="html", force=True)
+    assert "<img" not in page
+    for text in (f"a{evil}", f"b{evil}.csv", f"{evil}/top1", f"differs (a{evil}"):
+        assert html.escape(text) in page, text
+
+
 def test_text_and_html(runs, tmp_path, capsys) -> None:
     plain, bold = compare(runs), compare(runs, bold=True)
     assert re.search(r"good .*100\.0 %.* \*", plain) and "\033[1m" in bold and "\033" not in plain
@@ -192,7 +209,7 @@ def test_text_and_html(runs, tmp_path, capsys) -> None:
         main(["compare", *map(str, runs), "--format", "html", "--output", str(page)]) == 0
         and capsys.readouterr().out == ""
     )
-    html = page.read_text()
-    assert "<b>yes</b>" in html and "<td>good</td>" in html and "http" not in html
+    text = page.read_text()
+    assert "<b>yes</b>" in text and "<td>good</td>" in text and "http" not in text
     assert main(["compare", str(runs[0]), "nowhere"]) == 1
     assert capsys.readouterr().err == "error: runs: nowhere has no result.json; is the run finished?\n"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from scipy.io import wavfile
 
 import mast
@@ -62,6 +63,20 @@ def config(tones, tmp_path, monkeypatch) -> EvaluateConfig:
 
 def cached(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "cache" / "embeddings").glob("*")}
+
+
+def test_a_picture_that_fails_costs_no_number(config, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ValueError("bad glyph")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    config.evaluations = ["probe", "pictures"]
+    metrics = evaluate(config)["metrics"]
+    assert metrics and json.loads((config.output / "result.json").read_text())["metrics"] == metrics
+    assert "Linear probe" in (page := (config.output / "report.html").read_text()) and "data:image" not in page
+    left_out = [record for record in caplog.records if "is left out" in record.getMessage()]
+    assert len(left_out) == 2 and all(record.levelname == "WARNING" for record in left_out)
+    assert "map-label.png is left out, it cannot be drawn: ValueError: bad glyph" in caplog.text
 
 
 def test_the_second_evaluation_reads_no_media(config, tones, tmp_path):

@@ -1,12 +1,14 @@
 """Which weights a run evaluates and exports, and which ones a new run starts from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.io import wavfile
 from torch import nn
 
@@ -124,6 +126,27 @@ def test_the_last_weights_can_be_asked_for_instead(finetuned: FinetuneConfig) ->
     last = load_classifier(finetuned.output / "checkpoints" / "last.ckpt")
     assert same(load_audio_encoder(finetuned.output).encoder, last.audio_encoder)
     assert finetune(finetuned)["weights"]["use"] == "best"
+
+
+def test_pictures_that_fail_cost_a_run_nothing_else(finetuned, pretrained, tmp_path, monkeypatch, caplog) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("bad glyph")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    for folder in (finetuned.output, pretrained):
+        shutil.copytree(folder, tmp_path / folder.name)
+        for name in ("result.json", "report.html"):
+            (tmp_path / folder.name / name).unlink()
+    finetune(replace(finetuned, output=tmp_path / finetuned.output.name))
+    pretrain(pretraining(tmp_path / pretrained.name, audio=AUDIO, video=VIDEO))
+    for folder in (finetuned.output, pretrained):
+        before, after = (json.loads((run / "result.json").read_text()) for run in (folder, tmp_path / folder.name))
+        assert after["metrics"] == before["metrics"]
+        assert "data:image" in (folder / "report.html").read_text()
+        assert "data:image" not in (tmp_path / folder.name / "report.html").read_text()
+        assert not list((tmp_path / folder.name / "pictures").glob("*.png")), "an earlier one is not this run's"
+    for name in ("curves", "confusion-label", "retrieval"):
+        assert f"{name}.png is left out, it cannot be drawn: RuntimeError: bad glyph" in caplog.text
 
 
 def test_the_best_pair_is_what_its_run_means(pretrained: Path) -> None:
