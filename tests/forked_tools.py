@@ -24,7 +24,7 @@ class ForkedTools:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(
@@ -97,7 +97,7 @@ def become(request: dict, stdout: int, stderr: int) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.argv = request["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
