@@ -47,6 +47,9 @@ RAW_FORMATS = {
 _READ = 1 << 16
 # Zeros that fill a gap are made in pieces of this many samples.
 _ZEROS = 1 << 16
+# Bytes of a pipe in which no sound comes, after which it is given up: it may be endless, and some of FFmpeg's demuxers
+# keep all that they search through. Ten seconds of pictures at 100 Mbit/s are as much.
+_SOUNDLESS = 1 << 27
 # A timestamp that jumps ahead by more seconds than this is a broken one, not a pause.
 _LONGEST_GAP = 600.0
 
@@ -75,16 +78,19 @@ def stream_audio(
 
     Raises:
         MediaError: no media, no usable audio stream, nothing decodes, "no such channel", "non-finite audio", "broken
-            timestamps", or, at the end, "audio shorter than expected": the blocks until then are good.
+            timestamps", or, at the end, "audio shorter than expected" or, of a pipe, "no more sound": the blocks until
+            then are good.
         ValueError: a channel that no file can have.
     """
     check_channel(channel)
     name = name or str(source)
+    pipe: _Pipe | None = None
     with ExitStack() as stack:
         if isinstance(source, str | Path):
             container = stack.enter_context(open_media(source))
         else:
-            container = stack.enter_context(_open_pipe(source, name))
+            pipe = None if _may_seek(source) else _Pipe(source)
+            container = stack.enter_context(_open_pipe(pipe or source, name))
         stream = find_audio(container, name)
         promised, by_header = promised_span(container, stream), True
         if promised is None:
@@ -95,7 +101,11 @@ def stream_audio(
         covered = [] if covered is None else covered
         clocks = Clocks(container)
         pieces = _laid_out(container, stream, name, promised, by_header, channel, covered, clocks)
-        yield from _resampled(pieces, rate, sample_rate, name)
+        yield from _resampled(pieces if pipe is None else pipe.watched(pieces), rate, sample_rate, name)
+        if pipe is not None and pipe.given_up:
+            raise MediaError(
+                name, "no more sound", f"none in {_SOUNDLESS >> 20} MiB of a pipe; name a file by its path"
+            )
     if warnings is not None:
         told = probe(source, deep=False).warning if isinstance(source, str | Path) else ""
         warnings += told.split("; ") if told else [RESTARTS] if clocks.restarted else []
@@ -136,7 +146,36 @@ def stream_raw(
     yield from _resampled(_raw_samples(file, dtype, channels, channel, name), rate, sample_rate, name)
 
 
-def _open_pipe(file: BinaryIO, name: str) -> InputContainer:
+class _Pipe:
+    """An open file that cannot seek, which ends where it has no sound in `_SOUNDLESS` bytes.
+
+    Attributes:
+        given_up: It did so.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.name = getattr(file, "name", "<none>")
+        self.given_up = False
+        self._file, self._since = file, 0
+
+    def read(self, size: int) -> bytes:
+        self.given_up |= self._since >= _SOUNDLESS
+        data = b"" if self.given_up else self._file.read(size)
+        self._since += len(data)
+        return data
+
+    def watched(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same pieces of its sound, each of which it is told of."""
+        for piece in pieces:
+            self._since = 0
+            yield piece
+
+
+def _may_seek(file: BinaryIO) -> bool:
+    return hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable())
+
+
+def _open_pipe(file: BinaryIO | _Pipe, name: str) -> InputContainer:
     try:
         # A playlist in a pipe must not reach for files or the network.
         return av.open(file, "r", options={"protocol_whitelist": "data"}, metadata_errors="ignore")

@@ -9,7 +9,7 @@ import pytest
 from media_factory import noise, write_media
 from scipy.io import wavfile
 
-from avssl.data.media import MediaError, read_audio
+from avssl.data.media import MediaError, read_audio, stream
 from avssl.data.media.stream import RAW_FORMATS, stream_audio, stream_raw
 
 
@@ -66,6 +66,57 @@ def test_sound_that_begins_late_in_a_pipe(tmp_path) -> None:
     piped = whole(stream_audio(OddPipe(path.read_bytes()), 16000, "stdin"))
     np.testing.assert_array_equal(piped, whole(stream_audio(path, 16000)))
     assert not piped[:31000].any() and piped[32000:].std() > 0.05
+
+
+class Endless:
+    """Begins with ``head``, then repeats ``unit``; counts what is taken, and ends only where that is absurd."""
+
+    def __init__(self, head: bytes, unit: bytes) -> None:
+        self.rest, self.unit, self.taken = head, unit, 0
+
+    def read(self, size: int) -> bytes:
+        while len(self.rest) < size and self.taken < 1 << 26:
+            self.rest += self.unit * (1 + size // len(self.unit))
+        piece, self.rest = self.rest[:size], self.rest[size:]
+        self.taken += len(piece)
+        return piece
+
+
+NULL_PACKET = b"\x47\x1f\xff\x10" + b"\xff" * 184
+ENDLESS = {
+    "a.mkv": ("aac", bytes(4096)),
+    "a.mp3": ("libmp3lame", bytes(4096)),
+    "a.avi": ("pcm_s16le", bytes(4096)),
+    "a.ts": ("aac", NULL_PACKET),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_pipe_that_never_ends_is_given_up_where_no_sound_comes(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stream, "_SOUNDLESS", 1 << 21)
+    codec, unit = ENDLESS[name]
+    path = write_media(
+        tmp_path / name, video_codec=None, audio_codec=codec, sample_rate=48000, waveform=noise(1, 48000)
+    )
+    pipe, blocks = Endless(path.read_bytes(), unit), []
+    with pytest.raises(MediaError, match=r"^stdin: no more sound \(none in 2 MiB"):
+        blocks.extend(stream_audio(pipe, 16000, "stdin"))
+    assert pipe.taken < 1 << 22
+    assert sum(map(len, blocks)) == pytest.approx(16000, abs=1200), "what came before is given"
+
+
+@pytest.mark.parametrize("unit", [b"\0", b"\xff", b"hello\n"])
+def test_endless_bytes_that_are_no_media_are_refused_soon(unit: bytes) -> None:
+    pipe = Endless(b"", unit)
+    with pytest.raises(MediaError, match="stdin: not a media file"):
+        next(stream_audio(pipe, 16000, "stdin"))
+    assert pipe.taken <= 1 << 22
+
+
+def test_a_long_pipe_with_sound_all_along_is_not_given_up(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stream, "_SOUNDLESS", 1 << 17)
+    path = write_media(tmp_path / "a.wav", video_codec=None, audio_codec="pcm_s16le", waveform=noise(20, 16000))
+    assert len(whole(stream_audio(OddPipe(path.read_bytes()), 16000, "stdin"))) == 20 * 16000
 
 
 @pytest.mark.parametrize("sample_format", RAW_FORMATS)
