@@ -21,7 +21,7 @@ from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.manifest_checks import ManifestError
-from avssl.data.scan import SCAN_VERSION, scan
+from avssl.data.scan import SCAN_VERSION, scan, scan_rules
 from avssl.data.shards.index import entry_of, is_cache
 from avssl.locks import hold
 
@@ -207,7 +207,7 @@ def scan_cache(built: Manifest, key: str, cache_dir: str | Path | None = None, p
     """
     stats = file_stats(built.root, sorted(set(built.column("path"))), progress)
     folder = Path(cache_dir) if cache_dir else cache_folder() / "manifests"
-    return folder / f"{key}-{_hash([SCAN_VERSION, built.digest, stats])}.parquet"
+    return folder / f"{key}-{_hash([scan_rules(None), built.digest, stats])}.parquet"
 
 
 def _kept_scan(cached: Path, built: Manifest) -> Manifest | None:

@@ -15,6 +15,7 @@ import numpy as np
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import cancels
+from avssl.data.media.container import max_pixels
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import CANCELS, MediaInfo, probe
@@ -24,7 +25,7 @@ from avssl.progress import Meter, track
 logger = logging.getLogger(__name__)
 
 # Part of the name of every scan that is kept: raise it when a scan finds out more, or otherwise, than it used to.
-SCAN_VERSION = 3
+SCAN_VERSION = 4
 _SPANS = ("duration", "audio_start", "audio_end", "video_start", "video_end")
 _NUMBERS = (*_SPANS, "sample_rate", "channels", "fps", "width", "height")
 _FLAGS = ("has_audio", "has_video")
@@ -86,12 +87,17 @@ def scan(
     Returns:
         A manifest of the same clips in the same order.
     """
-    with Journal(journal, f"scan {SCAN_VERSION} deep={deep}") as kept:
+    with Journal(journal, scan_rules(deep)) as kept:
         result = fill(manifest, scan_files(manifest, workers, progress, deep, kept))
         kept.remove()
     for line in report_lines(scan_report(result)):
         logger.info("%s", line)
     return result
+
+
+def scan_rules(deep: bool | None) -> str:
+    """What decides a scan's findings beside the files, as the version of its journal."""
+    return f"scan {SCAN_VERSION} deep={deep} pixels={max_pixels()}"
 
 
 def scan_files(

@@ -17,9 +17,11 @@ from av.container import InputContainer
 from av.frame import Frame
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError, raise_if_machine
+from avssl.errors import SettingsError
 
 StreamT = TypeVar("StreamT", AudioStream, VideoStream)
 
@@ -29,15 +31,30 @@ _BROADCAST = {"mpegts", "mpeg"}
 _LOOK_FURTHER = {"analyzeduration": "60000000", "probesize": "50000000"}
 # A stream whose decoding order goes back by more seconds than this has a clock that starts over: two files in one.
 _RESTART = 1.0
+# Width times height that a picture may have: that of 8K cinema. A frame of it takes 106 MB as RGB.
+_MAX_PIXELS = 8192 * 4320
+
+
+def max_pixels() -> int:
+    """Width times height of the largest picture that is decoded; ``AVSSL_MAX_PIXELS`` sets it.
+
+    Raises:
+        SettingsError: it is no positive whole number.
+    """
+    told = os.environ.get("AVSSL_MAX_PIXELS") or str(_MAX_PIXELS)
+    if not told.isdecimal() or not 0 < int(told) < 1 << 31:
+        raise SettingsError(f"AVSSL_MAX_PIXELS: must be a whole number from 1 to {(1 << 31) - 1}, got {told!r}")
+    return int(told)
 
 
 @contextmanager
 def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContainer]:
     """Open for reading; raises MediaError with a reason that tells a missing file from a broken one.
 
-    ``quick`` decodes no picture to find out what the header leaves open: ten times faster for large pictures.
+    No picture larger than `max_pixels` is decoded, here or later. ``quick`` decodes none at all to find out what the
+    header leaves open: ten times faster for large pictures.
     """
-    name = os.path.abspath(path)
+    name, largest = os.path.abspath(path), {"max_pixels": str(max_pixels())}
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
@@ -45,7 +62,7 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         if status.st_size == 0:
             raise MediaError(path, "empty file")
         # A playlist under a media file's name must not reach for the network, nor "a:b.mp4" for a protocol "a".
-        options = {"protocol_whitelist": "file"} | ({"skip_frame": "all"} if quick else {})
+        options = {"protocol_whitelist": "file"} | largest | ({"skip_frame": "all"} if quick else {})
         container = av.open(f"file:{name}", options=options, metadata_errors="ignore")
         if container.format.name in _BROADCAST and _lacks(container):
             container.close()
@@ -110,20 +127,45 @@ def find_audio(container: InputContainer, path: str | Path) -> AudioStream:
 def find_video(container: InputContainer, path: str | Path) -> VideoStream:
     """The pictures to read, chosen as by `find_audio`; cover art (an attached picture) is not video.
 
-    Raises MediaError: "no video stream", "no video decoder", "unknown frame size".
+    Raises MediaError: "no video stream", "no video decoder", "unknown frame size", "picture too large".
     """
+    limit = max_pixels()
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    problems = {}
+    problems: dict[int, str] = {}
+    details: dict[int, str] = {}
     for stream in _preferred_first(streams, container.streams.best("video"), path, "video"):
         context = stream.codec_context
         if context is None:
             problems[stream.index] = "no video decoder"
+            continue
+        # FFmpeg's decoders leave out the size of a picture that they refuse.
+        width, height = (context.width, context.height) if context.width else _untried_size(container, stream.index)
+        if width * height > limit:
+            problems[stream.index] = "picture too large"
+            details[stream.index] = f"{width} x {height}, limit {limit} pixels; AVSSL_MAX_PIXELS raises it"
         elif not context.width or not context.height:
             problems[stream.index] = "unknown frame size"
         else:
             context.thread_count = 1
+            if not context.is_open:
+                context.options = context.options | {"max_pixels": str(limit)}  # pictures may grow later in the file
             return stream
-    raise MediaError(path, next(iter(problems.values())))
+    index = next(iter(problems))
+    raise MediaError(path, problems[index], details.get(index, ""))
+
+
+def _untried_size(container: InputContainer, index: int) -> tuple[int, int]:
+    """(width, height) of a stream's pictures by the headers of file and codec, none decoded; zeros where unknown."""
+    if not container.name.startswith("file:"):  # a pipe is read but once
+        return 0, 0
+    options = {"protocol_whitelist": "file", "skip_frame": "all"}
+    try:
+        with av.open(container.name, options=options, metadata_errors="ignore") as again:
+            context = again.streams[index].codec_context if index < len(again.streams) else None
+            return (context.width, context.height) if isinstance(context, VideoCodecContext) else (0, 0)
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise_if_machine(error, container.name)
+        return 0, 0
 
 
 def _preferred_first(streams: list[StreamT], best: Stream | None, path: str | Path, kind: str) -> list[StreamT]:

@@ -22,7 +22,7 @@ from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
-from avssl.data.scan import SCAN_VERSION, scan_files
+from avssl.data.scan import scan_files, scan_rules
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -256,7 +256,7 @@ def test_a_killed_scan_goes_on_after_other_files_changed(
     real = catalog.scan
 
     def killed(manifest: Manifest, journal: Path, **options: object) -> Manifest:
-        with Journal(journal, f"scan {SCAN_VERSION} deep=None") as kept:
+        with Journal(journal, scan_rules(None)) as kept:
             scan_files(manifest.take([0, 1]), 0, False, None, kept)
         raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from avssl.data import scan as scan_module
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.media.pool import probe_all
-from avssl.data.scan import SCAN_VERSION, scan
+from avssl.data.scan import scan, scan_rules
 from avssl.pipelines.prepare import PrepareOptions, prepare
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
@@ -75,7 +75,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def interrupted(manifest: Manifest, path: Path, deep: bool | None = None) -> None:
     """Leaves the journal that a scan writes, as if it had been killed before its end."""
-    with Journal(path, f"scan {SCAN_VERSION} deep={deep}") as journal:
+    with Journal(path, scan_rules(deep)) as journal:
         scan_module.scan_files(manifest, 0, False, deep, journal)
 
 
@@ -99,7 +99,7 @@ def test_a_torn_line_costs_one_file(manifest: Manifest, tmp_path: Path, probed: 
     journal.write_bytes(journal.read_bytes()[:-cut])
     for missing in (["2.wav", "gone.wav"] if cut > 1 else ["gone.wav"], ["gone.wav"]):
         probed.clear()
-        with Journal(journal, f"scan {SCAN_VERSION} deep=None") as kept:
+        with Journal(journal, scan_rules(None)) as kept:
             facts = scan_module.scan_files(manifest, 0, False, None, kept)
         assert [Path(path).name for path in probed] == missing
         assert scan_module.fill(manifest, facts).digest == whole

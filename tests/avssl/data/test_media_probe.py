@@ -7,7 +7,7 @@ import av
 import pytest
 from media_factory import write_media
 
-from avssl.data.media import probe, read_audio
+from avssl.data.media import MediaError, MediaFile, probe, read_audio, read_frames
 
 
 def test_facts_of_sound_and_pictures(tmp_path):
@@ -159,3 +159,45 @@ def test_real_files_are_what_their_datasets_say(real_data):
     assert (digit.sample_rate, digit.has_video, digit.error) == (8000, False, "")
     bark = probe(sorted(real_data.glob("esc10/001*/*.ogg"))[0])
     assert (bark.sample_rate, bark.audio_codec) == (44100, "vorbis")
+
+
+LARGE = {
+    "a.avi": "mjpeg",
+    "a.mkv": "mjpeg",
+    "a.mp4": "libx264",
+    "a.ts": "mpeg2video",
+    "b.mkv": "ffv1",
+    "a.webm": "libvpx",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_picture_that_is_too_large_is_refused(name: str, tmp_path, monkeypatch) -> None:
+    sound = "libopus" if name.endswith("webm") else "pcm_s16le" if name.endswith("avi") else "aac"
+    rate = 48000 if sound == "libopus" else 16000
+    path = write_media(
+        tmp_path / name, size=(320, 240), video_codec=LARGE[name], audio_codec=sound, sample_rate=rate, seconds=1.0
+    )
+    monkeypatch.setenv("AVSSL_MAX_PIXELS", str(320 * 240))
+    assert probe(path, deep=True).width == 320, "the limit itself is allowed"
+    assert len(read_frames(path, [0.2], size=48)) == 1
+    path = path.rename(tmp_path / f"other {name}")  # within a process, what is known of a file is kept
+    monkeypatch.setenv("AVSSL_MAX_PIXELS", str(320 * 240 - 1))
+    for deep in (False, None, True):
+        info = probe(path, deep=deep)
+        assert (info.has_video, info.video_error, info.width) == (False, "picture too large", None)
+        assert info.has_audio and not info.error
+    told = r"picture too large \(320 x 240, limit 76799 pixels; AVSSL_MAX_PIXELS raises it\)"
+    with pytest.raises(MediaError, match=told):
+        read_frames(path, [0.2], size=48)
+    with MediaFile(path) as file, pytest.raises(MediaError, match=told):
+        file.frame_starts(0.0, 0.5)
+    assert read_audio(path, 0.2, 0.5).valid == 1, "its sound is used all the same"
+
+
+def test_the_limit_of_pictures_is_checked(tmp_path, monkeypatch) -> None:
+    path = write_media(tmp_path / "a.mp4", seconds=0.5)
+    for wrong in ("0", "-5", "8k", "1e6", str(1 << 31)):
+        monkeypatch.setenv("AVSSL_MAX_PIXELS", wrong)
+        with pytest.raises(ValueError, match=r"^AVSSL_MAX_PIXELS: must be a whole number from 1 to 2147483647, got"):
+            probe(path)
