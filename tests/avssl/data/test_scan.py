@@ -53,6 +53,19 @@ def test_two_spellings_of_a_path_are_both_filled(root):
     assert result.column("has_audio") == [True] * 3 and len(set(result.column("duration"))) == 1
 
 
+def test_pictures_that_are_too_large_are_counted_and_another_limit_scans_anew(tmp_path, monkeypatch) -> None:
+    write_media(tmp_path / "silent.mp4", audio_codec=None, size=(64, 64))
+    write_media(tmp_path / "both.mp4", size=(64, 64))
+    manifest = Manifest.from_rows([{"clip_id": name, "path": f"{name}.mp4"} for name in ("silent", "both")], tmp_path)
+    rules = scan_module.scan_rules(None)
+    monkeypatch.setenv("AVSSL_MAX_PIXELS", "4095")
+    assert scan_module.scan_rules(None) != rules
+    result = scan(manifest, workers=0, progress=False)
+    assert result.column("error") == ["picture too large", ""]
+    assert result.column("video_error") == ["picture too large"] * 2
+    assert result.column("has_audio") == [False, True]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_columns_are_filled_in_order(manifest, workers):
     result = scan(manifest, workers=workers, progress=False)
