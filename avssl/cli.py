@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from avssl.config import PretrainConfig, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
+from avssl.urls import hide_credentials
 
 Config = TypeVar("Config")
 _PRINT = "--print_config"
@@ -26,7 +27,7 @@ def parse(config_class: type[Config], argv: Sequence[str], command: str = "") ->
         return read_settings(config_class, argv, command)
     except SettingsError as error:
         see = " See" if str(error).endswith("?") else "; see"
-        sys.stderr.write(f"error: {error}{see} {f'avssl {command}'.strip()} --help\n")
+        sys.stderr.write(f"error: {hide_credentials(str(error))}{see} {f'avssl {command}'.strip()} --help\n")
         sys.exit(2)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from avssl.errors import user_errors
 from avssl.progress import lines_above_bars
+from avssl.urls import hide_credentials
 
 COMMANDS = (
     "demo",
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no command {name!r}; {told} See avssl --help", 2)
     command = import_module(f"avssl.commands.{name.replace('-', '_')}")
     level = getattr(command, "LOG_LEVEL", logging.INFO)
-    logging.basicConfig(format="%(levelname).1s %(message)s", level=level, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname).1s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("httpx", "matplotlib", "lightning.fabric", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("avssl.progress").setLevel(logging.INFO)  # of commands that tell nothing else on stderr, too
@@ -77,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_one_line(error), 1)
 
 
+class _Formatter(logging.Formatter):
+    """Hides the credentials of URLs, also of those in other packages' messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_credentials(super().format(record))
+
+
 def _help() -> str:
     lines = ["usage: avssl COMMAND [OPTIONS]    avssl COMMAND --help lists its options", ""]
     for name in COMMANDS:
@@ -87,7 +97,7 @@ def _help() -> str:
 
 
 def _fail(told: str, status: int) -> int:
-    sys.stderr.write(f"error: {told}\n")
+    sys.stderr.write(f"error: {hide_credentials(told)}\n")
     return status
 
 

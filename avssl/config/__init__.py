@@ -27,6 +27,7 @@ from avssl.config.prepare import PrepareOptions
 from avssl.config.recipes import CONFIGS, Source
 from avssl.config.resolution import demo_settings, given_options, resolve
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+from avssl.urls import hidden
 
 __all__ = [
     "CONFIGS",
@@ -57,14 +58,14 @@ __all__ = [
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """``config`` as plain JSON- and YAML-able values."""
+    """``config`` as plain JSON- and YAML-able values, URLs without credentials."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
+        return str(value) if isinstance(value, Path) else hidden(value)
 
     return plain(asdict(config))
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.urls import keep_back
+
 
 @dataclass
 class SourceConfig:
@@ -19,6 +21,9 @@ class SourceConfig:
     name: str = "demo"
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
 @dataclass
@@ -54,3 +59,6 @@ class CacheConfig:
     samples_per_shard: int = 128
     workers: int | None = None
     verify: bool = False
+
+    def __post_init__(self) -> None:
+        self.output = keep_back(self.output)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avssl.config.parts import RuntimeConfig
+from avssl.urls import keep_back
 
 
 @dataclass
@@ -37,6 +38,9 @@ class EmbedDataConfig:
     channel: int | Literal["mean"] | None = None
     num_workers: int = 1
     clip_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
 @dataclass
@@ -96,6 +100,9 @@ class ExportDataConfig:
     channel: int | Literal["mean"] | None = None
     max_clips: int = 1000
     num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
 @dataclass

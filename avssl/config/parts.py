@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.urls import keep_back
+
 # Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
 REGULARIZATION = ("drop_path",)
 
@@ -62,6 +64,9 @@ class DataConfig:
     num_workers: int = 1
     clip_timeout: float = 60.0
     max_failures: float = 0.2
+
+    def __post_init__(self) -> None:
+        self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
 @dataclass

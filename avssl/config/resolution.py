@@ -19,6 +19,7 @@ from avssl.config.parts import REGULARIZATION, DataConfig
 from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
 from avssl.config.runs import AugmentSheetConfig, FinetuneConfig, PretrainConfig
 from avssl.errors import SettingsError
+from avssl.urls import hide_credentials
 
 Config = TypeVar("Config")
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _say(line: str) -> None:
 
 def pretraining_folder(data: str) -> Path:
     """Where pretraining on ``data`` puts its run, and fine-tuning with checkpoint auto looks for it."""
-    return Path("runs") / f"pretrain-{Path(data).stem}"
+    return Path("runs") / f"pretrain-{Path(hide_credentials(data)).stem}"
 
 
 def demo_settings(config_class: type[Config]) -> Config:

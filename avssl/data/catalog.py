@@ -24,6 +24,7 @@ from avssl.data.manifest_checks import ManifestError
 from avssl.data.scan import SCAN_VERSION, scan, scan_rules
 from avssl.data.shards.index import entry_of, is_cache
 from avssl.locks import hold
+from avssl.urls import keep_back, reveal
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def find_entry(name: str) -> Entry:
     Raises:
         DataError: none of these; or the YAML is not valid, naming file, key and the nearest valid key.
     """
+    name = keep_back(name)
     path = Path(name).expanduser()
     if name in names():
         return Entry(name, name, **_protocol(name))
@@ -242,8 +244,8 @@ def list_data(
         built = Manifest.load(Path(name).expanduser(), root)
         return built, f"{Path(name).stem}-{_hash([str(built.root)])}"
     entry = find_entry(name)
-    options = {**entry.options, **(options or {})}
-    built = build_manifest(entry.dataset, _root(entry, root), **options)
+    options = keep_back({**entry.options, **(options or {})})
+    built = build_manifest(entry.dataset, _root(entry, root), **reveal(options))
     return built, f"{entry.name}-{_hash([str(built.root), options])}"
 
 

@@ -11,6 +11,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from avssl.urls import known, learn
+
 # Signals that come from outside, such as the system's when memory is short: a decoder that crashes ends by others.
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 _starting = threading.Lock()
@@ -32,12 +34,16 @@ def server() -> ForkServerContext:
 
 
 class _Process(ForkServerProcess):
+    _urls: dict[str, str]
+
     def run(self) -> None:
         _end_with_parent()
+        learn(self._urls)
         super().run()
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
+        process_obj._urls = known()  # type: ignore[attr-defined]  # told by a pipe, which no other process reads
         usual = spawn.get_preparation_data
 
         def without_main(name: str) -> dict[str, Any]:

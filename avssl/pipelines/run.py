@@ -27,6 +27,7 @@ from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.pipelines.trained import run_folder
 from avssl.tracking import Tracker, check_tracking
+from avssl.urls import hidden
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +330,7 @@ def check_same(folder: Path, config: Any) -> None:
 
 
 def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
-    old, new = _flat(settings, config), _flat(to_dict(config), config)
+    old, new = _flat(hidden(settings), config), _flat(to_dict(config), config)
     usual = _flat(to_dict(type(config)()), config)  # what a run had of settings that were not there yet
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)

@@ -12,6 +12,7 @@ from avssl.data.catalog import find_entry
 from avssl.data.failures import DataError
 from avssl.pipelines.classifiers import FOLDER
 from avssl.pipelines.encoders import EXPORT
+from avssl.urls import hidden
 from mast.hub import read_config
 
 Data = TypeVar("Data", DataConfig, EmbedDataConfig)
@@ -44,7 +45,7 @@ class Trained:
 
     def is_of(self, data: str) -> bool:
         """Whether it was trained on ``data``, a name or a path, however that is written."""
-        return self.data is not None and (data == self.data or _same_place(data, self.data))
+        return self.data is not None and (hidden(data) == hidden(self.data) or _same_place(data, self.data))
 
 
 def trained_with(checkpoint: Path) -> Trained:

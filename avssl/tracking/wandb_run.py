@@ -6,12 +6,14 @@ import netrc
 import os
 import shlex
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 from urllib.parse import urlparse
 
 import numpy as np
@@ -20,6 +22,7 @@ from scipy.io import wavfile
 
 from avssl.data.demo.writer import write_mp4
 from avssl.progress import Meter
+from avssl.urls import hidden
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +257,11 @@ class WandbRun:
 
 
 def _init(mode: Literal["online", "offline"], given: dict[str, Any]) -> Any:
+    with patch.object(sys, "argv", hidden(sys.argv)):  # which W&B logs
+        return _start(mode, given)
+
+
+def _start(mode: Literal["online", "offline"], given: dict[str, Any]) -> Any:
     settings = wandb.Settings(silent=True, console="off")
     if mode == "online":
         try:

@@ -69,7 +69,9 @@ def finished(location: str) -> tuple[Store, dict[str, Any]]:
     store = Store(location)
     about = about_of(store)
     if not about["complete"]:
-        raise DataError(f"{location}: this cache is not finished; the command that began it goes on where it stopped")
+        raise DataError(
+            f"{store.location}: this cache is not finished; the command that began it goes on where it stopped"
+        )
     return store, about
 
 
@@ -82,6 +84,7 @@ def local_index(location: str) -> Path:
     store, about = finished(location)
     if store.local is not None:
         return store.local
+    location = store.location
     digest = hashlib.sha256(location.encode()).hexdigest()[:12]
     root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
     folder = root / "shards" / digest

@@ -13,6 +13,7 @@ from typing import Any
 
 from avssl.data.failures import DataError
 from avssl.evaluation.files import atomic_path
+from avssl.urls import hide_credentials, keep_back, reveal
 
 _OPEN_FILES = 64
 
@@ -26,14 +27,14 @@ class Store:
     """Files directly under one place.
 
     Args:
-        location: A folder or a URL.
+        location: A folder or a URL. Its credentials are used, but not kept in the attribute ``location``.
 
     Raises:
         DataError: no such kind of URL, or its package is not installed.
     """
 
     def __init__(self, location: str) -> None:
-        self.location = location.removeprefix("file://") if location.startswith("file://") else location
+        self.location: str = keep_back(location.removeprefix("file://"))
         self.local = None if is_url(self.location) else Path(self.location).expanduser().absolute()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()  # one thread must not close what another reads
@@ -43,9 +44,9 @@ class Store:
             import fsspec
 
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(self.location)
+                self._fs, self._root = fsspec.core.url_to_fs(reveal(self.location))
             except (ValueError, ImportError) as error:
-                raise DataError(f"{location}: {error}") from error
+                raise DataError(hide_credentials(f"{self.location}: {error}")) from error
 
     def read(self, name: str, start: int | None = None, size: int | None = None) -> bytes:
         """The bytes of a file, or ``size`` of them from ``start`` on (fewer where it ends).

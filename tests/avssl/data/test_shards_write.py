@@ -195,6 +195,22 @@ def test_the_index_at_a_url_is_read_anew_when_it_has_changed(tmp_path: Path, buc
         open_data("nosuch://bucket/cache")
 
 
+def test_a_password_in_a_url_is_used_and_written_nowhere(tmp_path: Path, bucket: str, caplog) -> None:
+    secret = bucket.replace("://", "://key:SECRET@")  # which is the bucket's name here: without it there is no cache
+    caplog.set_level("INFO")
+    manifest = clocks(tmp_path / "media", 2)
+    made(manifest, secret)
+    remote = open_data(secret)
+    assert len(ClipDataset(remote, clip_seconds=0.5, num_frames=2, frame_size=32)[(1, 0)].clips) == 1
+    assert (remote.root / "location.json").read_text() == json.dumps({"location": bucket})
+    assert verify(secret, progress=False) == []
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"SECRET" in path.read_bytes()]
+    assert "SECRET" not in caplog.text and bucket in caplog.text
+    fsspec.filesystem("memory").rm(secret, recursive=True)
+    fsspec.filesystem("memory").pipe_file(bucket + "/x", b"")
+
+
 def test_the_tool_caches_a_folder_and_checks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
     for name in ("train/dog/1.mp4", "test/cat/2.mp4"):
