@@ -158,14 +158,17 @@ def _untried_size(container: InputContainer, index: int) -> tuple[int, int]:
     """(width, height) of a stream's pictures by the headers of file and codec, none decoded; zeros where unknown."""
     if not container.name.startswith("file:"):  # a pipe is read but once
         return 0, 0
-    options = {"protocol_whitelist": "file", "skip_frame": "all"}
-    try:
-        with av.open(container.name, options=options, metadata_errors="ignore") as again:
-            context = again.streams[index].codec_context if index < len(again.streams) else None
-            return (context.width, context.height) if isinstance(context, VideoCodecContext) else (0, 0)
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
-        raise_if_machine(error, container.name)
-        return 0, 0
+    # Without any decoder the header's word stands. MPEG's streams have none; their decoders skip pictures when told to.
+    for undecoded in ({"codec_whitelist": "none"}, {"skip_frame": "all"}):
+        try:
+            options = {"protocol_whitelist": "file"} | undecoded
+            with av.open(container.name, options=options, metadata_errors="ignore") as again:
+                context = again.streams[index].codec_context if index < len(again.streams) else None
+                if isinstance(context, VideoCodecContext) and context.width and context.height:
+                    return context.width, context.height
+        except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+            raise_if_machine(error, container.name)
+    return 0, 0
 
 
 def _preferred_first(streams: list[StreamT], best: Stream | None, path: str | Path, kind: str) -> list[StreamT]:

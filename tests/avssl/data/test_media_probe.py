@@ -1,7 +1,10 @@
 """Probing: the facts of good files, and a distinct reason for each kind of bad one."""
 
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import av
 import pytest
@@ -193,6 +196,42 @@ def test_a_picture_that_is_too_large_is_refused(name: str, tmp_path, monkeypatch
     with MediaFile(path) as file, pytest.raises(MediaError, match=told):
         file.frame_starts(0.0, 0.5)
     assert read_audio(path, 0.2, 0.5).valid == 1, "its sound is used all the same"
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from avssl.data.media import MediaError, probe, read_frames
+
+def most():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+
+probe(sys.argv[1], deep=True)
+before = most()
+assert probe(sys.argv[2], deep=True).error == "picture too large"
+try:
+    read_frames(sys.argv[2], [0.1], size=64)
+except MediaError as error:
+    assert error.reason == "picture too large"
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads memory through /proc")
+def test_a_picture_that_is_too_large_costs_no_memory(tmp_path) -> None:
+    """Of PNG, whose decoder skips no picture when told to."""
+    files = {16: tmp_path / "small.mp4", 6000: tmp_path / "large.mp4"}
+    for size, path in files.items():
+        with av.open(str(path), "w") as made:
+            video = made.add_stream("png", rate=5)
+            video.width, video.height, video.pix_fmt = size, size, "gray"
+            frame = av.VideoFrame(size, size, "gray")
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            frame.pts = 0
+            made.mux([*video.encode(frame), *video.encode()])
+    done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, files.values())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 17, "half of what one picture takes, in MB"
 
 
 def test_the_limit_of_pictures_is_checked(tmp_path, monkeypatch) -> None:
