@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import AudioClip, Sound, Track, checked
+from avssl.data.media.container import max_pixels
 from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.timing import frame_indices
@@ -130,8 +131,12 @@ class CachedSample:
         """An image (H, W, 3), at least as large as ``shape`` where the cache has it so."""
         try:
             image = Image.open(io.BytesIO(data))
+            if image.width * image.height > max_pixels():
+                raise MediaError(self.path, "picture too large", f"{image.width} x {image.height}")
             image.draft("RGB", (shape[0], shape[1]))  # decodes at a half or a quarter where that is enough
             return np.asarray(image)
+        except Image.DecompressionBombError as error:
+            raise MediaError(self.path, "picture too large", str(error)) from error
         except (UnidentifiedImageError, OSError, ValueError) as error:
             raise MediaError(self.path, "corrupt sample", str(error)) from error
 

@@ -253,6 +253,20 @@ def test_a_flipped_bit_is_a_counted_failure_and_found_by_a_check(copied: Path, p
     assert replaced.clips and replaced.failures[0].reason == "corrupt sample"
 
 
+@pytest.mark.parametrize("own_limit", [True, False])
+def test_a_picture_that_is_too_large_is_a_counted_failure(
+    own_limit: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = open_data(str(folder))
+    row = usable(manifest)[0]
+    assert dataset(manifest, mode="center")[(0, row)].clips
+    if own_limit:
+        monkeypatch.setenv("AVSSL_MAX_PIXELS", "100")
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert {failure.reason for failure in dataset(manifest, mode="center")[(0, row)].failures} == {"picture too large"}
+
+
 def test_shards_that_are_cut_off_or_gone_are_counted_failures(copied: Path) -> None:
     manifest = open_data(str(copied))
     assert verify(str(copied), progress=False) == []
