@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1, cutoff=0.5)
-        told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
         return _fail(f"no command {name!r}; {told} See avssl --help", 2)
     command = import_module(f"avssl.commands.{name.replace('-', '_')}")
     level = getattr(command, "LOG_LEVEL", logging.INFO)
