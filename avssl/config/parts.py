@@ -27,6 +27,8 @@ class DataConfig:
             Where channels are each other's opposite, their mean is silence: prepare.py --deep counts such clips.
         eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: as
             the data state it.
+        eval_average: What of a classifier is averaged over several clips: probabilities (softmax, or sigmoid of several
+            labels a clip) or logits; default: as the data state it.
         train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
             video apart (sync).
         heads: Label heads to train on; default: the head that the data state, or all of theirs where none is.
@@ -54,6 +56,7 @@ class DataConfig:
     frame_size: int | None = None
     channel: int | Literal["mean"] = "mean"
     eval_clips: int | None = None
+    eval_average: Literal["probabilities", "logits"] | None = None
     train_clips: int = 1
     heads: list[str] | None = None
     val_fraction: float = 0.0

@@ -36,7 +36,8 @@ BELONGS = {
     "audio.model": ("audio.options", "audio.num_mels"),
     "video.model": ("video.pretrained", "video.crop_size", "data.num_frames", "data.frame_size"),
     "data.name": (
-        "data.root", "data.options", "data.clip_seconds", "data.eval_clips", "data.heads", "data.split", "head_weights",
+        "data.root", "data.options", "data.clip_seconds", "data.eval_clips", "data.eval_average",
+        "data.heads", "data.split", "head_weights",
     ),
 }  # fmt: skip
 # A checkpoint brings its encoders with all their sizes.

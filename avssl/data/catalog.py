@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import yaml
 
-from avssl.data.datasets import available, build_manifest, get_dataset, nearest
+from avssl.data.datasets import AVERAGES, available, build_manifest, get_dataset, nearest
 from avssl.data.datasets.layout import MEDIA
 from avssl.data.failures import DataError
 from avssl.data.file_stats import file_stats
@@ -34,6 +34,9 @@ OWN_CLIP_SECONDS = 4.0
 _MANY_CLIPS, _LONG_START = 50_000, 20.0
 
 
+_PROTOCOL = ("clip_seconds", "eval_clips", "head", "eval_average", "protocol")
+
+
 @dataclass(frozen=True)
 class Entry:
     """Some data and the protocol that its numbers go by; a data YAML's keys are these fields, ``name`` apart.
@@ -46,6 +49,8 @@ class Entry:
         clip_seconds: Length of a clip in seconds; None where the data do not state any: see :meth:`seconds`.
         eval_clips: Clips per item in evaluation.
         head: Label head to train and evaluate on; None: all of the manifest's.
+        eval_average: What is averaged over several clips: probabilities or logits.
+        protocol: Work whose published numbers are scored in this way; none where that is not so.
     """
 
     name: str
@@ -55,6 +60,13 @@ class Entry:
     clip_seconds: float | None = None
     eval_clips: int = 1
     head: str | None = None
+    eval_average: str = "probabilities"
+    protocol: str = ""
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The protocol as keys of a data YAML, which a manifest and a cache of these data keep."""
+        return {key: getattr(self, key) for key in _PROTOCOL}
 
     def seconds(self, stated: float | None = None, option: str = "data.clip_seconds") -> float:
         """Length of a clip in seconds: as ``stated`` by ``option``, else the data's own, else 4 s, which is logged."""
@@ -110,7 +122,8 @@ def find_entry(name: str) -> Entry:
 def _protocol(dataset: str) -> dict[str, Any]:
     """What a registered data set states of its clips, as fields of an entry."""
     known = get_dataset(dataset)
-    return {"clip_seconds": known.clip_seconds, "eval_clips": known.eval_clips, "head": known.head}
+    values = {"clip_seconds": known.clip_seconds, "eval_clips": known.eval_clips, "head": known.head}
+    return values | {"eval_average": known.average, "protocol": known.protocol}
 
 
 def read_entry(file: Path) -> Entry:
@@ -131,6 +144,7 @@ def read_entry(file: Path) -> Entry:
         if key not in keys:
             raise DataError(f"{file}: unknown key {key!r}{nearest(str(key), keys)}; the keys are {', '.join(keys)}")
     kinds: dict[str, tuple[type, ...]] = {"dataset": (str,), "root": (str,), "options": (dict,), "head": (str,)}
+    kinds |= {"eval_average": (str,), "protocol": (str,)}
     for key, kind in (kinds | {"clip_seconds": (int, float), "eval_clips": (int,)}).items():
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise DataError(f"{file}: key {key!r} must be {' or '.join(k.__name__ for k in kind)}, got {values[key]!r}")
@@ -139,8 +153,12 @@ def read_entry(file: Path) -> Entry:
     for key in ("clip_seconds", "eval_clips"):
         if values.get(key) is not None and not values[key] > 0:
             raise DataError(f"{file}: key {key!r} must be positive, got {values[key]}")
+    if values.get("eval_average") not in (None, *AVERAGES):
+        raise DataError(f"{file}: key 'eval_average' must be {' or '.join(AVERAGES)}, got {values['eval_average']!r}")
     given = {key: value for key, value in values.items() if value is not None or key == "head"}
     protocol = _protocol(given["dataset"])
+    if any(key in given and given[key] != protocol[key] for key in ("clip_seconds", "eval_clips", "eval_average")):
+        protocol["protocol"] = ""
     if "root" in given:
         given["root"] = file.parent / Path(os.path.expandvars(given["root"])).expanduser()
     place = given.get("options", {}).get("location") or given.get("root")

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,61 @@ class _Averager:
     def result(self, order: Sequence[int]) -> FloatArray:
         mean = np.stack([self.sums[row] / self.counts[row] for row in order])
         return (unit_rows(mean) if self.normalize else mean).astype(np.float32)
+
+
+class ClipScores:
+    """The score of a row from the outputs of a classifier for several clips of it.
+
+    Probabilities are averaged as published evaluations do: the softmax of a head with one label a clip, the sigmoid of
+    one with several. They come back as log-probabilities and log-odds, whose softmax and sigmoid they are.
+
+    Args:
+        labels: Class names of each head, in the order of the outputs.
+        multilabel: Heads with several labels a clip.
+        clips: Clips of a row; of a single one nothing is averaged.
+        average: "probabilities" or "logits".
+
+    Example:
+        >>> import torch
+        >>> scores = ClipScores({"sound": ["a", "b"]}, [], clips=2)
+        >>> mean = scores.to_average(torch.tensor([[0.0, 4.0], [1.0, 0.0]])).mean(0, keepdim=True)
+        >>> scores.of_average(mean)["sound"].softmax(1).round(decimals=3)
+        tensor([[0.3750, 0.6250]])
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, Sequence[str]],
+        multilabel: Collection[str],
+        clips: int = 1,
+        average: str = "probabilities",
+    ) -> None:
+        self.sizes = {head: len(names) for head, names in labels.items()}
+        self.multilabel = multilabel
+        self.logits = clips == 1 or average == "logits"
+
+    def to_average(self, outputs: Tensor) -> Tensor:
+        """What of the outputs (B, all classes), logits, is averaged over clips."""
+        if self.logits:
+            return outputs
+        heads = self._split(outputs.double()).items()
+        return torch.cat([x.sigmoid() if head in self.multilabel else x.softmax(-1) for head, x in heads], dim=-1)
+
+    def of_average(self, mean: Tensor) -> dict[str, Tensor]:
+        """Scores (N, classes) by head of averages (N, all classes): logits, log-probabilities or log-odds."""
+        heads = self._split(mean)
+        if self.logits:
+            return heads
+        tiny = torch.finfo(torch.float32).tiny
+        scores = {}
+        for head, x in heads.items():
+            log = x.double().clamp_min(tiny).log()
+            odds = log - (1 - x.double()).clamp_min(tiny).log() if head in self.multilabel else log
+            scores[head] = odds.float()
+        return scores
+
+    def _split(self, outputs: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.sizes, outputs.split(list(self.sizes.values()), dim=-1), strict=True))
 
 
 def embed_many(

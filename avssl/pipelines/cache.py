@@ -49,7 +49,7 @@ def cache(config: CacheConfig) -> dict[str, Any]:
         manifest,
         config.output,
         settings,
-        entry={"clip_seconds": entry.clip_seconds, "eval_clips": entry.eval_clips, "head": entry.head},
+        entry=entry.stated,
         name=name,
         samples_per_shard=config.samples_per_shard,
         workers=config.workers,

@@ -104,12 +104,15 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     write_predictions(run.folder / PREDICTIONS, outcome.after.clip_ids, outcome.scores, labels, splits.labels)
     pictures = _draw(run, splits, outcome, reports)
     _track(run, splits, outcome, metrics, pictures)
+    judged = splits.protocol.words()
     heads = [*reports, *(["action"] if "action/top1" in metrics else [])]
     shown = {head: headline(metrics, head) for head in heads}
     write_report(
         run.folder,
         title=f"{config.head.capitalize()} fine-tuning on {Path(config.data.name).stem}, {outcome.start} start",
-        summary={f"{head} {HEADLINES[name]}": f"{metrics[f'{head}/{name}']:.1%}" for head, name in shown.items()},
+        summary={
+            f"{head} {HEADLINES[name]}, {judged}": f"{metrics[f'{head}/{name}']:.1%}" for head, name in shown.items()
+        },
         tables=[_metrics_table(heads, metrics, protocol, covered)],
         pictures=pictures,
         config_yaml=to_yaml(config),
@@ -118,7 +121,8 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
     for head, name in shown.items():
         values = [100 * metrics[f"{head}/{key}"] for key in (name, f"{name}_low", f"{name}_high")]
         clips = int(metrics[f"{head}/count"])
-        logger.info("%s: %s %.1f %% (95 %% interval %.1f to %.1f), %d clips", head, HEADLINES[name], *values, clips)
+        told = f"{head}: {HEADLINES[name]}, {judged}:"
+        logger.info("%s %.1f %% (95 %% interval %.1f to %.1f), %d items", told, *values, clips)
     logger.info("report: %s", run.folder / "report.html")
     steps = [next_command("evaluate", run.folder, config.data, result["split"])]
     if config.modality == "audio":

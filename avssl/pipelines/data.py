@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from avssl.config import DataConfig
 from avssl.config.bounds import check_bounds
 from avssl.data.balance import balanced_shares
-from avssl.data.catalog import find_entry, open_data
+from avssl.data.catalog import Entry, find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """Which clips of an item are embedded or scored: ``eval_clips`` (in evaluation) of ``seconds`` each.
+    """Which clips of an item are embedded or scored, and how several of them become one score.
+
+    Attributes:
+        seconds: Length of a clip.
+        eval_clips: Clips of an item in evaluation.
+        average: What of a classifier is averaged over them: "probabilities" or "logits".
+        name: Work whose published numbers are scored in this way; empty where there is none.
 
     Raises:
         ValueError: no length, or no clip.
@@ -38,6 +44,8 @@ class ClipProtocol:
 
     seconds: float
     eval_clips: int = 1
+    average: str = "probabilities"
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -46,7 +54,22 @@ class ClipProtocol:
             raise ValueError(f"data.eval_clips must be at least 1, got {self.eval_clips}")
 
     def __str__(self) -> str:
-        return f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
+        clips = f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
+        return clips + (f", {self.average} averaged" if self.eval_clips > 1 else "") + self._as_in
+
+    def words(self, averaged: str | None = None) -> str:
+        """How a row is judged, for names of metrics: "centre clip of 2 s", "mean probabilities of 5 clips of 2 s".
+
+        Args:
+            averaged: What is averaged over several clips; default: what a classifier's protocol says.
+        """
+        if self.eval_clips == 1:
+            return f"centre clip of {self.seconds:g} s{self._as_in}"
+        return f"mean {averaged or self.average} of {self.eval_clips} clips of {self.seconds:g} s{self._as_in}"
+
+    @property
+    def _as_in(self) -> str:
+        return f", as in {self.name}" if self.name else ""
 
 
 @dataclass(frozen=True)
@@ -158,10 +181,7 @@ def open_splits(
     )
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
-    protocol = ClipProtocol(
-        entry.seconds(config.clip_seconds),
-        entry.eval_clips if config.eval_clips is None else config.eval_clips,
-    )
+    protocol = _protocol(config, entry)
     coverage: dict[str, dict[str, Any]] = {}
 
     def usable(split: str) -> Manifest | None:
@@ -208,6 +228,15 @@ def open_splits(
     if labelled and need_train:
         warn_of_classes(splits, config.name)
     return splits
+
+
+def _protocol(config: DataConfig, entry: Entry) -> ClipProtocol:
+    """The protocol that the data state, with what is set beside it; it keeps its name only where nothing differs."""
+    seconds = entry.seconds(config.clip_seconds)
+    clips = entry.eval_clips if config.eval_clips is None else config.eval_clips
+    average = entry.eval_average if config.eval_average is None else config.eval_average
+    same = (seconds, clips) == (entry.clip_seconds, entry.eval_clips) and (clips == 1 or average == entry.eval_average)
+    return ClipProtocol(seconds, clips, average, entry.protocol if same else "")
 
 
 def _nothing_to_train_on(

@@ -107,7 +107,7 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
         taken["channel"] = known.channel
     if subject.classifier is not None and known.is_of(data.name):
         entry = find_entry(data.name)
-        for name in ("clip_seconds", "eval_clips"):
+        for name in ("clip_seconds", "eval_clips", "eval_average"):
             if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):
                 taken[name] = getattr(known, name)
         if known.options and not data.options:

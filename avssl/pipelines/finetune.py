@@ -16,7 +16,7 @@ from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.embeddings import Embeddings, embed, embed_many
+from avssl.evaluation.embeddings import ClipScores, Embeddings, embed, embed_many
 from avssl.evaluation.probe import linear_probe
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes
@@ -214,17 +214,19 @@ def embed_features(
 def classify_split(
     classifier: Classifier, loaders: Loaders, manifest: Manifest, device: torch.device
 ) -> tuple[Embeddings, dict[str, np.ndarray]]:
-    """Features (N, D) and scores (N, classes) by head, averaged over the clips of a row, of every readable row."""
+    """Features (N, D) and scores (N, classes) by head of every readable row, see `ClipScores`."""
     training = classifier.training
     classifier.eval()
+    protocol = loaders.protocol
+    clips = ClipScores(classifier.labels, manifest.multilabel, protocol.eval_clips, protocol.average)
 
     def encode(batch: Batch) -> dict[str, torch.Tensor]:
         features = classifier.features(batch.to(device))
-        return {"features": features, "scores": classifier.outputs(features)}
+        return {"features": features, "scores": clips.to_average(classifier.outputs(features))}
 
     both = embed_many(encode, loaders.evaluate(manifest), description="classify")
     classifier.train(training)
-    scores = classifier.split(torch.from_numpy(both["scores"].features))
+    scores = clips.of_average(torch.from_numpy(both["scores"].features))
     return both["features"], {head: values.numpy() for head, values in scores.items()}
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def _manifest_folds(data: DataConfig, count: int | None, group_by: str | None, s
     for name, test in tests:
         fold = Fold(name, data)
         path = folder / f"{fold.slug}-seed-{seed}.parquet"
-        _write(manifest.with_columns({"split": np.where(test, "test", "train").tolist()}), path)
+        _write(manifest.with_columns({"split": np.where(test, "test", "train").tolist()}), path, entry.stated)
         settings: dict[str, Any] = {"name": str(path), "root": None, "options": {}, "heads": list(heads)}
         settings["clip_seconds"] = entry.clip_seconds if data.clip_seconds is None else data.clip_seconds
         settings["eval_clips"] = entry.eval_clips if data.eval_clips is None else data.eval_clips
@@ -205,7 +205,7 @@ def _natural(value: str) -> tuple[int, str]:
     return (int(value), "") if value.isdecimal() else (1 << 62, value)
 
 
-def _write(manifest: Manifest, path: Path) -> None:
+def _write(manifest: Manifest, path: Path, protocol: Mapping[str, Any]) -> None:
     """Saves a fold; one that is there already may have gained or lost readable files, but must test the same clips.
 
     Raises:
@@ -215,4 +215,4 @@ def _write(manifest: Manifest, path: Path) -> None:
         before = Manifest.load(path)
         if any(before.column(name) != manifest.column(name) for name in ("clip_id", "split")):
             raise DataError(f"{path} holds a fold of other clips: choose another --output")
-    manifest.save(path)
+    manifest.save(path, protocol)

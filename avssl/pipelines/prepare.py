@@ -82,7 +82,9 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         manifest, report = _examined(scanned, facts, options, clip_seconds, kept)
         stats = _stats(manifest, options, clip_seconds) if options.stats and report["usable"]["audio"] else None
         stated = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
-        settings = {"clip_seconds": stated, "eval_clips": entry.eval_clips, "head": entry.head}
+        settings = entry.stated | {"clip_seconds": stated}
+        if stated != entry.clip_seconds:
+            settings["protocol"] = ""
         manifest.save(output, settings)
         report = {
             "data": options.data,

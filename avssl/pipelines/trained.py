@@ -28,6 +28,7 @@ class Trained:
         num_frames: Video frames of a clip.
         frame_size: Side of its decoded frames in pixels.
         eval_clips: Clips of an item that it was evaluated on, where that was set.
+        eval_average: What was averaged over them, where that was set.
         data: Name of its data.
         options: Options of its data.
         channel: What it heard of several channels.
@@ -42,6 +43,7 @@ class Trained:
     options: dict[str, Any] = field(default_factory=dict)
     channel: int | Literal["mean"] = "mean"
     root: str | None = None
+    eval_average: Literal["probabilities", "logits"] | None = None
 
     def is_of(self, data: str) -> bool:
         """Whether it was trained on ``data``, a name or a path, however that is written."""
@@ -70,6 +72,7 @@ def trained_with(checkpoint: Path) -> Trained:
         data.get("options") or {},
         data.get("channel", _exported(checkpoint, "channel") or "mean"),
         data.get("root"),
+        data.get("eval_average"),
     )
 
 

@@ -20,6 +20,8 @@ from avssl.data.manifest import Manifest
 from avssl.errors import printable
 
 Builder = Callable[..., Manifest]
+# What can be averaged over the clips of an item.
+AVERAGES = ("probabilities", "logits")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Dataset:
     eval_clips: int
     head: str | None
     preset: Mapping[str, Any]
+    average: str
+    protocol: str
     needs_root: bool
 
     @property
@@ -51,6 +55,8 @@ def register_dataset(
     eval_clips: int,
     head: str | None,
     options: Mapping[str, Any] | None = None,
+    average: str = "probabilities",
+    protocol: str = "",
     needs_root: bool = True,
 ) -> Callable[[Builder], Builder]:
     """Registers ``builder(root, **options) -> Manifest`` under ``name``, with the protocol that its numbers go by.
@@ -60,9 +66,12 @@ def register_dataset(
     Args:
         name: What ``--data`` takes.
         clip_seconds: Length of a clip in seconds; None where it depends on what a user brings (a folder, a list).
-        eval_clips: Clips of an item in evaluation: 1 is the centre, N are N uniform ones, whose outputs are averaged.
+        eval_clips: Clips of an item in evaluation: 1 is the centre, N are N uniform ones.
         head: Label head to train and evaluate on; None: all of the manifest's.
         options: Options that have another default under this name than in the builder.
+        average: What is averaged over several clips of an item: "probabilities" (softmax, or sigmoid of several labels)
+            or "logits".
+        protocol: Work whose published numbers are scored in this way; none where the protocol is ours.
         needs_root: False where the data set makes or finds its own folder.
 
     Raises:
@@ -73,10 +82,14 @@ def register_dataset(
     if eval_clips < 1:
         raise ValueError(f"data set {name!r}: eval_clips must be at least 1, got {eval_clips}")
 
+    if average not in AVERAGES:
+        raise ValueError(f"data set {name!r}: average must be {' or '.join(AVERAGES)}, got {average!r}")
+
     def register(builder: Builder) -> Builder:
         if name in _REGISTRY:
             raise ValueError(f"data set {name!r} is registered twice")
-        dataset = Dataset(name, builder, clip_seconds, eval_clips, head, dict(options or {}), needs_root)
+        preset = dict(options or {})
+        dataset = Dataset(name, builder, clip_seconds, eval_clips, head, preset, average, protocol, needs_root)
         unknown = set(dataset.options) - set(inspect.signature(builder).parameters)
         if unknown:
             raise ValueError(f"data set {name!r}: its builder has no option {', '.join(sorted(unknown))}")

@@ -24,8 +24,10 @@ TRAIN = {
 SOURCE = "research.google.com/audioset/download.html"
 
 
-@register_dataset("audioset-20k", clip_seconds=10.0, eval_clips=1, head="sound", options={"train": "balanced"})
-@register_dataset("audioset", clip_seconds=10.0, eval_clips=1, head="sound")
+@register_dataset(
+    "audioset-20k", clip_seconds=10.0, eval_clips=1, head="sound", protocol="AST", options={"train": "balanced"}
+)
+@register_dataset("audioset", clip_seconds=10.0, eval_clips=1, head="sound", protocol="AST")
 def audioset(
     root: Path,
     *,

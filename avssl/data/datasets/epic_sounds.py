@@ -33,8 +33,8 @@ CLASSES = [
 ]  # fmt: skip
 
 
-# As in its authors' configuration: clips of 2 s, and a score is the mean over 5 of them.
-@register_dataset("epic-sounds", clip_seconds=2.0, eval_clips=5, head="sound")
+# As in its authors' configuration: clips of 2 s, and a score is the mean softmax of 5 of them (NUM_ENSEMBLE_VIEWS).
+@register_dataset("epic-sounds", clip_seconds=2.0, eval_clips=5, head="sound", protocol="EPIC-Sounds")
 def epic_sounds(
     root: Path, *, annotations: str | None = None, test: str = "validation", prefer_audio_files: bool = False
 ) -> Manifest:

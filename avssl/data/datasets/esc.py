@@ -24,7 +24,7 @@ ESC10 = {
 }
 
 
-@register_dataset("esc10", clip_seconds=5.0, eval_clips=1, head="sound")
+@register_dataset("esc10", clip_seconds=5.0, eval_clips=1, head="sound", protocol="AST")
 def esc10(root: Path, *, fold: int | None = 1) -> Manifest:
     """ESC-10, as its authors laid it out (``001 - Dog bark/1-30226-A.ogg``) or out of ESC-50's folder.
 
@@ -48,7 +48,7 @@ def esc10(root: Path, *, fold: int | None = 1) -> Manifest:
     return Manifest.from_rows(rows, root, {"sound": list(ESC10.values())})
 
 
-@register_dataset("esc50", clip_seconds=5.0, eval_clips=1, head="sound")
+@register_dataset("esc50", clip_seconds=5.0, eval_clips=1, head="sound", protocol="AST")
 def esc50(root: Path, *, fold: int | None = 1) -> Manifest:
     """ESC-50: ``meta/esc50.csv`` and ``audio/*.wav``; ``fold`` as in :func:`esc10`."""
     if not _esc50_table(root):

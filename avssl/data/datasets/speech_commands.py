@@ -21,7 +21,7 @@ LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
 NOISE = "_background_noise_"
 
 
-@register_dataset("speech-commands", clip_seconds=1.0, eval_clips=1, head="word")
+@register_dataset("speech-commands", clip_seconds=1.0, eval_clips=1, head="word", protocol="AST")
 def speech_commands(root: Path) -> Manifest:
     """``yes/0a7c2a8d_nohash_0.wav`` and the like, with head "word" (35 classes) and column "speaker".
 

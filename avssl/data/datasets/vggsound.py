@@ -18,7 +18,7 @@ SOURCE = "www.robots.ox.ac.uk/~vgg/data/vggsound"
 SECONDS = 10.0
 
 
-@register_dataset("vggsound", clip_seconds=SECONDS, eval_clips=1, head="sound")
+@register_dataset("vggsound", clip_seconds=SECONDS, eval_clips=1, head="sound", protocol="CAV-MAE")
 def vggsound(
     root: Path,
     *,

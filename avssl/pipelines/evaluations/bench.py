@@ -16,7 +16,7 @@ from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.cache import EmbeddingCache, media_digest
-from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
+from avssl.evaluation.embeddings import ClipScores, Embeddings, coverage, embed_many
 from avssl.evaluation.epic import is_epic
 from avssl.evaluation.probe import ProbeResult, linear_probe
 from avssl.pipelines.data import ClipProtocol, Loaders
@@ -55,8 +55,18 @@ class Bench:
 
     @property
     def clips(self) -> str:
-        """How a row is judged, for names of metrics."""
-        return clip_words(self.protocol)
+        """How the features of a row are made, for names of metrics."""
+        return self.protocol.words("features")
+
+    @property
+    def scored_clips(self) -> str:
+        """How a row is scored, for names of metrics."""
+        return self.clips if self.subject.classifier is None else self.protocol.words()
+
+    @cached_property
+    def _clip_scores(self) -> ClipScores:
+        several = self.split.multilabel
+        return ClipScores(self.subject.labels, several, self.protocol.eval_clips, self.protocol.average)
 
     def lacks(self, need: str) -> str:
         """Why ``need`` is not met, for an error; empty where it is.
@@ -99,7 +109,8 @@ class Bench:
 
     @cached_property
     def embedded(self) -> dict[str, Embeddings]:
-        """Of the evaluated rows, ``features`` and, of a classifier, ``outputs`` (N, all classes)."""
+        """Of the evaluated rows, ``features`` and, of a classifier, ``outputs`` (N, all classes), as
+        `ClipScores` averages them."""
         return self._embed(self.subject, self.split, "evaluated clips")
 
     @property
@@ -158,24 +169,29 @@ class Bench:
         return self._probes[head]
 
     @torch.inference_mode()
-    def scores(self, features: Tensor | None = None) -> dict[str, FloatArray]:
+    def scores(self, averaged: Embeddings | None = None) -> dict[str, FloatArray]:
         """(N, classes) by head: of the classifier, or of linear probes where the checkpoint has no classes.
 
         Args:
-            features: (N, D) to score; default: those of the evaluated rows.
+            averaged: What :meth:`to_average` gave, averaged over the clips of each row; default: of the evaluated rows.
         """
-        classifier = self.subject.classifier
-        if classifier is not None:
-            outputs = (
-                torch.from_numpy(self.embedded["outputs"].features)
-                if features is None
-                else classifier.outputs(features.to(self.fabric.device)).float().cpu()
-            )
-            return {head: values.numpy() for head, values in classifier.split(outputs).items() if head in self.heads}
-        if features is None:
+        if self.subject.classifier is not None:
+            return {head: values for head, values in self.all_scores(averaged).items() if head in self.heads}
+        if averaged is None:
             return {head: self.probe(head).scores for head in self.heads}
-        rows = features.float().cpu().numpy()
+        rows = averaged.features
         return {head: rows @ self.probe(head).weight.T + self.probe(head).bias for head in self.heads}
+
+    def all_scores(self, averaged: Embeddings | None = None) -> dict[str, FloatArray]:
+        """Those of all heads of the classifier, also of heads without labels."""
+        mean = self.embedded["outputs"] if averaged is None else averaged
+        found = self._clip_scores.of_average(torch.from_numpy(mean.features))
+        return {head: values.numpy() for head, values in found.items()}
+
+    def to_average(self, batch: Batch) -> Tensor:
+        """(B, D) of a batch on the device: what is averaged over the clips of a row before :meth:`scores`."""
+        features, classifier = self.subject.features(batch), self.subject.classifier
+        return features if classifier is None else self._clip_scores.to_average(classifier.outputs(features))
 
     def truth(self, head: str) -> NDArray[Any]:
         """Labels of the evaluated rows."""
@@ -191,7 +207,9 @@ class Bench:
 
         def encode(batch: Batch) -> dict[str, Tensor]:
             features = subject.features(batch.to(self.fabric.device))
-            return {"features": features} | ({"outputs": classifier.outputs(features)} if classifier else {})
+            if classifier is None:
+                return {"features": features}
+            return {"features": features, "outputs": self._clip_scores.to_average(classifier.outputs(features))}
 
         def make() -> dict[str, Embeddings]:
             with self.fabric.autocast():
@@ -205,19 +223,12 @@ class Bench:
         return {
             "model": subject.digest,
             "clips": media_digest(rows),
-            "protocol": [self.protocol.seconds, self.protocol.eval_clips],
+            "protocol": [self.protocol.seconds, self.protocol.eval_clips, self.protocol.average],
             "sample_rate": subject.sample_rate,
             "frames": [data.num_frames, data.frame_size] if "video" in subject.modalities else None,
             "channel": data.channel,
             "precision": self.config.runtime.precision,
         }
-
-
-def clip_words(protocol: ClipProtocol) -> str:
-    """ "centre clip of 2 s" or "mean of 5 clips of 2 s"."""
-    if protocol.eval_clips == 1:
-        return f"centre clip of {protocol.seconds:g} s"
-    return f"mean of {protocol.eval_clips} clips of {protocol.seconds:g} s"
 
 
 def labelled(labels: NDArray[Any]) -> NDArray[np.bool_]:

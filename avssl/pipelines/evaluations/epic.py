@@ -2,8 +2,6 @@
 
 import logging
 
-import torch
-
 from avssl.data.catalog import list_data
 from avssl.evaluation.epic import epic_metrics
 from avssl.evaluation.epic_submission import write_submission
@@ -29,7 +27,7 @@ def unseen_tail(bench: Bench) -> Finding:
     for name in [key.removesuffix("/top1") for key in metrics if key.endswith("/top1")]:
         top1, low, high = (f"{metrics[f'{name}/{key}']:.1%}" for key in ("top1", "top1_low", "top1_high"))
         rows.append([name.replace("/", " "), top1, f"{low} to {high}", int(metrics[f"{name}/count"])])
-    title, note = "Unseen participants and tail classes", f"Scores: {bench.clips}. Intervals: Wilson's."
+    title, note = "Unseen participants and tail classes", f"Scores: {bench.scored_clips}. Intervals: Wilson's."
     if not rows:
         return Finding(Section(title, f"{TEXT} The official lists were not found beside the annotations."))
     table = Table(title, ["segments", "top-1", "95 % interval", "count"], rows, note)
@@ -39,16 +37,13 @@ def unseen_tail(bench: Bench) -> Finding:
 @evaluation("submission", needs=("classifier", "epic", "unlabelled"), quick_for=("classifier",))
 def submission(bench: Bench) -> Finding:
     """submission.json and submission.zip beside result.json, for a split without labels."""
-    classifier = bench.subject.classifier
-    assert classifier is not None
-    outputs = bench.embedded["outputs"]
-    scores = {head: values.numpy() for head, values in classifier.split(torch.from_numpy(outputs.features)).items()}
+    outputs, scores = bench.embedded["outputs"], bench.all_scores()
     file = bench.folder / "submission.json"
     packed = write_submission(file, outputs.clip_ids, scores, bench.config.sls)
     data = bench.config.data
     listed, _ = list_data(data.name, data.root, data.options)  # the split on the bench lacks what the scan found broken
     missing = len(listed.select(split=bench.config.split)) - len(outputs)
-    text = f"{packed.name} holds the scores of {len(outputs)} segments ({bench.clips})."
+    text = f"{packed.name} holds the scores of {len(outputs)} segments ({bench.scored_clips})."
     if missing:
         text += f" {missing} segments could not be read and are missing: the challenge's server refuses such a file."
         logger.warning("submission: %d segments are missing; the challenge's server will refuse the file", missing)

@@ -42,11 +42,11 @@ def robustness(bench: Bench) -> Finding:
             rows.append([condition, f"{found[key]:.1%}", interval, f"{100 * (found[key] - clean[key]):+.1f}"])
             metrics |= {f"robustness/{condition}/{key}": found[key]}
             metrics |= {f"robustness/{condition}/{key}_{side}": v for side, v in (("low", low), ("high", high))}
-        columns = ["damage", f"{unit}, {bench.clips}", "95 % interval", "points lost or won"]
+        columns = ["damage", f"{unit}, {bench.scored_clips}", "95 % interval", "points lost or won"]
         tables.append(Table(f"Robustness of {head}", columns, rows))
         path = bench.picture(f"robustness-{head}")
         groups = {condition.name: condition.group for condition in conditions}
-        label = f"{unit}, {bench.clips}"
+        label = f"{unit}, {bench.scored_clips}"
         caption = f"{unit} of {head} under each condition, with 95 % intervals"
         look = {"title": f"{head} under damage", "xlabel": label, "reference": clean[key]}
         pictures += drawn(path, caption, condition_bars, bars, groups, path, **look)
@@ -62,12 +62,12 @@ def _scores(bench: Bench, conditions: list[Degradation]) -> dict[str, dict[str, 
         outputs = {}
         for condition in conditions:
             heard = _damaged(batch, condition, rate, seed).to(bench.fabric.device)
-            outputs[condition.name] = bench.subject.features(heard)
+            outputs[condition.name] = bench.to_average(heard)
         return outputs
 
     with bench.fabric.autocast():
-        features = embed_many(encode, bench.loaders.evaluate(bench.split), description="damaged clips")
-    return {name: bench.scores(torch.from_numpy(found.features)) for name, found in features.items()}
+        found = embed_many(encode, bench.loaders.evaluate(bench.split), description="damaged clips")
+    return {name: bench.scores(averaged) for name, averaged in found.items()}
 
 
 def _damaged(batch: Batch, condition: Degradation, sample_rate: int, seed: int) -> Batch:

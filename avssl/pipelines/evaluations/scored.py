@@ -46,12 +46,13 @@ def judge(
     heads = [*scores, *(["action"] if "action/top1" in metrics else [])]
     columns = [name for name in _COLUMNS if any(f"{head}/{name}" in metrics for head in heads)]
     rows, headlines = [], []
+    clips = bench.clips if by else bench.scored_clips
     for head in heads:
         name = quality(metrics, head)
         key = f"{head}/{name}"
         low, high = (metrics.get(f"{key}_{side}", float("nan")) for side in ("low", "high"))
         what = f"{head} {QUALITIES[name]}" + (f" by {by}" if by else "")
-        headlines.append(Headline(f"{what}, {bench.clips}", prefix + key, metrics[key], low, high))
+        headlines.append(Headline(f"{what}, {clips}", prefix + key, metrics[key], low, high))
         shown = [f"{metrics[f'{head}/{name}']:.1%}" if f"{head}/{name}" in metrics else None for name in columns]
         interval = f"{low:.1%} to {high:.1%}" if np.isfinite(low) else None
         count = metrics.get(f"{head}/count", float(labelled(bench.truth(head)).sum()) if head in scores else 0)
@@ -61,6 +62,6 @@ def judge(
         title,
         ["head", *(_COLUMNS[name] for name in columns), f"95 % interval of {first}", "clips"],
         rows,
-        f"Scores: {bench.clips}. Intervals: Wilson's of top-1, bootstrap over clips of mAP.",
+        f"Scores: {clips}. Intervals: Wilson's of top-1, bootstrap over clips of mAP.",
     )
     return Finding(Section(title, text, [table]), {prefix + k: v for k, v in metrics.items()}, headlines)

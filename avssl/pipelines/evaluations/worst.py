@@ -36,7 +36,7 @@ def worst(bench: Bench) -> Finding:
         find = _wrong_of_one if truth.ndim == 1 else _missed_of_several
         rows, clips = find(bench.scores()[head][known], truth[known], names, bench.config.worst_classes)
         unit = "accuracy" if truth.ndim == 1 else "average precision"
-        note = f"{unit} of {bench.clips}; the {len(rows)} worst of {len(names)} classes"
+        note = f"{unit} of {bench.scored_clips}; the {len(rows)} worst of {len(names)} classes"
         tables.append(Table(f"Worst classes of {head}", ["class", unit, "clips", "taken most often for"], rows, note))
         wanted += [(int(known[row]), title, caption) for row, title, caption in clips]
     return Finding(Section("Worst classes", TEXT, tables, sounds=_sounds(bench, wanted)))

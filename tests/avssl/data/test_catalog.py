@@ -68,7 +68,7 @@ PROTOCOLS = {
     "audioset": (10.0, 1, "sound"),
     "audioset-20k": (10.0, 1, "sound"),
     "demo": (1.2, 2, None),
-    "epic-kitchens": (2.0, 1, None),
+    "epic-kitchens": (2.0, 10, None),
     "epic-sounds": (2.0, 5, "sound"),
     "esc10": (5.0, 1, "sound"),
     "esc50": (5.0, 1, "sound"),
@@ -107,6 +107,16 @@ def test_help_names_every_data_set(
     assert f"Names that --data knows: {', '.join(sorted(PROTOCOLS))}." in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_published_numbers_average_is_the_default_and_another_protocol_loses_the_name(tmp_path: Path) -> None:
+    names_of = {name: find_entry(name).protocol for name in names()}
+    assert names_of["epic-kitchens"] == "Auditory SlowFast" and names_of["esc50"] == "AST" and not names_of["grid"]
+    assert {find_entry(name).eval_average for name in names()} == {"probabilities"}
+    same = read_entry(yaml_file(tmp_path, "dataset: epic-kitchens\neval_clips: 10\n"))
+    assert same.stated == find_entry("epic-kitchens").stated
+    for line in ("eval_clips: 1", "clip_seconds: 1.0", "eval_average: logits"):
+        assert read_entry(yaml_file(tmp_path, f"dataset: epic-kitchens\n{line}\n")).protocol == ""
+
+
 def test_a_known_set_is_not_cut_to_the_length_for_unknown_data(caplog: pytest.LogCaptureFixture) -> None:
     assert {name: find_entry(name).seconds() for name in names()} == {name: p[0] for name, p in PROTOCOLS.items()}
     with caplog.at_level(logging.INFO):
@@ -140,6 +150,7 @@ def test_a_yaml_of_a_known_set_has_its_protocol_but_for_what_it_gives(tmp_path: 
         ("dataset: foldr\n", r"no data set 'foldr' \(did you mean 'folder'\?\)"),
         ("dataset: folder\nclip_seconds: long\n", r"mine\.yaml: key 'clip_seconds' must be int or float, got 'long'"),
         ("dataset: folder\nclip_seconds: 0\n", r"mine\.yaml: key 'clip_seconds' must be positive"),
+        ("dataset: folder\neval_average: max\n", r"key 'eval_average' must be probabilities or logits, got 'max'"),
         ("dataset: folder\neval_clips: 0\n", r"mine\.yaml: key 'eval_clips' must be positive"),
         ("dataset: folder\noptions: [a]\n", r"mine\.yaml: key 'options' must be dict"),
         ("- folder\n", r"mine\.yaml: must hold keys and values"),

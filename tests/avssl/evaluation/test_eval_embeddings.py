@@ -6,7 +6,7 @@ import torch
 
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
-from avssl.evaluation.embeddings import Embeddings, coverage, embed, embed_many
+from avssl.evaluation.embeddings import ClipScores, Embeddings, coverage, embed, embed_many
 
 
 def clips(values: torch.Tensor, index: list[int], failures: list[Failure] | None = None) -> Batch:
@@ -127,3 +127,31 @@ def test_coverage_counts_reasons_and_refuses_doubles():
     assert coverage(0, 0)["share"] == 0.0
     with pytest.raises(ValueError, match="5 clips evaluated of 4"):
         coverage(4, 5)
+
+
+LABELS = {"verb": ["a", "b", "c"], "tags": ["x", "y"]}
+
+
+def test_probabilities_of_several_clips_are_averaged_as_references_do_it() -> None:
+    """The sum of softmaxes of Auditory SlowFast's TestMeter, and of sigmoids of several labels, in NumPy."""
+    logits = np.random.default_rng(0).normal(scale=6, size=(10, 5)).astype(np.float32)
+    logits[0, 1] = -90  # one clip that is very sure weighs more in a mean of logits
+    clips = ClipScores(LABELS, ["tags"], clips=10)
+    found = clips.of_average(clips.to_average(torch.from_numpy(logits)).mean(0, keepdim=True))
+    softmax = np.exp(logits[:, :3]) / np.exp(logits[:, :3]).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["verb"].softmax(1)[0], softmax.sum(axis=0) / 10, rtol=1e-5)
+    np.testing.assert_allclose(found["tags"].sigmoid()[0], (1 / (1 + np.exp(-logits[:, 3:]))).mean(axis=0), rtol=1e-5)
+    mean = logits.mean(axis=0)
+    assert found["verb"][0].argmax() != mean[:3].argmax()  # the two rules do not even agree on the class
+    plain = ClipScores(LABELS, ["tags"], clips=10, average="logits")
+    both = plain.of_average(plain.to_average(torch.from_numpy(logits)).mean(0, keepdim=True))
+    np.testing.assert_allclose(torch.cat([both["verb"], both["tags"]], dim=1)[0], mean, rtol=1e-5)
+
+
+def test_a_single_clip_keeps_its_logits_and_a_certain_mean_stays_finite() -> None:
+    logits = torch.tensor([[1e3, -1e3, 0.0, 1e3, -1e3]])
+    one = ClipScores(LABELS, ["tags"])
+    assert torch.equal(torch.cat(list(one.of_average(one.to_average(logits)).values()), dim=1), logits)
+    two = ClipScores(LABELS, ["tags"], clips=2)
+    scores = two.of_average(two.to_average(logits).float())
+    assert all(values.isfinite().all() for values in scores.values())

@@ -17,6 +17,7 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
+from avssl.evaluation.predictions import read_predictions
 from avssl.locks import HeldError, hold
 from avssl.pipelines.evaluate import data_as_trained, evaluate
 from avssl.pipelines.evaluations import open_subject
@@ -117,24 +118,31 @@ def test_other_weights_clips_or_protocols_miss_the_cache_and_copies_of_the_weigh
         assert len(cached(tmp_path)) == count
 
 
-def test_accuracy_is_that_of_the_exported_model_on_the_same_samples(config, tones, tmp_path):
+@pytest.mark.parametrize("average", [None, "logits"])
+def test_accuracy_is_that_of_the_exported_model_on_the_same_samples(config, tones, tmp_path, average):
     config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
-    config.data.eval_clips = 2
+    config.data.eval_clips, config.data.eval_average = 2, average
     result = evaluate(config)
     assert result["evaluations"] == ["accuracy", "clustering", "pictures", "worst"]
     loaded = mast.from_pretrained(tmp_path / "classifier")
-    right = []
+    right, wanted = [], {}
     for path in sorted(tones.glob("test-*.wav")):
         name = path.stem.split("-")[1]
         if path.stem.endswith("-3") and name != "low":
             continue
         wave = torch.from_numpy(wavfile.read(path)[1].astype(np.float32) / 32768)
         with torch.inference_mode():
-            scores = loaded.model.eval()(loaded.frontend(torch.stack([wave[: RATE // 2], wave[RATE // 2 :]]))).mean(0)
+            logits = loaded.model.eval()(loaded.frontend(torch.stack([wave[: RATE // 2], wave[RATE // 2 :]])))
+        scores = logits.mean(0) if average else logits.softmax(1).mean(0).log()
+        wanted[path.stem] = scores.numpy()
         right.append(CLASSES[int(scores.argmax())] == name)
+    kept = read_predictions(tmp_path / "out" / "predictions.parquet")
+    for clip_id, scores in zip(kept.clip_ids, kept.scores["label"], strict=True):
+        if Path(clip_id).stem in wanted:
+            np.testing.assert_allclose(scores, wanted[Path(clip_id).stem], rtol=2e-3, atol=1e-4)
     assert result["metrics"]["label/count"] == len(right) == 10
     assert result["metrics"]["label/top1"] == pytest.approx(np.mean(right))
-    assert result["headlines"][0].name == "label top-1, mean of 2 clips of 0.5 s"
+    assert result["headlines"][0].name == f"label top-1, mean {average or 'probabilities'} of 2 clips of 0.5 s"
 
 
 def test_every_evaluation_of_a_classifier_is_told_in_result_and_report(config, tmp_path):

@@ -6,7 +6,12 @@ from avssl.pipelines.data import ClipProtocol
 
 
 def test_it_is_told_in_words() -> None:
-    assert str(ClipProtocol(1.2, 2)) == "2 clips of 1.2 s" and str(ClipProtocol(5.0)) == "1 clip of 5 s"
+    assert str(ClipProtocol(1.2, 2)) == "2 clips of 1.2 s, probabilities averaged"
+    assert str(ClipProtocol(5.0)) == "1 clip of 5 s" and ClipProtocol(5.0).words() == "centre clip of 5 s"
+    published = ClipProtocol(2.0, 10, "logits", "X")
+    assert str(published) == "10 clips of 2 s, logits averaged, as in X"
+    assert published.words() == "mean logits of 10 clips of 2 s, as in X"
+    assert published.words("features") == "mean features of 10 clips of 2 s, as in X"
 
 
 @pytest.mark.parametrize(
