@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from avssl.evaluation.files import DamagedError, is_sealed
 from mast.files import move_into_place
 
 if TYPE_CHECKING:
@@ -253,25 +254,32 @@ def _load(path: Path, mmap: bool) -> dict[str, Any]:
 def run_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run in ``folder``: of its ``config.yaml``, or where that is missing or damaged, those that
     its checkpoints keep, which is said. Empty where there are none.
+
+    Raises:
+        DamagedError: the file is not as the run wrote it, and no checkpoint has the settings.
     """
-    file, values = folder / CONFIG, None
+    file, values, changed = folder / CONFIG, None, False
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        why = "is empty"
+        text = file.read_text(encoding="utf-8")
+        values, changed = yaml.safe_load(text), not is_sealed(text)
+        why = "is not as the run wrote it, its checksum differs" if changed else "is empty"
     except (FileNotFoundError, NotADirectoryError):
         why = "is missing"
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = f"is damaged ({_first_line(error)})"
-    if isinstance(values, dict) and values:
+    if isinstance(values, dict) and values and not changed:
         return values
+    own = "; to have a change by hand count, take its last line out" if changed else ""
     for path in (folder / "checkpoints" / name for name in (LAST, PREVIOUS, BEST)):
         try:
             values = read_head(path)["settings"].get("config")
         except (FileNotFoundError, NotADirectoryError, ValueError):
             continue
         if isinstance(values, dict):
-            logger.warning("%s %s: taking the settings from %s", file, why, path)
+            logger.warning("%s %s: taking the settings from %s%s", file, why, path, own)
             return values
+    if changed:
+        raise DamagedError(f"{file} {why}: put it back{own}")
     return {}
 
 

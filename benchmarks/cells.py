@@ -12,6 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from avssl.evaluation.result import read_result
+from mast.files import atomic_path
+
 ROOT = Path(__file__).resolve().parents[1]
 # One thread a run, and none that decodes: what is measured side by side must not depend on its neighbours' number.
 ALONE = [
@@ -81,7 +84,7 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "run"
     memory = tool("finetune", [*cell.arguments, *ALONE, "--output", str(output)], folder / "finetune.log")
-    result = json.loads((output / "result.json").read_text())
+    result = read_result(output / "result.json")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     row = {
         "cell": cell.name,
@@ -93,7 +96,8 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
         "peak_memory_mb": memory,
         "arguments": list(cell.arguments),
     }
-    (folder / "measured.json").write_text(json.dumps(row))
+    with atomic_path(folder / "measured.json") as temporary:
+        temporary.write_text(json.dumps(row))
     return row
 
 

@@ -131,11 +131,11 @@ def peak_rss_mib() -> float:
 
 def write_result(folder: str | Path, name: str, result: Mapping[str, Any]) -> Path:
     """Write ``result`` as ``folder/name.json``, whole or not at all."""
+    from mast.files import atomic_path  # here, as what measures memory starts with as little as it can
+
     path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
     return path
 
 

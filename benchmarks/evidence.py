@@ -26,6 +26,8 @@ from common import describe_machine, write_result
 from evidence_plan import LEARNING_RATES, RANDOM_SPLITS, TUNING_SHARE, Plan, make_plan, plan_lines
 from evidence_setup import COMMON, MELS, MODELS, SETS, arguments, sizes
 
+from mast.files import atomic_path
+
 
 def tuning_cells(roots: dict[str, Path], plan: Plan) -> list[Cell]:
     """Every learning rate of every model on validation clips of the first split."""
@@ -125,8 +127,8 @@ def keep_picture(row: dict[str, Any], runs: Path, output: Path) -> None:
     data = SETS[row["data"]]
     source = runs / row["cell"].replace(":", "-") / "run" / "pictures" / f"tsne-{data.head}.png"
     if row["kind"] == "trained" and row["split"] == data.first and source.is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, output / f"evidence_{row['data']}_{row['model']}_tsne.png")
+        with atomic_path(output / f"evidence_{row['data']}_{row['model']}_tsne.png") as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def arguments_of() -> argparse.ArgumentParser:

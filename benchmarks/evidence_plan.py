@@ -15,6 +15,7 @@ from evidence_setup import MELS, MODELS, SETS, audio_options
 import mast
 from avssl.config import DataConfig
 from avssl.pipelines.data import Loaders, open_splits
+from mast.files import atomic_path
 
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 # Passes of a run that chooses the learning rate, of those that a test run has.
@@ -56,8 +57,8 @@ def make_plan(roots: dict[str, Path], minutes: float, file: Path) -> Plan:
         if name not in plan.epochs:
             _measure(plan, name, root)
             _divide(plan, name, 60 * minutes / len(roots))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(plan), indent=2) + "\n")
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return plan
 
 

@@ -22,6 +22,9 @@ from typing import Any
 from cells import ROOT, tool
 from common import describe_machine, publish, settings_of
 
+from avssl.evaluation.result import read_result
+from mast.files import atomic_path
+
 BATCH = 32
 
 INFONCE: dict[str, Any] = {"name": "infonce"}
@@ -127,8 +130,8 @@ def measure(runs: Path, name: str, data_name: str, data: DataSet, seed: int) -> 
     )
     probe = [*data.probe, *common, "--checkpoint", str(folder / "pretrain"), "--output", str(folder / "probe")]
     tool("finetune", probe, folder / "probe.log")
-    retrieval = json.loads((folder / "pretrain" / "result.json").read_text())["metrics"]
-    scores = json.loads((folder / "probe" / "result.json").read_text())["metrics"]
+    retrieval = read_result(folder / "pretrain" / "result.json")["metrics"]
+    scores = read_result(folder / "probe" / "result.json")["metrics"]
     speeds = [json.loads(line) for line in (folder / "pretrain" / "speed.jsonl").read_text().splitlines()]
     result = {
         "data": data_name,
@@ -142,7 +145,8 @@ def measure(runs: Path, name: str, data_name: str, data: DataSet, seed: int) -> 
         "peak_memory_mb": memory,
         "minutes": (time.monotonic() - start) / 60,
     }
-    done.write_text(json.dumps(result))
+    with atomic_path(done) as temporary:
+        temporary.write_text(json.dumps(result))
     return result
 
 

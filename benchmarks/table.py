@@ -8,11 +8,12 @@ the last column has the command that does.
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mast.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
@@ -269,9 +270,8 @@ def main() -> None:
         text = filled(args.page.read_text(), args.results)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{args.page}: {error}") from None
-    temporary = args.page.with_name(f".{args.page.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, args.page)
+    with atomic_path(args.page) as temporary:
+        temporary.write_text(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from avssl.data.media.pool import available_cores, run_all
 from avssl.data.scan_report import warning_words
 from avssl.data.shards.layout import is_address
 from avssl.errors import printable
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 
@@ -161,8 +161,10 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
     if not file.is_file():
         return
     try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+        earlier = unseal(file.read_bytes(), file, "move it away or choose another --output")["settings"]
+    except DamagedError as error:
+        raise DataError(str(error)) from error
+    except KeyError as error:
         raise DataError(f"{file}: not the summary of an extraction; move it away or choose another --output") from error
     if {"channel": "mean"} | earlier != settings:
         raise DataError(f"{file}: was extracted with {earlier}, not with {settings}; choose another --output")
@@ -171,7 +173,7 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
 def _write(file: Path, summary: Summary) -> None:
     values = vars(summary) | {"reasons": dict(summary.reasons.most_common())}
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(seal(values), indent=2) + "\n", encoding="utf-8")
 
 
 def _size(path: str) -> int:

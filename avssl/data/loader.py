@@ -1,6 +1,7 @@
 """From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
 
 import logging
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from avssl.data.failures import DataError
 from avssl.data.packing import PackedBatch, pack, together
 from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
+from avssl.errors import is_of_machine
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class ClipLoader(DataLoader[Batch]):
                 raise watch.dead(told.splitlines()[0]) from error
             except (OSError, EOFError) as error:
                 if str(error).startswith("Caught "):  # raised by the dataset itself, in a traceback of many lines
-                    raise DataError(f"{str(error).splitlines()[-1]}, in a decoding process") from error
+                    raise _of_worker(str(error).splitlines()[-1]) from error
                 if not isinstance(error, ConnectionError | EOFError):
                     raise
                 raise watch.dead("A DataLoader worker died while it handed over a batch.") from error
@@ -131,6 +133,15 @@ class ClipLoader(DataLoader[Batch]):
     def name(self, row: int) -> str:
         """A row for a message."""
         return f"{self.dataset.manifest.row(row).path} (row {row})"  # type: ignore[attr-defined]
+
+
+def _of_worker(told: str) -> Exception:
+    """The error that a decoding process told in a line: of the machine, with its number and file, as it was there."""
+    if found := re.fullmatch(r"\w+: \[Errno (\d+)\] ([^:]*)(?:: '(.*)')?", told):
+        error = OSError(int(found[1]), f"{found[2]}, in a decoding process", found[3])
+        if is_of_machine(error):
+            return error
+    return DataError(f"{told}, in a decoding process")
 
 
 class _Trouble(Exception):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import atomic_path, seal, unseal
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "decord", "lightly", "numpy", "scikit-learn", "soxr")
 
@@ -82,7 +82,18 @@ def jsonable(value: Any) -> Any:
 
 
 def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes strict JSON (no NaN literal); the file appears whole or not at all."""
-    text = json.dumps(jsonable(result), indent=2, allow_nan=False, ensure_ascii=False)
+    """Writes strict JSON (no NaN literal) with its checksum; the file appears whole or not at all."""
+    values = seal(json.loads(json.dumps(jsonable(result), allow_nan=False)))
+    text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What :func:`write_result` wrote.
+
+    Raises:
+        DamagedError: the file is not as it was written; a ValueError.
+        OSError: it cannot be read.
+    """
+    return unseal(Path(path).read_bytes(), path, "make it again")

@@ -15,6 +15,7 @@ from avssl.evaluation.compare import Difference, holm, is_significant, labelled_
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.predictions import FILE, Predictions, read_predictions
 from avssl.evaluation.report import is_share, show
+from avssl.evaluation.result import read_result
 from avssl.pipelines.comparison_tables import Cell, CellTable, render
 from avssl.progress import Meter
 
@@ -97,11 +98,8 @@ def read_runs(paths: Sequence[Path]) -> list[RunResult]:
         file = folder / "result.json"
         if not file.is_file():
             raise FileNotFoundError(f"runs: {folder} has no result.json; is the run finished?")
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"runs: {file} is not JSON: {error}") from error
-        if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
+        result = read_result(file)
+        if not isinstance(result.get("metrics"), dict):
             raise ValueError(f"runs: {file} holds no metrics; compare runs of avssl finetune and avssl evaluate")
         found = read_predictions(folder / FILE) if (folder / FILE).is_file() else None
         values = {key: float(value) for key, value in result["metrics"].items() if isinstance(value, int | float)}

@@ -1,6 +1,5 @@
 """Cross-validation: fine-tuning once per fold and seed, and what the folds say together."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,9 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
+from avssl.errors import is_of_machine
+from avssl.evaluation.files import DamagedError
+from avssl.evaluation.result import read_result
 from avssl.locks import hold
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
@@ -22,6 +24,7 @@ from avssl.pipelines.run import check_same
 from avssl.pipelines.starts import check_start, complete_start
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
+from avssl.urls import hide_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,8 @@ class Cell:
 def crossval(config: CrossvalConfig) -> dict[str, Any]:
     """Fine-tunes on every fold and aggregates; what is finished already is kept.
 
-    A fold that fails is reported, and the others go on; of several processes, which would wait for each other, the
-    first failure ends the run, and the same command continues it.
+    A fold that fails is reported, and the others go on. An error of the machine, such as a full disk, ends the run, and
+    so does the first failure of several processes, which would wait for each other: the same command continues it.
 
     Returns:
         What ``result.json`` holds, with ``finished`` and ``failed`` (fold, seed and error of each failed run);
@@ -54,6 +57,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     Raises:
         ValueError: contradictory settings, or a folder with runs of other settings; every fold failed.
         HeldError: another cross-validation writes to the folder.
+        OSError, MemoryError: the disk is full, or another error that is not the fold's.
     """
     if config.resume not in ("auto", "none"):
         raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
@@ -81,11 +85,13 @@ def _crossval(config: CrossvalConfig, checkpoint: Path | None, folder: Path) -> 
             try:
                 result = finetune(cell.config)
             except Exception as error:
-                if _world_size() > 1:
+                if _world_size() > 1 or is_of_machine(error):
+                    end_failed_run()
                     raise
                 logger.exception("%s, seed %d failed", cell.fold, cell.seed)
                 end_failed_run()
-                failed.append({"fold": cell.fold, "seed": cell.seed, "error": f"{type(error).__name__}: {error}"})
+                told = hide_credentials(f"{type(error).__name__}: {error}")
+                failed.append({"fold": cell.fold, "seed": cell.seed, "error": told})
             else:
                 if not result["finished"]:
                     return {"finished": False}
@@ -127,7 +133,7 @@ def make_cells(config: CrossvalConfig, folder: Path) -> Iterator[Cell]:
 
 
 def finished_result(cell: Cell) -> dict[str, Any] | None:
-    """The result of an earlier run of ``cell``; None where there is none, or it shall not be kept.
+    """The result of an earlier run of ``cell``; None where there is none, or it shall not be kept, or is damaged.
 
     Raises:
         ValueError: the folder holds a run of other settings.
@@ -138,8 +144,15 @@ def finished_result(cell: Cell) -> dict[str, Any] | None:
     path = cell.folder / "result.json"
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    before, now = _step_clips(result["config"]), _step_clips(to_dict(cell.config))
+    try:
+        result = read_result(path)
+        before, now = _step_clips(result["config"]), _step_clips(to_dict(cell.config))
+    except DamagedError as error:
+        logger.warning("%s: running %s, seed %d again", error, cell.fold, cell.seed)
+        return None
+    except (KeyError, TypeError) as error:
+        logger.warning("%s: is no result of this version (%r): running it again", path, error)
+        return None
     if cell.config.head == "full" and None not in (before, now) and before != now:
         raise ValueError(
             f"{cell.folder} was trained with {before} clips a step, not {now}: choose another --output, or give "

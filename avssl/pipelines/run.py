@@ -1,6 +1,5 @@
 """The folder of a run: what it holds, and when it may be continued."""
 
-import hashlib
 import json
 import logging
 import shlex
@@ -22,7 +21,7 @@ from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import atomic_path, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.pipelines.trained import run_folder
@@ -159,7 +158,7 @@ class Run:
         if splits.held_out:
             values = {name: asdict(rows) for name, rows in splits.held_out.items()}
             with atomic_path(self.folder / HELD_OUT) as temporary:
-                temporary.write_text(json.dumps(values | {"sha256": _digest(values)}))
+                temporary.write_text(json.dumps(seal(values)))
         with atomic_path(self.folder / TRAINED_ON) as temporary:
             pq.write_table(
                 splits.train.table.select(["clip_id"]), temporary, compression="zstd", write_page_checksum=True
@@ -200,7 +199,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._before = set(self.folder.iterdir())
         with atomic_path(path) as temporary:
-            temporary.write_text(to_yaml(self.config))
+            temporary.write_text(seal_text(to_yaml(self.config)))
 
     def _abandon(self) -> None:
         """Takes away what this start has written, and puts the earlier run back."""
@@ -263,12 +262,9 @@ def read_held_out(folder: Path) -> dict[str, HoldOut]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        written = values.pop("sha256", None)  # which earlier versions did not write
-        if written not in (None, _digest(values)):
-            raise ValueError("its checksum differs")
+        values = unseal(path.read_bytes(), path, "train the run again")
         return {name: HoldOut(**rows) for name, rows in values.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except TypeError as error:
         raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
 
 
@@ -283,13 +279,11 @@ def seen_in_training(folder: Path, rows: Manifest) -> int | None:
         return None
     try:
         trained_on = pq.read_table(path, columns=["clip_id"], page_checksum_verification=True)["clip_id"]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:  # what a damaged page is to Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise ValueError(f"{path}: is damaged; train the run again") from error
     return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def next_command(command: str, checkpoint: Path, data: DataConfig | None, split: str | None = "test") -> str:

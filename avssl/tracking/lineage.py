@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
 from avssl.tracking.tracker import Tracker
 from avssl.tracking.wandb_run import WANDB_ERRORS
 
@@ -48,14 +48,18 @@ class ModelArtifact:
     def save(self, run_folder: Path) -> None:
         """Writes the record of the run in ``run_folder``."""
         with atomic_path(run_folder / RECORD) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(seal(asdict(self)), indent=2) + "\n")
 
     @classmethod
     def find(cls, checkpoint: Path) -> "ModelArtifact | None":
         """The artifact that ``checkpoint``, a run folder or the model's folder in it, is; None where it is none."""
         for path in (checkpoint / RECORD, checkpoint.parent / RECORD):
             if path.is_file():
-                found = cls(**json.loads(path.read_text()))
+                try:
+                    found = cls(**unseal(path.read_bytes(), path, "the run starts without it"))
+                except (DamagedError, TypeError) as error:
+                    logger.warning("W&B is not told what the run starts from: %s", error)
+                    return None
                 if checkpoint.resolve() in (path.parent.resolve(), (path.parent / found.folder).resolve()):
                     return found
         return None

@@ -23,6 +23,8 @@ import scipy
 from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.demo.writer import write_mp4
 from avssl.data.processes import server
+from avssl.errors import is_of_machine
+from avssl.evaluation.files import atomic_path, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 
@@ -116,21 +118,31 @@ def build_demo(
 
 
 def is_complete(root: Path, recipe: Recipe | None = None) -> bool:
-    """True if ``root`` holds a finished set (of this recipe) whose files all have their recorded size."""
+    """True if ``root`` holds a finished set (of this recipe) whose files all have their recorded size.
+
+    Raises:
+        OSError: the machine cannot say, for want of memory or open files.
+    """
     try:
-        marker = json.loads((root / MARKER).read_text())
+        marker = _marker(root)
         if recipe is not None and marker["recipe"] != asdict(recipe):
             return False
         return all((root / row["path"]).stat().st_size == row["bytes"] for row in marker["clips"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_of_machine(error):
+            raise
         return False
+
+
+def _marker(root: Path) -> dict[str, Any]:
+    return unseal((root / MARKER).read_bytes(), root / MARKER, "make the demo set again")
 
 
 def demo_rows(root: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Manifest rows (clip_id, path, split, and ``label.event`` where labelled) and the heads of a finished set."""
     if not is_complete(Path(root)):
         raise DemoError(errno.ENOENT, f"no complete demo set in {root}: call ensure_demo or build_demo first")
-    marker = json.loads((Path(root) / MARKER).read_text())
+    marker = _marker(Path(root))
     rows = [{key: value for key, value in row.items() if key != "bytes"} for row in marker["clips"]]
     return rows, {HEAD: list(CLASSES)}
 
@@ -167,7 +179,8 @@ def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
     (folder / TRUTH).write_text(json.dumps(truth))
     versions = {"av": av.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     marker = {"recipe": asdict(recipe), "versions": versions, "classes": CLASSES, "clips": rows}
-    (folder / MARKER).write_text(json.dumps(marker))
+    with atomic_path(folder / MARKER) as temporary:
+        temporary.write_text(json.dumps(seal(marker)))
 
 
 def _results(jobs: list[tuple[str, int, str, int]], workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

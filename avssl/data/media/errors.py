@@ -9,9 +9,8 @@ from typing import Any
 
 import av
 
-from avssl.errors import printable
+from avssl.errors import FULL, printable
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 # So many bytes a machine has that is not out of memory.
 _SPARE = 1 << 26
 
@@ -48,7 +47,7 @@ def raise_if_machine(error: BaseException, path: str | Path = "") -> None:
     name = str(path).removeprefix("file:")
     unsure = isinstance(error, av.FFmpegError)
     if (
-        code in _FULL
+        code in FULL
         or (code == errno.EIO and not (unsure and _can_be_read(name)))
         or (code == errno.ENOMEM and not _has_memory())
     ):

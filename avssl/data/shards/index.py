@@ -16,7 +16,7 @@ from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.media.audio import Channel, check_channel
 from avssl.data.shards.layout import is_address
 from avssl.data.shards.store import Store, is_url
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -36,28 +36,30 @@ def is_cache(name: str) -> bool:
 def store_of(folder: Path) -> Store:
     """The place of the shards whose index is in ``folder``."""
     try:
-        text = (folder / LOCATION).read_text(encoding="utf-8")
-    except OSError:
+        text = (folder / LOCATION).read_bytes()
+    except FileNotFoundError:
         return Store(str(folder))
-    return Store(json.loads(text)["location"])
+    return Store(unseal(text, folder / LOCATION, "delete it")["location"])
 
 
 def about_of(store: Store) -> dict[str, Any]:
     """What ``cache.json`` holds.
 
     Raises:
-        DataError: there is none, or it is of another version or kind.
+        DataError: there is none, it is of another version or kind, or not as it was written.
     """
     try:
-        about = json.loads(store.read(ABOUT))
+        about = unseal(store.read(ABOUT), f"{store.location}/{ABOUT}", "make the cache again with avssl cache")
         known = about["format"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{store.location}: holds no cache (no {ABOUT}); make it with avssl cache") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except DamagedError as error:
+        raise DataError(str(error)) from error
+    except KeyError as error:
         raise DataError(f"{store.location}/{ABOUT}: not a cache's; make it again with avssl cache") from error
     if known != FORMAT:
         raise DataError(f"{store.location}: is a cache of format {known}, not {FORMAT}; make it again")
-    return dict(about)
+    return about
 
 
 def finished(location: str) -> tuple[Store, dict[str, Any]]:
@@ -88,11 +90,11 @@ def local_index(location: str) -> Path:
     digest = hashlib.sha256(location.encode()).hexdigest()[:12]
     root = Path(os.environ.get("AVSSL_CACHE") or "~/.cache/avssl").expanduser()
     folder = root / "shards" / digest
-    text = json.dumps(about, indent=2)
+    text = json.dumps(seal(about), indent=2)
     if not (folder / ABOUT).is_file() or (folder / ABOUT).read_text(encoding="utf-8") != text:
         logger.info("copying the index of %s to %s", location, folder)
         store.fetch(INDEX, folder / INDEX)
-        for name, content in ((LOCATION, json.dumps({"location": location})), (ABOUT, text)):
+        for name, content in ((LOCATION, json.dumps(seal({"location": location}))), (ABOUT, text)):
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     return folder

@@ -22,7 +22,7 @@ from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
 from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
-from avssl.evaluation.files import naming
+from avssl.evaluation.files import DamagedError, naming, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # Seconds for one sample, beyond which its decoder is taken to hang.
 _TIMEOUT = 1800.0
 _PARTS = ".parts"
+# Of a record, whose "sha256" is that of its shard.
+_SEAL = "record_sha256"
 # Samples whose jobs are listed at a time: those of millions would take gigabytes.
 _AT_A_TIME = 16384
 
@@ -155,7 +157,7 @@ def _write(
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
     counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
     counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
-    store.write(ABOUT, json.dumps(about | {"complete": True, **counts, "shards": listed}, indent=2).encode())
+    _write_about(store, about | {"complete": True, **counts, "shards": listed})
     return report
 
 
@@ -166,7 +168,7 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
     if store.size(ABOUT) is None:
         if store.local is not None and any(store.local.iterdir()):
             raise DataError(f"{store.location}: holds other files; choose an empty or a new folder for --output")
-        store.write(ABOUT, json.dumps(about, indent=2).encode())
+        _write_about(store, about)
         return
     there = about_of(store)
     for key, what in (("manifest", "other data"), ("settings", "other settings")):
@@ -174,6 +176,10 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
             raise DataError(
                 f"{store.location}: holds a cache of {what} ({there[key]}, not {about[key]}); choose another --output"
             )
+
+
+def _write_about(store: Store, about: Mapping[str, Any]) -> None:
+    store.write(ABOUT, json.dumps(seal(about), indent=2).encode())
 
 
 def _parts_folder(store: Store) -> Path:
@@ -195,8 +201,11 @@ def _parts_path(store: Store) -> Path:
 def _finished(store: Store, shard: Shard) -> dict[str, Any] | None:
     """The record of a shard that an earlier run finished, if it still is as long as it was."""
     try:
-        record = dict(json.loads(store.read(shard.record)))
-    except (FileNotFoundError, ValueError):
+        record = unseal(store.read(shard.record), f"{store.location}/{shard.record}", "making it again", _SEAL)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        logger.warning("%s", error)
         return None
     if store.size(shard.name) != record["bytes"] and record["samples"]:
         logger.warning("%s/%s is not as it was written: making it again", store.location, shard.name)
@@ -281,7 +290,7 @@ def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> d
         store.put(temporary, shard.name)
         _check(store, shard.name, digest.hexdigest(), offset + len(END))
     record = {"sha256": digest.hexdigest(), "bytes": offset + len(END), "samples": samples, "entries": entries}
-    store.write(shard.record, json.dumps(record).encode())
+    store.write(shard.record, json.dumps(seal(record, _SEAL)).encode())
     for key in shard.spans:
         for suffix in (".tar", ".error"):
             (parts / f"{stem}-{key}.tar").with_suffix(suffix).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from avssl.data.batch import Batch
 from avssl.data.clips import Clip, ClipDataset, Item
 from avssl.data.failures import DataError
 from avssl.data.loader import EvalSampler, StepSampler, _Trouble, _Watch, make_eval_loader, make_train_loader
+from avssl.errors import is_of_machine
 
 
 def take(iterable: object, count: int) -> list:
@@ -192,9 +193,11 @@ def test_a_process_that_is_killed_from_outside_ends_the_run_and_no_clip_is_blame
 
 
 def test_an_error_of_the_machine_in_a_process_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Too many open files: .*001\.wav', in a decoding process$") as raised:
+    """And is of the machine for who asks, such as a cross-validation."""
+    with pytest.raises(OSError, match=r"Too many open files, in a decoding process: .*001\.wav'") as raised:
         list(make_eval_loader(stuck(tmp_path, {1: "disk"}, 3), 1, num_workers=1))
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and raised.value.errno == errno.EMFILE and is_of_machine(raised.value)
+    assert Path(raised.value.filename).name == "001.wav"
 
 
 def test_a_slow_clip_is_told_and_waited_for(tmp_path: Path, caplog) -> None:

@@ -26,8 +26,10 @@ from avssl.data.media import MediaError, read_audio
 from avssl.data.sampling import frame_times
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
+from avssl.data.shards.index import about_of
 from avssl.data.shards.layout import Address
 from avssl.data.shards.plan import plan
+from avssl.data.shards.store import Store
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
 from avssl.data.source import open_source
@@ -251,6 +253,29 @@ def test_a_flipped_bit_is_a_counted_failure_and_found_by_a_check(copied: Path, p
     assert not item.clips and [failure.reason for failure in item.failures] == ["corrupt sample"]
     replaced = dataset(manifest.take(usable(manifest)), mode="random", **options)[(0, row)]
     assert replaced.clips and replaced.failures[0].reason == "corrupt sample"
+
+
+def test_a_flipped_bit_in_what_a_cache_says_of_itself_is_refused(copied: Path) -> None:
+    about = copied / "cache.json"
+    whole, expected = about.read_bytes(), about_of(Store(str(copied)))
+    refused = 0
+    for bit in np.random.default_rng(2).integers(8 * len(whole), size=300).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        about.write_bytes(data)
+        try:
+            found = about_of(Store(str(copied)))
+        except DataError as error:
+            assert "cache.json" in str(error)
+            refused += 1
+        else:
+            assert {name: found.get(name) for name in expected} == expected
+    assert refused > 250
+    about.write_bytes(whole.replace(b'"short_side": 32', b'"short_side": 33'))
+    with pytest.raises(DataError, match=r'cache\.json: is not as it was written.*take its entry "sha256" out'):
+        open_data(str(copied))
+    about.write_text(json.dumps(expected))  # as earlier versions wrote it
+    assert len(open_data(str(copied)))
 
 
 @pytest.mark.parametrize("own_limit", [True, False])

@@ -1,5 +1,6 @@
-"""Features and predictions that a disk damaged are refused, never compared or put together."""
+"""Features, predictions and results that a disk damaged are refused, never compared or put together."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from avssl.evaluation.feature_parts import FeatureParts, feature_column, read_features
+from avssl.evaluation.files import DamagedError
 from avssl.evaluation.predictions import read_predictions, write_predictions
+from avssl.evaluation.result import read_result, write_result
 
 VALUES = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
 TABLE = pa.table({"clip_id": [str(k) for k in range(50)], "features": feature_column(VALUES)})
@@ -59,3 +62,44 @@ def test_a_damaged_part_is_not_put_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part-000000\.parquet: is damaged"):
         parts.finish()
     assert not (tmp_path / "all.parquet").exists()
+
+
+RESULT = {
+    "kind": "finetune",
+    "metrics": {"x/top1": 0.6125, "x/mAP": 1 / 3, "x/count": 144},
+    "seeds": [0, 1],
+    "no": None,
+}
+
+
+def test_a_flipped_bit_in_a_result_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, RESULT)
+    whole, refused = path.read_bytes(), 0
+    assert read_result(path) == RESULT
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = read_result(path)
+        except DamagedError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:  # the layout, or the name of the checksum's entry
+            assert {name: found.get(name) for name in RESULT} == RESULT and len(found) <= len(RESULT) + 1
+    assert refused > 0.9 * 8 * len(whole)
+
+
+def test_who_changes_a_result_by_hand_takes_its_checksum_out(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, RESULT)
+    path.write_text(path.read_text().replace("0.6125", "0.7125"))
+    with pytest.raises(DamagedError, match=r'result\.json: is not as it was written.*take its entry "sha256" out'):
+        read_result(path)
+    path.write_text(json.dumps(RESULT))  # as an earlier version wrote it, too
+    assert read_result(path) == RESULT
+    for broken in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+        path.write_bytes(broken)
+        with pytest.raises(DamagedError, match=r"result\.json: is damaged, no JSON of avssl \(.*make it again"):
+            read_result(path)

@@ -154,7 +154,7 @@ def test_what_cannot_be_compared(runs, tmp_path) -> None:
     with pytest.raises(ValueError, match="share no metric"):
         compare([runs[0], other])
     (tmp_path / "list").mkdir()
-    (tmp_path / "list" / "result.json").write_text("[]")
+    (tmp_path / "list" / "result.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no metrics"):
         compare([runs[0], tmp_path / "list"])
 

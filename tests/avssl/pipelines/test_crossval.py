@@ -1,6 +1,8 @@
 """Cross-validation, end to end: every clip tested once, finished folds kept, a failing one reported."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from scipy.io import wavfile
 
 from avssl.cli import parse
 from avssl.config import AudioConfig, CrossvalConfig, DataConfig, FinetuneConfig, WandbConfig, crossval_arguments
+from avssl.evaluation.result import read_result
 from avssl.locks import HeldError, hold
 from avssl.pipelines.crossval import crossval, make_cells
+from avssl.pipelines.finetune import finetune
 
 SPEAKERS = ["ann", "bob", "cleo"]
 SMALL = AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]})
@@ -74,6 +78,53 @@ def test_a_failing_fold_is_reported_and_a_second_call_runs_only_that(media: Path
     assert "NMI" in {name.split("/")[1] for name in result["clustering"]}
     # Another cross-validation is compared by the data of all folds: the first call's, of other files, was another.
     assert result["manifest"] != first["manifest"] and result["clip_protocol"] == "1 clip of 0.3 s"
+
+
+def test_a_full_disk_ends_it_and_the_same_command_goes_on(media: Path, tmp_path, monkeypatch) -> None:
+    """It is no verdict on a fold: a report of two folds of three would be another number."""
+    settings, finetuned = config(media, tmp_path / "run"), finetune
+    seen: list[str] = []
+
+    def fills(one: FinetuneConfig) -> dict[str, object]:
+        seen.append(one.output.name)
+        if len(seen) == 2:
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:  # as the folder of a run tells it
+                raise OSError("output: cannot write to it") from error
+        return finetuned(one)
+
+    monkeypatch.setattr("avssl.pipelines.crossval.finetune", fills)
+    with pytest.raises(OSError, match="output: cannot write"):
+        crossval(settings)
+    assert not (tmp_path / "run" / "result.json").exists()
+    result = crossval(settings)
+    assert len(result["runs"]) == 3 and not result["failed"] and len(seen) == 4 and seen[1] == seen[2]
+
+
+def test_a_damaged_result_of_a_fold_is_made_again(media: Path, tmp_path, caplog) -> None:
+    settings = config(media, tmp_path / "run")
+    whole = crossval(settings)
+    one, other = ((tmp_path / "run" / f"speaker-{name}-seed-0" / "result.json") for name in ("ann", "bob"))
+    values = json.loads(one.read_text())
+    values["metrics"]["digit/top1"] /= 2
+    one.write_text(json.dumps(values))
+    other.write_text(other.read_text()[:100])
+    assert crossval(settings)["metrics"] == whole["metrics"]
+    for file, name in ((one, "ann"), (other, "bob")):
+        assert f"running speaker {name}, seed 0 again" in caplog.text and str(file) in caplog.text
+        assert read_result(file)["kind"] == "finetune-linear"
+
+
+def test_what_a_fold_failed_with_shows_no_password(media: Path, tmp_path, monkeypatch) -> None:
+    def fails(one: FinetuneConfig) -> dict[str, object]:
+        if "bob" in one.output.name:
+            raise RuntimeError("GET https://me:SECRET@host/a?token=SECRET")
+        return {"finished": True}
+
+    monkeypatch.setattr("avssl.pipelines.crossval.finetune", fails)
+    monkeypatch.setattr("avssl.pipelines.crossval.report_crossval", lambda *_: {"failed": _[3]})
+    assert crossval(config(media, tmp_path / "run"))["failed"][0]["error"] == "RuntimeError: GET https://host/a"
 
 
 def test_seeds_repeat_all_folds_and_other_settings_are_refused(media: Path, tmp_path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from lightning_fabric import Fabric
 
@@ -14,6 +15,7 @@ from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.manifest import Manifest
 from avssl.errors import SettingsError
+from avssl.evaluation.files import DamagedError, seal_text
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
@@ -60,7 +62,7 @@ def test_a_damaged_config_comes_back_and_the_run_goes_on(damaged: FinetuneConfig
     assert "config.yaml" in caplog.text and "taking the settings from" in caplog.text
     with run:
         pass
-    assert (folder / "config.yaml").read_text() == to_yaml(damaged)
+    assert (folder / "config.yaml").read_text() == seal_text(to_yaml(damaged))
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [3]
 
 
@@ -114,10 +116,38 @@ def test_a_cut_config_is_no_reason_to_go_on_with_other_settings(config: Finetune
     folder = Path(str(config.output))
     other = replace(config, data=replace(config.data, clip_seconds=None))
     file = folder / "config.yaml"
-    file.write_text(file.read_text().replace("  clip_seconds: 2.5\n", ""))
+    file.write_text(file.read_text().replace("  clip_seconds: 2.5\n", "").rpartition("# sha256")[0])
     assert "clip_seconds" not in run_settings(folder)["data"]
     with pytest.raises(ValueError, match=r"data\.clip_seconds = 2\.5, not None"):
         open_run(other)
+
+
+def test_a_flipped_bit_in_a_config_is_not_taken_for_a_setting(config: FinetuneConfig, caplog) -> None:
+    """2.5 s as 3.5 s: clips of another length would be evaluated."""
+    folder = Path(str(config.output))
+    file = folder / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("clip_seconds: 2.5", "clip_seconds: 3.5"))
+    assert trained_with(folder).clip_seconds == 2.5
+    assert "config.yaml is not as the run wrote it" in caplog.text and "take its last line out" in caplog.text
+    assert open_run(config).step == 3
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(DamagedError, match=r"config\.yaml is not as the run wrote it.*put it back; to have a change"):
+        trained_with(folder)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert trained_with(folder).clip_seconds == 3.5
+
+
+def test_a_flipped_bit_anywhere_in_a_config_gives_no_other_settings(config: FinetuneConfig) -> None:
+    folder = Path(str(config.output))
+    file = folder / "config.yaml"
+    whole, expected = file.read_bytes(), run_settings(folder)
+    for bit in np.random.default_rng(3).integers(8 * len(whole), size=200).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        found = run_settings(folder)
+        assert {name: found.get(name) for name in expected} == expected, bit
 
 
 def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -144,7 +174,7 @@ def test_a_flipped_bit_in_what_was_held_out_or_trained_on_is_refused(config: Fin
     file = folder / "held_out.json"
     text = file.read_text()
     file.write_text(text.replace("dog-2", "dog-3"))
-    with pytest.raises(ValueError, match=r"held_out\.json: is damaged \(its checksum differs\)"):
+    with pytest.raises(ValueError, match=r"held_out\.json: is not as it was written, its checksum differs; train"):
         read_held_out(folder)
     values = json.loads(text)
     del values["sha256"]  # as earlier versions wrote it

@@ -84,7 +84,10 @@ def test_a_finished_set_is_reused_and_a_damaged_one_is_made_again(tmp_path: Path
     with pytest.raises(DemoError, match="no complete demo set"):
         demo_rows(root)
     assert digests(ensure_demo(root, **sizes)) == before
-    (root / "demo.json").unlink()
+    marker = root / "demo.json"
+    marker.write_text(marker.read_text().replace('"pretrain-0001"', '"pretrain-0003"'))  # a flipped bit
+    assert digests(ensure_demo(root, **sizes)) == before
+    marker.unlink()
     assert digests(ensure_demo(root, **sizes)) == before
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
