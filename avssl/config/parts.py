@@ -99,11 +99,14 @@ class VideoConfig:
 
     Args:
         model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d; default: tiny.
+        options: Keyword arguments of the encoder: mvit_v2_s takes {scaled_positions: true}, which divides the scores of
+            its relative positions by sqrt(dim), as MViTv2's equation 4 is printed; default: as its authors' code.
         pretrained: Start from torchvision's Kinetics-400 weights (downloads them on first use).
         crop_size: Side of the square frames that the encoder sees, in pixels; default: the encoder's own size.
     """
 
     model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     crop_size: int | None = None
 

@@ -34,7 +34,7 @@ RECIPES: dict[type, str] = {
 # What belongs to the thing that a setting names: where a later source names another one, it goes.
 BELONGS = {
     "audio.model": ("audio.options", "audio.num_mels"),
-    "video.model": ("video.pretrained", "video.crop_size", "data.num_frames", "data.frame_size"),
+    "video.model": ("video.options", "video.pretrained", "video.crop_size", "data.num_frames", "data.frame_size"),
     "data.name": (
         "data.root", "data.options", "data.clip_seconds", "data.eval_clips", "data.eval_average",
         "data.heads", "data.split", "head_weights",

@@ -59,6 +59,7 @@ class AudioVisualPair(nn.Module):
         audio_options: dict[str, Any] | None = None,
         frontend_options: dict[str, Any] | None = None,
         video: str = "mvit_v2_s",
+        video_options: dict[str, Any] | None = None,
         num_frames: int | None = None,
         crop_size: int | None = None,
         pretrained: bool = False,
@@ -76,7 +77,9 @@ class AudioVisualPair(nn.Module):
         pair = cls(
             mast.create_model(audio, num_classes=0, **(audio_options or {})),
             frontend,
-            create_video_encoder(video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained),
+            create_video_encoder(
+                video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained, **(video_options or {})
+            ),
             embedding_dim,
             time_bins,
         )

@@ -1,24 +1,29 @@
 """Video encoders behind one interface: frames (B, 3, T, H, W) in [0, 1] -> features (B, D)."""
 
 import difflib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models import video as zoo
 from torchvision.ops import StochasticDepth
 
-from avssl.models.mvit import FusedAttention
+from avssl.models.mvit import FusedAttention, scale_positions
 from avssl.progress import Meter
 from mast.layers import AddBranch
 
-# Channel statistics that torchvision's Kinetics-400 weights were trained with.
-KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
-KINETICS_STD = (0.22803, 0.22145, 0.216989)
+Statistics = tuple[float, float, float]
+
+# Channel statistics of Kinetics-400: of encoders without weights of their own, and of all checkpoints of before they
+# were kept in them.
+KINETICS_MEAN: Statistics = (0.43216, 0.394666, 0.37645)
+KINETICS_STD: Statistics = (0.22803, 0.22145, 0.216989)
 
 
 def _channels_first(output: Tensor) -> Tensor:
@@ -51,6 +56,9 @@ class FeatureMap:
 class VideoEncoder(nn.Module):
     """A backbone without its classifier, with the channel normalization that it was trained with.
 
+    The statistics are part of the ``state_dict``. One without them was written when all encoders had Kinetics', and
+    brings those.
+
     Args:
         name: Registered name.
         backbone: Module, normalized frames (B, 3, T, H, W) -> features (B, ``num_features``).
@@ -58,6 +66,7 @@ class VideoEncoder(nn.Module):
         feature_map: Where :meth:`forward_map` reads; None: the backbone has no map.
         mean: Channel means subtracted from frames in [0, 1].
         std: Channel standard deviations divided by.
+        options: Keyword arguments of :func:`create_video_encoder` beyond the sizes, to build it again.
     """
 
     def __init__(
@@ -66,18 +75,25 @@ class VideoEncoder(nn.Module):
         backbone: nn.Module,
         num_features: int,
         feature_map: FeatureMap | None = None,
-        mean: tuple[float, float, float] = KINETICS_MEAN,
-        std: tuple[float, float, float] = KINETICS_STD,
+        mean: Statistics = KINETICS_MEAN,
+        std: Statistics = KINETICS_STD,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.backbone = backbone
         self.num_features = num_features
         self.feature_map = feature_map
+        self.options = dict(options or {})
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1, 1), persistent=False)
+        self.register_buffer("mean", _by_channel(mean))
+        self.register_buffer("std", _by_channel(std))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:  # type: ignore[override]
+        state_dict.setdefault(f"{prefix}mean", _by_channel(KINETICS_MEAN))
+        state_dict.setdefault(f"{prefix}std", _by_channel(KINETICS_STD))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Features (B, D) of ``frames``: (B, 3, T, H, W) float in [0, 1]."""
@@ -101,17 +117,48 @@ class VideoEncoder(nn.Module):
         return features, self.feature_map.arrange(maps[0])
 
 
-Builder = Callable[[int, int, bool], tuple[nn.Module, int, FeatureMap]]
-_BUILDERS: dict[str, Builder] = {}
-_SIZES: dict[str, tuple[int, int]] = {}
+def _by_channel(statistics: Statistics) -> Tensor:
+    return torch.tensor(statistics).view(1, 3, 1, 1, 1)
 
 
-def _register(num_frames: int, frame_size: int) -> Callable[[Builder], Builder]:
-    """Registers an encoder with the frames of a clip, and their side, that it was made for."""
+Built = tuple[nn.Module, int, FeatureMap]
+Weights = dict[str, Tensor] | None
+Builder = Callable[..., Built]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A registered encoder: how it is built, its own size, and torchvision's weights, which bring their statistics."""
+
+    build: Builder
+    num_frames: int
+    frame_size: int
+    weights: WeightsEnum | None
+
+    @property
+    def statistics(self) -> tuple[Statistics, Statistics]:
+        """Channel means and standard deviations."""
+        if self.weights is None:
+            return KINETICS_MEAN, KINETICS_STD
+        transforms = self.weights.transforms()
+        return tuple(transforms.mean), tuple(transforms.std)
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that it takes."""
+        return [p.name for p in inspect.signature(self.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+def _register(num_frames: int, frame_size: int | None = None, weights: WeightsEnum | None = None) -> Any:
+    """Registers an encoder with the frames of a clip, and their side, that it was made for: by default its weights'."""
 
     def register(builder: Builder) -> Builder:
-        _BUILDERS[builder.__name__] = builder
-        _SIZES[builder.__name__] = (num_frames, frame_size)
+        side = int(weights.transforms().crop_size[0]) if frame_size is None and weights is not None else frame_size
+        assert side is not None
+        _ENTRIES[builder.__name__] = _Entry(builder, num_frames, side, weights)
         return builder
 
     return register
@@ -119,7 +166,7 @@ def _register(num_frames: int, frame_size: int) -> Callable[[Builder], Builder]:
 
 def list_video_encoders() -> list[str]:
     """Names that :func:`create_video_encoder` takes."""
-    return sorted(_BUILDERS)
+    return sorted(_ENTRIES)
 
 
 def own_size(name: str) -> tuple[int, int]:
@@ -128,40 +175,66 @@ def own_size(name: str) -> tuple[int, int]:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in _SIZES:
-        near = difflib.get_close_matches(name, _SIZES, n=1)
+    entry = _entry(name)
+    return entry.num_frames, entry.frame_size
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _ENTRIES:
+        near = difflib.get_close_matches(name, _ENTRIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
         )
-    return _SIZES[name]
+    return _ENTRIES[name]
+
+
+def check_video_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that the video encoder ``name`` does not take, or whose value is none."""
+    known = _entry(name).options
+    for key, value in options.items():
+        if key not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"video.options: {name} has no option {key!r}; {takes}")
+        if not isinstance(value, bool):  # all that there are
+            raise ValueError(f"video.options: {key} of {name} must be true or false, got {value!r}")
 
 
 def create_video_encoder(
-    name: str, *, num_frames: int | None = None, frame_size: int | None = None, pretrained: bool = False
+    name: str,
+    *,
+    num_frames: int | None = None,
+    frame_size: int | None = None,
+    pretrained: bool = False,
+    **options: Any,
 ) -> VideoEncoder:
-    """Builds the video encoder ``name``.
+    """Builds the video encoder ``name``, with the channel statistics that torchvision's weights of it expect.
 
     Args:
         name: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
         num_frames: Frames T of a clip; mvit_v2_s takes 16 only; None: :func:`own_size`.
         frame_size: Height and width of the frames; mvit_v2_s takes 224 only; None: :func:`own_size`.
         pretrained: Load torchvision's Kinetics-400 weights.
+        options: mvit_v2_s takes ``scaled_positions``, see :class:`avssl.models.mvit.FusedAttention`.
 
     Raises:
-        ValueError: for an unknown name, or weights that do not exist or do not fit.
+        ValueError: for an unknown name or option, or weights that do not exist or do not fit.
         OSError: when the weights cannot be downloaded.
     """
-    frames, side = own_size(name)
-    num_frames, frame_size = num_frames or frames, frame_size or side
+    entry = _entry(name)
+    check_video_options(name, options)
+    if pretrained and entry.weights is None:
+        raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
+    frames, side = num_frames or entry.num_frames, frame_size or entry.frame_size
     try:
-        backbone, num_features, feature_map = _BUILDERS[name](num_frames, frame_size, pretrained)
+        weights = _trained(entry.weights) if pretrained else None
     except URLError as error:
         raise OSError(
             f"video.pretrained: the Kinetics weights of {name} cannot be downloaded ({error.reason}); "
             "put them into torch's hub cache (TORCH_HOME) or set video.pretrained to false"
         ) from error
-    return VideoEncoder(name, backbone, num_features, feature_map)
+    backbone, num_features, feature_map = entry.build(frames, side, weights, **options)
+    return VideoEncoder(name, backbone, num_features, feature_map, *entry.statistics, options)
 
 
 class DropPath(AddBranch):
@@ -188,40 +261,39 @@ def _trained(weights: Any) -> dict[str, Tensor]:
 
 
 def _headless(
-    model: Any, weights: Any, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
-) -> tuple[nn.Module, int, FeatureMap]:
+    model: Any, weights: Weights, head: str, layer: str, arrange: Callable[[Tensor], Tensor] = _channels_first
+) -> Built:
     """Loads ``weights`` into ``model``, takes away its ``head``, dropout included; its map comes out of ``layer``."""
     if weights is not None:
-        model.load_state_dict(_trained(weights))
+        model.load_state_dict(weights)
     _share_code(model)
     width = next(part.in_features for part in getattr(model, head).modules() if isinstance(part, nn.Linear))
     setattr(model, head, nn.Identity())
     return model, width, FeatureMap(layer, width, arrange)
 
 
-@_register(16, 224)
-def mvit_v2_s(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+@_register(16, weights=zoo.MViT_V2_S_Weights.KINETICS400_V1)
+def mvit_v2_s(num_frames: int, frame_size: int, weights: Weights, *, scaled_positions: bool = False) -> Built:
     if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
         raise ValueError(
             f"video.model: mvit_v2_s takes 16 frames of 224 x 224, not {num_frames} of {frame_size} x {frame_size}: "
             "set data.num_frames to 16 and video.crop_size to 224"
         )
-    weights = zoo.MViT_V2_S_Weights.KINETICS400_V1 if pretrained else None
     model = zoo.mvit_v2_s()
     for block in model.blocks:
-        block.attn = FusedAttention(block.attn)
+        block.attn = FusedAttention(block.attn, scaled_positions)
+    if weights is not None and scaled_positions:
+        weights = scale_positions(weights)
     return _headless(model, weights, "head", "norm", _mvit_tokens)
 
 
-@_register(16, 112)
-def r2plus1d_18(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
-    weights = zoo.R2Plus1D_18_Weights.KINETICS400_V1 if pretrained else None
+@_register(16, weights=zoo.R2Plus1D_18_Weights.KINETICS400_V1)
+def r2plus1d_18(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.r2plus1d_18(), weights, "fc", "layer4")
 
 
-@_register(16, 224)
-def swin3d_t(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
-    weights = zoo.Swin3D_T_Weights.KINETICS400_V1 if pretrained else None
+@_register(16, weights=zoo.Swin3D_T_Weights.KINETICS400_V1)
+def swin3d_t(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.swin3d_t(), weights, "head", "norm", _channels_last)
 
 
@@ -236,11 +308,11 @@ class _S3D(nn.Module):
         return self.features(frames).mean(dim=(2, 3, 4))
 
 
-@_register(16, 224)
-def s3d(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+@_register(16, weights=zoo.S3D_Weights.KINETICS400_V1)
+def s3d(num_frames: int, frame_size: int, weights: Weights) -> Built:
     model = zoo.s3d()
-    if pretrained:
-        model.load_state_dict(_trained(zoo.S3D_Weights.KINETICS400_V1))
+    if weights is not None:
+        model.load_state_dict(weights)
     return _S3D(model.features), 1024, FeatureMap("features", 1024)
 
 
@@ -270,25 +342,18 @@ class _Motion(nn.Module):
 
 
 @_register(8, 48)
-def tiny(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+def tiny(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
-    _no_weights("tiny", pretrained)
     return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
 @_register(8, 48)
-def tiny_motion(num_frames: int, frame_size: int, pretrained: bool) -> tuple[nn.Module, int, FeatureMap]:
+def tiny_motion(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
-    _no_weights("tiny_motion", pretrained)
     return _small_resnet(_Motion(), channels=6, width=24)
 
 
-def _no_weights(name: str, pretrained: bool) -> None:
-    if pretrained:
-        raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
-
-
-def _small_resnet(first: nn.Module, channels: int, width: int) -> tuple[nn.Module, int, FeatureMap]:
+def _small_resnet(first: nn.Module, channels: int, width: int) -> Built:
     backbone = nn.Sequential(
         first,
         nn.Conv3d(channels, width, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),

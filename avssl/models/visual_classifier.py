@@ -53,6 +53,7 @@ class VisualClassifier(Classifier):
         return {
             "labels": self.labels,
             "video": self.video.name,
+            "video_options": self.video.options,
             "num_frames": self.num_frames,
             "crop_size": self.crop_size,
         }
@@ -168,6 +169,7 @@ def build_visual_classifier(
     video: str,
     num_frames: int,
     crop_size: int,
+    video_options: Mapping[str, Any] | None = None,
     audio: str | None = None,
     audio_options: Mapping[str, Any] | None = None,
     frontend: Mapping[str, Any] | None = None,
@@ -182,6 +184,7 @@ def build_visual_classifier(
         video: Name of the video encoder.
         num_frames: Frames of a clip.
         crop_size: Side of the frames in pixels.
+        video_options: Keyword arguments of the video encoder.
         audio: Name of the audio encoder; None for a classifier of video.
         audio_options: Keyword arguments of the audio encoder.
         frontend: Keyword arguments of the frontend.
@@ -189,7 +192,9 @@ def build_visual_classifier(
         bottleneck: Keyword arguments of the bottleneck fusion.
         pretrained: Start the video encoder from its Kinetics weights.
     """
-    encoder = create_video_encoder(video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained)
+    encoder = create_video_encoder(
+        video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained, **(video_options or {})
+    )
     if audio is None:
         return VideoClassifier(encoder, labels, num_frames=num_frames, crop_size=crop_size)
     return AudioVisualClassifier(

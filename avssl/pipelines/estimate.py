@@ -62,7 +62,7 @@ def macs_of_clip(config: PretrainConfig | FinetuneConfig, seconds: float) -> flo
         if modality != "audio":
             assert video.model is not None and video.crop_size is not None and config.data.num_frames is not None
             number, side = config.data.num_frames, video.crop_size
-            seen = create_video_encoder(video.model, num_frames=number, frame_size=side).eval()
+            seen = create_video_encoder(video.model, num_frames=number, frame_size=side, **video.options).eval()
             seen(torch.empty(1, 3, number, side, side))
     return counter.get_total_flops() / 2
 

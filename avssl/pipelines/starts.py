@@ -97,6 +97,7 @@ def start_pair(config: PretrainConfig) -> StartedPair:
         audio_options=config.audio.options,
         frontend_options=frontend_options(config.audio),
         video=config.video.model,
+        video_options=config.video.options,
         num_frames=config.data.num_frames,
         crop_size=config.video.crop_size,
         pretrained=config.video.pretrained,
@@ -216,7 +217,12 @@ def _seen_by(config: Training, checkpoint: Path) -> Training:
     pair = read_head(used_checkpoint(checkpoint))["settings"]["pair"]
     own = {"model": pair["video"], "crop_size": int(pair["crop_size"])}
     number = int(pair["num_frames"])
-    told = {f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()}
+    options = dict(pair.get("video_options") or {})
+    told: dict[str, tuple[Any, Any]] = {
+        f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()
+    }
+    for key, given in config.video.options.items():
+        told[f"video.options.{key}"] = (options.get(key), given)
     for key, (value, given) in (told | {"data.num_frames": (number, config.data.num_frames)}).items():
         if given not in (None, value):
             raise ValueError(
@@ -225,7 +231,9 @@ def _seen_by(config: Training, checkpoint: Path) -> Training:
             )
     size = config.data.frame_size or trained_with(checkpoint).frame_size or frame_size_for(own["crop_size"])
     return replace(
-        config, video=replace(config.video, **own), data=replace(config.data, num_frames=number, frame_size=size)
+        config,
+        video=replace(config.video, **own, options=options),
+        data=replace(config.data, num_frames=number, frame_size=size),
     )
 
 
@@ -248,6 +256,7 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
         return build_visual_classifier(
             labels=labels,
             video=config.video.model,
+            video_options=config.video.options,
             num_frames=config.data.num_frames,
             crop_size=config.video.crop_size,
             audio=config.audio.model if both else None,
@@ -270,7 +279,10 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
 def random_twin(classifier: Classifier) -> Classifier:
     """A classifier of the same architecture with random weights."""
     if isinstance(classifier, VisualClassifier):
-        return build_visual_classifier(**classifier.settings)
+        twin = build_visual_classifier(**classifier.settings)
+        twin.video.mean.copy_(classifier.video.mean)
+        twin.video.std.copy_(classifier.video.std)
+        return twin
     assert isinstance(classifier, AudioClassifier)
     encoder = mast.create_model(classifier.encoder.name, **classifier.encoder.config)
     return AudioClassifier(encoder, classifier.frontend, classifier.labels)

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torchvision.models.video.mvit import MultiscaleAttention
+from torchvision.models.video.mvit import MSBlockConfig, MultiscaleAttention, MViT, _add_rel_pos
 
-from avssl.models.mvit import FusedAttention
+from avssl.models.mvit import FusedAttention, from_slowfast, scale_positions, to_slowfast
 
 
 def attention(stride_q: list[int], stride_kv: list[int], residual_with_cls_embed: bool) -> MultiscaleAttention:
@@ -66,3 +66,81 @@ def test_without_relative_positions_it_is_refused() -> None:
     plain = MultiscaleAttention([2, 4, 4], 8, 8, 1, [3] * 3, [3] * 3, [1] * 3, [1, 2, 2], True, False, False)
     with pytest.raises(ValueError, match="no widened heads"):
         FusedAttention(plain)
+
+
+def small_mvit() -> MViT:
+    """torchvision's MViTv2 of two blocks and 4 frames of 32 x 32, with positions that matter."""
+    torch.manual_seed(0)
+    blocks = [
+        MSBlockConfig(1, 16, 32, [3] * 3, [3] * 3, [1, 1, 1], [1, 4, 4]),
+        MSBlockConfig(2, 32, 32, [3] * 3, [3] * 3, [1, 2, 2], [1, 2, 2]),
+    ]
+    model = MViT(
+        (32, 32),
+        4,
+        blocks,
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=True,
+        num_classes=5,
+    ).double()
+    for name, parameter in model.named_parameters():
+        if "rel_pos" in name or "class_token" in name:
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+def with_ours(model: MViT, scaled: bool) -> MViT:
+    twin = copy.deepcopy(model)
+    for block in twin.blocks:
+        block.attn = FusedAttention(block.attn, scaled)
+    return twin
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_of_torchvision_give_its_logits_under_either_rule_and_go_back(scaled: bool) -> None:
+    theirs = small_mvit()
+    state = theirs.state_dict()
+    ours = with_ours(theirs, scaled)
+    ours.load_state_dict(scale_positions(state) if scaled else state)
+    x = torch.randn(2, 3, 4, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+        if scaled:  # the rules are not the same: weights of the one are wrong in the other
+            ours.load_state_dict(state)
+            assert (ours(x) - theirs(x)).abs().max() > 1e-3
+    back = scale_positions(scale_positions(state), inverse=True)
+    torch.testing.assert_close(back, dict(state), rtol=1e-15, atol=0)
+
+
+def test_the_printed_rule_divides_the_positions_too() -> None:
+    """MViTv2's equation 4, softmax((q k + positions) / sqrt(d)) v, with the whole matrix of scores."""
+    plain = attention([1, 1, 1], [1, 1, 1], True)
+    ours = FusedAttention(copy.deepcopy(plain), scaled_positions=True)
+    q = torch.randn(1, 2, 1 + 4 * 8 * 8, 8, dtype=torch.float64)
+    k, v = torch.randn_like(q), torch.randn_like(q)
+    scores = q @ k.transpose(2, 3)
+    size = (4, 8, 8)
+    scores = _add_rel_pos(scores, q, size, size, plain.rel_pos_h, plain.rel_pos_w, plain.rel_pos_t)
+    expected = (scores / 8**0.5).softmax(dim=-1) @ v
+    torch.testing.assert_close(ours._attend(q, k, v, size, size), expected)
+
+
+def test_slowfasts_names_and_back() -> None:
+    """The names are those of SlowFast's MVITv2_S_16x4 checkpoint."""
+    state = dict(small_mvit().state_dict())
+    theirs = to_slowfast(state)
+    attention_parts = ["qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "rel_pos_h", "rel_pos_w", "rel_pos_t"]
+    for part in "qkv":
+        attention_parts += [f"pool_{part}.weight", f"norm_{part}.weight", f"norm_{part}.bias"]
+    names = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
+    names |= {"head.projection.weight", "head.projection.bias", "blocks.0.proj.weight", "blocks.0.proj.bias"}
+    for block in (0, 1):
+        names |= {f"blocks.{block}.attn.{part}" for part in attention_parts}
+        for layer in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+            names |= {f"blocks.{block}.{layer}.{kind}" for kind in ("weight", "bias")}
+    assert set(theirs) == names
+    assert theirs["cls_token"].shape == (1, 1, 16)
+    back = from_slowfast(theirs)
+    assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)

@@ -1,8 +1,12 @@
 """Video encoders: one interface for all, and the library's own outputs behind it."""
 
+import copy
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,10 +14,16 @@ from torch._dynamo.testing import CompileCounter
 from torchvision.models import video as zoo
 from torchvision.models.video.swin_transformer import SwinTransformerBlock
 
+from avssl.config import DataConfig, VideoConfig
+from avssl.data.clips import center_square
+from avssl.data.media.file import MediaFile
 from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
 from avssl.models.blocks import encoder_blocks
-from avssl.models.pair import AudioVisualPair
+from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath, own_size
+from avssl.models.visual_classifier import build_visual_classifier
+from avssl.pipelines.encoders import complete_video
+from avssl.pipelines.starts import random_twin
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
 SIZES |= {"tiny": (8, 56), "tiny_motion": (8, 56)}
@@ -59,9 +69,105 @@ def test_mvit_is_torchvisions_without_its_head() -> None:
     state = {key: value for key, value in reference.state_dict().items() if not key.startswith("head.")}
     encoder.backbone.load_state_dict(state, strict=True)
     reference.head = nn.Identity()
-    frames = torch.randn(1, 3, 16, 224, 224)
+    frames = torch.randint(256, (1, 16, 3, 256, 256), dtype=torch.uint8)
+    transforms = zoo.MViT_V2_S_Weights.KINETICS400_V1.transforms()
     with torch.inference_mode():
-        torch.testing.assert_close(encoder.backbone(frames), reference(frames), rtol=1e-4, atol=1e-4)
+        found = encoder(center_crop(frames.transpose(1, 2), 224))
+        torch.testing.assert_close(found, reference(transforms(frames)), rtol=1e-4, atol=1e-4)
+
+
+WEIGHTS = {
+    "mvit_v2_s": zoo.MViT_V2_S_Weights,
+    "r2plus1d_18": zoo.R2Plus1D_18_Weights,
+    "s3d": zoo.S3D_Weights,
+    "swin3d_t": zoo.Swin3D_T_Weights,
+}
+
+
+def film(path: Path, width: int, height: int) -> MediaFile:
+    """A second of smooth colours that move."""
+    x, y = np.linspace(0, 7, width), np.linspace(0, 5, height)[:, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for time in range(16):
+            waves = [np.sin(x + time / 4 + 0 * y), np.cos(y - time / 5 + 0 * x), np.sin(x * y / 8 + time / 3)]
+            image = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return MediaFile(path)
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS))
+def test_sizes_and_statistics_are_those_of_torchvisions_weights(name: str) -> None:
+    transforms = WEIGHTS[name].KINETICS400_V1.transforms()
+    encoder = create_video_encoder(name)
+    assert encoder.mean.flatten().tolist() == pytest.approx(list(transforms.mean))
+    assert encoder.std.flatten().tolist() == pytest.approx(list(transforms.std))
+    video, data = complete_video(VideoConfig(name), DataConfig())
+    assert [video.crop_size] * 2 == transforms.crop_size
+    assert data.frame_size == min(transforms.resize_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tolerance"),
+    [
+        ("mvit_v2_s", (342, 256), 1e-6),
+        ("mvit_v2_s", (640, 480), 0.02),  # scaled by another filter
+        ("swin3d_t", (342, 256), 1e-6),
+        ("s3d", (256, 256), 1e-6),
+        ("r2plus1d_18", (342, 256), 0.05),  # and half a pixel to the side
+    ],
+)
+def test_from_the_file_to_the_features_it_is_torchvisions(name: str, size, tolerance: float, tmp_path) -> None:
+    torch.manual_seed(0)
+    number = 2
+    video, data = complete_video(VideoConfig(name), DataConfig(num_frames=number))
+    source, times = film(tmp_path / "film.mp4", *size), np.array([0.2, 0.7])
+    whole = torch.from_numpy(source.frames(times)).permute(0, 3, 1, 2)
+    square = center_square(source.frames(times, data.frame_size), data.frame_size)
+    frames = center_crop(torch.from_numpy(square).permute(3, 0, 1, 2)[None], video.crop_size)
+    if name == "mvit_v2_s":  # whose backbone is compared below; it takes 16 frames
+        encoder = create_video_encoder(name)
+        encoder.backbone = reference = nn.Flatten()
+    else:
+        encoder = create_video_encoder(name, num_frames=number, frame_size=video.crop_size).eval()
+        reference = encoder.backbone
+        if name == "s3d":  # it takes 14 frames and more
+            frames, whole = frames.repeat(1, 1, 8, 1, 1), whole.repeat(8, 1, 1, 1)
+    with torch.inference_mode():
+        expected = reference(WEIGHTS[name].KINETICS400_V1.transforms()(whole)[None])
+        assert (encoder(frames) - expected).norm() <= tolerance * expected.norm()
+        encoder.mean += 0.3  # other statistics are seen
+        assert (encoder(frames) - expected).norm() > tolerance * expected.norm()
+
+
+def test_weights_of_before_keep_the_statistics_that_all_encoders_had() -> None:
+    encoder = create_video_encoder("swin3d_t", num_frames=2, frame_size=32)
+    kept = copy.deepcopy(encoder.state_dict())
+    old = {name: value for name, value in kept.items() if name not in ("mean", "std")}
+    encoder.load_state_dict(old, strict=True)
+    assert encoder.mean.flatten().tolist() == pytest.approx(list(KINETICS_MEAN))
+    assert encoder.std.flatten().tolist() == pytest.approx(list(KINETICS_STD))
+    encoder.load_state_dict(kept, strict=True)
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_a_random_twin_of_a_classifier_sees_frames_as_it_does() -> None:
+    classifier = build_visual_classifier(labels={"kind": ["a", "b"]}, video="tiny", num_frames=2, crop_size=16)
+    classifier.video.mean.fill_(0.25)
+    assert torch.equal(random_twin(classifier).video.mean, classifier.video.mean)
+
+
+def test_options_of_an_encoder_are_checked_and_kept() -> None:
+    with pytest.raises(ValueError, match=r"^video\.options: tiny has no option 'scaled_positions'; it takes none$"):
+        create_video_encoder("tiny", scaled_positions=True)
+    with pytest.raises(ValueError, match=r"video\.options: scaled_positions of mvit_v2_s must be true or false, got 2"):
+        complete_video(VideoConfig("mvit_v2_s", {"scaled_positions": 2}), DataConfig())
+    with torch.device("meta"):
+        encoder = create_video_encoder("mvit_v2_s", scaled_positions=True)
+    assert encoder.options == {"scaled_positions": True}
+    assert {block.attn.position_scale for block in encoder.backbone.blocks} == {96**-0.5}
 
 
 def test_tiny_sees_time_and_place() -> None:
