@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from resource import struct_rusage
 from typing import Any
 
 from tqdm import tqdm
@@ -31,16 +32,25 @@ ALONE = [
 
 def tool(name: str, arguments: Sequence[str], log: Path) -> float:
     """Runs a tool to its end; its peak memory in MB."""
+    return usage(name, arguments, log).ru_maxrss / 1024
+
+
+def usage(name: str, arguments: Sequence[str], log: Path) -> struct_rusage:
+    """Runs a tool to its end; what it used of the machine.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed, see {log}: {log.read_text()[-500:]}")
-    return usage.ru_maxrss / 1024
+    return used
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
     folder = cell.folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "run"
-    memory = tool("finetune", [*cell.arguments, *ALONE, "--output", str(output)], folder / "finetune.log")
+    used = usage("finetune", [*cell.arguments, *ALONE, "--output", str(output)], folder / "finetune.log")
     result = read_result(output / "result.json")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     row = {
@@ -93,7 +103,8 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
         "clustering": result.get("clustering", {}),
         "validation": next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), None),
         "start": result["start"],
-        "peak_memory_mb": memory,
+        "peak_memory_mb": used.ru_maxrss / 1024,
+        "processor_seconds": used.ru_utime + used.ru_stime,
         "arguments": list(cell.arguments),
     }
     with atomic_path(folder / "measured.json") as temporary:

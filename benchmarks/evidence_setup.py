@@ -64,7 +64,7 @@ SETS = {
     "fsdd": DataSet(
         head="digit",
         seconds=1.0,
-        batch=32,
+        batch=16,
         splits={name: {"held_out_speakers": [name]} for name in SPEAKERS},
         data={"train_fraction": 0.2},  # 50 clips a digit: all of them would take the time of the other two sets
         augment={"time_shift": 0.1, "spec_warp": 0.6},
@@ -72,7 +72,7 @@ SETS = {
     "grid": DataSet(
         head="digit",
         seconds=2.56,
-        batch=16,
+        batch=8,
         splits={f"draw{k}": {"test_clips": 100, "seed": k} for k in range(3)},
         data={},
         augment={"spec_warp": 0.3},
@@ -85,13 +85,13 @@ def audio_options(model: str, data: DataSet) -> dict[str, Any]:
     return MODELS[model][1] | {"mels": MELS, "frames": data.frames}
 
 
-def arguments(name: str, model: str, split: str, root: Path) -> list[str]:
+def arguments(name: str, model: str, split: str, root: Path, precision: str) -> list[str]:
     """What every run of ``model`` on ``split`` of the set ``name`` has."""
     data = SETS[name]
     out = ["--data", name, "--data.root", str(root), "--data.options", json.dumps(data.splits[split])]
     out += ["--data.heads", f"[{data.head}]", "--data.clip_seconds", str(data.seconds)]
     out += ["--audio.model", MODELS[model][0], "--audio.options", json.dumps(audio_options(model, data))]
-    out += ["--audio.num_mels", str(MELS), "--optim.batch_size", str(data.batch)]
+    out += ["--audio.num_mels", str(MELS), "--optim.batch_size", str(data.batch), "--runtime.precision", precision]
     for part, settings in (("data", data.data), ("augment", data.augment)):
         for key, value in settings.items():
             out += [f"--{part}.{key}", str(value)]

@@ -1,0 +1,115 @@
+"""MAST against AST: how learning rates are searched, what equal time means, and what the table says of the rows."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import evidence  # noqa: E402  (a script, of no package)
+import evidence_plan  # noqa: E402
+import evidence_setup  # noqa: E402
+from cells import Cell  # noqa: E402
+from result_tables import evidence_table  # noqa: E402
+
+
+@pytest.fixture
+def plan() -> evidence_plan.Plan:
+    return evidence_plan.Plan(
+        precision="32-true",
+        steps={"fsdd": {"mast": 0.1, "ast": 0.26}},
+        speedup={"fsdd": {"speedup": 2.6}},
+        decode={"fsdd": 0.001},
+        clips={"fsdd": (480, 500)},
+        epochs={"fsdd": 10},
+        minutes={"fsdd": 9.0},
+    )
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried"),
+    [
+        (5e-4, [2.5e-4, 5e-4, 1e-3]),
+        (1e-4, [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3]),
+        (5e-5, [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3]),  # there is none below
+        (2e-3, [2.5e-4, 5e-4, 1e-3, 2e-3]),
+    ],
+)
+def test_rates_are_tried_until_the_best_is_no_edge(peak: float, tried: list[float]) -> None:
+    scores: dict[float, float] = {}
+    while rates := evidence_plan.untried(scores):
+        scores |= {lr: -abs(evidence_plan.LEARNING_RATES.index(lr) - evidence_plan.LEARNING_RATES.index(peak))
+                   for lr in rates}  # fmt: skip
+    assert sorted(scores) == tried
+    assert evidence_plan.best_rate(scores) == peak
+
+
+def test_at_equal_time_mast_has_more_passes_and_all_else_is_alike(plan: evidence_plan.Plan) -> None:
+    rates = {("fsdd", "mast"): 5e-4, ("fsdd", "ast"): 2.5e-4}
+    cells = evidence.test_cells({"fsdd": Path("data")}, plan, rates)
+    trained = [cell for cell in cells if cell.about["kind"] == "trained"]
+    assert len(trained) == 3 * len(evidence_setup.SPEAKERS)
+    options = {cell.name: dict(zip(cell.arguments[::2], cell.arguments[1::2], strict=True)) for cell in trained}
+    passes, longer = options["fsdd:mast-passes:theo"], options["fsdd:mast-time:theo"]
+    assert {key for key in passes if passes[key] != longer[key]} == {"--optim.epochs"}
+    assert (passes["--optim.epochs"], longer["--optim.epochs"]) == ("10", "26")
+    ast = options["fsdd:ast-passes:theo"]
+    assert {key for key in passes if passes[key] != ast[key]} == {"--audio.model", "--audio.options", "--optim.lr"}
+    assert "fsdd:ast-time:theo" not in options
+
+
+def test_rates_are_chosen_by_validation_alone(
+    plan: evidence_plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {2.5e-4: 0.3, 5e-4: 0.5, 1e-3: 0.5}
+
+    def row(cell: Cell, runs: Path) -> dict[str, Any]:
+        lr = cell.about["lr"]
+        score = {"val/digit/top1": scores[lr], "val/digit/mAP": lr}
+        return cell.about | {"cell": cell.name, "validation": score, "metrics": {"digit/top1": 1 - scores[lr]}}
+
+    monkeypatch.setattr(evidence, "measured", row)
+    monkeypatch.setattr(evidence_plan, "LEARNING_RATES", tuple(scores))
+    kept: list[dict[str, Any]] = []
+    rates, failed = evidence.tune({"fsdd": Path("data")}, plan, tmp_path, lambda cells: len(cells), kept.append)
+    assert rates == {("fsdd", "mast"): 1e-3, ("fsdd", "ast"): 1e-3}  # of equal top-1 the higher mAP
+    assert not failed and len(kept) == 6
+
+
+def test_a_rate_that_fails_ends_the_search(
+    plan: evidence_plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "measured", lambda cell, runs: None)
+    run: Callable[[list[Cell]], int] = len
+    assert evidence.tune({"fsdd": Path("data")}, plan, tmp_path, run, lambda row: None) == ({}, 6)
+
+
+def test_a_plan_of_another_precision_is_refused(plan: evidence_plan.Plan, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(vars(plan)))
+    with pytest.raises(ValueError, match=r"plan\.json is of --precision 32-true"):
+        evidence_plan.make_plan({}, 1, "bf16-mixed", file)
+
+
+def test_table_pairs_runs_of_the_same_split(plan: evidence_plan.Plan) -> None:
+    def row(model: str, budget: str, split: str, top1: float) -> dict[str, Any]:
+        passes = 26 if budget == "time" else 10
+        about = {"data": "fsdd", "model": model, "kind": "trained", "budget": budget, "split": split, "lr": 5e-4}
+        return about | {"passes": passes, "metrics": {"digit/top1": top1}, "clustering": {"digit": {"NMI": 0.5}}}
+
+    rows = [row("ast", "passes", "a", 0.2), row("ast", "passes", "b", 0.4)]
+    rows += [row("mast", "passes", "a", 0.5), row("mast", "passes", "b", 0.3), row("mast", "time", "b", 0.7)]
+    rows += [{"data": "fsdd", "model": "ast", "kind": "random", "split": "a", "metrics": {"digit/top1": 0.1}}]
+    rows += [{"data": "fsdd", "model": "ast", "kind": "tune", "split": "a", "metrics": {"digit/top1": 0.9}}]
+    lines = evidence_table({"plan": vars(plan), "settings": {"batch": {"fsdd": 16}}, "rows": rows}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells[0][:6] == ["fsdd", "AST", "10", "1.3 min", "30.0 % +- 14.1", ""]  # 300 steps of 0.26 s
+    assert cells[0][7] == "10.0 %"
+    assert cells[1][1:6] == ["MAST, equal passes", "10", "0.5 min", "40.0 % +- 14.1", "10.0 points +- 28.3 (1 of 2)"]
+    assert cells[2][1:6] == ["MAST, equal time", "26", "1.3 min", "70.0 %", "30.0 points (1 of 1)"]
+    assert [line[-1] for line in cells] == ["2", "2", "1"]
