@@ -1,10 +1,15 @@
-"""The built-in demo set: made on first use, the same everywhere."""
+"""The built-in sets: made on first use, the same everywhere."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avssl.data.datasets import register_dataset
+from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from avssl.data.demo.build import Recipe
 
 
 # Two clips cover all of the 2.4 s.
@@ -20,9 +25,54 @@ def demo(
         pretrain: Number of unlabelled clips, split "pretrain".
         train_per_class, test_per_class: Numbers of labelled clips.
     """
-    from avssl.data.demo import demo_rows, ensure_demo  # the generator is imported only by those who use it
+    from avssl.data.demo.events import DemoRecipe  # the generator is imported only by those who use it
 
-    counts = {"pretrain": pretrain, "train_per_class": train_per_class, "test_per_class": test_per_class}
-    folder = ensure_demo(root, seed=seed, workers=min(8, os.cpu_count() or 1), **counts)
-    rows, heads = demo_rows(folder)
+    return _made(DemoRecipe(seed, pretrain, train_per_class, test_per_class), root)
+
+
+@register_dataset("demo-sources", clip_seconds=1.6, eval_clips=1, head="content", needs_root=False)
+def demo_sources(
+    root: Path | None,
+    *,
+    seed: int = 0,
+    pretrain: int = 2000,
+    train: int = 960,
+    val: int = 240,
+    test: int = 480,
+    sources: int = 160,
+    shortcut: float = 1.0,
+    noise: float = 1.0,
+    distractors: bool = True,
+) -> Manifest:
+    """Clips of many sources that play the same contents: heads "content" and "source", column "speaker" (the source).
+
+    The splits "val" and "test" have sources of their own.
+
+    Args:
+        root: The folder, or None for the cache folder.
+        seed: Seed of the sources and clips.
+        pretrain: Number of unlabelled clips.
+        train, val, test: Numbers of labelled clips.
+        sources: Number of sources of the training splits.
+        shortcut: How far sound and look are the source's, 0 to 1.
+        noise: Strength of noise, room and colouring, 0 to 4; 0 for none.
+        distractors: Silent shapes, and weak sounds of others.
+
+    Raises:
+        DataError: an option cannot have its value.
+    """
+    from avssl.data.demo.sources import SourcesRecipe
+
+    try:
+        recipe = SourcesRecipe(seed, pretrain, train, val, test, sources, shortcut, noise, distractors)
+    except ValueError as error:
+        raise DataError(f"data set 'demo-sources': option {error}") from error
+    return _made(recipe, root)
+
+
+def _made(recipe: "Recipe", root: Path | None) -> Manifest:
+    from avssl.data.demo.build import ensure_set, set_rows
+
+    folder = ensure_set(recipe, root, workers=min(8, os.cpu_count() or 1))
+    rows, heads = set_rows(folder, recipe)
     return Manifest.from_rows(rows, folder, heads)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.signal import fftconvolve, lfilter
 
-from avssl.data.demo.timing import NUM_FRAMES, NUM_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, sample_times
+from avssl.data.demo.timing import NUM_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, sample_times
 
 Rng = np.random.Generator
 
@@ -125,10 +125,11 @@ def room(rng: Rng, sound: np.ndarray, seconds: float, wet: float) -> np.ndarray:
 
 def level(sound: np.ndarray) -> float:
     """Root mean square over the loudest half of the clip, so that sparse knocks and steady hums compare fairly."""
-    power = np.sort(frame_energy(sound) ** 2)[NUM_FRAMES // 2 :]
+    power = np.sort(frame_energy(sound) ** 2)
+    power = power[len(power) // 2 :]
     return float(np.sqrt(power.mean()) + 1e-9)
 
 
 def frame_energy(sound: np.ndarray) -> np.ndarray:
-    """Root mean square of the sound during each video frame; (S,) -> (NUM_FRAMES,)."""
-    return np.sqrt(np.mean(sound.reshape(NUM_FRAMES, SAMPLES_PER_FRAME) ** 2, axis=1))
+    """Root mean square of the sound during each video frame; (S,) -> (T,), S being T * SAMPLES_PER_FRAME."""
+    return np.sqrt(np.mean(sound.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1))

@@ -1,4 +1,7 @@
-"""Make the demo set on disk: in a temporary folder, by several processes, then renamed into place as a whole."""
+"""Make a procedural set on disk: in a temporary folder, by several processes, then renamed into place as a whole.
+
+What a set consists of is its `Recipe`. A build that was stopped goes on with the clips that it had made.
+"""
 
 import contextlib
 import errno
@@ -6,21 +9,22 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import av
 import numpy as np
 import scipy
 
-from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.demo.writer import write_mp4
 from avssl.data.processes import server
 from avssl.errors import is_of_machine
@@ -30,160 +34,255 @@ from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it whenever the clips change
-MARKER = "demo.json"
 TRUTH = "truth.json"
-HEAD = "event"
+JOURNAL = "clips.jsonl"  # of a build that is not finished: what it is of, then a line a clip
 STALE_SECONDS = 3600
+QUIET_SECONDS = 60  # a builder that is alive writes its journal far more often
 IN_PROCESS = 60  # so few clips are done before a worker process has started
 
 
 class DemoError(OSError):
-    """The demo set cannot be made or read; the message names the folder and the fix."""
+    """A procedural set cannot be made or read; the message names the folder and the fix."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What determines the demo set: the same recipe and library versions give the same bytes."""
+class Made:
+    """A clip as it is drawn.
 
-    seed: int
-    pretrain: int
-    train_per_class: int
-    test_per_class: int
-    version: int = VERSION
+    Attributes:
+        frames: (T, H, W, 3) uint8.
+        audio: (S,) float32 in -1..1.
+        columns: what the manifest says of it beside its name, path and split.
+        truth: what is known of it besides, for ``truth.json``.
+    """
+
+    frames: np.ndarray
+    audio: np.ndarray
+    columns: dict[str, Any]
+    truth: dict[str, Any]
+
+
+class Recipe(ABC):
+    """What determines a procedural set: the same recipe and library versions give the same bytes.
+
+    Subclasses are frozen dataclasses, whose fields are all that counts, with ``version`` among them.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def heads(self) -> dict[str, list[str]]:
+        """Class names by label head."""
+
+    @abstractmethod
+    def clips(self) -> list[tuple[str, int]]:
+        """(split, index) of every clip."""
+
+    @abstractmethod
+    def make(self, split: str, index: int) -> Made:
+        """Draws one clip."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields, as JSON holds them."""
+        return asdict(cast(Any, self))
 
     @property
     def key(self) -> str:
         """Short name of the recipe, for a folder in the cache."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:10]
 
-    def clips(self) -> list[tuple[str, int]]:
-        """(split, index) of every clip."""
-        counts = {
-            "pretrain": self.pretrain,
-            "train": self.train_per_class * len(CLASSES),
-            "test": self.test_per_class * len(CLASSES),
-        }
-        return [(split, index) for split, count in counts.items() for index in range(count)]
+    @property
+    def marker(self) -> str:
+        """The file that a finished set has."""
+        return f"{self.name}.json"
+
+    @classmethod
+    def of(cls, root: Path) -> Self:
+        """The recipe of the finished set in ``root``.
+
+        Raises:
+            DemoError: there is none.
+        """
+        recipe = None
+        try:
+            recipe = cls(**_read_marker(root, cls.name)["recipe"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if is_of_machine(error):
+                raise
+        if recipe is None or not is_complete(root, recipe):
+            raise DemoError(errno.ENOENT, f"no complete {cls.name} set in {root}: make it first")
+        return recipe
 
 
-def ensure_demo(
-    root: Path | None = None,
-    *,
-    seed: int = 0,
-    pretrain: int = 800,
-    train_per_class: int = 24,
-    test_per_class: int = 12,
-    workers: int = 2,
-) -> Path:
-    """The folder of the demo set, made now if it is not there yet or is damaged.
+def ensure_set(recipe: Recipe, root: Path | None = None, *, workers: int = 2) -> Path:
+    """The folder of the set, made now if it is not there yet or is damaged.
 
     Args:
-        root: folder of the set; by default ``demo-<key>`` in ``$AVSSL_CACHE`` or ``~/.cache/avssl``.
-        seed, pretrain, train_per_class, test_per_class, workers: as for `build_demo`.
+        recipe: what is made.
+        root: folder of the set; by default ``NAME-<key>`` in ``$AVSSL_CACHE`` or ``~/.cache/avssl``.
+        workers: as for `build_set`.
     """
-    recipe = Recipe(seed, pretrain, train_per_class, test_per_class)
     if root is None:
         cache = os.environ.get("AVSSL_CACHE") or Path.home() / ".cache" / "avssl"
-        root = Path(cache).expanduser() / f"demo-{recipe.key}"
+        root = Path(cache).expanduser() / f"{recipe.name}-{recipe.key}"
     root = Path(root)
     if is_complete(root, recipe):
         return root
-    return _build(root, recipe, workers, anew=False)
+    return build_set(recipe, root, workers=workers, anew=False)
 
 
-def build_demo(
-    root: Path,
-    *,
-    seed: int = 0,
-    pretrain: int = 800,
-    train_per_class: int = 24,
-    test_per_class: int = 12,
-    workers: int = 2,
-) -> Path:
-    """Make the demo set anew in ``root``, replacing a demo set that is there; returns ``root``.
+def build_set(recipe: Recipe, root: Path, *, workers: int = 2, anew: bool = True) -> Path:
+    """Make the set in ``root``, replacing one of its name that is there; returns ``root``.
 
     Args:
+        recipe: what is made.
         root: folder of the set. It appears whole or not at all; of several builders one works, the others wait.
-        seed: another seed gives other clips of the same kinds.
-        pretrain: clips without labels.
-        train_per_class, test_per_class: labelled clips of each of the `CLASSES`.
         workers: processes; 0 or 1 makes all clips in this one.
+        anew: False keeps a whole set of this recipe that is there by now.
 
     Raises:
         DemoError: the folder cannot be written, the disk is full, or ``root`` holds something else.
     """
-    return _build(Path(root), Recipe(seed, pretrain, train_per_class, test_per_class), workers)
+    root = Path(root)
+    _refuse_foreign(root, recipe)
+    with _explained(root, recipe), hold(root, f"{recipe.name} set", wait=True):
+        if not anew and is_complete(root, recipe):  # another process has just made it
+            return root
+        folder = _begin(root, recipe)
+        try:
+            _fill(folder, recipe, workers)
+            folder.chmod(0o755)  # mkdtemp makes private folders; a cache may be shared
+            _put_in_place(folder, root, recipe)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except BaseException:  # it was stopped: the next one may go on at once
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(folder / JOURNAL, (0, 0))
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # where a rival was first
+    return root
 
 
-def is_complete(root: Path, recipe: Recipe | None = None) -> bool:
-    """True if ``root`` holds a finished set (of this recipe) whose files all have their recorded size.
+def is_complete(root: Path, recipe: Recipe) -> bool:
+    """True if ``root`` holds a finished set of this recipe whose files all have their recorded size.
 
     Raises:
         OSError: the machine cannot say, for want of memory or open files.
     """
     try:
-        marker = _marker(root)
-        if recipe is not None and marker["recipe"] != asdict(recipe):
-            return False
-        return all((root / row["path"]).stat().st_size == row["bytes"] for row in marker["clips"])
+        marker = _read_marker(root, recipe.name)
+        return marker["recipe"] == recipe.values and all(_is_whole(root, row) for row in marker["clips"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if is_of_machine(error):
             raise
         return False
 
 
-def _marker(root: Path) -> dict[str, Any]:
-    return unseal((root / MARKER).read_bytes(), root / MARKER, "make the demo set again")
+def _read_marker(root: Path, name: str) -> dict[str, Any]:
+    file = root / f"{name}.json"
+    return unseal(file.read_bytes(), file, f"make the {name} set again")
 
 
-def demo_rows(root: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Manifest rows (clip_id, path, split, and ``label.event`` where labelled) and the heads of a finished set."""
-    if not is_complete(Path(root)):
-        raise DemoError(errno.ENOENT, f"no complete demo set in {root}: call ensure_demo or build_demo first")
-    marker = _marker(Path(root))
-    rows = [{key: value for key, value in row.items() if key != "bytes"} for row in marker["clips"]]
-    return rows, {HEAD: list(CLASSES)}
+def set_rows(root: Path, recipe: Recipe) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Manifest rows (clip_id, path, split and the recipe's own columns) and the heads of a finished set.
+
+    Raises:
+        DemoError: ``root`` does not hold it.
+    """
+    if not is_complete(Path(root), recipe):
+        raise DemoError(errno.ENOENT, f"no complete {recipe.name} set in {root}: make it first")
+    marker = _read_marker(Path(root), recipe.name)
+    return [{key: value for key, value in row.items() if key != "bytes"} for row in marker["clips"]], recipe.heads
 
 
-def _build(root: Path, recipe: Recipe, workers: int, anew: bool = True) -> Path:
-    _refuse_foreign(root)
-    with _explained(root), hold(root, "demo set", wait=True):
-        if not anew and is_complete(root, recipe):  # another process has just made it
-            return root
-        _remove_stale(root)
-        folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=".partial", dir=root.parent))
-        try:
-            _fill(folder, recipe, workers)
-            folder.chmod(0o755)  # mkdtemp makes private folders; a cache may be shared
-            _put_in_place(folder, root, recipe)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    return root
+def _is_whole(root: Path, row: dict[str, Any]) -> bool:
+    return (root / row["path"]).stat().st_size == row["bytes"]
+
+
+def _versions() -> dict[str, str]:
+    return {"av": av.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
+
+
+def _begin(root: Path, recipe: Recipe) -> Path:
+    """A folder of this builder alone, which may hold the clips of one that was stopped; drops what is long dead."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=".partial", dir=root.parent))
+    own = re.compile(rf"\.{re.escape(root.name)}-[a-z0-9_]+(\.old)?\.partial")
+    left = [path for path in root.parent.iterdir() if own.fullmatch(path.name) and path != folder]
+    for path in left:
+        with contextlib.suppress(OSError):
+            if _header(path) == _header_of(recipe) and _age(path / JOURNAL) > QUIET_SECONDS:
+                path.rename(folder)  # onto an empty folder: of two builders one gets it
+                logger.info("going on with the %s set that was stopped before", recipe.name)
+                break
+    for path in left:
+        with contextlib.suppress(OSError):
+            if _age(path) > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+    return folder
+
+
+def _age(path: Path) -> float:
+    """Seconds since ``path`` was written."""
+    return time.time() - path.stat().st_mtime
+
+
+def _header_of(recipe: Recipe) -> dict[str, Any]:
+    return {"recipe": recipe.values, "versions": _versions()}
+
+
+def _header(folder: Path) -> Any:
+    try:
+        with (folder / JOURNAL).open() as journal:
+            return json.loads(journal.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def _journalled(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Row and truth of every clip that is made already, by its id."""
+    done = {}
+    with contextlib.suppress(OSError):
+        for line in (folder / JOURNAL).read_text().splitlines()[1:]:
+            with contextlib.suppress(OSError, ValueError):  # the last line may be torn
+                row, truth = json.loads(line)
+                if _is_whole(folder, row):
+                    done[row["clip_id"]] = row, truth
+    return done
 
 
 def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
     clips = recipe.clips()
     for split in dict(clips):
-        (folder / split).mkdir()
-    jobs = [(str(folder), recipe.seed, split, index) for split, index in clips]
-    rows, truth = [], {}
+        (folder / split).mkdir(exist_ok=True)
+    done = _journalled(folder)
+    jobs = [(str(folder), recipe, split, index) for split, index in clips if _clip_id(split, index) not in done]
     start = time.perf_counter()
-    with Meter("making the demo set", total=len(jobs), unit="clip") as meter:
-        for row, facts in _results(jobs, workers):
-            rows.append(row)
-            truth[row["clip_id"]] = facts
+    lines = [json.dumps(line) + "\n" for line in (_header_of(recipe), *done.values())]
+    (folder / JOURNAL).write_text("".join(lines))
+    with (
+        (folder / JOURNAL).open("a", buffering=1) as journal,
+        Meter(f"making the {recipe.name} set", total=len(clips), unit="clip", initial=len(done)) as meter,
+    ):
+        for row, truth in _results(jobs, workers):
+            done[row["clip_id"]] = row, truth
+            journal.write(json.dumps([row, truth]) + "\n")
             meter.update()
-    logger.info("made %d demo clips in %.1f s", len(jobs), time.perf_counter() - start)
-    (folder / TRUTH).write_text(json.dumps(truth))
-    versions = {"av": av.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
-    marker = {"recipe": asdict(recipe), "versions": versions, "classes": CLASSES, "clips": rows}
-    with atomic_path(folder / MARKER) as temporary:
+    logger.info("made %d %s clips in %.1f s", len(jobs), recipe.name, time.perf_counter() - start)
+    made = {name: done[name] for name in (_clip_id(*clip) for clip in clips)}
+    (folder / TRUTH).write_text(json.dumps({name: truth for name, (_, truth) in made.items()}))
+    marker = {**_header_of(recipe), "heads": recipe.heads, "clips": [row for row, _ in made.values()]}
+    with atomic_path(folder / recipe.marker) as temporary:
         temporary.write_text(json.dumps(seal(marker)))
+    (folder / JOURNAL).unlink()
 
 
-def _results(jobs: list[tuple[str, int, str, int]], workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+Job = tuple[str, Recipe, str, int]
+
+
+def _results(jobs: list[Job], workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     if workers <= 1 or len(jobs) <= IN_PROCESS:
         yield from map(_make, jobs)
         return
@@ -200,18 +299,19 @@ def _results(jobs: list[tuple[str, int, str, int]], workers: int) -> Iterator[tu
         pool.shutdown(cancel_futures=True)
 
 
-def _make(job: tuple[str, int, str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make and write one clip: (manifest row with its size in bytes, truth). Pretraining clips get no label."""
-    folder, seed, split, index = job
-    clip = make_clip(seed, split, index)
-    clip_id = f"{split}-{index:04d}"
+def _clip_id(split: str, index: int) -> str:
+    return f"{split}-{index:04d}"
+
+
+def _make(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make and write one clip: (manifest row with its size in bytes, truth)."""
+    folder, recipe, split, index = job
+    made = recipe.make(split, index)
     path = Path(split) / f"{index:04d}.mp4"
-    write_mp4(Path(folder) / path, clip.frames, clip.audio)
-    row = {"clip_id": clip_id, "path": path.as_posix(), "split": split, "bytes": (Path(folder) / path).stat().st_size}
-    facts = {**asdict(clip.style), "onsets": np.round(clip.onsets, 5).tolist(), "body": np.round(clip.box, 2).tolist()}
-    if split != "pretrain":
-        row[f"label.{HEAD}"] = clip.event
-    return row, facts
+    write_mp4(Path(folder) / path, made.frames, made.audio)
+    size = (Path(folder) / path).stat().st_size
+    row = {"clip_id": _clip_id(split, index), "path": path.as_posix(), "split": split, "bytes": size}
+    return row | made.columns, made.truth
 
 
 def _put_in_place(folder: Path, root: Path, recipe: Recipe) -> None:
@@ -228,29 +328,22 @@ def _put_in_place(folder: Path, root: Path, recipe: Recipe) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_foreign(root: Path) -> None:
-    """Only a demo set, whole or broken, or an empty folder is ever replaced."""
-    known = {MARKER, TRUTH, "pretrain", "train", "test"}
+def _refuse_foreign(root: Path, recipe: Recipe) -> None:
+    """Only a set of this name, whole or broken, or an empty folder is ever replaced."""
+    known = {recipe.marker, TRUTH, JOURNAL, "pretrain", "train", "val", "test"}
     try:
         found = {entry.name for entry in root.iterdir()}
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DemoError(error.errno, f"cannot use {root} for the demo set: {error.strerror}; check the path") from error
+        reason = f"cannot use {root} for the {recipe.name} set: {error.strerror}; check the path"
+        raise DemoError(error.errno, reason) from error
     if not found <= known:
         raise DemoError(errno.EEXIST, f"{root} holds other files ({min(found - known)}, ...): name an empty folder")
 
 
-def _remove_stale(root: Path) -> None:
-    """Drop what builders that were killed left behind."""
-    for folder in root.parent.glob(f".{root.name}-*.partial"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def _explained(root: Path) -> Iterator[None]:
+def _explained(root: Path, recipe: Recipe) -> Iterator[None]:
     """Turn the system's errors into one line that names the folder and the fix."""
     try:
         yield
@@ -258,10 +351,10 @@ def _explained(root: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            reason, fix = "the disk is full", "free 50 MB"
+            reason, fix = "the disk is full", f"free {max(50, len(recipe.clips()) // 20)} MB"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason, fix = "the folder is read-only", "make it writable"
         else:
             reason, fix = error.strerror or str(error), "check the path"
-        message = f"cannot make the demo set in {root}: {reason}; {fix}, or name another folder in AVSSL_CACHE"
+        message = f"cannot make the {recipe.name} set in {root}: {reason}; {fix}, or name another folder in AVSSL_CACHE"
         raise DemoError(error.errno, message) from error

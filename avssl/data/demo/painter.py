@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avssl.data.demo.timing import FRAME_SIZE
-
 Track = float | np.ndarray
 Colour = np.ndarray
 
@@ -14,10 +12,10 @@ Colour = np.ndarray
 class Painter:
     """Paints shapes in the units of one body: (0, 0) is its centre, 1 its size, y points down.
 
-    Every coordinate, radius and opacity may be a number or a track of shape (NUM_FRAMES,).
+    Every coordinate, radius and opacity may be a number or a track of shape (T,), a value a frame.
 
     Args:
-        frames: (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) float32 in 0..1, painted in place (planes blend fastest).
+        frames: (3, T, H, W) float32 in 0..1, painted in place (planes blend fastest).
         x, y: the body's centre in pixels, number or track.
         size: pixels per unit.
         mirror: swap left and right.
@@ -29,11 +27,12 @@ class Painter:
     ) -> None:
         self.size = size
         margin = reach * size
-        columns = slice(max(0, int(np.min(x) - margin)), min(FRAME_SIZE, int(np.max(x) + margin) + 2))
-        rows = slice(max(0, int(np.min(y) - margin)), min(FRAME_SIZE, int(np.max(y) + margin) + 2))
+        height, width = frames.shape[2:]
+        columns = slice(max(0, int(np.min(x) - margin)), min(width, int(np.max(x) + margin) + 2))
+        rows = slice(max(0, int(np.min(y) - margin)), min(height, int(np.max(y) + margin) + 2))
         self.frames = frames[:, :, rows, columns]
-        grid_x = (np.arange(FRAME_SIZE, dtype=np.float32)[columns] + 0.5)[None, None, :]
-        grid_y = (np.arange(FRAME_SIZE, dtype=np.float32)[rows] + 0.5)[None, :, None]
+        grid_x = (np.arange(width, dtype=np.float32)[columns] + 0.5)[None, None, :]
+        grid_y = (np.arange(height, dtype=np.float32)[rows] + 0.5)[None, :, None]
         self.x = (grid_x - _track(x)) / np.float32(-size if mirror else size)
         self.y = (grid_y - _track(y)) / np.float32(size)
 
@@ -102,12 +101,12 @@ class Painter:
         self._blend(coverage * _track(alpha), colour)
 
     def _blend(self, alpha: np.ndarray, colour: Colour) -> None:
-        """Colour is (3,) or a track (NUM_FRAMES, 3)."""
+        """Colour is (3,) or a track (T, 3)."""
         for plane, shade in zip(self.frames, np.asarray(colour, np.float32).T, strict=True):
             plane += alpha * (_track(shade) - plane)
 
 
 def _track(value: Track) -> np.ndarray:
-    """Numbers become scalars, tracks (NUM_FRAMES,) become (NUM_FRAMES, 1, 1), grids stay."""
+    """Numbers become scalars, tracks (T,) become (T, 1, 1), grids stay."""
     array = np.asarray(value, np.float32)
     return array.reshape(-1, 1, 1) if array.ndim == 1 else array

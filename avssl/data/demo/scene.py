@@ -41,13 +41,15 @@ class Palette:
         )
 
 
-def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
-    """Drifting texture between the two ground colours: (3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) float32 in 0..1."""
+def paint_background(
+    rng: Rng, palette: Palette, unseen: bool, count: int = NUM_FRAMES, size: int = FRAME_SIZE
+) -> np.ndarray:
+    """Drifting texture between the two ground colours: (3, count, size, size) float32 in 0..1."""
     kind = rng.choice(UNSEEN_BACKGROUNDS if unseen else BACKGROUNDS)
     angle, wavelength, speed = rng.uniform((0, 0.25, -0.25), (2 * np.pi, 0.9, 0.25)).astype(np.float32)
-    axis = np.arange(FRAME_SIZE, dtype=np.float32) / FRAME_SIZE - np.float32(0.5)
+    axis = np.arange(size, dtype=np.float32) / size - np.float32(0.5)
     x, y = axis[None, None, :], axis[None, :, None]
-    t = frame_times().astype(np.float32)[:, None, None]
+    t = frame_times(count).astype(np.float32)[:, None, None]
     along = np.cos(angle) * x + np.sin(angle) * y + speed * t
     across = -np.sin(angle) * x + np.cos(angle) * y
     if kind == "gradient":
@@ -63,17 +65,17 @@ def paint_background(rng: Rng, palette: Palette, unseen: bool) -> np.ndarray:
         share = 0.5 + 0.5 * np.sign(np.sin(2 * np.pi * along / wavelength) * np.sin(2 * np.pi * across / wavelength))
     else:
         share = 0.5 + 0.5 * np.sin(2 * np.pi * (np.hypot(x - 0.3 * np.cos(angle), y) / wavelength + 2 * speed * t))
-    share = np.broadcast_to(np.clip(share, 0, 1).astype(np.float32), (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE))
+    share = np.broadcast_to(np.clip(share, 0, 1).astype(np.float32), (count, size, size))
     return np.stack([a + share * (b - a) for a, b in zip(palette.ground, palette.ground_end, strict=True)])
 
 
 def paint_distractors(rng: Rng, frames: np.ndarray) -> None:
     """Up to two small dim shapes that drift evenly and make no sound."""
-    t = frame_times()
+    t, size = frame_times(frames.shape[1]), frames.shape[2]
     for _ in range(rng.integers(0, 3)):
         colour = np.array(colorsys.hls_to_rgb(rng.random(), rng.uniform(0.15, 0.35), 0.5), np.float32)
-        x = rng.uniform(0, FRAME_SIZE) + rng.uniform(-10, 10) * t
-        y = rng.uniform(0, FRAME_SIZE) + rng.uniform(-10, 10) * t
+        x = rng.uniform(0, size) + rng.uniform(-10, 10) * t
+        y = rng.uniform(0, size) + rng.uniform(-10, 10) * t
         painter = Painter(frames, x, y, rng.uniform(3, 7))
         shape = rng.integers(3)
         if shape == 0:

@@ -1,4 +1,4 @@
-"""The clock of a demo clip: every synthesizer and painter shares these constants."""
+"""The clock of the clips: every synthesizer and painter of a set shares its rates; the lengths are the demo's."""
 
 import numpy as np
 
@@ -11,9 +11,9 @@ SAMPLES_PER_FRAME = 1280  # a whole number at 12.5 frames a second: sound and pi
 NUM_SAMPLES = NUM_FRAMES * SAMPLES_PER_FRAME
 
 
-def frame_times() -> np.ndarray:
-    """Mid-exposure time of each frame in seconds, shape (NUM_FRAMES,): frame i shows [i, i + 1) / FPS."""
-    return (np.arange(NUM_FRAMES) + 0.5) / FPS
+def frame_times(count: int = NUM_FRAMES) -> np.ndarray:
+    """Mid-exposure time of each frame in seconds, shape (count,): frame i shows [i, i + 1) / FPS."""
+    return (np.arange(count) + 0.5) / FPS
 
 
 def sample_times() -> np.ndarray:

@@ -68,6 +68,7 @@ PROTOCOLS = {
     "audioset": (10.0, 1, "sound"),
     "audioset-20k": (10.0, 1, "sound"),
     "demo": (1.2, 2, None),
+    "demo-sources": (1.6, 1, "content"),
     "epic-kitchens": (2.0, 10, None),
     "epic-sounds": (2.0, 5, "sound"),
     "esc10": (5.0, 1, "sound"),

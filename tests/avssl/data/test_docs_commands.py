@@ -48,7 +48,11 @@ SHORT = {
     "embed": ["--data.num_workers", "0"],
     "demo": [],
 }
-SMALL_SETS = {"grid": "{test_clips: 3}", "demo": "{pretrain: 8, train_per_class: 1, test_per_class: 1}"}
+SMALL_SETS = {
+    "grid": "{test_clips: 3}",
+    "demo": "{pretrain: 8, train_per_class: 1, test_per_class: 1}",
+    "demo-sources": "{pretrain: 8, train: 24, val: 4, test: 24, sources: 4}",
+}
 
 
 def text_of(page: str) -> str:
@@ -189,7 +193,7 @@ class Place:
             out += ["--folds", "fold=1..2"]
         text = " ".join(words)
         for name, options in SMALL_SETS.items():
-            if re.search(rf"--data {name}\b|/{name}\.yaml", text) or tool == name:
+            if re.search(rf"--data {name}(?![\w-])|/{name}\.yaml", text) or tool == name:
                 out += ["--options" if tool in ("prepare", "extract_audio") else "--data.options", options]
         return out
 

@@ -24,7 +24,7 @@ with (folder / "runs.txt").open("a") as file:
 
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
-from avssl.data.demo import build
+from avssl.data.demo import build, build_demo
 from avssl.data.loader import make_eval_loader
 from avssl.data.media.pool import probe_all
 
@@ -39,7 +39,7 @@ for epoch in range(2):
     assert [len(batch) for batch in batches] == [2, 1], batches
 
 build.IN_PROCESS = 0
-build.build_demo(folder / "demo", pretrain=2, train_per_class=0, test_per_class=0, workers=2)
+build_demo(folder / "demo", pretrain=2, train_per_class=0, test_per_class=0, workers=2)
 assert len(list((folder / "demo").rglob("*.mp4"))) == 2
 print("done")
 """

@@ -47,7 +47,7 @@ import avssl.config, avssl.data.catalog
 
 assert Path(avssl.__file__).is_relative_to(sys.argv[1]), avssl.__file__
 trees = json.loads(sys.argv[2])
-assert set(avssl.data.catalog.names()) == {*trees, "demo"}
+assert set(avssl.data.catalog.names()) == {*trees, "demo", "demo-sources"}
 Path(sys.argv[3], "told.json").write_text(json.dumps(protocols(trees, sys.argv[3])))
 """
 

@@ -92,16 +92,48 @@ def test_a_finished_set_is_reused_and_a_damaged_one_is_made_again(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_was_stopped_goes_on_with_what_it_had_made(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = demo_build.write_mp4, []
+
     def interrupted(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
         if path.name == "0002.mp4":
             raise KeyboardInterrupt
-        path.write_bytes(b"x")
+        write(path, frames, audio)
 
     monkeypatch.setattr(demo_build, "write_mp4", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path / "demo", **SMALL)
-    assert list(tmp_path.iterdir()) == []
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".demo-")
+    with (left / demo_build.JOURNAL).open("a") as journal:
+        journal.write('[{"clip_id": "torn')
+    os.utime(left / demo_build.JOURNAL, (0, 0))  # as it was left
+    (left / "pretrain" / "0001.mp4").write_bytes(b"damaged since")
+
+    def counted(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
+        written.append(path.name)
+        write(path, frames, audio)
+
+    monkeypatch.setattr(demo_build, "write_mp4", counted)
+    build_demo(tmp_path / "demo", **SMALL)
+    assert written[:2] == ["0001.mp4", "0002.mp4"] and len(written) == len(demo_rows(demo)[0]) - 1
+    assert digests(tmp_path / "demo") == digests(demo)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_what_was_stopped_is_not_taken_for_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    sizes = {"pretrain": 1, "train_per_class": 0, "test_per_class": 0, "workers": 0}
+    with monkeypatch.context() as patched:
+        patched.setattr(demo_build, "write_mp4", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build_demo(tmp_path / "demo", **sizes)
+    before = digests(build_demo(tmp_path / "other", seed=1, **sizes))
+    assert digests(build_demo(tmp_path / "demo", seed=1, **sizes)) == before
 
 
 def test_the_loser_of_a_race_keeps_the_winner_s_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
