@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ def hold(path: str | os.PathLike[str], what: str, *, wait: bool = False) -> Iter
     finally:
         told.unlink(missing_ok=True)
         lease.release(force=True)
+
+
+@contextmanager
+def hold_for_all(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """As :func:`hold`, by the first of several processes that work together, before they know of each other."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    with hold(path, what) if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        yield
 
 
 def refuse_held(path: str | os.PathLike[str], what: str) -> None:

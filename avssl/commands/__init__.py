@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -74,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         # An import that failed names its module; without one it is our word on an optional package, with its command.
         optional = isinstance(error, ImportError) and error.name is None
-        # Anything else is a defect and shows its traceback.
+        # Anything else is a defect and shows its traceback, here, where nothing can print it with a URL's password.
         if os.environ.get("AVSSL_DEBUG") or not (optional or isinstance(error, user_errors())):
-            raise
+            sys.stderr.write(hide_credentials(traceback.format_exc()))
+            return 1
         return _fail(_one_line(error), 1)
 
 

@@ -16,7 +16,9 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     with Meter("starting"):
         from avssl.averaging import average_checkpoints, write_average
+        from avssl.locks import hold
 
-    write_average(average_checkpoints(arguments.checkpoints), arguments.output)
+    with hold(arguments.output, "checkpoint"):
+        write_average(average_checkpoints(arguments.checkpoints), arguments.output)
     sys.stdout.write(f"mean of {len(arguments.checkpoints)} checkpoints: {arguments.output}\n")
     return 0

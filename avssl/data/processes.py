@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing import parent_process, spawn
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -11,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from avssl.urls import known, learn
+from avssl.urls import hide_credentials, known, learn
 
 # Signals that come from outside, such as the system's when memory is short: a decoder that crashes ends by others.
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
@@ -39,7 +40,11 @@ class _Process(ForkServerProcess):
     def run(self) -> None:
         _end_with_parent()
         learn(self._urls)
-        super().run()
+        try:
+            super().run()
+        except Exception:  # a defect: as multiprocessing tells it, but without the passwords of URLs
+            sys.stderr.write(hide_credentials(f"{self.name}: {traceback.format_exc()}"))
+            raise SystemExit(1) from None
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from avssl.evaluation.files import atomic_path, seal, unseal
+from avssl.urls import hidden
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "decord", "lightly", "numpy", "scikit-learn", "soxr")
 
@@ -82,8 +83,9 @@ def jsonable(value: Any) -> Any:
 
 
 def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes strict JSON (no NaN literal) with its checksum; the file appears whole or not at all."""
-    values = seal(json.loads(json.dumps(jsonable(result), allow_nan=False)))
+    """Writes strict JSON (no NaN literal) with its checksum, without the credentials of URLs in messages of failures;
+    the file appears whole or not at all."""
+    values = seal(hidden(json.loads(json.dumps(jsonable(result), allow_nan=False))))
     text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ from avssl.data.failures import DataError
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.pictures import View, contact_sheet
+from avssl.locks import hold
 from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
 from avssl.pipelines.encoders import SAMPLE_RATE, complete_pair, frontend_options
 from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
@@ -55,11 +56,16 @@ def augment_sheet(config: AugmentSheetConfig) -> dict[str, Any]:
     Raises:
         ValueError: fewer than one clip or view, or an augmentation's setting out of range.
         DataError: when none of the clips can be read.
+        HeldError: another process writes to the same folder.
     """
     check_bounds(config)
-    config = complete_pair(config)
-    batch, seconds = read_clips(config)
     folder = config.output or Path("runs") / f"augment-{Path(config.data.name).stem}"
+    with hold(folder, "sheet"):
+        return _sheet(complete_pair(config), folder)
+
+
+def _sheet(config: AugmentSheetConfig, folder: Path) -> dict[str, Any]:
+    batch, seconds = read_clips(config)
     versions = list(_versions(config, batch))
     clips: list[tuple[str, list[View]]] = []
     waves: list[Path] = []

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from avssl.evaluation.files import atomic_path
 from avssl.evaluation.predictions import FILE, Predictions, read_predictions
 from avssl.evaluation.report import is_share, show
 from avssl.evaluation.result import read_result
+from avssl.locks import hold
 from avssl.pipelines.comparison_tables import Cell, CellTable, render
 from avssl.progress import Meter
 
@@ -70,10 +72,19 @@ def compare(
 
     Raises:
         FileNotFoundError: a run has no result.
-        ValueError: runs that cannot be compared, a metric that they do not share, fewer than two runs.
+        ValueError: runs that cannot be compared, a metric that they do not share, fewer than two runs; or a result that
+            is not as it was written.
+        HeldError: another process writes to ``output``.
     """
     if len(paths) < 2:
         raise ValueError("runs: give at least two to compare")
+    with nullcontext() if output is None else hold(output, "comparison"):
+        return _compare(paths, format, output, metrics, force, bold)
+
+
+def _compare(
+    paths: Sequence[Path], format: str, output: Path | None, metrics: Sequence[str] | None, force: bool, bold: bool
+) -> str:
     runs = read_runs(paths)
     notes = check_conditions(runs, force)
     names = shared_metrics(runs, metrics)

@@ -4,19 +4,17 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
 from avssl.errors import is_of_machine
 from avssl.evaluation.files import DamagedError
 from avssl.evaluation.result import read_result
-from avssl.locks import hold
+from avssl.locks import hold_for_all
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
@@ -66,7 +64,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     config = complete_start(config, checkpoint)
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
-    with hold(folder, "cross-validation") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+    with hold_for_all(folder, "cross-validation"):
         return _crossval(config, checkpoint, folder)
 
 

@@ -8,6 +8,7 @@ from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settin
 from avssl.evaluation.pictures import drawn, head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
+from avssl.locks import hold_for_all
 from avssl.pipelines.finetune import finetune
 from avssl.pipelines.pretrain import pretrain, retrieval_table
 
@@ -20,7 +21,15 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds, with ``finished``, which is False where a signal ended a run early, the ``tables``,
         and the path of the ``report``.
+
+    Raises:
+        HeldError: another process writes to the same folder.
     """
+    with hold_for_all(config.output, "demo"):
+        return _demo(config)
+
+
+def _demo(config: DemoConfig) -> dict[str, Any]:
     common: dict[str, Any] = {name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "seed")}
     folder = config.output / "pretrain"
     pretraining = replace(demo_settings(PretrainConfig), **common, optim=config.pretrain, output=folder)

@@ -22,6 +22,7 @@ from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import Manifest
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.result import provenance, write_result
+from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
@@ -146,8 +147,14 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint.
         DataError: no such data.
         ImportError: ONNX is asked for and not installed.
+        HeldError: another process writes the same file.
     """
     _check(config)
+    with hold(config.output, "export"):
+        return _export(config)
+
+
+def _export(config: ExportConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     subject = _Subject(Path(config.checkpoint), config.input)

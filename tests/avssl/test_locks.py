@@ -11,6 +11,7 @@ import pytest
 from filelock import SoftFileLease
 
 from avssl import locks
+from avssl.commands import main
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.manifest import Manifest
 from avssl.locks import HeldError, hold, refuse_held
@@ -41,6 +42,24 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> N
     assert (tmp_path / ".out.lock").is_file()
     with hold(tmp_path / "out", "run"):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export --checkpoint nowhere --output OUT.pt2",
+        "average nowhere.ckpt --output OUT.pt2",
+        "compare nowhere elsewhere --output OUT.pt2",
+        "augment --data demo --output OUT.pt2",
+        "demo --output OUT.pt2",
+    ],
+)
+def test_every_command_that_writes_is_told_of_another_one(tmp_path: Path, capsys, command: str) -> None:
+    out = tmp_path / "OUT.pt2"
+    with hold(out, "other"):
+        assert main(command.replace("OUT.pt2", str(out)).split()) == 1
+    assert f"{out} is being written by {socket.gethostname()}, process {os.getpid()}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

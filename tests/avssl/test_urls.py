@@ -14,8 +14,11 @@ from avssl.config import DataConfig, FinetuneConfig, WandbConfig, to_dict, to_ya
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedDataConfig, ExportDataConfig
 from avssl.config.resolution import pretraining_folder
+from avssl.data import processes
 from avssl.data.catalog import find_entry
+from avssl.data.media import MediaError
 from avssl.data.processes import server
+from avssl.evaluation.result import write_result
 from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.trained import Trained
 from avssl.tracking import Tracker
@@ -109,6 +112,37 @@ def test_commands_do_not_print_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nosuch://bucket/clips" in told.err and "SECRET" not in told.out + told.err
     with pytest.raises(Exception, match="nosuch://bucket/clips"):
         find_entry("nosuch://key:SECRET@bucket/clips")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_traceback_of_a_defect_does_not_show_them(monkeypatch, capsys, debug: bool) -> None:
+    def run(argv: list[str]) -> int:
+        try:
+            raise OSError(f"GET {URL}")
+        except OSError as error:
+            raise (ValueError if debug else TypeError)(f"a defect at {URL}") from error
+
+    monkeypatch.setattr("avssl.commands.predict.run", run)
+    monkeypatch.setenv("AVSSL_DEBUG", "1" if debug else "")
+    assert main(["predict"]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told and f"GET {SHOWN}" in told and f"a defect at {SHOWN}" in told and "SECRET" not in told
+
+
+def test_nor_does_that_of_a_decoding_process(monkeypatch, capsys) -> None:
+    process = server().Process(target=int, args=(URL,))
+    process._urls = {}  # type: ignore[attr-defined]
+    monkeypatch.setattr(processes, "_end_with_parent", lambda: None)
+    with pytest.raises(SystemExit, match="1"):
+        process.run()  # in this process
+    told = capsys.readouterr().err
+    assert "Traceback" in told and f"ValueError: invalid literal for int() with base 10: '{SHOWN}'" in told
+
+
+def test_nor_do_results_and_failures(tmp_path: Path) -> None:
+    write_result(tmp_path / "result.json", {"failed": [{"error": f"GET {URL}"}]})
+    assert_kept(tmp_path)
+    assert "SECRET" not in str(MediaError("a.wav", "unreadable file", f"GET {URL}"))
 
 
 def assert_kept(folder: Path) -> None:

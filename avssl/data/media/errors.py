@@ -10,6 +10,7 @@ from typing import Any
 import av
 
 from avssl.errors import FULL, printable
+from avssl.urls import hide_credentials
 
 # So many bytes a machine has that is not out of memory.
 _SPARE = 1 << 26
@@ -26,7 +27,7 @@ class MediaError(Exception):
 
     def __init__(self, path: str | Path, reason: str, detail: str = "") -> None:
         # FFmpeg's messages run over several lines; a log line must not.
-        self.path, self.reason, self.detail = str(path), reason, " ".join(detail.split())
+        self.path, self.reason, self.detail = str(path), reason, hide_credentials(" ".join(detail.split()))
         super().__init__(f"{printable(self.path)}: {reason}" + (f" ({self.detail})" if self.detail else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
