@@ -235,7 +235,7 @@ def _kept_scan(cached: Path, built: Manifest) -> Manifest | None:
     if not cached.is_file():
         return None
     try:
-        return Manifest.load(cached, built.root)
+        return Manifest.load(cached, built.root, allow_absolute=built.allow_absolute)
     except ManifestError as error:
         cached.unlink(missing_ok=True)
         logger.warning("%s; its files are scanned again", error)
@@ -257,9 +257,11 @@ def list_data(
     Arguments and errors as for :func:`open_data`.
     """
     if is_manifest(name):
-        if options:
-            raise DataError(f"{name}: a saved manifest takes no options, got {', '.join(options)}")
-        built = Manifest.load(Path(name).expanduser(), root)
+        given = dict(options or {})
+        allowed = given.pop("allow_absolute", False)
+        if given:
+            raise DataError(f"{name}: a saved manifest takes no options but allow_absolute, got {', '.join(given)}")
+        built = Manifest.load(Path(name).expanduser(), root, allow_absolute=allowed is True)
         return built, f"{Path(name).stem}-{_hash([str(built.root)])}"
     entry = find_entry(name)
     options = keep_back({**entry.options, **(options or {})})

@@ -90,7 +90,7 @@ class Manifest:
             strings.
         root: folder that the paths are relative to.
         heads: head name -> ordered class names; a label is an index into them.
-        allow_absolute: accept absolute paths (an explicit choice; kept in the file).
+        allow_absolute: accept absolute paths: a choice of who opens the data, which no file makes.
 
     Raises:
         ManifestError: duplicate or empty clip ids, a path that leaves the root, a label out of range, an unknown
@@ -136,11 +136,13 @@ class Manifest:
         return cls(pa.table(columns), root, heads, allow_absolute=allow_absolute)
 
     @classmethod
-    def load(cls, path: str | Path, root: str | Path | None = None) -> Manifest:
+    def load(cls, path: str | Path, root: str | Path | None = None, *, allow_absolute: bool = False) -> Manifest:
         """Read a file written by `save`, comparing its checksums. ``root`` replaces the stored one of moved data.
 
+        ``allow_absolute`` is the caller's alone: files of earlier versions say that they may, which does not count.
+
         Raises:
-            ManifestError: it is damaged, or no manifest.
+            ManifestError: it is damaged, no manifest, or has absolute paths that are not allowed.
             OSError: it cannot be read.
         """
         again = "build the manifest again"
@@ -158,14 +160,14 @@ class Manifest:
         if stored.get(_DIGEST_KEY, digest) != digest:
             raise ManifestError(f"{path}: damaged (the checksum of its footer differs); {again}")
         about = json.loads(stored[METADATA_KEY])
-        return cls(table, root or about["root"], about["heads"], allow_absolute=about["allow_absolute"])
+        return cls(table, root or about["root"], about["heads"], allow_absolute=allow_absolute)
 
     def save(self, path: str | Path, entry: Mapping[str, Any] | None = None) -> None:
         """Write Parquet (zstd) atomically: a reader sees the old file or the new one, never half of one.
 
         ``entry`` holds the keys of a data YAML, such as ``clip_seconds``, that go with the file; `load` ignores them.
         """
-        metadata: dict[str, Any] = {"root": str(self.root), "heads": self.heads, "allow_absolute": self.allow_absolute}
+        metadata: dict[str, Any] = {"root": str(self.root), "heads": self.heads}
         if entry:
             metadata["entry"] = dict(entry)
         text = json.dumps(metadata).encode()

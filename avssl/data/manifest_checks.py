@@ -209,8 +209,8 @@ def _check_paths(paths: pa.ChunkedArray, ids: pa.ChunkedArray, allow_absolute: b
             raise ManifestError(f"clip {clip!r}: path {path!r} is empty or holds a NUL byte")
         if path.startswith("/"):
             if not allow_absolute:
-                raise ManifestError(f"clip {clip!r}: path {path!r} is absolute; make it relative to the root, or pass "
-                                    "allow_absolute=True")  # fmt: skip
+                raise ManifestError(f"clip {clip!r}: path {path!r} is absolute; make it relative to the root, or "
+                                    "allow such paths by --data.options '{allow_absolute: true}'")  # fmt: skip
         elif posixpath.normpath(path).split("/")[0] == "..":
             raise ManifestError(f"clip {clip!r}: path {path!r} leaves the root; choose a root above it")
 

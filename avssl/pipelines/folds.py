@@ -130,7 +130,8 @@ def _manifest_folds(data: DataConfig, count: int | None, group_by: str | None, s
         fold = Fold(name, data)
         path = folder / f"{fold.slug}-seed-{seed}.parquet"
         _write(manifest.with_columns({"split": np.where(test, "test", "train").tolist()}), path, entry.stated)
-        settings: dict[str, Any] = {"name": str(path), "root": None, "options": {}, "heads": list(heads)}
+        options = {"allow_absolute": True} if manifest.allow_absolute else {}
+        settings: dict[str, Any] = {"name": str(path), "root": None, "options": options, "heads": list(heads)}
         settings["clip_seconds"] = entry.clip_seconds if data.clip_seconds is None else data.clip_seconds
         settings["eval_clips"] = entry.eval_clips if data.eval_clips is None else data.eval_clips
         made.append(replace(fold, data=replace(data, **settings)))
@@ -212,7 +213,7 @@ def _write(manifest: Manifest, path: Path, protocol: Mapping[str, Any]) -> None:
         DataError: it tests others: with it, results of an earlier call would be of folds that overlap.
     """
     if path.is_file():
-        before = Manifest.load(path)
+        before = Manifest.load(path, allow_absolute=manifest.allow_absolute)
         if any(before.column(name) != manifest.column(name) for name in ("clip_id", "split")):
             raise DataError(f"{path} holds a fold of other clips: choose another --output")
     manifest.save(path, protocol)

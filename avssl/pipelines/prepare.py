@@ -113,10 +113,12 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     if not any(report["usable"].values()):
         raise DataError(f"{options.data}: none of {len(manifest)} clips can be used; see {page} for the reasons")
     tell(f"wrote {output}, digest {manifest.digest}, and {page}")
+    named = ["--data", str(output)]
+    named += ["--data.options", "{allow_absolute: true}"] if manifest.allow_absolute else []
     if report["usable"]["both"]:
-        tell(f"next: {shlex.join(['avssl', 'pretrain', '--data', str(output)])}")
+        tell(f"next: {shlex.join(['avssl', 'pretrain', *named])}")
     elif learnable_heads(manifest):
-        tell(f"next: {shlex.join(['avssl', 'finetune', '--data', str(output), '--checkpoint', 'none'])}")
+        tell(f"next: {shlex.join(['avssl', 'finetune', *named, '--checkpoint', 'none'])}")
     return report
 
 

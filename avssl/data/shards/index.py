@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.media.audio import Channel, check_channel
-from avssl.data.shards.layout import is_address
+from avssl.data.shards.layout import ADDRESS_END, is_address
 from avssl.data.shards.store import Store, is_url
 from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
 
@@ -101,9 +102,21 @@ def local_index(location: str) -> Path:
 
 
 def open_cache(location: str) -> Manifest:
-    """The manifest of a cache, scanned; rows that could not be cached have their reason in "error"."""
+    """The manifest of a cache, scanned; rows that could not be cached have their reason in "error".
+
+    Raises:
+        DataError: there is none, it is not finished, or it names files that are not in its shards.
+    """
     folder = local_index(location)
-    return Manifest.load(folder / INDEX, folder)
+    # The paths of originals that could not be cached may be absolute: these are named, never opened.
+    manifest = Manifest.load(folder / INDEX, folder, allow_absolute=True)
+    paths = manifest.table["path"].filter(pc.equal(manifest.table["error"], ""))
+    others = paths.filter(pc.invert(pc.match_substring_regex(paths, rf"^[^/].*{ADDRESS_END}")))
+    if len(others):
+        raise DataError(
+            f"{location}: its index names {others[0].as_py()!r}, which lies in none of its shards; make it again"
+        )
+    return manifest
 
 
 def entry_of(location: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ END = bytes(2 * BLOCK)
 WAV_HEADER = 44
 
 _ADDRESS = re.compile(r"^(?P<shard>.*\.tar)#(?P<offset>\d+)\+(?P<size>\d+),(?P<header>\d+),(?P<crc>[0-9a-f]{8})$")
+# The same from the name of the shard on, as RE2 and Python both read it.
+ADDRESS_END = r"\.tar#\d+\+\d+,\d+,[0-9a-f]{8}$"
 
 
 @dataclass(frozen=True, slots=True)

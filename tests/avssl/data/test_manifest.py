@@ -1,5 +1,6 @@
 """The manifest: what it accepts, what it refuses, and that it survives disk and processes unchanged."""
 
+import json
 import os
 import pickle
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avssl.data.manifest import Manifest, ManifestError
+from avssl.data.catalog import list_data
+from avssl.data.failures import DataError
+from avssl.data.manifest import METADATA_KEY, Manifest, ManifestError
 
 HEADS = {"verb": ["open", "close", "cut"], "noun": ["door", "bread"]}
 ROWS = [
@@ -140,8 +143,25 @@ def test_absolute_paths_by_explicit_choice_only(tmp_path):
     manifest = Manifest.from_rows(rows, tmp_path, HEADS, allow_absolute=True)
     assert str(manifest.row(1).path) == "/data/b.mp4"
     manifest.save(tmp_path / "m.parquet")
-    loaded = Manifest.load(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"'/data/b\.mp4' is absolute.*--data\.options '\{allow_absolute: true\}'"):
+        Manifest.load(tmp_path / "m.parquet")
+    loaded = Manifest.load(tmp_path / "m.parquet", allow_absolute=True)
     assert loaded.allow_absolute and loaded.select("train").allow_absolute
+
+
+def test_a_file_that_allows_itself_absolute_paths_is_not_heard(tmp_path):
+    """As earlier versions wrote it, or whoever sends it."""
+    Manifest.from_rows(rows_with(path="/data/b.mp4"), tmp_path, HEADS, allow_absolute=True).save(tmp_path / "m.parquet")
+    table = pq.read_table(tmp_path / "m.parquet")
+    about = json.loads(table.schema.metadata[METADATA_KEY]) | {"allow_absolute": True}
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(about)}), tmp_path / "m.parquet")
+    name = str(tmp_path / "m.parquet")
+    for options in ({}, {"allow_absolute": False}, {"allow_absolute": "yes"}):
+        with pytest.raises(ManifestError, match="is absolute"):
+            list_data(name, None, options)
+    assert list_data(name, None, {"allow_absolute": True})[0].allow_absolute
+    with pytest.raises(DataError, match="takes no options but allow_absolute, got fold"):
+        list_data(name, None, {"fold": 1, "allow_absolute": True})
 
 
 def test_save_and_load_are_the_same_manifest(manifest, tmp_path):

@@ -255,6 +255,16 @@ def test_a_flipped_bit_is_a_counted_failure_and_found_by_a_check(copied: Path, p
     assert replaced.clips and replaced.failures[0].reason == "corrupt sample"
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "other.wav", "/x.tar#0+1024,100,00000000"])
+def test_an_index_that_names_other_files_is_refused(copied: Path, path: str) -> None:
+    manifest = open_data(str(copied))
+    paths = [path, *manifest.column("path")[1:]]
+    forged = Manifest(manifest.with_columns({"path": paths}).table, copied, manifest.heads, allow_absolute=True)
+    forged.save(copied / "index.parquet", ENTRY)
+    with pytest.raises(DataError, match=r"its index names .*, which lies in none of its shards"):
+        open_data(str(copied))
+
+
 def test_a_flipped_bit_in_what_a_cache_says_of_itself_is_refused(copied: Path) -> None:
     about = copied / "cache.json"
     whole, expected = about.read_bytes(), about_of(Store(str(copied)))

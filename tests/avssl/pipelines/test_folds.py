@@ -176,3 +176,15 @@ def test_folds_of_other_clips_are_not_written_over(media: Path, cache, tmp_path)
     divide(media, "fsdd", tmp_path, 5)
     with pytest.raises(DataError, match="holds a fold of other clips: choose another --output"):
         make_folds(DataConfig("esc10", media / "esc10"), 5, None, 0, tmp_path)
+
+
+def test_folds_of_a_list_with_absolute_paths_keep_the_users_choice(media: Path, cache, tmp_path) -> None:
+    files = sorted((media / "fsdd" / "recordings").glob("*.wav"))[:20]
+    lines = [f"{file},{file.name[0]},{number}" for number, file in enumerate(files)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,clip_id", *lines]) + "\n")
+    allowed = {"allow_absolute": True}
+    for _ in range(2):  # a second call finds the first one's
+        data = DataConfig(str(tmp_path / "list.csv"), options=allowed)
+        folds = make_folds(data, 2, None, 0, tmp_path / "folds")
+    assert [fold.data.options for fold in folds] == [allowed] * 2
+    assert_a_partition(folds, 20)
