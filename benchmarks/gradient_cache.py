@@ -30,7 +30,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     gpu = args.device.startswith("cuda")
     size, frames, side = args.batch, args.frames, args.side
-    pair = AudioVisualPair.build(audio=args.audio, video=args.video, num_frames=frames, crop_size=side)
+    pair = AudioVisualPair.build(
+        audio=args.audio, video=args.video, num_frames=frames, crop_size=side, projections={"infonce": {}}
+    )
     shapes = Shapes(128, pair.audio.num_features, pair.video.num_features, size, pair.audio.stride)
     augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(side))
     task = PretrainTask(

@@ -49,9 +49,9 @@ class EmbedConfig:
 
     Args:
         checkpoint: A run folder, an exported encoder or a .ckpt file. A pretrained pair gives audio_embedding and
-            video_embedding (the joint space; compare by cosine), audio_features and video_features (of the encoders).
-            An audio encoder gives audio_features; a classifier the features of the encoders that it has, and, of
-            both together, fused_features: what its head sees.
+            video_embedding (by its projection for retrieval; compare by cosine), audio_features and video_features (of
+            the encoders). An audio encoder gives audio_features; a classifier the features of the encoders that it has,
+            and, of both together, fused_features: what its head sees.
         output: The file to write, .parquet or .npz; a summary in JSON is written beside it.
         data: What to embed.
         modalities: What is embedded; auto is all that the checkpoint takes, and only a pair leaves a choice. A clip

@@ -25,11 +25,14 @@ class PretrainConfig:
         data: What to train on.
         audio: The audio encoder.
         video: The video encoder.
-        embedding_dim: Width of the joint embedding that the objectives compare.
-        time_bins: Equal parts of a clip that the audio projection tells apart. 1 compares plain means, which makes the
+        embedding_dim: Width of the embeddings that the objectives compare, of those that state none of their own.
+        time_bins: Equal parts of a clip that the audio projections tell apart. 1 compares plain means, which makes the
             best features; more of them find the right instance by its timing.
-        objectives: The terms of the loss: the name of each, its weight (1 by default) and options. --list-objectives
-            prints the names.
+        objectives: The terms of the loss: the name of each, its weight (1 by default), its projection (settings over
+            its own, for example {layers: 3, width: 2048, norm: false}, or the name of the term whose projection it
+            shares) and options. --list-objectives prints the names.
+        retrieval: Term whose projection embeds clips for retrieval; default: the first that contrasts audio with video,
+            else the first that has a projection.
         teacher_momentum: Momentum of the teacher that some objectives learn from (moco, distill); it rises to 1.
         augment: Batched augmentation.
         optim: Optimizer and schedule.
@@ -55,6 +58,7 @@ class PretrainConfig:
     embedding_dim: int = 128
     time_bins: int = 1
     objectives: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "infonce"}])
+    retrieval: str | None = None
     teacher_momentum: float = 0.99
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

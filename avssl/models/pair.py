@@ -1,35 +1,42 @@
-"""The audio-visual pair: two encoders and their projections into one joint embedding."""
+"""The audio-visual pair: two encoders and the projections of the objectives that it is trained with."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
 import mast
+from avssl.models.projection import Projection, build_heads
 from avssl.models.video import VideoEncoder, create_video_encoder, own_size
 
-
-def projection_head(inputs: int, outputs: int, hidden: int = 512) -> SimCLRProjectionHead:
-    """SimCLR's two-layer MLP (Chen et al. 2020). Its batch norm matters: features of fresh encoders are nearly the same
-    for all clips, and without it contrastive training stayed at chance for hundreds of steps."""
-    return SimCLRProjectionHead(inputs, hidden, outputs)
+# The only projection of a pair for which none are named, as of all pairs of before objectives had their own.
+JOINT = "joint"
 
 
 class AudioVisualPair(nn.Module):
-    """Audio encoder on log-mel spectrograms, video encoder on frames, and a projection head for each.
+    """Audio encoder on log-mel spectrograms, video encoder on frames, and projection heads for both.
 
-    The audio projection sees the encoder's tokens averaged over ``time_bins`` equal parts of the clip. With several, it
-    can tell *when* something is heard; with one, it sees just the features that pretraining is for, which then have to
+    There is a projection for every objective that names one, each with a head for audio and one for video. Those of
+    ``retrieval`` embed clips for retrieval.
+
+    The audio heads see the encoder's tokens averaged over ``time_bins`` equal parts of the clip. With several, they
+    can tell *when* something is heard; with one, they see just the features that pretraining is for, which then have to
     hold everything: on the demo set that gave a better linear probe at the same retrieval.
 
     Args:
         audio: A ``mast`` model: (B, 1, F, T) -> tokens (B, F', T', A).
         frontend: Waveform (B, S) -> log-mel (B, 1, F, T).
         video: Video encoder, (B, 3, T, H, W) in [0, 1] -> (B, V); has ``num_features``.
-        embedding_dim: Width D of the joint embedding.
-        time_bins: Parts of the clip that the audio projection tells apart.
+        projections: By name; None is one named ``JOINT`` with the defaults of :class:`Projection`.
+        retrieval: Name of the projection for retrieval; None is the first.
+        embedding_dim: Width D of projections that have none of their own.
+        time_bins: Parts of the clip that the audio heads tell apart, of projections that have none of their own.
+
+    Attributes:
+        projections: name -> modality -> head.
     """
 
     def __init__(
@@ -37,19 +44,27 @@ class AudioVisualPair(nn.Module):
         audio: mast.SpectrogramModel,
         frontend: mast.LogMel,
         video: VideoEncoder,
+        projections: Mapping[str, Projection] | None = None,
+        retrieval: str | None = None,
         embedding_dim: int = 128,
         time_bins: int = 1,
     ) -> None:
         super().__init__()
         if time_bins < 1:
             raise ValueError(f"time_bins: must be at least 1, got {time_bins}")
+        told = dict(projections or {JOINT: Projection()})
+        self.retrieval = retrieval or next(iter(told))
+        if self.retrieval not in told:
+            raise ValueError(f"retrieval: no projection {self.retrieval!r}; there are {', '.join(told)}")
         self.audio = audio
         self.frontend = frontend
         self.video = video
-        self.time_bins = time_bins
-        self.audio_projection = projection_head(time_bins * audio.num_features, embedding_dim)
-        self.video_projection = projection_head(video.num_features, embedding_dim)
+        self.time_bins = {name: projection.time_bins or time_bins for name, projection in told.items()}
+        told = {name: replace(each, dim=each.dim or embedding_dim) for name, each in told.items()}
+        inputs = {"audio": audio.num_features, "video": video.num_features}
+        self.projections = build_heads(told, inputs, time_bins)
         self.settings: dict[str, Any] = {}
+        self.register_load_state_dict_pre_hook(_one_projection_for_all)
 
     @classmethod
     def build(
@@ -65,8 +80,11 @@ class AudioVisualPair(nn.Module):
         pretrained: bool = False,
         embedding_dim: int = 128,
         time_bins: int = 1,
+        projections: Mapping[str, Mapping[str, Any]] | None = None,
+        retrieval: str | None = None,
     ) -> "AudioVisualPair":
-        """Builds a pair from names; None is the video encoder's own number and size of frames.
+        """Builds a pair from names; None is the video encoder's own number and size of frames. ``projections`` has the
+        settings of a :class:`Projection` by name.
 
         ``settings`` of the result rebuild it, which makes a checkpoint self-describing.
         """
@@ -80,6 +98,8 @@ class AudioVisualPair(nn.Module):
             create_video_encoder(
                 video, num_frames=num_frames, frame_size=crop_size, pretrained=pretrained, **(video_options or {})
             ),
+            {name: Projection(**each) for name, each in projections.items()} if projections else None,
+            retrieval,
             embedding_dim,
             time_bins,
         )
@@ -87,23 +107,59 @@ class AudioVisualPair(nn.Module):
         return pair
 
     def forward(self, spectrogram: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint embeddings (B, D) of ``spectrogram`` (B, 1, F, T) and of ``frames`` (B, 3, T, H, W) in [0, 1]."""
-        bins, _ = self.encode_audio(spectrogram)
-        return self.audio_projection(bins), self.video_projection(self.video(frames))
+        """Retrieval's embeddings (B, D) of ``spectrogram`` (B, 1, F, T) and ``frames`` (B, 3, T, H, W) in [0, 1]."""
+        by_time = self.encode_audio(spectrogram)
+        return self.project_audio(by_time, self.retrieval), self.project_video(self.video(frames), self.retrieval)
 
-    def encode_audio(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        """What the audio projection takes (B, time_bins * A), and the features (B, A)."""
-        by_time = self.audio.forward_grid(spectrogram).mean(dim=1).transpose(1, 2)  # (B, A, T')
-        bins = F.adaptive_avg_pool1d(by_time, self.time_bins)
-        return bins.flatten(1), by_time.mean(dim=2)
+    def encode_audio(self, spectrogram: Tensor) -> Tensor:
+        """The tokens of ``spectrogram`` (B, 1, F, T), averaged over frequency: (B, A, T'). Their mean over time are the
+        features (B, A)."""
+        return self.audio.forward_grid(spectrogram).mean(dim=1).transpose(1, 2)
+
+    def project_audio(self, by_time: Tensor, name: str) -> Tensor:
+        """Embeddings (B, D) by the projection ``name`` of what :meth:`encode_audio` returns."""
+        bins = F.adaptive_avg_pool1d(by_time, self.time_bins[name])
+        return self.head(name, "audio")(bins.flatten(1))
+
+    def project_video(self, features: Tensor, name: str) -> Tensor:
+        """Embeddings (B, D) by the projection ``name`` of features (B, V)."""
+        return self.head(name, "video")(features)
+
+    def head(self, name: str, modality: str) -> nn.Module:
+        """The head of a projection for "audio" or "video"."""
+        return self.projections.get_submodule(f"{name}.{modality}")
 
     def embed_audio(self, waveform: Tensor) -> Tensor:
-        """Joint embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
-        return self.audio_projection(self.encode_audio(self.frontend(waveform))[0])
+        """Embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
+        return self.project_audio(self.encode_audio(self.frontend(waveform)), self.retrieval)
 
     def embed_video(self, frames: Tensor) -> Tensor:
-        """Joint embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8: of the crop that the encoder was made for."""
-        return self.video_projection(self.video(center_crop(frames, int(self.settings["crop_size"]))))
+        """Embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8, for retrieval: of the crop that the encoder was made
+        for."""
+        features = self.video(center_crop(frames, int(self.settings["crop_size"])))
+        return self.project_video(features, self.retrieval)
+
+
+def _one_projection_for_all(pair: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights of a pair whose objectives shared its only projection, of before they had their own: its names are new.
+
+    Raises:
+        RuntimeError: ``pair`` has several projections.
+    """
+    assert isinstance(pair, AudioVisualPair)
+    old = {modality: f"{prefix}{modality}_projection." for modality in ("audio", "video")}
+    if not any(key.startswith(tuple(old.values())) for key in state):
+        return
+    if len(pair.projections) > 1:
+        first, *others = pair.projections
+        raise RuntimeError(
+            f"its objectives shared one projection, here {', '.join(pair.projections)} have their own: give "
+            f"{' and '.join(others)} the option projection: {first}, which shares it"
+        )
+    (name,) = pair.projections
+    for modality, beginning in old.items():
+        for key in [key for key in state if key.startswith(beginning)]:
+            state[f"{prefix}projections.{name}.{modality}.{key.removeprefix(beginning)}"] = state.pop(key)
 
 
 def center_crop(frames: Tensor, size: int) -> Tensor:

@@ -8,7 +8,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from avssl.objectives.base import (
-    Embedding,
     Objective,
     Shapes,
     Step,
@@ -16,18 +15,20 @@ from avssl.objectives.base import (
     list_objectives,
     register_objective,
 )
-from avssl.objectives.weighted import WeightedObjectives
+from avssl.objectives.terms import create_objectives
+from avssl.objectives.weighted import WeightedObjectives, projections_of
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Embedding",
     "Objective",
     "Shapes",
     "Step",
     "WeightedObjectives",
     "create_objective",
+    "create_objectives",
     "list_objectives",
+    "projections_of",
     "register_objective",
 ]

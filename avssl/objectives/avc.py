@@ -22,6 +22,8 @@ class AudioVideoContrast(Objective):
         temperature: What the cosine similarities are divided by.
     """
 
+    retrieves = True
+
     def __init__(self, head: str | None = None, temperature: float = 0.1) -> None:
         super().__init__()
         if temperature <= 0:
@@ -31,7 +33,7 @@ class AudioVideoContrast(Objective):
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss; the report has the share of labelled clips and the mean number of positives of an anchor."""
         labels = global_labels(step, self.head, "avc")
-        joint_audio, joint_video = step.audio().joint, step.video().joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = gather_with_gradient(unit(joint_audio)), gather_with_gradient(unit(joint_video))
             logits = audio @ video.T / self.temperature

@@ -21,7 +21,7 @@ class AVID(Objective):
     take in the batch of all processes after the loss was computed; see :class:`MemoryBank` and :class:`NCE`.
 
     Args:
-        dim: Width of the joint embedding.
+        dim: Width of its projection.
         clips: Rows of the training split.
         negatives: Rows K drawn for each clip, uniformly and with replacement; where there are no more other rows than
             that, all of them are taken, and nothing is random.
@@ -30,6 +30,7 @@ class AVID(Objective):
     """
 
     name: ClassVar[str] = "avid"
+    retrieves = True
 
     def __init__(
         self, dim: int, clips: int, negatives: int = 1024, temperature: float = 0.07, bank_momentum: float = 0.5
@@ -50,7 +51,7 @@ class AVID(Objective):
 
     @classmethod
     def build(cls, shapes: Shapes, **options: Any) -> "AVID":
-        """Banks have a row per training clip, as wide as the joint embedding."""
+        """Banks have a row per training clip, as wide as the projection."""
         return cls(shapes.joint, shapes.clips, **options)
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -60,7 +61,7 @@ class AVID(Objective):
             ValueError: when ``step.index`` is not below the number of training clips.
         """
         check_rows(step.index, self.clips, self.name)
-        joint_audio, joint_video = step.audio().joint, step.video().joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         # Mixed precision would round similarities to about 3 digits: scores and losses stay in fp32 or better.
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = unit(joint_audio), unit(joint_video)

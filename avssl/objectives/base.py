@@ -3,10 +3,12 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from avssl.models.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Shapes:
     """Sizes that objectives with layers, queues or banks of their own are built for.
 
     Attributes:
-        joint: Width D of the joint embedding.
+        joint: Width D of the objective's projection.
         audio: Width A of the audio features.
         video: Width V of the video features.
         clips: Rows of the training split; ``Step.index`` is below it.
@@ -26,19 +28,6 @@ class Shapes:
     video: int
     clips: int
     audio_stride: tuple[int, int] = (16, 16)
-
-
-@dataclass
-class Embedding:
-    """What one modality of B clips becomes.
-
-    Attributes:
-        joint: (B, D) projected embeddings, not normalized.
-        features: (B, A) or (B, V) encoder features before the projection.
-    """
-
-    joint: Tensor
-    features: Tensor
 
 
 class Step(ABC):
@@ -59,8 +48,8 @@ class Step(ABC):
     seconds: float
 
     @abstractmethod
-    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
-        """The audio of the clips.
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
+        """Features (B, A) of the audio of the clips: the encoder's, before any projection.
 
         Args:
             view: Which draw of the augmentation.
@@ -69,8 +58,27 @@ class Step(ABC):
         """
 
     @abstractmethod
-    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
-        """The frames of the clips; see :meth:`audio`."""
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
+        """Features (B, V) of the frames of the clips; see :meth:`audio`."""
+
+    @abstractmethod
+    def project(
+        self, objective: "Objective", modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        """Embeddings (B, D) of "audio" or "video" by the projection of ``objective``, not normalized.
+
+        Args:
+            objective: Whose projection: its own, or the one that it shares.
+            modality: The other one is not computed.
+            view: See :meth:`audio`.
+            teacher: See :meth:`audio`; the projection is the teacher's, too.
+            patch_drop: See :meth:`audio`; for audio only.
+        """
+
+    @abstractmethod
+    def head(self, objective: "Objective", modality: str, *, teacher: bool = False) -> nn.Module:
+        """The projection of ``objective`` as a module, (B, ..., C) -> (B, ..., D): for tokens that the objective takes
+        from an encoder itself. For those of the audio, ``Projection.time_bins`` must be 1."""
 
     @abstractmethod
     def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
@@ -90,11 +98,24 @@ class Objective(nn.Module, ABC):
     ``forward`` takes a :class:`Step` and returns the scalar loss and a report of detached scalars to log. Averaged over
     the processes, gradients are those of one process with the whole batch.
 
+    What it compares are embeddings by a projection of its own, one head for each modality, or by the one of another
+    term that the config names: ``step.project(self, "audio")``. The class says what projection it needs; the config may
+    change its settings. Projections are parts of the pair, which is saved, averaged, followed by the teacher and
+    exported as a whole.
+
     Attributes:
+        projection: What it needs: of the class the default, whose ``dim`` may be None, of an objective that is built
+            the settled one. None for an objective on features or tokens alone.
+        retrieves: Contrasts the audio of a clip with the video of others: embeddings by its projection are what
+            retrieval compares.
         needs_teacher: Uses ``teacher=True``: the run then keeps an exponential moving average of the pair.
+        projected_by: Name of its projection in the pair; None for an objective without.
     """
 
+    projection: Projection | None = Projection()
+    retrieves: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    projected_by: str | None = None
 
     @classmethod
     def build(cls, shapes: Shapes, **options: Any) -> "Objective":
@@ -124,20 +145,34 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
     return decorate
 
 
-def create_objective(name: str, shapes: Shapes, **options: Any) -> Objective:
-    """Builds the objective ``name`` with its keyword arguments.
+def find_objective(name: str) -> type[Objective]:
+    """The class of the objective ``name``.
 
     Raises:
-        ValueError: for an unknown name or option, with the nearest known one.
+        ValueError: there is none, with the nearest known one.
     """
     if name not in _OBJECTIVES:
         near = difflib.get_close_matches(name, _OBJECTIVES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"objectives: unknown name {name!r}{hint} Known: {', '.join(list_objectives())}")
+    return _OBJECTIVES[name]
+
+
+def create_objective(name: str, shapes: Shapes, **options: Any) -> Objective:
+    """Builds the objective ``name`` with its keyword arguments; its projection has its name, and is as
+    wide as ``shapes.joint``.
+
+    Raises:
+        ValueError: for an unknown name or option.
+    """
+    cls = find_objective(name)
     try:
-        return _OBJECTIVES[name].build(shapes, **options)
+        objective = cls.build(shapes, **options)
     except TypeError as error:
         raise ValueError(f"objectives: {name}: {error}") from error
+    if cls.projection is not None:
+        objective.projected_by, objective.projection = name, replace(cls.projection, dim=shapes.joint)
+    return objective
 
 
 def list_objectives() -> dict[str, str]:

@@ -43,7 +43,7 @@ class CMA(AVID):
     and of video to video, averaged over P_i. Rows in P_i are negatives in neither.
 
     Args:
-        dim: Width of the joint embedding.
+        dim: Width of its projection.
         clips: Rows of the training split.
         positives: Rows in P_i.
         warmup: Optimizer steps of AVID alone, in which the banks become meaningful.

@@ -82,8 +82,9 @@ class Distill(Objective):
         teachers: dict[tuple[str, int], Tensor] = {}
         for source, target in self.directions:
             for view in (0, 1) if self.symmetric else (0,):
-                teacher = teachers[target, view] = precise(self._teacher(step, target, view))
-                student = precise(self._student(step, source, 1 - view if source == target else view))
+                teacher = teachers[target, view] = precise(step.project(self, target, view, teacher=True))
+                seen, dropped = 1 - view if source == target else view, self.patch_drop if source == "audio" else 0.0
+                student = precise(step.project(self, source, seen, patch_drop=dropped))
                 with torch.autocast(student.device.type, enabled=False):
                     losses[f"{source}_to_{target}"].append(self.loss(student, teacher, source, target))
         by_modality = {
@@ -100,12 +101,6 @@ class Distill(Objective):
     def after_step(self, step: int, max_steps: int) -> None:
         """Lets the loss move what it keeps."""
         self.loss.after_step(step, max_steps)
-
-    def _teacher(self, step: Step, modality: str, view: int) -> Tensor:
-        return (step.audio(view, teacher=True) if modality == "audio" else step.video(view, teacher=True)).joint
-
-    def _student(self, step: Step, modality: str, view: int) -> Tensor:
-        return (step.audio(view, patch_drop=self.patch_drop) if modality == "audio" else step.video(view)).joint
 
 
 def spread(rows: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class IntraModalContrast(Objective):
             "anchors": positive.any(dim=1).float().mean(),
         }
         for modality in self.modalities:
-            joint = joint_of(step, modality)
+            joint = joint_of(step, self, modality)
             with torch.autocast(joint.device.type, enabled=False):
                 rows = gather_with_gradient(unit(joint))
                 logits = rows @ rows.T / self.temperature

@@ -67,6 +67,8 @@ class InfoNCE(Objective):
         chunk: Clips of this process that are compared with the global batch at a time.
     """
 
+    retrieves = True
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -93,7 +95,7 @@ class InfoNCE(Objective):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the local clips; the report has temperature, in-batch accuracy and how many negatives count."""
-        joint_audio, joint_video = step.audio().joint, step.video().joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         # Mixed precision would round similarities to about 3 digits: logits and softmax stay in fp32 or better.
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = unit(joint_audio), unit(joint_video)

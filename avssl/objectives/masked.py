@@ -28,6 +28,8 @@ class Masked(Objective):
         cube, hidden: For video: see :class:`~avssl.objectives.masked_video.VideoReconstruction`.
     """
 
+    projection = None
+
     def __init__(
         self, shapes: Shapes, modality: str = "audio", share: float = 0.6, normalize: bool = True, **video_options: Any
     ) -> None:

@@ -36,12 +36,13 @@ class MoCo(Objective):
     batch. The loss is the mean of both directions; keys enter the queues after it was computed.
 
     Args:
-        dim: Width of the joint embedding.
+        dim: Width of its projection.
         queue: Keys kept per modality.
         temperature: Of the softmax.
     """
 
     needs_teacher = True
+    retrieves = True
 
     def __init__(self, dim: int, queue: int = 4096, temperature: float = 0.07) -> None:
         super().__init__()
@@ -54,13 +55,13 @@ class MoCo(Objective):
 
     @classmethod
     def build(cls, shapes: Shapes, **options: Any) -> "MoCo":
-        """Queues are as wide as the joint embedding."""
+        """Queues are as wide as the projection."""
         return cls(shapes.joint, **options)
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of this process' clips; the report has the accuracy among all keys and the filled slots."""
-        joint_audio, joint_video = step.audio().joint, step.video().joint
-        teacher_audio, teacher_video = step.audio(teacher=True).joint, step.video(teacher=True).joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
+        teacher_audio, teacher_video = (step.project(self, modality, teacher=True) for modality in ("audio", "video"))
         # Mixed precision would round similarities to about 3 digits: logits and softmax stay in fp32 or better.
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio_keys, video_keys = gather_constant(unit(teacher_audio)), gather_constant(unit(teacher_video))

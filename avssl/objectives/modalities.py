@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from avssl.objectives.base import Step
+from avssl.objectives.base import Objective, Step
 from avssl.objectives.gathering import gather_with_gradient
 from avssl.objectives.vectors import precise
 
@@ -20,18 +20,18 @@ def parse_modality(objective: str, modality: str) -> tuple[str, ...]:
     return _MODALITIES[modality]
 
 
-def joint_of(step: Step, modality: str, view: int = 0) -> Tensor:
-    """The joint embeddings (B, D) of "audio" or "video", in float32 or better; the other one is not computed."""
-    return precise((step.audio(view) if modality == "audio" else step.video(view)).joint)
+def joint_of(step: Step, objective: Objective, modality: str, view: int = 0) -> Tensor:
+    """Embeddings (B, D) of "audio" or "video" by the projection of ``objective``, in float32 or better."""
+    return precise(step.project(objective, modality, view))
 
 
-def global_joints(step: Step, objective: str) -> tuple[Tensor, Tensor]:
-    """Joint embeddings (N, D) of audio and of video of all processes, with gradient, in float32 or better.
+def global_joints(step: Step, objective: Objective, name: str) -> tuple[Tensor, Tensor]:
+    """:func:`joint_of` audio and of video, (N, D) of all processes, with gradient.
 
     Raises:
-        ValueError: for a global batch of one clip, over which ``objective`` has no statistics.
+        ValueError: for a global batch of one clip, over which the objective ``name`` has no statistics.
     """
-    audio, video = (gather_with_gradient(joint_of(step, modality)) for modality in ("audio", "video"))
+    audio, video = (gather_with_gradient(joint_of(step, objective, modality)) for modality in ("audio", "video"))
     if len(audio) < 2:
-        raise ValueError(f"{objective}: needs a global batch of at least 2 clips, got {len(audio)}")
+        raise ValueError(f"{name}: needs a global batch of at least 2 clips, got {len(audio)}")
     return audio, video

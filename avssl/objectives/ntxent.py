@@ -33,7 +33,7 @@ class NTXent(Objective):
         losses: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for modality in self.modalities:
-            one, other = (joint_of(step, modality, view) for view in (0, 1))
+            one, other = (joint_of(step, self, modality, view) for view in (0, 1))
             with torch.autocast(one.device.type, enabled=False):
                 losses.append(self.loss(one, other))
                 report[f"{modality}_loss"] = losses[-1].detach()

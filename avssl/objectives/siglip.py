@@ -60,6 +60,8 @@ class SigLIP(Objective):
         chunk: Videos of the global batch that the clips of a process are compared with at a time.
     """
 
+    retrieves = True
+
     def __init__(self, temperature: float = 10.0, bias: float = -10.0, chunk: int = 1024) -> None:
         super().__init__()
         if temperature <= 0:
@@ -72,7 +74,7 @@ class SigLIP(Objective):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the local clips; the report has temperature, bias and the mean cosine similarity of partners."""
-        joint_audio, joint_video = step.audio().joint, step.video().joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         # Mixed precision would round similarities to about 3 digits: logits stay in fp32 or better.
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = unit(joint_audio), unit(joint_video)

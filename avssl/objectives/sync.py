@@ -46,7 +46,7 @@ class Sync(Objective):
         The report has the share of clips that have negatives, how many these have, and how often their own clip is
         nearest among them (mean of both directions).
         """
-        joint_audio, joint_video = step.audio().joint, step.video().joint
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = gather_with_gradient(unit(joint_audio)), gather_with_gradient(unit(joint_video))
             index = gather_constant(step.index.to(audio.device))

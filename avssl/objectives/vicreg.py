@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from lightly.loss import VICRegLoss
 from torch import Tensor
 
+from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Step, register_objective
 from avssl.objectives.modalities import global_joints
 
@@ -16,11 +17,16 @@ class VICReg(Objective):
     Bardes et al. 2022, eq. 6, over the global batch, with the scales of the authors' code: the squared distance is the
     mean over dimensions (eq. 5: their sum), the variance term the mean of the two modalities (eq. 6: their sum).
 
+    Its projection is the paper's expander: three layers, without a norm after the last, which would hold every variance
+    at 1 and leave the variance term without a gradient. The paper's is 8192 wide, ours 2048.
+
     Args:
         lambda_param: Weight of the invariance: squared distances between partners.
         mu_param: Weight of the variance: how far standard deviations are below 1.
         nu_param: Weight of the covariance: squares off the diagonal of the covariance matrix.
     """
+
+    projection = Projection(layers=3, width=2048, dim=2048, norm=False)
 
     def __init__(self, lambda_param: float = 25.0, mu_param: float = 25.0, nu_param: float = 1.0) -> None:
         super().__init__()
@@ -36,7 +42,7 @@ class VICReg(Objective):
             ValueError: for a global batch of one clip, which has no variance.
         """
         # The invariance term needs no gathering, but gathered it has the same gradient, and all terms one batch.
-        audio, video = global_joints(step, "vicreg")
+        audio, video = global_joints(step, self, "vicreg")
         with torch.autocast(audio.device.type, enabled=False):
             loss = self.loss(audio, video)
             with torch.no_grad():

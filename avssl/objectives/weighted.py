@@ -4,7 +4,18 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Step
+from avssl.objectives.terms import numbered
+
+
+def projections_of(terms: Sequence[tuple[str, Objective, float]]) -> dict[str, Projection]:
+    """The projections that the objectives of ``terms`` compare, by name."""
+    return {
+        objective.projected_by: objective.projection
+        for _, objective, _ in terms
+        if objective.projected_by is not None and objective.projection is not None
+    }
 
 
 class WeightedObjectives(nn.ModuleList):
@@ -16,10 +27,7 @@ class WeightedObjectives(nn.ModuleList):
 
     def __init__(self, terms: Sequence[tuple[str, Objective, float]]) -> None:
         super().__init__(objective for _, objective, _ in terms)
-        names = [name for name, _, _ in terms]
-        self.names = [
-            name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
-        ]
+        self.names = numbered([name for name, _, _ in terms])
         self.weights = [weight for _, _, weight in terms]
 
     def __iter__(self) -> Iterator[Objective]:  # type: ignore[override]  # ModuleList forgets the type

@@ -44,6 +44,7 @@ class XDC(Objective):
         summary: Clusters in use of the audio, of the video, and the normalized mutual information of both.
     """
 
+    projection = None
     audio_bank: Tensor
     video_bank: Tensor
     seen: Tensor
@@ -79,7 +80,7 @@ class XDC(Objective):
             ValueError: when ``step.index`` is not below the number of training clips.
         """
         check_rows(step.index, self.clips, "xdc")
-        audio, video = step.audio().features, step.video().features
+        audio, video = step.audio(), step.video()
         audio_clusters, video_clusters = self.assignments[:, step.index]
         with torch.autocast(audio.device.type, enabled=False):
             # Logits and softmax in fp32 or better; each modality learns what the other one says.

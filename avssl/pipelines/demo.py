@@ -76,7 +76,7 @@ def _summarize(
         for protocol, starts in accuracy.items()
     ]
     classification = Table("Top-1 on the test split", ["", "random start", "pretrained start"], rows)
-    retrieval = retrieval_table(pretrained["metrics"])
+    retrieval = retrieval_table(pretrained["metrics"], pretrained["retrieval"]["projection"])
     result: dict[str, Any] = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed}
     result["provenance"] = provenance()
     write_result(config.output / "result.json", result)

@@ -51,6 +51,7 @@ class Source:
         sample_rate, seconds: Of the waveforms.
         num_frames, frame_size: Of the frames.
         channel: Of the waveforms: "mean", or the number of one.
+        projection: Of a pair, the projection that its embeddings are of.
     """
 
     encode: Encode
@@ -60,6 +61,7 @@ class Source:
     num_frames: int
     frame_size: int
     channel: Channel
+    projection: str | None = None
 
 
 def embed_media(config: EmbedConfig) -> dict[str, Any]:
@@ -134,6 +136,7 @@ def _finish(
         "warnings": clips.warnings,
         "clip_seconds": source.seconds,
         "channel": source.channel,
+        "projection": source.projection,
         "manifest": clips.digest,
         "config": to_dict(config),
         "provenance": provenance(),
@@ -152,12 +155,14 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
     """The model of ``checkpoint`` on ``device``. ValueError for modalities that it does not take."""
     known, data = trained_with(checkpoint), config.data
     num_frames, size = 1, 1
+    projection: str | None = None
     own: tuple[Modality, ...] = ("audio",)
     if is_pair(checkpoint):
         own = ("audio", "video")
         pair = load_pair(checkpoint).to(device).eval()
         num_frames, size = int(pair.settings["num_frames"]), int(pair.settings["crop_size"])
         encode, sample_rate = _pair_encoder(pair, device), pair.frontend.sample_rate
+        projection = pair.retrieval
         choices = ["both", "audio", "video"]
     elif has_classifier(checkpoint):
         model = load_classifier(checkpoint).to(device).eval()
@@ -186,6 +191,7 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
         data.num_frames or num_frames,
         data.frame_size or size,
         known.channel if data.channel is None else data.channel,
+        projection,
     )
 
 
@@ -195,11 +201,12 @@ def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
     def encode(batch: Batch) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         if batch.audio is not None:
-            bins, features = pair.encode_audio(pair.frontend(batch.audio.to(device)))
-            out |= {"audio_embedding": pair.audio_projection(bins), "audio_features": features}
+            by_time = pair.encode_audio(pair.frontend(batch.audio.to(device)))
+            out["audio_embedding"] = pair.project_audio(by_time, pair.retrieval)
+            out["audio_features"] = by_time.mean(dim=2)
         if batch.video is not None:
             features = pair.video(center_crop(batch.video.to(device), crop))
-            out |= {"video_embedding": pair.video_projection(features), "video_features": features}
+            out |= {"video_embedding": pair.project_video(features, pair.retrieval), "video_features": features}
         return out
 
     return encode

@@ -19,7 +19,7 @@ from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import ClipScores, Embeddings, embed, embed_many
 from avssl.evaluation.probe import linear_probe
 from avssl.models.classifier import Classifier
-from avssl.objectives import Shapes
+from avssl.objectives import Shapes, create_objectives
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
@@ -33,7 +33,6 @@ from avssl.pipelines.training import (
     build_engine,
     check_training,
     choose_weights,
-    create_objectives,
     prepare_encoders,
     spectrogram_augment,
     video_augment,

@@ -20,7 +20,8 @@ from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives import Shapes
+from avssl.objectives import Shapes, create_objectives
+from avssl.objectives.terms import UNTRAINED
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
 from avssl.pipelines.launch import launch, lost_processes_told
@@ -31,7 +32,6 @@ from avssl.pipelines.training import (
     build_engine,
     check_training,
     choose_weights,
-    create_objectives,
     prepare_encoders,
     spectrogram_augment,
     video_augment,
@@ -200,6 +200,7 @@ def _evaluate(
     result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,
+        "retrieval": retrieval_told(pair),
         "split": "test" if splits.test is not None else None if splits.val is None else "val",
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "clip_protocol": str(splits.protocol),
@@ -225,7 +226,7 @@ def _evaluate(
         run.folder,
         title=f"Pretraining on {config.data.name}",
         summary=_cards(metrics),
-        tables=[retrieval_table(metrics)] if metrics else [],
+        tables=[retrieval_table(metrics, pair.retrieval)] if metrics else [],
         pictures=pictures,
         config_yaml=to_yaml(config),
         provenance=result["provenance"],
@@ -259,7 +260,12 @@ def _told(metrics: dict[str, float]) -> list[str]:
     return lines
 
 
-def retrieval_table(metrics: dict[str, float]) -> Table:
+def retrieval_told(pair: AudioVisualPair) -> dict[str, Any]:
+    """For result.json: the projection whose embeddings retrieval compares, and whether an objective trained it."""
+    return {"projection": pair.retrieval, "trained": pair.retrieval != UNTRAINED}
+
+
+def retrieval_table(metrics: dict[str, float], projection: str) -> Table:
     """R@k both ways with chance beside them."""
     rows: list[list[Any]] = []
     for way in WAYS:
@@ -267,7 +273,10 @@ def retrieval_table(metrics: dict[str, float]) -> Table:
         rows.append([way.replace("_to_", " -> "), *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
     rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], None])
     return Table(
-        "Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, f"{metrics['count']:.0f} clips"
+        "Zero-shot retrieval",
+        ["", "R@1", "R@5", "R@10", "median rank"],
+        rows,
+        f"{metrics['count']:.0f} clips, projection {projection}",
     )
 
 

@@ -15,12 +15,14 @@ from avssl.config.parts import REGULARIZATION
 from avssl.data.clips import Modality
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
+from avssl.models.projection import Projection
 from avssl.models.visual_classifier import (
     AudioVisualClassifier,
     VideoClassifier,
     VisualClassifier,
     build_visual_classifier,
 )
+from avssl.objectives.terms import own_projections, read_terms, retrieval_projection
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import (
     AudioEncoder,
@@ -92,6 +94,9 @@ def start_pair(config: PretrainConfig) -> StartedPair:
     """
     config = complete_pretraining(config)
     assert config.audio.model and config.video.model and config.video.crop_size and config.data.num_frames
+    terms = read_terms(config.objectives, config.embedding_dim)
+    retrieval = retrieval_projection(terms, config.retrieval)
+    projections = own_projections(terms) or {retrieval: Projection(dim=config.embedding_dim)}
     pair = AudioVisualPair.build(
         audio=config.audio.model,
         audio_options=config.audio.options,
@@ -103,6 +108,8 @@ def start_pair(config: PretrainConfig) -> StartedPair:
         pretrained=config.video.pretrained,
         embedding_dim=config.embedding_dim,
         time_bins=config.time_bins,
+        projections={name: asdict(each) for name, each in projections.items()},
+        retrieval=retrieval,
     )
     checkpoint = _start_of(config)
     if checkpoint is None:
@@ -112,10 +119,15 @@ def start_pair(config: PretrainConfig) -> StartedPair:
     audio.reset_classifier(0)
     told: dict[str, Any] = {"checkpoint": str(checkpoint), "audio": _take(pair.audio, audio, "audio encoder")}
     told["video"] = "new" if source is None else _take(pair.video, source.video, "video encoder")
-    for name in ("audio_projection", "video_projection"):
-        own = getattr(pair, name)
-        fits = source is not None and _shapes(own) == _shapes(getattr(source, name))
-        told[name] = _take(own, getattr(source, name), name) if fits else "new"
+    for name, heads in pair.projections.items():
+        # Retrieval's stands for that of the source, whatever objective they have their names of.
+        theirs = None
+        if source is not None and (name in source.projections or name == pair.retrieval):
+            theirs = source.projections[name if name in source.projections else source.retrieval]
+        fits = theirs is not None and _shapes(heads) == _shapes(theirs)
+        told[f"{name}_projection"] = (
+            _take(heads, theirs, f"projection {name}") if theirs is not None and fits else "new"
+        )
     parts = [f"{name} {share if share == 'new' else f'{share:.0%}'}" for name, share in list(told.items())[1:]]
     logger.info("starting from the weights of %s: %s", checkpoint, ", ".join(parts))
     return StartedPair(pair, checkpoint, told)

@@ -1,8 +1,6 @@
 """From a config to the engine that trains its task: optimizer, schedule and augmentation."""
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +22,6 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.shards.index import shard_numbers
 from avssl.engine import Engine, Schedule
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
-from avssl.objectives import Objective, Shapes, create_objective
 from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.data import Splits
 from avssl.pipelines.estimate import tell_long_run
@@ -159,24 +156,6 @@ def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             for block in encoder_blocks(encoder):
                 block.compile(dynamic=False)
-
-
-def create_objectives(terms: Sequence[Mapping[str, Any]], shapes: Shapes) -> list[tuple[str, Objective, float]]:
-    """(name, objective, weight) of each term ``{name: ..., weight: ..., and its options}``.
-
-    Raises:
-        ValueError: a term without a name, a weight that is no number, or an unknown objective or option.
-    """
-    objectives = []
-    for term in terms:
-        options = dict(term)
-        name, weight = options.pop("name", None), options.pop("weight", 1.0)
-        if not isinstance(name, str):
-            raise ValueError(f"objectives: {dict(term)} has no name; write for example {{name: infonce, weight: 1.0}}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ValueError(f"objectives: {name}: weight must be a number, got {weight!r}")
-        objectives.append((name, create_objective(name, shapes, **options), float(weight)))
-    return objectives
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:

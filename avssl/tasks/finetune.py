@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
 from avssl.augment.mixing import blend
 from avssl.data.batch import Batch
 from avssl.models.classifier import Classifier, Encoded
-from avssl.models.pair import projection_head
-from avssl.objectives import Objective, WeightedObjectives
+from avssl.models.projection import build_heads
+from avssl.objectives import Objective, WeightedObjectives, projections_of
 from avssl.tasks.base import Task
 from avssl.tasks.finetune_step import FinetuneStep, Side
 from avssl.tasks.heads import HeadLoss
 
-# Width of the embedding that further objectives compare (SupCon, Khosla et al. 2020).
+# Width of the projections of further objectives that have none of their own (SupCon, Khosla et al. 2020).
 JOINT = 128
 
 
@@ -27,15 +27,14 @@ class FinetuneTask(Task):
         spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
         mixup_alpha: Mixup's Beta parameter; 0 turns it off. Sound and picture of a clip are mixed alike.
         label_smoothing: Label smoothing; see :class:`HeadLoss`.
-        objectives: (name, objective, weight) of terms beside the heads' losses, on a projection of the features; they
-            are built for ``Shapes`` whose joint width is ``JOINT``.
+        objectives: (name, objective, weight) of terms beside the heads' losses, on projections of the features.
         clip_seconds: Length of a clip.
         video: Augmentation of frames (B, 3, T, H, W) uint8; a classifier that sees needs it.
         head_weights: Weight of the loss of a head; 1 where none is given.
 
     Raises:
-        ValueError: mixup beside objectives, because a mixed clip has no one class to contrast; or weights or a
-            smoothing that :class:`HeadLoss` refuses.
+        ValueError: mixup beside objectives, because a mixed clip has no one class to contrast; a projection with
+            ``time_bins``; or weights or a smoothing that :class:`HeadLoss` refuses.
     """
 
     def __init__(
@@ -60,13 +59,12 @@ class FinetuneTask(Task):
         self.objectives = WeightedObjectives(objectives)
         self.clip_seconds = clip_seconds
         encoders = {"audio": classifier.audio_encoder, "video": classifier.video_encoder}
-        self.projections = nn.ModuleDict(
-            {
-                name: projection_head(encoder.num_features, JOINT)
-                for name, encoder in encoders.items()
-                if encoder is not None and objectives
-            }
-        )
+        inputs = {name: encoder.num_features for name, encoder in encoders.items() if encoder is not None}
+        projections = projections_of(objectives)
+        for name, projection in projections.items():
+            if projection.time_bins not in (None, 1):
+                raise ValueError(f"objectives: {name}: projection.time_bins is for pretraining; leave it out")
+        self.projections = build_heads(projections, inputs)
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
@@ -115,7 +113,8 @@ class FinetuneTask(Task):
         for name, draw in draws.items():
             encoder, encode, features = known[name]
             assert encoder is not None and features is not None
-            sides[name] = Side(draw, encoder, encode, self.projections[name])
+            heads = {each: self.projections.get_submodule(f"{each}.{name}") for each in self.projections}
+            sides[name] = Side(draw, encoder, encode, heads)
             sides[name].first(drawn[name], features)
         return sides
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from avssl.data.batch import Batch
-from avssl.objectives import Embedding, Step
+from avssl.objectives import Objective, Step
 
 
 @dataclass
@@ -17,21 +17,23 @@ class Side:
         draw: Makes an augmented input of the batch: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1].
         encoder: What is fine-tuned.
         encode: Such an input -> features (B, A) or (B, V).
-        projection: Features -> joint embedding (B, D).
+        heads: Projection heads, by the name of the projection.
         inputs: Inputs by view, as far as they were drawn.
-        known: Embeddings by view, as far as they were asked for.
+        known: Features by view, as far as they were asked for.
+        projected: Embeddings by projection and view, as far as they were asked for.
     """
 
     draw: Callable[[], Tensor]
     encoder: nn.Module
     encode: Callable[[Tensor], Tensor]
-    projection: nn.Module
+    heads: dict[str, nn.Module]
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    known: dict[int, Embedding] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict)
+    projected: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def first(self, drawn: Tensor, features: Tensor) -> None:
         """Takes over view 0, which the classifier has seen already, with its features."""
-        self.inputs[0], self.known[0] = drawn, Embedding(self.projection(features), features)
+        self.inputs[0], self.known[0] = drawn, features
 
     def input(self, view: int) -> Tensor:
         """The input of ``view``."""
@@ -39,12 +41,17 @@ class Side:
             self.inputs[view] = self.draw()
         return self.inputs[view]
 
-    def embedding(self, view: int) -> Embedding:
-        """Features of ``view`` and their projection."""
+    def features(self, view: int) -> Tensor:
+        """Features (B, A) or (B, V) of ``view``."""
         if view not in self.known:
-            features = self.encode(self.input(view))
-            self.known[view] = Embedding(self.projection(features), features)
+            self.known[view] = self.encode(self.input(view))
         return self.known[view]
+
+    def embedding(self, name: str, view: int) -> Tensor:
+        """Embeddings (B, D) of ``view`` by the projection ``name``."""
+        if (name, view) not in self.projected:
+            self.projected[name, view] = self.heads[name](self.features(view))
+        return self.projected[name, view]
 
 
 class FinetuneStep(Step):
@@ -60,21 +67,35 @@ class FinetuneStep(Step):
         self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
         self._sides = sides
 
-    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
         """See :meth:`Step.audio`.
 
         Raises:
             ValueError: for what fine-tuning does not have.
         """
-        return self._side("audio", teacher or bool(patch_drop)).embedding(view)
+        return self._side("audio", teacher or bool(patch_drop)).features(view)
 
-    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
         """See :meth:`Step.video`.
 
         Raises:
             ValueError: for what fine-tuning does not have.
         """
-        return self._side("video", teacher).embedding(view)
+        return self._side("video", teacher).features(view)
+
+    def project(
+        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        """See :meth:`Step.project`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side(modality, teacher or bool(patch_drop)).embedding(str(objective.projected_by), view)
+
+    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
+        """See :meth:`Step.head`."""
+        return self._side(modality, teacher).heads[str(objective.projected_by)]
 
     def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
         """See :meth:`Step.map_audio`."""

@@ -49,6 +49,12 @@ class PretrainTask(Task):
             raise ValueError(f"optim.chunk: must be at least 1, got {chunk}")
         if diagnose_every < 1:
             raise ValueError(f"log.every: must be at least 1, got {diagnose_every}")
+        for name, objective, _ in objectives:
+            if objective.projected_by is not None and objective.projected_by not in pair.projections:
+                raise ValueError(
+                    f"objectives: {name} compares the projection {objective.projected_by}, which the pair has not; it "
+                    f"has {', '.join(pair.projections)}"
+                )
         self.pair = pair
         self.objectives = WeightedObjectives(objectives)
         # Modules, so that train() and eval() reach them.
@@ -86,11 +92,6 @@ class PretrainTask(Task):
 
     def _diagnose(self, step: PairStep) -> dict[str, Tensor]:
         """Alignment, uniformity and effective ranks of this process's view 0, of the modalities that were asked for."""
-        audio, video = step.known()
-        report = diagnose(
-            audio.joint if audio else None,
-            video.joint if video else None,
-            audio.features if audio else None,
-            video.features if video else None,
-        )
+        (audio, audio_features), (video, video_features) = step.known("audio"), step.known("video")
+        report = diagnose(audio, video, audio_features, video_features)
         return {f"diagnostics/{name}": value for name, value in report.items()}

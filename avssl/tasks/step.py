@@ -13,7 +13,7 @@ from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, drop_pa
 from avssl.data.batch import Batch
 from avssl.models.blocks import batch_norms_still
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives import Embedding, Step
+from avssl.objectives import Objective, Step
 
 
 @dataclass
@@ -67,33 +67,37 @@ class PairStep(Step):
         self._seed = int(torch.randint(2**62, ()).item())
         self._known: dict[Any, Any] = {}
 
-    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
         """See :meth:`Step.audio`."""
-        key = ("audio", view, teacher, patch_drop)
-        if key not in self._known:
-            pair = self._select(teacher)
+        return self._by_time(view, teacher, patch_drop).mean(dim=2)
 
-            def encode(rows: slice) -> tuple[Tensor, Tensor]:
-                spectrogram = self._spectrogram(rows, view)
-                if patch_drop:
-                    with self._drawing(rows, view, salt=2):
-                        spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
-                return pair.encode_audio(spectrogram)
-
-            with torch.no_grad() if teacher else nullcontext():
-                bins, features = self._in_chunks(encode)
-                self._known[key] = Embedding(pair.audio_projection(bins), features)
-        return self._known[key]
-
-    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
         """See :meth:`Step.video`."""
         key = ("video", view, teacher)
         if key not in self._known:
             pair = self._select(teacher)
             with torch.no_grad() if teacher else nullcontext():
-                (features,) = self._in_chunks(lambda rows: (pair.video(self._clip(rows, view)),))
-                self._known[key] = Embedding(pair.video_projection(features), features)
+                (self._known[key],) = self._in_chunks(lambda rows: (pair.video(self._clip(rows, view)),))
         return self._known[key]
+
+    def project(
+        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        """See :meth:`Step.project`."""
+        name = str(objective.projected_by)
+        key = ("projected", name, modality, view, teacher, patch_drop)
+        if key not in self._known:
+            pair = self._select(teacher)
+            with torch.no_grad() if teacher else nullcontext():
+                if modality == "audio":
+                    self._known[key] = pair.project_audio(self._by_time(view, teacher, patch_drop), name)
+                else:
+                    self._known[key] = pair.project_video(self.video(view, teacher=teacher), name)
+        return self._known[key]
+
+    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
+        """See :meth:`Step.head`."""
+        return self._select(teacher).head(str(objective.projected_by), modality)
 
     def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
         """See :meth:`Step.map_audio`."""
@@ -103,9 +107,29 @@ class PairStep(Step):
         """See :meth:`Step.map_video`."""
         return self._in_chunks(lambda rows: (function(self._pair.video, self._clip(rows, view)),))[0]
 
-    def known(self) -> tuple[Embedding | None, Embedding | None]:
-        """The student's audio and video of view 0, each where an objective asked for it."""
-        return self._known.get(("audio", 0, False, 0.0)), self._known.get(("video", 0, False))
+    def known(self, modality: str) -> tuple[Tensor | None, Tensor | None]:
+        """The student's embeddings of view 0 for retrieval, and its features, each where an objective asked for it."""
+        by_time, features = self._known.get(("by_time", 0, False, 0.0)), self._known.get(("video", 0, False))
+        if modality == "audio":
+            features = None if by_time is None else by_time.mean(dim=2)
+        return self._known.get(("projected", self._pair.retrieval, modality, 0, False, 0.0)), features
+
+    def _by_time(self, view: int, teacher: bool, patch_drop: float) -> Tensor:
+        """What the audio heads take; see :meth:`AudioVisualPair.encode_audio`."""
+        key = ("by_time", view, teacher, patch_drop)
+        if key not in self._known:
+            pair = self._select(teacher)
+
+            def encode(rows: slice) -> tuple[Tensor, ...]:
+                spectrogram = self._spectrogram(rows, view)
+                if patch_drop:
+                    with self._drawing(rows, view, salt=2):
+                        spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
+                return (pair.encode_audio(spectrogram),)
+
+            with torch.no_grad() if teacher else nullcontext():
+                (self._known[key],) = self._in_chunks(encode)
+        return self._known[key]
 
     def _select(self, teacher: bool) -> AudioVisualPair:
         if not teacher:

@@ -9,8 +9,7 @@ import yaml
 from avssl.cli import join_list, parse
 from avssl.commands import main
 from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, to_dict, to_yaml
-from avssl.objectives import Shapes, list_objectives
-from avssl.pipelines.training import create_objectives
+from avssl.objectives import Shapes, create_objectives, list_objectives
 
 ROOT = Path(__file__).parents[2]
 

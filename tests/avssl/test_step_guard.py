@@ -87,6 +87,7 @@ def make_engine(objective: str) -> Engine:
         num_frames=4,
         crop_size=32,
         embedding_dim=8,
+        projections={objective: {}},
     )
     shapes = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
     terms = [(objective, create_objective(objective, shapes), 1.0)]

@@ -7,8 +7,8 @@ from avssl.pipelines.evaluations.bench import Bench
 
 _WAYS = {"audio_to_video": "audio to video", "video_to_audio": "video to audio"}
 TEXT = (
-    "Every clip's sound asks for its own video among all, and the other way round, by cosine similarity of the joint "
-    "embeddings. Nothing was trained on these clips or fitted to them."
+    "Every clip's sound asks for its own video among all, and the other way round, by cosine similarity of the "
+    "embeddings of one projection. Nothing was trained on these clips or fitted to them."
 )
 
 
@@ -31,6 +31,9 @@ def retrieval(bench: Bench) -> Finding:
         rows.append([name, *cells, f"{metrics[f'{way}/median_rank']:g} {spread}"])
     chance = [f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)]
     rows.append(["chance", *chance, f"{metrics['chance/median_rank']:g}"])
-    note = f"Among {len(audio)} clips; embeddings: {bench.clips}. In brackets 95 % intervals over queries."
+    projection = f"projection {bench.subject.pair.retrieval}" if bench.subject.pair is not None else ""
+    note = (
+        f"Among {len(audio)} clips; embeddings: {bench.clips}, {projection}. In brackets 95 % intervals over queries."
+    )
     table = Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, note)
     return Finding(Section("Zero-shot retrieval", TEXT, [table]), metrics, headlines)

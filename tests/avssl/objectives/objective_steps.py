@@ -12,8 +12,9 @@ import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.data.batch import Batch
 from avssl.models import AudioVisualPair
+from avssl.models.projection import Projection
 from avssl.models.video import VideoEncoder
-from avssl.objectives import Embedding, Objective, Shapes, Step
+from avssl.objectives import Objective, Shapes, Step, projections_of
 from avssl.tasks import Augmentation, PretrainTask
 
 SHAPES = Shapes(joint=6, audio=64, video=10, clips=16, audio_stride=(32, 32))
@@ -31,16 +32,25 @@ class FixedStep(Step):
         self.start = torch.zeros(size, dtype=torch.float64) if start is None else start
         self.seconds = 1.0
 
-    def _get(self, teacher: bool, modality: str, view: int) -> Embedding:
+    def _get(self, teacher: bool, modality: str, view: int) -> Tensor:
         given = self._given[teacher, modality]
-        rows = given[view] if isinstance(given, list) else given
-        return Embedding(rows, rows)
+        return given[view] if isinstance(given, list) else given
 
-    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Embedding:
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
         return self._get(teacher, "audio", view)
 
-    def video(self, view: int = 0, *, teacher: bool = False) -> Embedding:
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
         return self._get(teacher, "video", view)
+
+    def project(
+        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        if modality == "audio":
+            return self.audio(view, teacher=teacher, patch_drop=patch_drop)
+        return self.video(view, teacher=teacher)
+
+    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
+        return nn.Identity()
 
     def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
         raise NotImplementedError("a fixed step has no encoder")
@@ -67,9 +77,13 @@ def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None
     # mast_pico at this width has 64 features; the video encoder is a linear map of the mean frame.
     backbone = nn.Sequential(nn.AdaptiveAvgPool3d((2, 4, 4)), nn.Flatten(), nn.Linear(96, SHAPES.video), nn.Tanh())
     video = VideoEncoder("linear", backbone, SHAPES.video)
-    pair = AudioVisualPair(audio, PassingLogMel(num_mels=64), video, SHAPES.joint)
-    pair.audio_projection = nn.Linear(SHAPES.audio, SHAPES.joint)
-    pair.video_projection = nn.Linear(SHAPES.video, SHAPES.joint)
+    for name, objective, _ in objectives:
+        if objective.projection is not None and objective.projected_by is None:  # built by its class
+            objective.projected_by, objective.projection = name, Projection(dim=SHAPES.joint)
+    pair = AudioVisualPair(audio, PassingLogMel(num_mels=64), video, projections_of(objectives))
+    torch.manual_seed(1)
+    for heads in pair.projections.values():
+        heads["audio"], heads["video"] = (nn.Linear(width, SHAPES.joint) for width in (SHAPES.audio, SHAPES.video))
     pair.settings = {"crop_size": 16}
     augmentation = Augmentation(WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(16, 1.0, 0.0, 0.0))
     task = PretrainTask(pair, objectives, augmentation, chunk=chunk).double()

@@ -7,8 +7,7 @@ import pytest
 from objective_steps import SHAPES, exact_batch, exact_task
 
 from avssl.config import PretrainConfig
-from avssl.objectives import base, create_objective, list_objectives
-from avssl.pipelines.training import create_objectives
+from avssl.objectives import base, create_objective, create_objectives, list_objectives
 
 PAGE = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
 
@@ -30,11 +29,14 @@ def test_the_page_names_every_objective() -> None:
     assert set(re.findall(r"`(\w+)`", table.replace("data.train_clips", ""))) == set(list_objectives())
 
 
-def test_the_yaml_is_a_config(tmp_path: Path) -> None:
+def test_the_yamls_are_configs(tmp_path: Path) -> None:
     from avssl.cli import parse
 
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    (tmp_path / "terms.yaml").write_text(text)
-    config = parse(PretrainConfig, ["--config", str(tmp_path / "terms.yaml")])
-    terms = create_objectives(config.objectives, SHAPES)
-    assert [(name, weight) for name, _, weight in terms] == [("infonce", 1.0), ("ntxent", 0.5)]
+    found = []
+    for text in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL):
+        (tmp_path / "terms.yaml").write_text(text)
+        config = parse(PretrainConfig, ["--config", str(tmp_path / "terms.yaml")])
+        terms = create_objectives(config.objectives, SHAPES)
+        found.append([(name, weight, objective.projected_by) for name, objective, weight in terms])
+    assert found[0] == [("infonce", 1.0, "infonce"), ("ntxent", 0.5, "ntxent")]
+    assert found[1] == [("infonce", 1.0, "infonce"), ("vicreg", 0.2, "infonce")]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from objective_cases import CASES
 from objective_steps import start_processes
-from test_all_objectives import BATCHES, make_task, share_of, train
+from test_all_objectives import BATCHES, make_task, same, share_of, train
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -52,6 +52,6 @@ def test_sharded_gradients_equal_one_process(name: str, results: dict[str, Any])
     for number, mine in enumerate(train(task, BATCHES[:2])):
         assert mine.keys() == gradients[number].keys()
         for key in mine:
-            torch.testing.assert_close(gradients[number][key], mine[key], rtol=1e-9, atol=1e-11)
+            same(gradients[number][key], mine[key], name)
     for key, value in task.state_dict().items():
-        torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-11)
+        same(state[key], value, name)

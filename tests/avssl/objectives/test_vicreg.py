@@ -1,5 +1,7 @@
 """VICReg across modalities against NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,21 @@ def test_collapse_costs_the_whole_variance_term() -> None:
     loss, report = VICReg(mu_param=10.0)(FixedStep(constant, constant))
     assert loss.item() == pytest.approx(10.0 * (1 - EPSILON**0.5), rel=1e-6)
     assert report["audio_std"].item() == 0
+
+
+def test_the_variance_term_has_a_gradient_through_the_projection_it_names() -> None:
+    """A final batch norm holds the variance at 1, and the term that is to raise it at 0."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 24) + 0.01 * torch.randn(16, 24)  # nearly the same of all clips
+    variance = VICReg(0.0, 1.0, 0.0)
+    for norm, wanted in ((False, True), (True, False)):
+        head = replace(VICReg.projection, width=32, dim=16, norm=norm).build(24)
+        with torch.no_grad():
+            head.layers[-2 if norm else -1].weight.mul_(0.1)  # collapsed-ish embeddings
+        variance(FixedStep(head(features), head(features)))[0].backward()
+        size = max(parameter.grad.abs().max().item() for parameter in head.parameters() if parameter.grad is not None)
+        assert (size > 1e-3) == wanted, (norm, size)
+    assert not VICReg.projection.norm
 
 
 def test_statistics_are_fp32_under_autocast() -> None:

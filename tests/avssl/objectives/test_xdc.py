@@ -69,7 +69,7 @@ def test_loss_and_gradients_match_numpy_with_the_other_modality_as_labels() -> N
     labels = objective.assignments.numpy()
     rows = torch.tensor([1, 5, 7, 7, 0])
     step = blob_step(rows)
-    audio, video = step.audio().features.requires_grad_(), step.video().features.requires_grad_()
+    audio, video = step.audio().requires_grad_(), step.video().requires_grad_()
     loss, _ = objective(step)
     loss.backward()
     expected = 0.0
@@ -85,7 +85,7 @@ def test_loss_and_gradients_match_numpy_with_the_other_modality_as_labels() -> N
 def test_loss_before_the_first_clustering_is_zero_and_has_gradients_of_zero() -> None:
     objective = made()
     step = blob_step(torch.arange(4))
-    audio = step.audio().features.requires_grad_()
+    audio = step.audio().requires_grad_()
     loss, report = objective(step)
     loss.backward()
     assert loss.item() == 0 and not audio.grad.any() and not objective.video_head.weight.grad.any()

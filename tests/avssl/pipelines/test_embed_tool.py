@@ -95,7 +95,7 @@ def directly(pair: AudioVisualPair, path: Path, start: float, end: float) -> dic
     with torch.no_grad():
         mel = pair.frontend(wave)
         audio, video = pair.audio.forward_grid(mel).mean(dim=(1, 2)), pair.video(frames)
-        joint = pair.audio_projection(audio), pair.video_projection(video)
+        joint = pair.head("joint", "audio")(audio), pair.head("joint", "video")(video)
     names = ("audio_features", "video_features", "audio_embedding", "video_embedding")
     return {name: value[0].numpy() for name, value in zip(names, (audio, video, *joint), strict=True)}
 

@@ -169,7 +169,7 @@ def test_pretraining_starts_from_a_run_on_other_data_with_its_own_schedule(pretr
     other = replace(DEMO, options=DEMO.options | {"pretrain": 12})
     optim = OptimConfig(batch_size=6, max_steps=2, lr=1e-6)
     result = pretrain(pretraining(tmp_path / "run", data=other, checkpoint=str(pretrained), optim=optim))
-    parts = dict.fromkeys(("audio", "video", "audio_projection", "video_projection"), 1.0)
+    parts = dict.fromkeys(("audio", "video", "infonce_projection"), 1.0)
     assert result["start"] == {"checkpoint": str(pretrained)} | parts
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2]
     before, after = load_pair(pretrained), load_pair(tmp_path / "run")
@@ -196,8 +196,8 @@ def test_what_a_checkpoint_holds_is_loaded_and_what_is_new_is_said(
     started = start_pair(pretraining(tmp_path, checkpoint=str(paths[what]), embedding_dim=8, **options))
     whole = what in ("run", "best.ckpt")
     assert started.told["audio"] == 1.0 and started.told["video"] == (1.0 if whole else "new")
-    assert started.told["audio_projection"] == "new", "the joint embedding is narrower"
-    assert f"audio 100%, video {'100%' if whole else 'new'}, audio_projection new" in caplog.text
+    assert started.told["infonce_projection"] == "new", "the embedding is narrower"
+    assert f"audio 100%, video {'100%' if whole else 'new'}, infonce_projection new" in caplog.text
     source = load_pair(paths[what]).audio if whole else None
     source = source or (
         load_audio_encoder(paths[what]).encoder

@@ -72,7 +72,8 @@ def test_contrast_of_audio_and_video_beside_the_cross_entropy(kind: str) -> None
     assert report["avc/labelled"].item() == 0.75 and report["avc/positives"].item() == 1.5
     losses["avc"].backward()
     reached = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
-    for part in ("projections.audio.", "projections.video.", "classifier.audio.stages.", "classifier.video.backbone."):
+    heads = "projections.avc.audio.", "projections.avc.video."
+    for part in (*heads, "classifier.audio.stages.", "classifier.video.backbone."):
         assert any(name.startswith(part) for name in reached), part
     assert not any(".fusion." in name or ".head." in name for name in reached)
 
@@ -84,7 +85,7 @@ class Looking(Objective):
         self.video = [step.video(view) for view in (0, 1, 0)]
         self.frames = [step.map_video(lambda encoder, frames: frames, view) for view in (0, 1)]
         self.again = step.map_video(lambda encoder, frames: encoder(frames), 1)
-        return step.audio().joint.sum() * 0, {}
+        return step.audio().sum() * 0, {}
 
 
 def test_objectives_see_the_view_that_is_classified_and_further_ones() -> None:
@@ -97,7 +98,7 @@ def test_objectives_see_the_view_that_is_classified_and_further_ones() -> None:
     task(batch)
     assert looking.video[0] is looking.video[2]
     assert (looking.frames[0] - looking.frames[1]).abs().max() > 0.01
-    torch.testing.assert_close(looking.video[1].features, looking.again)
+    torch.testing.assert_close(looking.video[1], looking.again)
 
 
 def test_sound_and_picture_are_mixed_alike(monkeypatch) -> None:

@@ -30,9 +30,8 @@ def make_batch(size: int = 4, labels: dict[str, torch.Tensor] | None = None) -> 
 
 def make_pair(**options) -> AudioVisualPair:
     torch.manual_seed(0)
-    return AudioVisualPair.build(
-        audio="mast_pico", audio_options=SMALL, video="tiny", num_frames=4, crop_size=32, embedding_dim=8, **options
-    )
+    sizes = {"num_frames": 4, "crop_size": 32, "embedding_dim": 8, "projections": {"infonce": {}}}
+    return AudioVisualPair.build(audio="mast_pico", audio_options=SMALL, video="tiny", **sizes | options)
 
 
 def pretrain_task(objectives) -> PretrainTask:
@@ -62,7 +61,7 @@ def test_report_diagnoses_what_the_objectives_compared() -> None:
         return lambda module, inputs, output: seen.update({name: output.detach(), f"{name}_features": inputs[0]})
 
     for name in ("audio", "video"):
-        getattr(task.pair, f"{name}_projection").register_forward_hook(keep(name))
+        task.pair.head("infonce", name).register_forward_hook(keep(name))
     _, report = task(make_batch())
     # One time bin: the projection's input is the features.
     expected = diagnose(seen["audio"], seen["video"], seen["audio_features"], seen["video_features"])
@@ -78,10 +77,12 @@ def test_only_steps_that_are_logged_are_diagnosed() -> None:
         """Asks for the audio alone."""
 
         def forward(self, step):
-            return step.audio().joint.square().mean(), {}
+            return step.project(self, "audio").square().mean(), {}
 
     augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(32))
-    task = PretrainTask(make_pair(), [("listening", Listening(), 1.0)], augmentation, diagnose_every=3)
+    listening = Listening()
+    listening.projected_by = "infonce"
+    task = PretrainTask(make_pair(), [("listening", listening, 1.0)], augmentation, diagnose_every=3)
     names = {"diagnostics/audio_uniformity", "diagnostics/audio_rank", "diagnostics/audio_feature_rank"}
     diagnosed = []
     for step in range(1, 6):
@@ -121,8 +122,8 @@ def test_time_bins_tell_when() -> None:
     later = sound.roll(8000, dims=1)
     with torch.inference_mode():
         spectrograms = pair.frontend(torch.cat([sound, later]))
-        bins, features = pair.encode_audio(spectrograms)
-        joint = pair.audio_projection(bins)
+        by_time = pair.encode_audio(spectrograms)
+        features, joint = by_time.mean(dim=2), pair.project_audio(by_time, "infonce")
     joint_change = (joint[0] - joint[1]).norm() / joint[0].norm()
     feature_change = (features[0] - features[1]).norm() / features[0].norm()
     assert joint_change > 1.2 * feature_change
@@ -132,7 +133,7 @@ def test_features_are_the_encoders_own() -> None:
     pair = make_pair().eval()
     spectrogram = torch.randn(2, 1, 128, 60)
     with torch.inference_mode():
-        torch.testing.assert_close(pair.encode_audio(spectrogram)[1], pair.audio(spectrogram))
+        torch.testing.assert_close(pair.encode_audio(spectrogram).mean(dim=2), pair.audio(spectrogram))
 
 
 def classifier(labels) -> AudioClassifier:
@@ -204,7 +205,7 @@ def test_finetuning_adds_supervised_contrast_to_the_cross_entropy() -> None:
     assert losses["imc"].item() == pytest.approx(0.5 * report["imc/audio_loss"].item())
     losses["imc"].backward()
     reached = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
-    assert any(name.startswith("projections.audio.") for name in reached)
+    assert any(name.startswith("projections.imc.audio.") for name in reached)
     assert any(name.startswith("classifier.encoder.stages.") for name in reached)
 
 

@@ -1,0 +1,148 @@
+"""The terms of a loss as a config states them: names, weights, options, and the projection that each one compares."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from avssl.models.projection import Projection
+from avssl.objectives.base import Objective, Shapes, create_objective, find_objective
+
+logger = logging.getLogger(__name__)
+
+# Of a pair that no objective projects: its embeddings are those of a random map.
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss.
+
+    Attributes:
+        name: Name of the objective.
+        label: The name that it logs under: numbered where several terms have the name.
+        weight: Its weight.
+        options: Keyword arguments of the objective.
+        owner: Label of the term whose projection it compares: its own, or another's; None without any.
+        projection: That projection; None without any.
+    """
+
+    name: str
+    label: str
+    weight: float
+    options: dict[str, Any]
+    owner: str | None
+    projection: Projection | None
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """``names``, of which repeated ones are numbered: infonce_1, infonce_2."""
+    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+
+
+def read_terms(terms: Sequence[Mapping[str, Any]], embedding_dim: int) -> list[Term]:
+    """The terms ``{name: ..., weight: ..., projection: ..., and the options of the objective}``.
+
+    ``projection`` is a mapping of settings of :class:`Projection`, over those that the objective names itself, or the
+    label of another term, whose projection is then shared.
+
+    Args:
+        terms: As the config has them.
+        embedding_dim: Width of the projections that have none of their own.
+
+    Raises:
+        ValueError: a term without a name, a weight that is no number, an unknown objective, or a projection that
+            cannot be made or shared.
+    """
+    for term in terms:
+        if not isinstance(term.get("name"), str):
+            raise ValueError(f"objectives: {dict(term)} has no name; write for example {{name: infonce, weight: 1.0}}")
+    found: dict[str, Term] = {}
+    for label, term in zip(numbered([term["name"] for term in terms]), terms, strict=True):
+        options = dict(term)
+        name, weight, given = options.pop("name"), options.pop("weight", 1.0), options.pop("projection", None)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"objectives: {name}: weight must be a number, got {weight!r}")
+        own = find_objective(name).projection
+        if own is None and given is not None:
+            raise ValueError(f"objectives: {label}: has no projection to set; leave projection out")
+        if own is None or isinstance(given, str):
+            found[label] = Term(name, label, float(weight), options, given, None)
+            continue
+        found[label] = Term(name, label, float(weight), options, label, _settled(label, own, given, embedding_dim))
+    for label, mine in found.items():
+        if mine.owner is None or mine.projection is not None:
+            continue
+        other = found.get(mine.owner)
+        if other is None or other.owner != other.label or other.projection is None:
+            owners = [each.label for each in found.values() if each.projection and each.owner == each.label]
+            raise ValueError(
+                f"objectives: {label}: projection {mine.owner!r} is of no other term; those with their own: "
+                f"{', '.join(owners) or 'none'}"
+            )
+        found[label] = replace(mine, projection=other.projection)
+    return list(found.values())
+
+
+def _settled(label: str, own: Projection, given: Any, embedding_dim: int) -> Projection:
+    if not isinstance(given, Mapping | None):
+        raise ValueError(f"objectives: {label}: projection must be settings or the name of a term, got {given!r}")
+    known = [field.name for field in fields(Projection)]
+    for key in given or {}:
+        if key not in known:
+            raise ValueError(f"objectives: {label}: projection has no {key!r}; it has {', '.join(known)}")
+    try:
+        projection = replace(own, **dict(given or {}))
+    except ValueError as error:
+        raise ValueError(f"objectives: {label}: {error}") from error
+    return projection if projection.dim else replace(projection, dim=embedding_dim)
+
+
+def own_projections(terms: Sequence[Term]) -> dict[str, Projection]:
+    """The projections of ``terms`` by the label of the term that each belongs to."""
+    return {term.label: term.projection for term in terms if term.projection and term.owner == term.label}
+
+
+def retrieval_projection(terms: Sequence[Term], wanted: str | None = None) -> str:
+    """The projection whose embeddings are compared in retrieval: the one of the term ``wanted``, else of the first
+    that contrasts audio with video, else the first of all; ``UNTRAINED`` where there is none.
+
+    Raises:
+        ValueError: ``wanted`` is no term with a projection.
+    """
+    projected = {term.label: term for term in terms if term.owner is not None}
+    if wanted is not None:
+        if wanted not in projected:
+            raise ValueError(
+                f"retrieval: no objective {wanted!r} with a projection; there are {', '.join(projected) or 'none'}"
+            )
+        return str(projected[wanted].owner)
+    contrasting = [term for term in projected.values() if find_objective(term.name).retrieves]
+    return next((str(term.owner) for term in [*contrasting, *projected.values()]), UNTRAINED)
+
+
+def create_objectives(terms: Sequence[Mapping[str, Any]], shapes: Shapes) -> list[tuple[str, Objective, float]]:
+    """(name, objective, weight) of each term; see :func:`read_terms`.
+
+    Args:
+        terms: As the config has them.
+        shapes: Sizes; ``joint`` is the width of projections that have none of their own.
+
+    Raises:
+        ValueError: see :func:`read_terms`; or an unknown option.
+    """
+    objectives = []
+    for term in read_terms(terms, shapes.joint):
+        joint = shapes.joint if term.projection is None else int(term.projection.dim or 0)
+        objective = create_objective(term.name, replace(shapes, joint=joint), **term.options)
+        needs, objective.projected_by, objective.projection = objective.projection, term.owner, term.projection
+        if needs is not None and not needs.norm and term.projection is not None and term.projection.norm:
+            logger.warning(
+                "objectives: %s: its projection (of %s) ends in a batch norm, which holds the variances that it is to "
+                "raise at 1; set norm: false there, or leave projection out",
+                term.label,
+                term.owner,
+            )
+        objectives.append((term.name, objective, term.weight))
+    return objectives

@@ -1,0 +1,100 @@
+"""Terms of a config: each objective's projection, shared ones, and which one retrieval uses."""
+
+from typing import Any
+
+import pytest
+from objective_steps import SHAPES, exact_batch, exact_task
+
+from avssl.models.projection import Projection
+from avssl.objectives import create_objectives
+from avssl.objectives.terms import UNTRAINED, own_projections, read_terms, retrieval_projection
+
+
+def projections(*terms: dict[str, Any]) -> dict[str, Projection]:
+    return own_projections(read_terms(terms, embedding_dim=128))
+
+
+def test_each_objective_names_its_own_projection() -> None:
+    found = projections({"name": "infonce"}, {"name": "vicreg", "projection": {"width": 64, "dim": 32}})
+    assert found == {
+        "infonce": Projection(layers=2, width=512, dim=128, norm=True),
+        "vicreg": Projection(layers=3, width=64, dim=32, norm=False),
+    }
+    assert projections({"name": "xdc"}, {"name": "masked"}) == {}
+    twice = projections({"name": "ntxent"}, {"name": "ntxent", "projection": {"dim": 16}})
+    assert {name: projection.dim for name, projection in twice.items()} == {"ntxent_1": 128, "ntxent_2": 16}
+
+
+def test_a_term_shares_the_projection_of_another() -> None:
+    infonce = {"name": "infonce", "projection": {"norm": False, "dim": 24}}
+    for terms in (
+        [infonce, {"name": "vicreg", "projection": "infonce"}],
+        [{"name": "moco", "projection": "infonce"}, infonce],
+    ):
+        assert projections(*terms) == {"infonce": Projection(dim=24, norm=False)}
+        for name, objective, _ in create_objectives(terms, SHAPES):
+            assert objective.projected_by == "infonce" and objective.projection.dim == 24, name
+    task = exact_task(create_objectives([{"name": "infonce"}, {"name": "vicreg", "projection": "infonce"}], SHAPES))
+    assert list(task.pair.projections) == ["infonce"]
+    sum(task(exact_batch())[0].values()).backward()
+    assert all(parameter.grad is not None for parameter in task.pair.projections.parameters())
+
+
+def test_queues_and_banks_are_as_wide_as_the_projection() -> None:
+    terms = [{"name": "moco", "projection": {"dim": 10}}, {"name": "avid"}]
+    (_, moco, _), (_, avid, _) = create_objectives(terms, SHAPES)
+    assert moco.audio_queue.keys.shape[1] == 10 and avid.audio_bank.entries.shape[1] == avid.projection.dim
+
+
+def test_variances_upon_a_final_norm_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    create_objectives([{"name": "infonce"}, {"name": "vicreg"}], SHAPES)
+    create_objectives(
+        [{"name": "infonce", "projection": {"norm": False}}, {"name": "vicreg", "projection": "infonce"}], SHAPES
+    )
+    assert not caplog.records
+    create_objectives([{"name": "infonce"}, {"name": "vicreg", "projection": "infonce"}], SHAPES)
+    assert "vicreg: its projection (of infonce) ends in a batch norm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "found"),
+    [
+        (["vicreg", "ntxent", "infonce"], None, "infonce"),
+        (["ntxent", "distill"], None, "ntxent"),
+        (["ntxent", "infonce", "avid"], "avid", "avid"),
+        (["masked", "xdc"], None, UNTRAINED),
+    ],
+)
+def test_retrieval_takes_the_projection_of_the_contrast(names: list[str], wanted: str | None, found: str) -> None:
+    assert retrieval_projection(read_terms([{"name": name} for name in names], 8), wanted) == found
+
+
+def test_retrieval_by_a_shared_projection() -> None:
+    terms = read_terms([{"name": "vicreg"}, {"name": "infonce", "projection": "vicreg"}], 8)
+    assert retrieval_projection(terms) == retrieval_projection(terms, "infonce") == "vicreg"
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ([{"name": "masked", "projection": {"dim": 3}}], "masked: has no projection to set"),
+        ([{"name": "infonce", "projection": {"depth": 3}}], "infonce: projection has no 'depth'; it has layers, width"),
+        ([{"name": "infonce", "projection": {"dim": 0}}], "infonce: projection: dim must be .* got 0"),
+        (
+            [{"name": "infonce", "projection": 512}],
+            "infonce: projection must be settings or the name of a term, got 512",
+        ),
+        ([{"name": "infonce", "projection": "moco"}], "'moco' is of no other term; those with their own: none"),
+        ([{"name": "infonce", "projection": "infonce"}], "'infonce' is of no other term"),
+        ([{"name": "siglip"}, {"name": "infonce", "projection": "masked"}, {"name": "masked"}], "their own: siglip"),
+        ([{"name": "infonec"}], "unknown name 'infonec'; did you mean 'infonce'"),
+    ],
+)
+def test_terms_that_cannot_be_built_are_told(terms: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        read_terms(terms, 8)
+
+
+def test_retrieval_by_a_term_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="retrieval: no objective 'masked' with a projection; there are infonce"):
+        retrieval_projection(read_terms([{"name": "infonce"}, {"name": "masked"}], 8), "masked")
