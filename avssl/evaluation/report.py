@@ -110,7 +110,7 @@ _NUMERIC = re.compile(rf"{_NUMBER}( (to|\u00b1) {_NUMBER}| \({_NUMBER} to {_NUMB
 
 
 # How the names of metrics begin that are shares.
-_SHARES = ("top", "mAP", "mAUC", "R@", "mean_class_accuracy")
+_SHARES = ("top", "mAP", "mAUC", "R@", "mean_class_accuracy", "cIoU", "AUC", "pointing")
 
 
 def is_number(value: Any) -> bool:

@@ -161,6 +161,15 @@ def _one_projection_for_all(pair: nn.Module, state: dict[str, Tensor], prefix: s
         for key in [key for key in state if key.startswith(beginning)]:
             state[f"{prefix}projections.{name}.{modality}.{key.removeprefix(beginning)}"] = state.pop(key)
 
+    def embed_places(self, frames: Tensor) -> Tensor:
+        """Joint embeddings (B, H', W', D) of the places of ``frames`` (B, 3, T, H, W) uint8, in the encoder's crop.
+
+        Each is the embedding that a clip would have that shows everywhere what this place shows.
+        """
+        frames = center_crop(frames, int(self.settings["crop_size"]))
+        places = self.video.forward_grid(frames, time=False)[:, 0]
+        return self.video_projection(places.flatten(0, -2)).unflatten(0, places.shape[:-1])
+
 
 def center_crop(frames: Tensor, size: int) -> Tensor:
     """The central ``size`` x ``size`` of ``frames`` (B, 3, T, H, W) uint8, as float in [0, 1].

@@ -46,11 +46,16 @@ class FeatureMap:
         layer: Name of the submodule whose output is read.
         width: Channels C.
         arrange: That output -> (B, T', H', W', C).
+        fine: Name of a submodule in front of ``layer`` with a finer grid, (B, C, T', H', W'); for a backbone that does
+            not end in a mean over its map.
+        rest: The backbone behind ``fine``, for inputs of any size: such an output -> (B, D).
     """
 
     layer: str
     width: int
     arrange: Callable[[Tensor], Tensor] = _channels_first
+    fine: str | None = None
+    rest: Callable[[nn.Module, Tensor], Tensor] | None = None
 
 
 class VideoEncoder(nn.Module):
@@ -105,16 +110,57 @@ class VideoEncoder(nn.Module):
         Raises:
             ValueError: when the backbone has no map.
         """
+        features, output = self._read(self._map.layer, frames)
+        return features, self._map.arrange(output)
+
+    def forward_grid(self, frames: Tensor, *, time: bool = True, space: bool = True) -> Tensor:
+        """Tokens (B, T', H', W', D) of ``frames`` (B, 3, T, H, W), of the width of the features.
+
+        A token is the feature vector of a clip that shows everywhere and always what is at its place and time.
+        Where features are the mean of a map, tokens are its cells. ``mvit_v2_s``, whose features are a class token,
+        gives its patch tokens.
+
+        Args:
+            time: False pools time as the features do: T' is 1, and each place keeps its course in time.
+            space: False pools height and width: H' and W' are 1.
+
+        Raises:
+            ValueError: when the backbone has no map.
+        """
+        where = self._map
+        if where.fine is None or where.rest is None:
+            pooled = [axis for axis, told in ((1, time), (2, space), (3, space)) if not told]
+            _, output = self._read(where.layer, frames)
+            grid = where.arrange(output)
+            return grid.mean(dim=pooled, keepdim=True) if pooled else grid
+        _, output = self._read(where.fine, frames)
+        cells = output.movedim(1, -1)  # (B, T', H', W', C)
+        axes = [axis for axis, told in ((1, time), (2, space), (3, space)) if told]
+        size = [cells.shape[axis] if axis in axes else 1 for axis in (1, 2, 3)]
+        inner = [1 if axis in axes else cells.shape[axis] for axis in (1, 2, 3)]
+        parts = (
+            cells.unflatten(3, (size[2], inner[2])).unflatten(2, (size[1], inner[1])).unflatten(1, (size[0], inner[0]))
+        )
+        rows = parts.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(0, 3)  # (B * T' * H' * W', C, t, h, w)
+        return where.rest(self.backbone, rows).unflatten(0, (len(frames), *size))
+
+    @property
+    def _map(self) -> FeatureMap:
         if self.feature_map is None:
             raise ValueError(f"video encoder {self.name!r} has no map of features")
-        maps: list[Tensor] = []
-        layer = self.backbone.get_submodule(self.feature_map.layer)
-        handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        return self.feature_map
+
+    def _read(self, layer: str, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of ``frames``, and the output of a submodule on the way to them."""
+        outputs: list[Tensor] = []
+        handle = self.backbone.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output: outputs.append(output)
+        )
         try:
             features = self(frames)
         finally:
             handle.remove()
-        return features, self.feature_map.arrange(maps[0])
+        return features, outputs[0]
 
 
 def _by_channel(statistics: Statistics) -> Tensor:
@@ -368,4 +414,4 @@ def _small_resnet(first: nn.Module, channels: int, width: int) -> Built:
     )
     # In this layout the convolutions take a quarter less time on a CPU.
     backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # an overload that its types omit
-    return backbone, 256, FeatureMap("7", 8 * width)
+    return backbone, 256, FeatureMap("7", 8 * width, fine="6", rest=lambda module, cells: module[7:](cells))

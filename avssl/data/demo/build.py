@@ -26,6 +26,7 @@ import numpy as np
 import scipy
 
 from avssl.data.demo.writer import write_mp4
+from avssl.data.places import BOX
 from avssl.data.processes import server
 from avssl.errors import is_of_machine
 from avssl.evaluation.files import atomic_path, seal, unseal
@@ -69,6 +70,8 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    standing: ClassVar[int | None] = None
+    """Side of the square pictures in pixels, where the truth's "body" (x, y, size) holds in all frames of a clip."""
 
     @property
     @abstractmethod
@@ -189,13 +192,37 @@ def _read_marker(root: Path, name: str) -> dict[str, Any]:
 def set_rows(root: Path, recipe: Recipe) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Manifest rows (clip_id, path, split and the recipe's own columns) and the heads of a finished set.
 
+    Where bodies stand still, a column ``box`` says where (a stick or a drop may leave it).
+
     Raises:
         DemoError: ``root`` does not hold it.
     """
     if not is_complete(Path(root), recipe):
         raise DemoError(errno.ENOENT, f"no complete {recipe.name} set in {root}: make it first")
     marker = _read_marker(Path(root), recipe.name)
-    return [{key: value for key, value in row.items() if key != "bytes"} for row in marker["clips"]], recipe.heads
+    rows = [{key: value for key, value in row.items() if key != "bytes"} for row in marker["clips"]]
+    if recipe.standing is not None:
+        boxes = _boxes(Path(root), recipe.standing)
+        rows = [row | {BOX: boxes[row["clip_id"]]} for row in rows]
+    return rows, recipe.heads
+
+
+def _boxes(root: Path, side: int) -> dict[str, str]:
+    """The box of every clip's body, which reaches its size to each side of its centre."""
+    try:
+        truth = json.loads((root / TRUTH).read_text())
+        bodies = {name: [float(value) for value in facts["body"]] for name, facts in truth.items()}
+        corners = {name: (x - size, y - size, x + size, y + size) for name, (x, y, size) in bodies.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_of_machine(error):
+            raise
+        raise DemoError(
+            errno.ENOENT, f"{root / TRUTH} is missing or damaged: delete the folder, and the set is made anew"
+        ) from error
+    return {
+        name: " ".join(f"{min(max(value / side, 0.0), 1.0):.4f}" for value in values)
+        for name, values in corners.items()
+    }
 
 
 def _is_whole(root: Path, row: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from avssl.data.demo.build import Made, Recipe, build_set, ensure_set, set_rows
 from avssl.data.demo.clip import CLASSES, make_clip
+from avssl.data.demo.timing import FRAME_SIZE
 
 HEAD = "event"
 
@@ -24,6 +25,7 @@ class DemoRecipe(Recipe):
     """
 
     name: ClassVar[str] = "demo"
+    standing: ClassVar[int | None] = FRAME_SIZE
 
     seed: int = 0
     pretrain: int = 800
@@ -62,5 +64,5 @@ def build_demo(root: Path, *, workers: int = 2, **counts: int) -> Path:
 
 
 def demo_rows(root: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Manifest rows (clip_id, path, split, and ``label.event`` where labelled) and the heads of a finished demo set."""
+    """Manifest rows and heads of a finished demo set; see `set_rows`. Rows have ``label.event`` where labelled."""
     return set_rows(root, DemoRecipe.of(Path(root)))

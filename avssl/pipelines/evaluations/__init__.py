@@ -5,6 +5,7 @@
 from avssl.pipelines.evaluations import accuracy  # noqa: F401
 from avssl.pipelines.evaluations import epic  # noqa: F401
 from avssl.pipelines.evaluations import retrieval  # noqa: F401
+from avssl.pipelines.evaluations import localization  # noqa: F401
 from avssl.pipelines.evaluations import probe  # noqa: F401
 from avssl.pipelines.evaluations import knn  # noqa: F401
 from avssl.pipelines.evaluations import few_label  # noqa: F401

@@ -1,6 +1,6 @@
 """Where evaluations work: the checkpoint, the clips, and everything about them that more than one of them needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from avssl.config import EvaluateConfig
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
+from avssl.data.places import HELP, has_boxes
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.cache import EmbeddingCache, media_digest
 from avssl.evaluation.embeddings import ClipScores, Embeddings, coverage, embed_many
@@ -75,8 +76,11 @@ class Bench:
             need: pair or classifier (kind of checkpoint); labels (the split has some); classes (a single-label head
                 among them); training (labelled training rows, other than the evaluated ones); scores (classes of the
                 checkpoint's own, or training rows for a linear probe); hearing (the checkpoint takes sound);
-                unlabelled (the split has no labels); epic (its heads are EPIC-KITCHENS's).
+                unlabelled (the split has no labels); epic (its heads are EPIC-KITCHENS's); places (the data say where
+                in the picture that which sounds is).
         """
+        if need == "places":
+            return "" if has_boxes(self.split) else f"{self.config.data.name} does not say where what sounds is: {HELP}"
         if need == "epic":
             return "" if is_epic(self.split.heads) else "the data has not the two heads verb and noun"
         if need == "unlabelled":
@@ -135,19 +139,17 @@ class Bench:
         )
         return train, test
 
+    @property
+    def pair_loaders(self) -> Loaders:
+        """Loaders of sound and picture of the same clips."""
+        return replace(self.loaders, modalities=("audio", "video"))
+
     @cached_property
     def joint(self) -> tuple[Embeddings, Embeddings]:
         """Joint audio and video embeddings of the evaluated rows."""
         pair = self.subject.pair
         assert pair is not None
-        loaders = Loaders(
-            self.config.data,
-            self.protocol,
-            ("audio", "video"),
-            self.subject.sample_rate,
-            self.config.batch_size,
-            self.config.seed,
-        )
+        loaders = self.pair_loaders
 
         def make() -> dict[str, Embeddings]:
             with self.fabric.autocast():

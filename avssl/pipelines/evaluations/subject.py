@@ -84,6 +84,14 @@ class Subject:
             AudioEncoder(twin, self.audio.frontend, {}), f"{self.name}, random", next(encoder.parameters()).device
         )
 
+    def random_pair(self, seed: int) -> AudioVisualPair:
+        """The same pair with random weights of its own."""
+        assert self.pair is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin = AudioVisualPair.build(**self.pair.settings)
+        return twin.to(next(self.pair.parameters()).device).eval()
+
 
 def open_subject(checkpoint: Path, device: torch.device) -> Subject:
     """Loads what ``--checkpoint`` names.

@@ -272,3 +272,53 @@ def test_a_download_draws_no_bar_into_a_log_file(terminal: bool, monkeypatch) ->
             create_video_encoder(name, pretrained=True)
     assert [options["progress"] for options in asked] == [terminal, terminal]
     assert all(options["check_hash"] for options in asked)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_the_grid_has_the_width_of_the_features(name: str) -> None:
+    frames, size = SIZES[name]
+    encoder = create_video_encoder(name, num_frames=frames, frame_size=size).eval()
+    clip = torch.rand(1, 3, frames, size, size)
+    with torch.inference_mode():
+        grid = encoder.forward_grid(clip)
+        by_place, by_time = encoder.forward_grid(clip, time=False), encoder.forward_grid(clip, space=False)
+    assert grid.ndim == 5 and grid.shape[-1] == encoder.num_features
+    assert by_place.shape == (1, 1, *grid.shape[2:]) and by_time.shape == (*grid.shape[:2], 1, 1, grid.shape[-1])
+    assert min(grid.shape[2:4]) > 1 and grid.flatten(1, 3).std(dim=1).max() > 0  # places differ
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"tiny", "tiny_motion", "mvit_v2_s"}))
+def test_the_features_are_the_mean_of_the_grid(name: str) -> None:
+    frames, size = SIZES[name]
+    encoder = create_video_encoder(name, num_frames=frames, frame_size=size).eval()
+    clip = torch.rand(2, 3, frames, size, size)
+    with torch.inference_mode():
+        features = encoder(clip)
+        for options in ({}, {"time": False}, {"space": False}, {"time": False, "space": False}):
+            torch.testing.assert_close(encoder.forward_grid(clip, **options).mean(dim=(1, 2, 3)), features)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_motion"])
+def test_a_token_of_the_tiny_ones_is_the_feature_of_a_clip_that_shows_it_everywhere(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = create_video_encoder(name, num_frames=8, frame_size=56).eval()
+    cells: list[torch.Tensor] = []
+    encoder.backbone[6].register_forward_hook(lambda module, inputs, output: cells.append(output))
+    clip = torch.rand(2, 3, 8, 56, 56)
+    with torch.inference_mode():
+        features = encoder(clip)
+        map_ = cells[0]  # (2, C, 8, 4, 4)
+        grid, by_place = encoder.forward_grid(clip), encoder.forward_grid(clip, time=False)
+        assert grid.shape == (2, 8, 4, 4, 256)
+        tail = encoder.backbone[7:]
+        always = map_[:, :, 3:4, 1:2, 2:3].expand_as(map_)
+        torch.testing.assert_close(grid[:, 3, 1, 2], tail(always))
+        everywhere = map_[:, :, :, 1:2, 2:3].expand_as(map_)
+        torch.testing.assert_close(by_place[:, 0, 1, 2], tail(everywhere))
+        torch.testing.assert_close(encoder.forward_grid(clip, time=False, space=False)[:, 0, 0, 0], features)
+
+
+def test_a_backbone_without_a_map_is_refused() -> None:
+    encoder = VideoEncoder("linear", nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), 5)
+    with pytest.raises(ValueError, match="'linear' has no map of features"):
+        encoder.forward_grid(torch.rand(1, 3, 1, 4, 4))
