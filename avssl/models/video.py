@@ -399,6 +399,11 @@ def tiny_motion(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _small_resnet(_Motion(), channels=6, width=24)
 
 
+def _small_end(backbone: nn.Module, cells: Tensor) -> Tensor:
+    assert isinstance(backbone, nn.Sequential)
+    return backbone[7:](cells)  # its pooling repeats what is smaller than 8 x 2 x 2
+
+
 def _small_resnet(first: nn.Module, channels: int, width: int) -> Built:
     backbone = nn.Sequential(
         first,
@@ -414,4 +419,4 @@ def _small_resnet(first: nn.Module, channels: int, width: int) -> Built:
     )
     # In this layout the convolutions take a quarter less time on a CPU.
     backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # an overload that its types omit
-    return backbone, 256, FeatureMap("7", 8 * width, fine="6", rest=lambda module, cells: module[7:](cells))
+    return backbone, 256, FeatureMap("7", 8 * width, fine="6", rest=_small_end)

@@ -82,14 +82,11 @@ def localization(bench: Bench) -> Finding:
         f"{bench.protocol.eval_clips} clip(s) of {bench.protocol.seconds:g} s. In brackets 95 % intervals."
     )
     columns = ["", "cIoU@0.5", "AUC", "mean cIoU", "pointing"]
-    headlines = [
-        Headline(
-            f"localization {name}, {bench.clips}",
-            f"localization/{name}",
-            *(metrics[f"localization/{name}{side}"] for side in ("", "_low", "_high")),
-        )
-        for name in ("cIoU@0.5", "AUC", "pointing")
-    ]
+    headlines = []
+    for name in ("cIoU@0.5", "AUC", "pointing"):
+        key = f"localization/{name}"
+        low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
+        headlines.append(Headline(f"localization {name}, {bench.clips}", key, metrics[key], low, high))
     path = bench.picture("localization")
     caption = "Heat maps of clips evenly spread over the split; the white line is the truth"
     shown = drawn(path, caption, _draw, path, bench, pair, maps["own"], rows, heats["this checkpoint"], truths)
