@@ -139,6 +139,14 @@ class AudioVisualPair(nn.Module):
         features = self.video(center_crop(frames, int(self.settings["crop_size"])))
         return self.project_video(features, self.retrieval)
 
+    def embed_places(self, frames: Tensor) -> Tensor:
+        """Embeddings (B, H', W', D) of the places of ``frames`` (B, 3, T, H, W) uint8, for retrieval, in that crop.
+
+        Each is the embedding that a clip would have that shows everywhere what this place shows.
+        """
+        frames = center_crop(frames, int(self.settings["crop_size"]))
+        return self.project_video(self.video.forward_grid(frames, time=False)[:, 0], self.retrieval)
+
 
 def _one_projection_for_all(pair: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Weights of a pair whose objectives shared its only projection, of before they had their own: its names are new.
@@ -160,15 +168,6 @@ def _one_projection_for_all(pair: nn.Module, state: dict[str, Tensor], prefix: s
     for modality, beginning in old.items():
         for key in [key for key in state if key.startswith(beginning)]:
             state[f"{prefix}projections.{name}.{modality}.{key.removeprefix(beginning)}"] = state.pop(key)
-
-    def embed_places(self, frames: Tensor) -> Tensor:
-        """Joint embeddings (B, H', W', D) of the places of ``frames`` (B, 3, T, H, W) uint8, in the encoder's crop.
-
-        Each is the embedding that a clip would have that shows everywhere what this place shows.
-        """
-        frames = center_crop(frames, int(self.settings["crop_size"]))
-        places = self.video.forward_grid(frames, time=False)[:, 0]
-        return self.video_projection(places.flatten(0, -2)).unflatten(0, places.shape[:-1])
 
 
 def center_crop(frames: Tensor, size: int) -> Tensor:
