@@ -5,26 +5,28 @@
     python benchmarks/few_labels.py --output benchmarks/results --table
 
 1, 5, 10, 50 and 100 % of the training labels, the same share of every class and at least one clip of each, drawn three
-times; both starts train on the same draw, for the same number of steps, with the same settings, and on the same
-architecture. Finished runs are kept: the command continues where it was stopped.
+times; both starts train on the same draw, for the same number of steps (``--passes`` over the share, but no fewer than
+``--steps``), with the same settings, and on the same architecture. Finished runs are kept: the command continues where
+it was stopped.
 """
 
 import argparse
 import json
-import statistics
+import math
 from pathlib import Path
 from typing import Any
 
 from cells import Cell, measure_all, measured, published
 from common import describe_machine, settings_of, write_result
+from result_tables import FEW_LABELS, full_few_label_lines, markdown
 
 import mast
 
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
-# The head, and what a run on the set takes besides.
-SETS: dict[str, tuple[str, list[str]]] = {
-    "demo": ("event", []),
-    "grid": ("digit", ["--data.heads", "[digit]", "--augment.spec_warp", "0.3"]),
+# The head, the training clips, and what a run on the set takes besides.
+SETS: dict[str, tuple[str, int, list[str]]] = {
+    "demo": ("event", 288, []),
+    "grid": ("digit", 700, ["--data.heads", "[digit]", "--augment.spec_warp", "0.3"]),
 }
 
 
@@ -47,8 +49,8 @@ def architecture(checkpoint: Path) -> list[str]:
 
 def cells_of(name: str, checkpoint: Path, root: Path | None, args: argparse.Namespace) -> list[Cell]:
     """Every share, draw and start of one set."""
-    head, options = SETS[name]
-    steps = ["--optim.max_steps", str(args.steps), "--optim.batch_size", str(args.batch), "--optim.lr", str(args.lr)]
+    head, clips, options = SETS[name]
+    optimizer = ["--optim.batch_size", str(args.batch), "--optim.lr", str(args.lr)]
     masks = ["--augment.time_mask", "0.1", "--augment.freq_mask", "0.1"]  # no recipe: the same on both sets
     common = [
         "--config",
@@ -60,7 +62,7 @@ def cells_of(name: str, checkpoint: Path, root: Path | None, args: argparse.Name
         "full",
         *(["--data.root", str(root)] if root else []),
         *options,
-        *steps,
+        *optimizer,
     ]
     starts = {
         "random": ["--checkpoint", "none", *architecture(checkpoint)],
@@ -68,34 +70,14 @@ def cells_of(name: str, checkpoint: Path, root: Path | None, args: argparse.Name
     }
     cells = []
     for share in SHARES:
+        steps = max(args.steps, math.ceil(args.passes * share * clips / args.batch))
         for draw in range(args.draws):
             for start, more in starts.items():
-                about = {"data": name, "head": head, "share": share, "draw": draw}
-                settings = (*common, *more, "--data.train_fraction", str(share), "--seed", str(draw))
+                about = {"data": name, "head": head, "share": share, "draw": draw, "steps": steps}
+                drawn = ("--optim.max_steps", str(steps), "--data.train_fraction", str(share), "--seed", str(draw))
+                settings = (*common, *more, *drawn)
                 cells.append(Cell(f"{name}:{start}:{share:g}:draw{draw}", settings, about))
     return cells
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a set and share, means over draws with their standard deviation."""
-    lines = ["| data | labels | random start | pretrained start | difference, draw by draw |", "|---|---|---|---|---|"]
-    for name, (head, _) in SETS.items():
-        for share in SHARES:
-            scores: dict[str, dict[int, float]] = {"random": {}, "pretrained": {}}
-            for row in rows:
-                if (row["data"], row["share"]) == (name, share):
-                    scores[row["start"]][row["draw"]] = row["metrics"][f"{head}/top1"]
-            both = [scores["pretrained"][draw] - scores["random"][draw] for draw in scores["random"].keys() &
-                    scores["pretrained"].keys()]  # fmt: skip
-            if both:
-                cells = [_percent([*found.values()], " %") for found in scores.values()] + [_percent(both, " points")]
-                lines.append(f"| {name} | {share:.0%} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _percent(values: list[float], unit: str) -> str:
-    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{unit}{spread}"
 
 
 def main() -> int:
@@ -104,7 +86,8 @@ def main() -> int:
     parser.add_argument("--grid-checkpoint", type=Path, help="pretraining run on GRID; left out without it")
     parser.add_argument("--grid", type=Path, help="folder of GRID")
     parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"), help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=120, help="of every run, whatever its share")
+    parser.add_argument("--steps", type=int, default=120, help="of a run, at least")
+    parser.add_argument("--passes", type=int, default=8, help="over the share of the labels, at least")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--draws", type=int, default=3)
@@ -116,7 +99,7 @@ def main() -> int:
     if args.table:
         if args.output is None:
             parser.error("--table needs --output, the folder of few_labels.json")
-        print(table(json.loads((args.output / "few_labels.json").read_text())["rows"]))
+        print(markdown(FEW_LABELS, full_few_label_lines(json.loads((args.output / "few_labels.json").read_text()))))
         return 0
     if args.grid_checkpoint and not args.grid:
         parser.error("--grid-checkpoint needs --grid, the folder of its data")
@@ -142,7 +125,7 @@ def main() -> int:
             keep(row)  # of earlier calls
     wanted = [cell for cell in cells if any(cell.name.startswith(start) for start in args.only)]
     failed = measure_all(wanted, args.runs, args.parallel, keep, "few labels")
-    print(f"\n{table([*rows.values()])}")
+    print(f"\n{markdown(FEW_LABELS, full_few_label_lines({'rows': [*rows.values()]}))}")
     return 1 if failed else 0
 
 

@@ -1,22 +1,25 @@
-"""The table of speed goals, from the results in a folder, written between two markers of a page.
+"""The tables of a page, from the results in a folder, each written between two markers that name it.
 
     python benchmarks/table.py docs/speed.md
+    python benchmarks/table.py docs/results.md
 
-Every goal keeps its row, met or missed; one without a result says so, and a missed one why. Nothing is measured here:
-the last column has the command that does.
+``speed`` has the goals: every goal keeps its row, met or missed; one without a result says so, and a missed one why.
+The other tables are in result_tables.py. Nothing is measured here: commands that do stand beside the tables.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import result_tables
+
 from mast.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 HEADER = ("what", "goal", "measured (range)", "met", "on", "command")
 
 
@@ -249,21 +252,32 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+TABLES: dict[str, Callable[[Path], str]] = {"speed": table, **result_tables.TABLES}
+
+
 def filled(page: str, results: Path = RESULTS) -> str:
-    """``page`` with the table between its markers.
+    """``page`` with every table between its markers, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
 
     Raises:
-        ValueError: when it has not one of each, in order.
+        ValueError: there is none, a name is unknown, or a marker stands alone or twice.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page needs the lines {BEGIN} and {END}, once each, with the table between them")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+    markers = re.findall(r"<!-- (\S+): (begin|end) -->", page)
+    names = [name for name, side in markers if side == "begin"]
+    if not names or markers != [(name, side) for name in names for side in ("begin", "end")]:
+        told = "the page needs the lines <!-- NAME: begin --> and <!-- NAME: end --> with a table between them"
+        raise ValueError(f"{told}; it has {', '.join(' '.join(marker) for marker in markers) or 'none'}")
+    if unknown := [name for name in names if name not in TABLES or names.count(name) > 1]:
+        raise ValueError(f"no table, or one too many, has the name {unknown[0]!r}; there are {', '.join(TABLES)}")
+    for name in names:
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, after = page.split(begin)[0], page.split(end)[1]
+        page = f"{before}{begin}\n{TABLES[name](results)}\n{end}{after}"
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, help="Markdown with the two markers")
+    parser.add_argument("page", type=Path, help="Markdown with markers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON results")
     args = parser.parse_args()
     try:

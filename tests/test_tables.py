@@ -1,0 +1,174 @@
+"""Pages hold what their command makes of the committed results, and rows neither vanish nor flatter."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import result_tables  # noqa: E402  (a script, of no package)
+import table  # noqa: E402
+
+from avssl.evaluation.degradations import degradations  # noqa: E402
+
+MACHINE = {"processor": "P", "threads": 2, "cores": 2, "torch": "2.13", "date": "2026-01-02T03", "revision": "abc"}
+
+
+def row(page: str, what: str) -> list[str]:
+    """Cells of the one row about ``what``."""
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {what} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", ["speed.md", "results.md"])
+def test_committed_page_is_what_the_command_makes(name: str, tmp_path: Path) -> None:
+    page, copy = (ROOT / "docs" / name).read_text(), tmp_path / name
+    copy.write_text(re.sub(r"(?s)( begin -->\n).*?(\n<!-- \S+ end -->)", r"\1old\2", page))
+    assert copy.read_text() != page
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "table.py"), str(copy)], check=True)
+    assert copy.read_text() == page
+
+
+def test_what_is_missed_says_why() -> None:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.table().splitlines()[2:]]
+    assert not [cell[0] for cell in cells if cell[3] == "no"]
+
+
+def test_every_goal_has_a_row_without_results(tmp_path: Path) -> None:
+    lines = table.table(tmp_path).splitlines()[2:]
+    assert len(lines) == len(table.GOALS)
+    assert all("| not measured yet |" in line for line in lines)
+
+
+def test_rows_tell_met_from_missed(tmp_path: Path) -> None:
+    def write(name: str, **result: object) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": MACHINE, **result}))
+
+    speedup = {"speedup": 5.0, "speedup_range": [4.5, 5.5], "mfu": [None, None]}
+    write(
+        "mast_vs_ast_mast_base_cpu_fp32",
+        train=speedup,
+        inference=speedup | {"speedup": 4.99},
+        train_peak_mib={"ours": 300.0, "peer": 1000.0},
+    )
+    rows = [{"frames": 256, "excess": 1.31}]
+    write("length_mast_base_cpu_fp32_inference", settings={"keep_memory": True}, worst=1.31, rows=rows)
+    scaling = {"1": {"share_of_linear": 1.0}, "2": {"share_of_linear": 0.95}, "4": {"share_of_linear": 0.5}}
+    ratio = {"ratio": 0.96, "range": [0.9, 1.0]}
+    ratios = {name: ratio for name in ("loader_vs_bare", "cached_loader_vs_bare", "cache_vs_originals")}
+    peers = ("pyav", "decord", "torchcodec")
+    write(
+        "loading", scaling=scaling, vs_peers=dict.fromkeys(peers, ratio), versions=dict.fromkeys(peers, "1"), **ratios
+    )
+    for data in ("grid", "esc10"):
+        settings = {"media": data, "workers": 1}
+        write(
+            f"inference_folder_{data}",
+            settings=settings,
+            result={"share": 0.9, "speedup_range": [0.8, 1.0], "modalities": ["audio"]},
+        )
+    runs = [
+        {"clips_per_second": rate, "batch": 8, "mfu": 0.4, "peak_mib": 1024.0, "busy": busy, "data_wait": 0.03}
+        for rate, busy in ((10.0, 0.99), (20.0, 0.94))
+    ]
+    write("pretraining_cuda", runs=runs)
+    page = table.table(tmp_path)
+    on = "P, 2 threads; torch 2.13; 2026-01-02, abc"
+    step = row(page, f"{table.STEP}, float32")
+    assert step[1:5] == ["at least 5x", "5x (4.5x to 5.5x)", "yes", on]
+    assert row(page, f"{table.RUN}, float32")[2:4] == ["4.99x (4.5x to 5.5x)", f"no: {table.ARITHMETIC}"]
+    assert row(page, "Peak memory of training against AST")[1:4] == ["at most 33.3 %", "30 %; 300 of 1000 MiB", "yes"]
+    missed = row(page, "MAST-B, time beyond what multiply-accumulates say, inference")
+    assert missed[3].startswith("no: one clip") and missed[4].startswith("P, 2 threads, freed memory kept; torch")
+    assert row(page, "Loader against bare decoding")[2:4] == ["96 % (90 % to 100 %)", "yes"]
+    assert row(page, "Cache against originals of 720p")[3] == "no"
+    found = row(page, "Loader of shards, share of linear scaling")
+    assert found[2] == "50 %; workers 1: 100 %, 2: 95 %, 4: 50 %; 2 cores" and found[3].startswith("no: ")
+    assert page.count("| Embedding of a folder against bare decoding |") == 2
+    assert row(page, "Pretraining on a GPU: share of the time that it works")[2:4] == [
+        "94 %; 20 clips/s, batch 8, 1 GiB, MFU 40 %",
+        f"no: run operator by operator: {table.LAUNCHES}",  # the fastest setting, not the one that looks best
+    ]
+    assert row(page, "Pretraining on a GPU: share of the time that it waits for data")[3] == "yes"
+
+
+def test_bad_results_and_pages_are_named(tmp_path: Path) -> None:
+    (tmp_path / "frontend_cpu.json").write_text(json.dumps({"machine": MACHINE}))
+    with pytest.raises(ValueError, match=r"frontend_cpu\.json: has no field 'speedup'"):
+        table.table(tmp_path)
+    begin, end = "<!-- speed: begin -->", "<!-- speed: end -->"
+    for page in ("", begin, f"{end}\n{begin}", f"{begin}\n{begin}\n{end}"):
+        with pytest.raises(ValueError, match="needs the lines"):
+            table.filled(page, tmp_path)
+    for page in (f"{begin}{end}{begin}{end}", "<!-- sped: begin --><!-- sped: end -->"):
+        with pytest.raises(ValueError, match="no table, or one too many, has the name 'spe"):
+            table.filled(page, tmp_path)
+
+
+@pytest.fixture
+def pretraining(tmp_path: Path) -> Path:
+    """A folder with the result of two seeds of a loss, one of another, and random weights."""
+
+    def row(loss: str, seed: int, score: float, **more: object) -> dict[str, object]:
+        metrics = {"probe/event/top1": score, "event/NMI": score, "event/silhouette": -0.1}
+        if loss != "random":
+            metrics |= {"audio_to_video/R@1": score / 2, "video_to_audio/R@1": score / 4}
+            metrics |= {f"few_label/event/{share}/top1": score for share in ("1%", "5%", "10%", "50%", "100%")}
+            metrics |= {f"few_label/event/{share}/random_top1": 0.1 for share in ("1%", "5%", "10%", "50%", "100%")}
+            for kind in ("", "random/", "other_sound/", "centre/", "best/"):
+                metrics |= {f"localization/{kind}{key}": score for key in ("cIoU@0.5", "AUC", "pointing")}
+            metrics |= {f"robustness/{name}/event/top1": score / 2 for name in result_tables.CONDITIONS}
+            more["objectives"] = [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
+        full = {"event/top1": score + 0.1}
+        return {"data": "demo", "loss": loss, "seed": seed, "metrics": metrics, "full": full, **more}
+
+    rows = [row("default", 0, 0.4, revision="abc"), row("default", 1, 0.6, revision="def")]
+    rows += [row("infonce", 0, 0.3, revision="abc"), row("random", 0, 0.2, revision="abc")]
+    (tmp_path / "pretraining.json").write_text(json.dumps({"machine": MACHINE, "rows": rows}))
+    return tmp_path
+
+
+def cells_of(lines: str) -> list[list[str]]:
+    table = [line for line in lines.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_pretraining_is_told_over_seeds_beside_random_weights(pretraining: Path) -> None:
+    page = result_tables.TABLES["pretraining"](pretraining)
+    rows = cells_of(page)
+    assert [row[1] for row in rows] == ["random weights", "default", "infonce"]
+    loss = "infonce + 0.5 vicreg (projection: infonce)"
+    numbers = ["50.0 % +- 14.1", "60.0 % +- 14.1", "25.0 % +- 7.1", "12.5 % +- 3.5", "0.50 +- 0.14", "-0.10 +- 0.00"]
+    assert rows[1] == ["demo", "default", loss, *numbers, "2", "abc, def"]  # every revision that a row has
+    assert rows[0][2:7] == ["", "20.0 %", "30.0 %", "chance", "chance"]
+    assert page.splitlines()[-1] == "P; torch 2.13; 2026-01-02, abc; `pretraining.json`"
+
+
+def test_heat_maps_stand_beside_what_they_must_beat(pretraining: Path) -> None:
+    rows = cells_of(result_tables.TABLES["localization"](pretraining))
+    assert [row[1] for row in rows] == [
+        *("default", "random weights", "another clip's sound", "the centre", "best possible", "infonce")
+    ]
+    assert rows[0][2:] == ["50.0 % +- 14.1"] * 3
+
+
+def test_few_labels_and_damages_have_a_column_each(pretraining: Path) -> None:
+    few = cells_of(result_tables.TABLES["few-labels"](pretraining))
+    assert few[0] == ["demo event", "linear probe", "random weights", *["10.0 % +- 0.0"] * 5]
+    assert few[1] == ["demo event", "linear probe", "pretrained", *["50.0 % +- 14.1"] * 5]
+    damaged = cells_of(result_tables.TABLES["robustness"](pretraining))
+    assert damaged[0] == ["demo event", "default", "50.0 % +- 14.1", *["25.0 % +- 7.1"] * len(result_tables.CONDITIONS)]
+
+
+def test_conditions_of_the_page_are_those_of_the_evaluation() -> None:
+    assert set(result_tables.CONDITIONS) <= {each.name for each in degradations(16000)}
+
+
+def test_without_results_tables_say_so(tmp_path: Path) -> None:
+    for name in ("mast-vs-ast", "recipes", "pretraining", "few-labels", "losses", "localization", "robustness"):
+        assert result_tables.TABLES[name](tmp_path) == "Not measured yet."
