@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from avssl.data.batch import Batch
 from avssl.data.failures import Failure
+from avssl.data.file_stats import times_hold, unchanged
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
@@ -128,6 +129,7 @@ class ClipDataset(Dataset[Item]):
         self.retries = retries
         self.watch: Watch | None = None
         self.given_up: dict[int, str] = {}
+        self._times_hold = times_hold(manifest)
 
     @property
     def samples(self) -> int:
@@ -185,8 +187,9 @@ class ClipDataset(Dataset[Item]):
         spans = self.spans(row, rng)
         watch = self.watch or _unwatched
         watch(index)
+        modified = row.file_modified if self._times_hold else None
         try:
-            with open_source(row.path) as source:
+            with unchanged(row.path, row.file_bytes, modified), open_source(row.path) as source:
                 for span in spans:
                     if span not in decoded:
                         watch(index)  # the time limit is a clip's

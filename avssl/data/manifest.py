@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.manifest_checks import (
+    FILE_COLUMNS,
     LABEL_PREFIX,
     SPLITS,
     ManifestError,
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 METADATA_KEY = b"avssl.manifest"
 _DIGEST_KEY = b"avssl.manifest.sha256"
 _SPAN_COLUMNS = ("audio_start", "audio_end", "video_start", "video_end")
-_ROW_COLUMNS = ("clip_id", "start", "end", "duration", *_SPAN_COLUMNS, "has_audio", "has_video", "split")
+_ROW_COLUMNS = (
+    *("clip_id", "start", "end", "duration", *_SPAN_COLUMNS, "has_audio", "has_video", "split"),
+    *FILE_COLUMNS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ class ClipRow:
     """One clip. ``path`` lies under the manifest's root; ``start``/``end`` are seconds in the file, None = its bounds.
 
     ``duration`` is the whole file's, in seconds, and ``audio_start`` to ``video_end`` say between which seconds of the
-    file each stream runs. ``has_audio``/``has_video`` are None until the manifest is scanned, the others where unknown.
+    file each stream runs. ``file_bytes`` and ``file_modified`` (microseconds since 1970) are the file's at the scan.
+    ``has_audio``/``has_video`` are None until the manifest is scanned, the others where unknown.
     ``labels`` maps every head to a class index, or to a list of them where the head is multi-label; None where the clip
     is unlabelled.
     """
@@ -68,6 +73,8 @@ class ClipRow:
     has_video: bool | None
     labels: dict[str, int | list[int] | None]
     split: str
+    file_bytes: int | None = None
+    file_modified: int | None = None
 
     def span(self, modalities: Collection[str]) -> tuple[float, float]:
         """`Manifest.spans` of this clip: (low, high) seconds in the file."""
@@ -372,9 +379,9 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Short SHA-256 of the contents (rows in order, heads); the same wherever the root is."""
+        """Short SHA-256 of the contents (rows in order, heads); the same wherever the root is, and for copied files."""
         digest = hashlib.sha256(json.dumps(sorted(self.heads.items())).encode())
-        for name in sorted(self.table.column_names):
+        for name in sorted(set(self.table.column_names) - set(FILE_COLUMNS)):
             column = self.table[name]
             digest.update(f"\n{name}:{column.type}:".encode())
             digest.update(np.packbits(column.is_null().to_numpy()).tobytes())

@@ -36,7 +36,11 @@ COLUMNS: dict[str, pa.DataType] = {
     "audio_error": pa.string(),
     "video_error": pa.string(),
     "warning": pa.string(),
+    "file_bytes": pa.int64(),
+    "file_modified": pa.int64(),  # microseconds since 1970
 }
+# What tells a file from another one in its place. A copy has other times: no part of what a manifest says of its clips.
+FILE_COLUMNS = ("file_bytes", "file_modified")
 _NEVER_NULL = ("clip_id", "path", "split", "error", "audio_error", "video_error", "warning")
 CLASS = pa.int64()
 CLASSES = pa.list_(pa.int64())

@@ -14,6 +14,7 @@ import numpy as np
 
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
+from avssl.data.manifest_checks import FILE_COLUMNS
 from avssl.data.media.audio import cancels
 from avssl.data.media.container import max_pixels
 from avssl.data.media.errors import MediaError
@@ -25,9 +26,9 @@ from avssl.progress import Meter, track
 logger = logging.getLogger(__name__)
 
 # Part of the name of every scan that is kept: raise it when a scan finds out more, or otherwise, than it used to.
-SCAN_VERSION = 4
+SCAN_VERSION = 5
 _SPANS = ("duration", "audio_start", "audio_end", "video_start", "video_end")
-_NUMBERS = (*_SPANS, "sample_rate", "channels", "fps", "width", "height")
+_NUMBERS = (*_SPANS, "sample_rate", "channels", "fps", "width", "height", *FILE_COLUMNS)
 _FLAGS = ("has_audio", "has_video")
 _REASONS = ("error", "warning", "audio_error", "video_error")
 _TOLD = [item.name for item in fields(MediaInfo) if item.name != "path"]
@@ -45,8 +46,8 @@ class FileFacts:
 
     Attributes:
         rows: (N,) int64, the file of each row of the manifest.
-        numbers: name -> (F,) float64, NaN where unknown; seconds, Hz, frames per second, pixels. ``duration`` is the
-            largest end of a file's streams.
+        numbers: name -> (F,) float64, NaN where unknown; seconds, Hz, frames per second, pixels, bytes, microseconds.
+            ``duration`` is the largest end of a file's streams.
         flags: "has_audio", "has_video" -> (F,) bool.
         reasons: "error", "warning", "audio_error", "video_error" -> (F,) int32, indices into ``vocabulary``.
         vocabulary: reasons, "" first: nothing wrong.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ class MediaInfo:
     ``error`` is set only if neither sound nor pictures can be had. "" means fine. ``warning`` tells, of a file
     that can be used, why only a part of it is: "timestamps start over", as where two broadcasts were joined, or "file
     cut off"; and, when ``deep``, "channels cancel": their mean is silence. Both are joined by "; ".
+    ``file_bytes`` and ``file_modified`` (microseconds since 1970) tell whether another file has taken its place since.
     """
 
     path: str
@@ -57,6 +60,8 @@ class MediaInfo:
     audio_error: str = ""
     video_error: str = ""
     warning: str = ""
+    file_bytes: int | None = None
+    file_modified: int | None = None
 
     @property
     def duration(self) -> float | None:
@@ -80,14 +85,19 @@ def probe(path: str | Path, *, deep: bool | None = None) -> MediaInfo:
     "zero length", and of one stream "no audio stream", "no decoder", "unknown sample rate", "does not decode" and
     so on for video.
     """
+    identity: dict[str, int] = {}
+    with suppress(OSError, ValueError):  # of which opening the file tells
+        found = os.stat(path)
+        identity = {"file_bytes": found.st_size, "file_modified": found.st_mtime_ns // 1000}
     try:
         with open_media(path) as container:
             info, suspicious = _read_header(container, str(path), bool(deep))
         if deep or (deep is None and suspicious):
             info = _verified(info)
     except MediaError as error:
-        return MediaInfo(str(path), error=error.reason, audio_error=error.reason, video_error=error.reason)
-    return _with_error(info)
+        why = error.reason
+        return MediaInfo(str(path), error=why, audio_error=why, video_error=why, **identity)
+    return replace(_with_error(info), **identity)
 
 
 def _read_header(container: InputContainer, path: str, thorough: bool) -> tuple[MediaInfo, bool]:

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from avssl.data.file_stats import unchanged
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
 from avssl.data.media.errors import raise_if_machine
@@ -77,6 +78,7 @@ class Job:
         audio, video: Between which of them each stream runs; None where the file has none.
         about: What its JSON says besides: "source" and "clips".
         settings: How.
+        file_bytes, file_modified: Of the file at the scan, see :func:`avssl.data.file_stats.unchanged`.
     """
 
     path: str
@@ -88,6 +90,8 @@ class Job:
     video: tuple[float, float] | None
     about: dict[str, Any]
     settings: Settings
+    file_bytes: int | None = None
+    file_modified: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +119,21 @@ class Made:
 
 
 def make(job: Job) -> Made:
-    """Writes the sample, whole or not at all, or why there is none; a finished one is kept. Never raises MediaError."""
+    """Writes the sample, whole or not at all, or why there is none; a finished one is kept. Never raises MediaError.
+
+    Of a file that changed since the scan nothing is written.
+    """
     part = Path(job.part)
     if part.is_file():
         return describe(job.key, part.read_bytes())
     failed = part.with_suffix(".error")
     if failed.is_file():
         return Made(job.key, errors=json.loads(failed.read_text(encoding="utf-8")))
-    data, errors = encode(job)
+    try:
+        with unchanged(job.path, job.file_bytes, job.file_modified):
+            data, errors = encode(job)
+    except MediaError as error:
+        return Made(job.key, errors={"audio" if job.audio else "video": f"{error.reason} ({error.detail})"})
     with atomic_path(part if data else failed) as temporary:
         temporary.write_bytes(data or json.dumps(errors).encode())
     return describe(job.key, data) if data else Made(job.key, errors=errors)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.failures import DataError
+from avssl.data.file_stats import CHANGED, times_hold
 from avssl.data.manifest import Manifest
+from avssl.data.manifest_checks import FILE_COLUMNS
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.encode import Job, Made, Settings, make
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
@@ -122,6 +124,7 @@ def _write(
         "complete": False,
         "data": name,
         "manifest": manifest.digest,
+        "media": _sizes(manifest),
         "settings": json.loads(json.dumps(asdict(settings))) | {"samples_per_shard": samples_per_shard},
     }
     _begin(store, about)
@@ -171,8 +174,9 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
         _write_about(store, about)
         return
     there = about_of(store)
-    for key, what in (("manifest", "other data"), ("settings", "other settings")):
-        if there[key] != about[key]:
+    kinds = (("manifest", "other data"), ("media", "other files of the same data"), ("settings", "other settings"))
+    for key, what in kinds:
+        if there.get(key, about[key]) != about[key]:  # earlier versions did not write "media"
             raise DataError(
                 f"{store.location}: holds a cache of {what} ({there[key]}, not {about[key]}); choose another --output"
             )
@@ -180,6 +184,11 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
 
 def _write_about(store: Store, about: Mapping[str, Any]) -> None:
     store.write(ABOUT, json.dumps(seal(about), indent=2).encode())
+
+
+def _sizes(manifest: Manifest) -> str:
+    """Hash of the sizes of all files: one that runs as long as the one before it is the same to the digest."""
+    return hashlib.sha256(json.dumps(manifest.column("file_bytes")).encode()).hexdigest()[:16]
 
 
 def _parts_folder(store: Store) -> Path:
@@ -226,15 +235,18 @@ def _made(
     home: dict[str, Shard] = {}
     waiting: dict[str, dict[str, Made]] = {}
     jobs: list[Job] = []
+    times = times_hold(manifest)
     for shard in shards:
         waiting[shard.name] = {}
         for key, span in shard.spans.items():
             part = str(parts / f"{shard.name.removesuffix('.tar')}-{key}.tar")
-            jobs.append(_job(manifest, span, key, part, settings))
+            jobs.append(_job(manifest, span, key, part, settings, times))
             home[part] = shard
     workers = available_cores() if workers is None else workers
     for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
         meter.update()
+        if made.reason == CHANGED:  # what is there by now is of no scan: neither cached nor a failure for good
+            raise DataError(f"{job.path}: {next(iter((made.errors or {}).values()))}")
         if made.errors:
             failed.append(job.path)
             meter.note(f"{len(failed)} failed")
@@ -244,7 +256,7 @@ def _made(
             yield shard, waiting.pop(shard.name)
 
 
-def _job(manifest: Manifest, span: Span, key: str, part: str, settings: Settings) -> Job:
+def _job(manifest: Manifest, span: Span, key: str, part: str, settings: Settings, times: bool) -> Job:
     clips = []
     for row in map(manifest.row, span.rows):
         labels = {head: _class_names(manifest.heads[head], label) for head, label in row.labels.items()}
@@ -254,7 +266,11 @@ def _job(manifest: Manifest, span: Span, key: str, part: str, settings: Settings
     spans = {name: first.span([name]) if there else (0.0, 0.0) for name, there in streams.items()}
     audio, video = ((low, high) if high > low else None for low, high in spans.values())
     about = {"source": span.path, "clips": clips}
-    return Job(str(first.path), part, key, span.start, span.end, audio, video, about, settings)
+    return Job(
+        *(str(first.path), part, key, span.start, span.end, audio, video, about, settings),
+        file_bytes=first.file_bytes,
+        file_modified=first.file_modified if times else None,
+    )
 
 
 def _class_names(names: list[str], label: int | list[int] | None) -> str | list[str] | None:
@@ -328,6 +344,7 @@ def _write_index(
     names = ["path", "error", "audio_error", "video_error", "has_audio", "has_video", "sample_rate", "channels"]
     names += ["width", "height", "fps"]
     columns = {name: manifest.column(name) for name in names}
+    columns |= {name: [None] * len(manifest) for name in FILE_COLUMNS}  # of the originals
     there = {name: manifest.column(f"has_{name}") for name in ("audio", "video")}
     columns["source"], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)
     for shard in shards:
