@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -193,10 +193,8 @@ def verify(path: Path) -> None:
         ValueError: it is damaged, or no checkpoint.
         OSError: it cannot be read.
     """
-    with _archive(path) as archive:
-        bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"the checksum of {bad} differs")
+    with open(path, "rb") as file:
+        _compare(path, file)
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -209,25 +207,36 @@ def read_head(path: Path) -> dict[str, Any]:
         for name in archive.namelist():
             if name.endswith("/data.pkl"):
                 archive.read(name)  # compares its checksum
-    state = _load(path, mmap=True)
+    state = _load(path, path, mmap=True)
     return {name: state[name] for name in ("settings", "progress", "wandb_id", "sharded") if name in state}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """All values of the checkpoint at ``path``, on the CPU, once every byte was compared with its checksum.
 
+    They are of the file that was compared, also where a training puts another one in its place meanwhile.
+
     Raises:
         ValueError: when it is damaged or not one, or holds anything but tensors and plain values.
     """
-    verify(path)
-    return _load(path, mmap=False)
+    with open(path, "rb") as file:
+        _compare(path, file)
+        file.seek(0)
+        return _load(path, file, mmap=False)
+
+
+def _compare(path: Path, file: IO[bytes]) -> None:
+    with _archive(path, file) as archive:
+        bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"the checksum of {bad} differs")
 
 
 @contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+def _archive(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipFile]:
     """The zip archive that a checkpoint is; what is wrong with it is told in one line."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise zipfile.BadZipFile("it is compressed, as torch never does")
             yield archive
@@ -237,11 +246,11 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ValueError(f"{path} is not a checkpoint of avssl, or is damaged: {_first_line(error)}") from error
 
 
-def _load(path: Path, mmap: bool) -> dict[str, Any]:
+def _load(path: Path, file: Path | IO[bytes], mmap: bool) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of other pickles
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # the unpickler fails on other bytes with any of Python's errors

@@ -8,6 +8,7 @@ pickled. Files are written beside their place and moved into it.
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+# So often, and so many seconds apart, a reader looks again while another process is saving.
+_LOOKS, _PAUSE = 20, 0.05
 
 
 class LoadError(ValueError):
@@ -135,13 +138,13 @@ def save_pretrained(
     config = json.loads(json.dumps(config))  # as it is read again; what is not JSON fails before anything is written
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
+    # The weights come into place first, and right after them what describes them.
+    with atomic_path(folder / CONFIG) as described, atomic_path(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
         with temporary.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-    config["sha256"] = {"weights": weights, "config": _digest(config)}
-    with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config["sha256"] = {"weights": weights, "config": _digest(config)}
+        described.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -162,8 +165,7 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; it is not a folder written by save_pretrained")
-    config = read_config(folder)
-    sums = config["sha256"]
+    config, data = _of_one_save(folder)
     arguments = dict(config["model"])
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -173,14 +175,8 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
     except (TypeError, ValueError) as error:
         raise LoadError(f"{folder / CONFIG}: {error}") from error
     try:
-        data = (folder / WEIGHTS).read_bytes()  # read once, for both the checksum and the weights
-        if sums.get("weights", "") not in ("", hashlib.sha256(data).hexdigest()):
-            raise LoadError(
-                f"{folder / WEIGHTS} is damaged, or of another save than {CONFIG} (its checksum differs): copy the "
-                "folder again"
-            )
         state = load(data)
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError) as error:
         raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
     del data
     same_head = num_classes is None or num_classes == config["model"].get("num_classes")
@@ -195,6 +191,30 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 
 
 from_pretrained = load_pretrained
+
+
+def _of_one_save(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """``config.json`` and the bytes of the weights that it describes, also while another process saves anew.
+
+    Raises:
+        LoadError: they do not fit each other, or cannot be read.
+    """
+    config = read_config(folder)
+    for _ in range(_LOOKS):
+        try:
+            data = (folder / WEIGHTS).read_bytes()  # read once, for both the checksum and the weights
+        except OSError as error:
+            raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+        if config["sha256"].get("weights", "") in ("", hashlib.sha256(data).hexdigest()):
+            return config, data
+        before, config = config, read_config(folder)
+        if config == before:
+            if not any(folder.glob(f".{Path(CONFIG).stem}.*.tmp{Path(CONFIG).suffix}")):  # nobody is saving
+                break
+            time.sleep(_PAUSE)
+    raise LoadError(
+        f"{folder / WEIGHTS} is damaged, or of another save than {CONFIG} (its checksum differs): copy the folder again"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -194,3 +194,19 @@ def test_foreign_and_old_pickles_are_refused_and_run_nothing(tmp_path: Path, kin
         with pytest.raises(ValueError, match=r"is not a checkpoint of avssl"):
             read(path)
     assert not mark.exists()
+
+
+def test_a_reader_gets_one_state_while_a_training_saves_the_next(store: CheckpointStore, monkeypatch) -> None:
+    """The file is replaced after its bytes were compared, before they are read."""
+    compare = zipfile.ZipFile.testzip
+
+    def saving(archive: zipfile.ZipFile) -> str | None:
+        wrong = compare(archive)
+        monkeypatch.setattr(zipfile.ZipFile, "testzip", compare)
+        store.save(LAST, state_of(7))
+        return wrong
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", saving)
+    state = read_checkpoint(store.folder / LAST)
+    assert state["progress"]["step"] == 6 and torch.equal(state["task"]["weight"], state_of(6)["task"]["weight"])
+    assert read_checkpoint(store.folder / LAST)["progress"]["step"] == 7

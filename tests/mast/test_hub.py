@@ -1,6 +1,7 @@
 """A saved model comes back whole, and nothing else comes back silently."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mast
+from mast import files, hub
 from mast.hub import load_weights
 
 SMALL = {"embed_dim": 8, "depths": (1, 1, 1, 1)}
@@ -202,3 +204,26 @@ def test_labels_must_fit_the_head(model: torch.nn.Module, tmp_path: Path) -> Non
 def test_a_model_without_a_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no registry name"):
         mast.save_pretrained(mast.MAST(**SMALL), tmp_path)
+
+
+def test_a_reader_gets_one_save_while_another_process_saves_the_next(folder: Path, monkeypatch) -> None:
+    """It looks when the new weights are in place already and what describes them is not yet."""
+    other = mast.create_model("mast_pico", **SMALL)
+    between, looked = threading.Event(), threading.Event()
+    move = files.move_into_place
+
+    def slowly(file: Path, target: Path) -> None:
+        if target.name == "config.json":
+            between.set()
+            assert looked.wait(60)
+        move(file, target)
+
+    monkeypatch.setattr(files, "move_into_place", slowly)
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: (looked.set(), saver.join()))
+    saver = threading.Thread(target=mast.save_pretrained, args=(other, folder), kwargs={"extra": {"epoch": 4}})
+    saver.start()
+    assert between.wait(60)
+    loaded = mast.load_pretrained(folder)
+    assert loaded.extra == {"epoch": 4}
+    own = other.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in loaded.model.state_dict().items())
