@@ -172,11 +172,26 @@ class Engine:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.failures.load_state_dict(self.progress.failures)
+        self._take_failures()
         self.tracker.rewind(self.progress.step, without="val/" if self.progress.validation_due else None)
         if path.parent.resolve() != self.store.folder.resolve():  # the best of that run is not in this one's folder
             self.progress.best, self.progress.best_step = -math.inf, -1
         logger.info("resumed at step %d from %s", self.progress.step, path)
+
+    def _take_failures(self) -> None:
+        """Counts on from where this process was; where there were others than now, the first takes all that failed."""
+        kept = self._failures_by_process()
+        if len(kept) == self.fabric.world_size:
+            self.failures.load_state_dict(kept[self.fabric.global_rank])
+        elif self.fabric.is_global_zero:
+            self.failures.load_state_dict(FailureMonitor.of_all(kept).state_dict())
+
+    def _failures_by_process(self) -> list[dict[str, Any]]:
+        return self.progress.failures.get("processes", [self.progress.failures])  # of earlier versions one
+
+    def all_failures(self) -> dict[str, object]:
+        """`FailureMonitor.summary` of all processes, as of the last checkpoint."""
+        return FailureMonitor.of_all(self._failures_by_process()).summary()
 
     def use_best(self) -> bool:
         """Puts the weights of ``best.ckpt`` into the model; call it when training is over, on every process.
@@ -280,7 +295,11 @@ class Engine:
 
     def save(self, name: str) -> None:
         """Writes the whole state of the run, atomically."""
-        self.progress.failures = self.failures.state_dict()
+        states: list[Any] = [self.failures.state_dict()]
+        if self.fabric.world_size > 1:  # each process has clips of its own, and so failures
+            states = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(states, self.failures.state_dict())
+        self.progress.failures = {"processes": states}
         self.tracker.sync()
         self.store.save(
             name,

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -115,6 +116,17 @@ class FailureMonitor:
         """Restores what :meth:`state_dict` gave."""
         self.seen, self.failed, self.reasons = state["seen"], state["failed"], Counter(state["reasons"])
         self.first = Failure(**state["first"]) if state["first"] else None
+
+    @classmethod
+    def of_all(cls, states: Sequence[dict[str, Any]]) -> "FailureMonitor":
+        """The sum of what several processes' :meth:`state_dict` gave; its first failure is that of the first one."""
+        whole = cls()
+        for state in states:
+            whole.seen, whole.failed = whole.seen + state["seen"], whole.failed + state["failed"]
+            whole.reasons.update(state["reasons"])
+            if whole.first is None and state["first"]:
+                whole.first = Failure(**state["first"])
+        return whole
 
     def _causes(self) -> str:
         counts = ", ".join(f"{reason} x{count}" for reason, count in self.reasons.most_common(3))

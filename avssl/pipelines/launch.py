@@ -3,9 +3,11 @@
 import ctypes
 import logging
 import os
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -72,6 +74,31 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
         fabric.launch()
     seed_everything(seed, verbose=False)
     return fabric
+
+
+def check_alike(fabric: Fabric, told: Mapping[str, Any]) -> None:
+    """Refuses to go on where the processes of a run differ in what is to be the same in all; each calls it.
+
+    Args:
+        fabric: Launched Fabric.
+        told: What of it is which in this process, as plain values.
+
+    Raises:
+        ValueError: naming a process that differs from process 0, its host, and the first value that does. In all of
+            them, so that none waits for another.
+    """
+    if fabric.world_size == 1:
+        return
+    everywhere: list[Any] = [None] * fabric.world_size
+    distributed.all_gather_object(everywhere, (socket.gethostname(), dict(told)))
+    first = everywhere[0][1]
+    for rank, (host, theirs) in enumerate(everywhere):
+        for what in first.keys() | theirs.keys():
+            if first.get(what) != theirs.get(what):
+                raise ValueError(
+                    f"runtime: process {rank} of {fabric.world_size}, on {host}, has {what} {theirs.get(what)!r}, not "
+                    f"{first.get(what)!r} as process 0, on {everywhere[0][0]}: give all the same files and settings"
+                )
 
 
 def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:

@@ -210,7 +210,7 @@ def _evaluate(
         "steps": engine.progress.step,
         **told,
         "clips_per_second": engine.clips_per_second,
-        "failures": engine.failures.summary(),
+        "failures": engine.all_failures(),
         "config": to_dict(config),
         "provenance": provenance(),
     }

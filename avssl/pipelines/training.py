@@ -21,11 +21,13 @@ from avssl.config import (
 from avssl.data.failures import FailureMonitor
 from avssl.data.shards.index import shard_numbers
 from avssl.engine import Engine, Schedule
+from avssl.evaluation.cache import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.data import Splits
 from avssl.pipelines.estimate import tell_long_run
-from avssl.pipelines.run import Run
+from avssl.pipelines.launch import check_alike
+from avssl.pipelines.run import Run, by_dotted_name
 from avssl.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,12 @@ def build_engine(
     )
     if run.checkpoint:
         engine.resume(run.checkpoint)
+        if engine.progress.step != run.step:
+            raise ValueError(
+                f"resume: {run.checkpoint} was of step {run.step} and is of step {engine.progress.step} now: another "
+                "run is writing it; wait for that, or copy the file"
+            )
+        check_alike(fabric, {f"of {run.checkpoint} the step": engine.progress.step})
     return engine
 
 
@@ -119,15 +127,17 @@ def choose_weights(engine: Engine, config: PretrainConfig | FinetuneConfig) -> d
 def check_training(
     config: PretrainConfig | FinetuneConfig, fabric: Fabric, run: Run, task: nn.Module, splits: Splits
 ) -> None:
-    """Refuses, before anything is written, batches that cannot be made or trained with, and another run's progress; and
-    says how long a long run will take where there is no GPU.
+    """Refuses, before anything is written, batches that cannot be made or trained with, another run's progress, and
+    processes that differ in settings, data or weights; and says how long a long run will take where there is no GPU.
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: naming the setting, or the process.
         DataError: the data cannot be sampled as ``data.sampling`` says.
     """
     clips = len(splits.train)
     steps = total_steps(config.optim, clips, fabric.world_size)
+    if fabric.world_size > 1:
+        check_alike(fabric, _same_everywhere(config, task, splits))
     run.check_data(splits, steps)
     if fabric.device.type == "cpu" and fabric.is_global_zero:
         seen = steps * config.optim.batch_size * config.optim.accumulate * config.data.train_clips
@@ -144,6 +154,36 @@ def check_training(
             f"optim.batch_size: 1 clip at a time{few}, of which the batch norm in {norms[0]} has no statistics: at "
             "least 2 are needed"
         )
+
+
+# Settings that may be others in each process: where things are, and how many there are to do the work.
+_OWN_SETTINGS = (
+    "output",
+    "wandb",
+    "tensorboard",
+    "data.root",
+    "data.num_workers",
+    "data.clip_timeout",
+    "runtime.threads",
+)
+
+
+def _same_everywhere(config: PretrainConfig | FinetuneConfig, task: nn.Module, splits: Splits) -> dict[str, Any]:
+    """What has to be the same in all processes of a run: of other clips they would train on a mixture."""
+    own = {f"{name}." for name in _OWN_SETTINGS}
+    settings = {
+        key: value
+        for key, value in by_dotted_name(to_dict(config), config).items()
+        if not f"{key}.".startswith(tuple(own))
+    }
+    return {f"the setting {key}": value for key, value in settings.items()} | {
+        "torch": torch.__version__,
+        "data of the digest": splits.digest,
+        "training clips": len(splits.train),
+        "training clips of the digest": splits.train.digest,
+        "media files of together so many bytes": sum(filter(None, splits.train.column("file_bytes"))),
+        "first weights of the digest": model_digest(task, settings={}),
+    }
 
 
 def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:

@@ -557,3 +557,24 @@ def test_bfloat16_trains_and_resumes_exactly(tmp_path) -> None:
     losses = [row["train/loss"] for row in read_rows(tmp_path / "exact" / "metrics.jsonl")]
     rounded = [row["train/loss"] for row in straight]
     assert rounded != losses and rounded == pytest.approx(losses, rel=0.1, abs=0.1)
+
+
+def test_what_every_process_could_not_read_is_kept_and_counted_on(tmp_path) -> None:
+    """Of two processes; one goes on with all that failed."""
+    assert make_engine(tmp_path, steps=4).fit(stream(make_engine(tmp_path / "other", steps=4)))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    first = {"path": "b.wav", "reason": "corrupt", "index": 1, "message": "b.wav: corrupt"}
+    state["progress"]["failures"] = {
+        "processes": [
+            {"seen": 16, "failed": 0, "reasons": {}, "first": None},
+            {"seen": 17, "failed": 1, "reasons": {"corrupt": 1}, "first": first},
+        ]
+    }
+    torch.save(state, path)
+    engine = make_engine(tmp_path, steps=4)
+    told = {"seen": 33, "failed": 1, "share": 1 / 33, "reasons": {"corrupt": 1}, "first": "b.wav: corrupt"}
+    assert engine.all_failures() == told == engine.failures.summary()
+    state["progress"]["failures"] = state["progress"]["failures"]["processes"][1]  # as earlier versions wrote them
+    torch.save(state, path)
+    assert make_engine(tmp_path, steps=4).failures.summary()["failed"] == 1

@@ -1,6 +1,7 @@
 """Runs of several gloo processes through the tool: killed and continued, restarted by torchrun, sharded, resized."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,11 +20,12 @@ from avssl.tracking import read_rows
 ROOT = Path(__file__).parents[3]
 TOOL = str(ROOT / "tools" / "pretrain.py")
 STRUCK = str(Path(__file__).with_name("struck_pretrain.py"))
-SETTINGS = (
-    "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.options '{pretrain: 16, train_per_class: 1, "
-    "test_per_class: 1}' --data.num_workers 0 --data.clip_seconds 1.0 --data.val_fraction 0 --wandb.mode disabled "
-    "--optim.max_steps 8 --log.every 1 --log.checkpoint_every 2 --runtime.accelerator cpu"
+ANY_DATA = (
+    "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.num_workers 0 --data.clip_seconds 1.0 "
+    "--data.val_fraction 0 --wandb.mode disabled --optim.max_steps 8 --log.every 1 --log.checkpoint_every 2 "
+    "--runtime.accelerator cpu"
 )
+SETTINGS = f"{ANY_DATA} --data.options '{{pretrain: 16, train_per_class: 1, test_per_class: 1}}'"
 TWO = ["--runtime.devices", "2", "--optim.batch_size", "4"]
 ONE = ["--runtime.devices", "1", "--optim.batch_size", "8"]
 # No random numbers that depend on which process draws them.
@@ -88,6 +91,25 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dic
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step" in done.stderr
     assert read_rows(output / "metrics.jsonl") == read_rows(of_two / "metrics.jsonl")
+
+
+def test_processes_that_see_other_data_are_refused_before_anything_is_written(
+    environment: dict[str, str], tmp_path: Path, media_factory: ModuleType
+) -> None:
+    """As of two machines, on one of which a file is another."""
+    for rank in range(2):
+        for k in range(8):
+            seconds = 1.5 if (rank, k) == (1, 3) else 1.2
+            media_factory.write_media(tmp_path / f"media-{rank}" / f"{k}.mp4", seconds=seconds, size=(64, 48))
+    data = tmp_path / "data.yaml"
+    data.write_text("dataset: folder\nroot: media-$LOCAL_RANK\nclip_seconds: 1.0\n")
+    output = tmp_path / "run"
+    arguments = [TOOL, *shlex.split(ANY_DATA), *TWO, "--data", str(data), "--output", str(output)]
+    done = subprocess.run([*TORCHRUN[:-1], "0", *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    told = r"process 1 of 2, on \S+, has (data|training clips) of the digest '\w+', not '\w+' as process 0, on"
+    assert re.search(told, done.stderr), done.stderr[-3000:]
+    assert not output.exists()
 
 
 def losses(folder: Path) -> list[float]:
