@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
-from avssl.evaluation.files import atomic_path
+from avssl.evaluation.files import atomic_path, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def hold(path: str | os.PathLike[str], what: str, *, wait: bool = False) -> Iter
     )
     _acquire(lease, file, f"{what} {path}", wait)
     told = file.with_suffix(".json")
+    remove_leftovers(told.parent, [told.name])
     try:
         with atomic_path(told) as temporary:
             temporary.write_text(json.dumps({**_myself(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))

@@ -2,13 +2,18 @@
 
 import errno
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 # What file systems answer that cannot write a folder's names down at once.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
+
+
+# Names of the temporary files of `atomic_path`: the stem and suffix of the target are in them.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp(\.[^.]*)?")
 
 
 @contextmanager
@@ -41,6 +46,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             move_into_place(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike[str], names: Collection[str] | None = None) -> None:
+    """Deletes what killed processes left of :func:`atomic_path`; for whoever alone may write there now.
+
+    Args:
+        folder: Where; it may be absent.
+        names: Files that were being written; None means any.
+    """
+    for leftover in Path(folder).glob(".*.tmp*"):
+        parts = _TEMPORARY.fullmatch(leftover.name)
+        if parts and (names is None or parts[1] + (parts[2] or "") in names):
+            leftover.unlink(missing_ok=True)
 
 
 def move_into_place(file: Path, target: Path) -> None:

@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def long() -> bool:
+    """Whether tests that can be thorough are: with ``AVSSL_TEST_LONG=1``, for an hour instead of seconds."""
+    return os.environ.get("AVSSL_TEST_LONG") == "1"
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with ESC-10, FSDD, GRID, official annotation files and odd media, named by ``AVSSL_TEST_DATA``."""
     folder = os.environ.get("AVSSL_TEST_DATA", "")

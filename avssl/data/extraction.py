@@ -11,12 +11,12 @@ from typing import Any
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import MISSING_SECONDS, Channel, check_channel
-from avssl.data.media.extract import CODECS, Extraction, extract_audio, remove_abandoned
+from avssl.data.media.extract import CODECS, Extraction, extract_audio
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.scan_report import warning_words
 from avssl.data.shards.layout import is_address
 from avssl.errors import printable
-from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
+from avssl.evaluation.files import DamagedError, atomic_path, remove_leftovers, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 
@@ -109,8 +109,12 @@ def _extract(
     _check_settings(output / SUMMARY, summary.settings)
     jobs = _plan(root, sources, output, summary)
     _write(output / SUMMARY, summary)
-    for folder in {Path(job.target).parent for job in jobs}:
-        remove_abandoned(folder, f".{summary.settings['format']}")
+    remove_leftovers(output, [SUMMARY])
+    names: dict[Path, set[str]] = {}
+    for target in (Path(job.target) for job in jobs):
+        names.setdefault(target.parent, set()).add(target.name)
+    for folder, wanted in names.items():
+        remove_leftovers(folder, wanted)
     sizes = {job.path: _size(job.path) for job in jobs}
     workers = available_cores() if workers is None else workers
     results = run_all(extract_audio, jobs, _failed, workers=workers, timeout=TIMEOUT, chunk=1)

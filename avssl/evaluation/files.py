@@ -6,7 +6,7 @@ The first is :mod:`mast.files`, imported with the first of them, since ``mast`` 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
     with files.naming(path):
         yield
+
+
+def remove_leftovers(folder: str | os.PathLike[str], names: Collection[str] | None = None) -> None:
+    """See :func:`mast.files.remove_leftovers`."""
+    from mast import files
+
+    files.remove_leftovers(folder, names)
 
 
 def seal(values: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:

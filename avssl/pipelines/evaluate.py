@@ -15,6 +15,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import SPLITS
 from avssl.evaluation.cache import EmbeddingCache
+from avssl.evaluation.files import remove_leftovers
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import write_report
@@ -83,6 +84,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not names:
         raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
     with hold(bench.folder, "evaluation"):
+        for folder in (bench.folder, bench.folder / "pictures"):
+            remove_leftovers(folder)
         return _write(bench, splits, run_all(names, bench), seen)
 
 

@@ -25,12 +25,13 @@ from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.data.strata import learnable_heads
 from avssl.errors import SettingsError
+from avssl.evaluation.files import remove_leftovers
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
 from avssl.locks import hold
 
 # Raised when a journal of an older version would not tell what this one does.
-_JOURNAL_VERSION = 2
+_JOURNAL_VERSION = 3
 
 
 def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
         hold(output, "manifest"),
         Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept,
     ):
+        remove_leftovers(output.parent, [output.with_suffix(suffix).name for suffix in (".parquet", ".json", ".html")])
         facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, kept)
         scanned = fill(listed, facts)
         if cached is not None:  # what a run that names the data itself would find out once more

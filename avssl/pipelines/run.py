@@ -21,7 +21,7 @@ from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
-from avssl.evaluation.files import atomic_path, seal, seal_text, unseal
+from avssl.evaluation.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.pipelines.trained import run_folder
@@ -181,6 +181,8 @@ class Run:
                 if _state_of(self.folder) != self._seen:
                     raise HeldError(f"output: another process has trained in {self.folder} since: run this again")
                 self._write_config()
+                for folder in (self.folder, self.folder / "pictures"):
+                    remove_leftovers(folder)
                 self._lock = stack.pop_all()
         except HeldError:
             raise
@@ -324,8 +326,8 @@ def check_same(folder: Path, config: Any) -> None:
 
 
 def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
-    old, new = _flat(hidden(settings), config), _flat(to_dict(config), config)
-    usual = _flat(to_dict(type(config)()), config)  # what a run had of settings that were not there yet
+    old, new = by_dotted_name(hidden(settings), config), by_dotted_name(to_dict(config), config)
+    usual = by_dotted_name(to_dict(type(config)()), config)  # what a run had of settings that were not there yet
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
@@ -336,13 +338,13 @@ def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
             )
 
 
-def _flat(values: dict[str, Any], config: Any, prefix: str = "") -> dict[str, Any]:
+def by_dotted_name(values: dict[str, Any], config: Any, prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; of a setting that is a mapping, such as options, the whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         part = getattr(config, key, None)
         if is_dataclass(part) and isinstance(value, dict):
-            flat |= _flat(value, part, f"{prefix}{key}.")
+            flat |= by_dotted_name(value, part, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

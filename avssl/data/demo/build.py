@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 TRUTH = "truth.json"
 JOURNAL = "clips.jsonl"  # of a build that is not finished: what it is of, then a line a clip
-STALE_SECONDS = 3600
-QUIET_SECONDS = 60  # a builder that is alive writes its journal far more often
 IN_PROCESS = 60  # so few clips are done before a worker process has started
 
 
@@ -161,10 +159,6 @@ def build_set(recipe: Recipe, root: Path, *, workers: int = 2, anew: bool = True
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        except BaseException:  # it was stopped: the next one may go on at once
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(folder / JOURNAL, (0, 0))
-            raise
         shutil.rmtree(folder, ignore_errors=True)  # where a rival was first
     return root
 
@@ -234,26 +228,22 @@ def _versions() -> dict[str, str]:
 
 
 def _begin(root: Path, recipe: Recipe) -> Path:
-    """A folder of this builder alone, which may hold the clips of one that was stopped; drops what is long dead."""
+    """A folder that may hold the clips of a builder that was stopped; drops what others left.
+
+    Whoever holds the lock is the only one who builds: what others left is dead, whatever the clock says of its age.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=".partial", dir=root.parent))
     own = re.compile(rf"\.{re.escape(root.name)}-[a-z0-9_]+(\.old)?\.partial")
     left = [path for path in root.parent.iterdir() if own.fullmatch(path.name) and path != folder]
     for path in left:
         with contextlib.suppress(OSError):
-            if _header(path) == _header_of(recipe) and _age(path / JOURNAL) > QUIET_SECONDS:
-                path.rename(folder)  # onto an empty folder: of two builders one gets it
+            if _header(path) == _header_of(recipe):
+                path.rename(folder)  # onto an empty folder
                 logger.info("going on with the %s set that was stopped before", recipe.name)
                 break
     for path in left:
-        with contextlib.suppress(OSError):
-            if _age(path) > STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
     return folder
-
-
-def _age(path: Path) -> float:
-    """Seconds since ``path`` was written."""
-    return time.time() - path.stat().st_mtime
 
 
 def _header_of(recipe: Recipe) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +19,6 @@ from avssl.data.media.stream import stream_audio
 from avssl.evaluation.files import atomic_path
 
 CODECS = {"flac": "flac", "wav": "pcm_s16le"}
-# A temporary file that nobody has written to for so many seconds was left by a run that was killed.
-_ABANDONED = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +109,3 @@ def _refuse_cut_off(info: MediaInfo, seconds: float) -> None:
     there = max(seconds, info.duration or 0.0)
     if promised - there > max(MISSING_SECONDS, MISSING_SHARE * promised):
         raise MediaError(info.path, "file cut off", f"{there:.2f} of {promised:.2f} s")
-
-
-def remove_abandoned(folder: Path, suffix: str) -> None:
-    """Deletes what killed runs left in a folder of sound files; what another run is writing stays."""
-    for leftover in folder.glob(f".*.tmp{suffix}"):
-        if time.time() - os.stat(leftover).st_mtime > _ABANDONED:
-            leftover.unlink(missing_ok=True)

@@ -109,7 +109,6 @@ def test_a_build_that_was_stopped_goes_on_with_what_it_had_made(
     assert left.name.startswith(".demo-")
     with (left / demo_build.JOURNAL).open("a") as journal:
         journal.write('[{"clip_id": "torn')
-    os.utime(left / demo_build.JOURNAL, (0, 0))  # as it was left
     (left / "pretrain" / "0001.mp4").write_bytes(b"damaged since")
 
     def counted(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
@@ -144,7 +143,9 @@ def test_the_loser_of_a_race_keeps_the_winner_s_set(tmp_path: Path, monkeypatch:
     def fill_while_a_rival_finishes(*args: object) -> None:
         fill(*args)
         monkeypatch.setattr(demo_build, "_fill", fill)
-        build_demo(root, **sizes)
+        (tmp_path / "rival").mkdir()
+        build_demo(tmp_path / "rival" / "demo", **sizes).rename(root)
+        (tmp_path / "rival").rmdir()
 
     monkeypatch.setattr(demo_build, "_fill", fill_while_a_rival_finishes)
     monkeypatch.setattr(demo_build, "hold", lambda *_, **__: contextlib.nullcontext())  # on a disk without locks
