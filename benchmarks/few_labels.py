@@ -21,6 +21,7 @@ from common import describe_machine, settings_of, write_result
 from result_tables import FEW_LABELS, full_few_label_lines, markdown
 
 import mast
+from avssl.pipelines.encoders import FRONTEND
 
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
 # The head, the training clips, and what a run on the set takes besides.
@@ -42,7 +43,7 @@ def architecture(checkpoint: Path) -> list[str]:
     loaded = mast.from_pretrained(folder)
     options = {key: value for key, value in loaded.model.config.items() if key != "num_classes"}
     assert loaded.frontend is not None
-    frontend = {key: loaded.frontend.config[key] for key in ("sample_rate", "num_mels", "mean", "std")}
+    frontend = {key: value for key in FRONTEND if (value := loaded.frontend.config[key]) is not None}
     out = ["--audio.model", str(loaded.model.name), "--audio.options", json.dumps(options)]
     return [*out, *(part for key, value in frontend.items() for part in (f"--audio.{key}", str(value)))]
 

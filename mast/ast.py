@@ -1,7 +1,8 @@
 """AST (Gong et al. 2021): the plain spectrogram transformer that MAST is compared with.
 
-A DeiT with two special tokens on 16x16 patches at stride 10. ``from_hugging_face_state`` translates the parameters of
-transformers' ``ASTForAudioClassification``; the two models then give equal outputs.
+A DeiT with two special tokens on 16x16 patches at stride 10. ``mast.from_pretrained`` also reads the folder of a
+published AST (transformers' ``ASTForAudioClassification`` and its feature extractor), through the ``*_hugging_face_*``
+functions here; waveforms then get its logits.
 """
 
 import re
@@ -48,13 +49,15 @@ class AstBlock(nn.Module):
 class AST(SpectrogramModel):
     """Audio Spectrogram Transformer with class and distillation tokens.
 
-    The learned positions belong to the grid of ``mels`` x ``frames``; for another input they are interpolated.
+    The learned positions belong to the grid of ``mels`` x ``frames``; for a larger input they are interpolated.
 
     Args:
         num_classes: width of the head; 0 means no head, and the model returns features.
         embed_dim, depth, heads, mlp_ratio: size of the transformer.
         patch_size, patch_stride: in (mels, frames), equal along both by default.
         drop_path: stochastic depth of the last block; it rises linearly from 0.
+        short_positions: what a smaller input takes of the positions: "interpolate" shrinks them, "crop" cuts out their
+            middle, as the original does when it loads its weights for shorter clips.
         mels, frames: reference input size.
     """
 
@@ -69,6 +72,7 @@ class AST(SpectrogramModel):
         patch_size: int = 16,
         patch_stride: int = 10,
         drop_path: float = 0.0,
+        short_positions: str = "interpolate",
         mels: int = 128,
         frames: int = 1024,
     ) -> None:
@@ -76,6 +80,8 @@ class AST(SpectrogramModel):
             raise ValueError(f"embed_dim={embed_dim} must be a multiple of heads={heads}, and depth={depth} positive")
         if patch_size < 1 or patch_stride < 1:
             raise ValueError(f"patch_size={patch_size} and patch_stride={patch_stride} must be positive")
+        if short_positions not in ("interpolate", "crop"):
+            raise ValueError(f"short_positions={short_positions!r} must be interpolate or crop")
         config = {
             "num_classes": num_classes,
             "embed_dim": embed_dim,
@@ -85,6 +91,7 @@ class AST(SpectrogramModel):
             "patch_size": patch_size,
             "patch_stride": patch_stride,
             "drop_path": drop_path,
+            "short_positions": short_positions,
             "mels": mels,
             "frames": frames,
         }
@@ -125,10 +132,27 @@ class AST(SpectrogramModel):
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:
             return self.positions
-        special, patches = self.positions[:, :2], self.positions[:, 2:]
-        image = patches.transpose(1, 2).unflatten(2, self.grid)
-        image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
-        return torch.cat((special, image.flatten(2).transpose(1, 2)), dim=1)
+        image = self.position_image()
+        if self.config["short_positions"] == "crop":
+            image = self.fitted_positions(self.fitted_positions(image, 0, grid[0]), 1, grid[1])
+        else:
+            image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat((self.positions[:, :2], image.flatten(2).transpose(1, 2)), dim=1)
+
+    def position_image(self) -> Tensor:
+        """Positions of the patches on the reference grid, (1, embed_dim, F', T')."""
+        return self.positions[:, 2:].transpose(1, 2).unflatten(2, self.grid)
+
+    def fitted_positions(self, image: Tensor, axis: int, length: int) -> Tensor:
+        """``image`` (1, embed_dim, F', T') with ``length`` places along frequency (axis 0) or time (1)."""
+        own = image.shape[2 + axis]
+        if length == own:
+            return image
+        if length < own and self.config["short_positions"] == "crop":
+            return image.narrow(2 + axis, own // 2 - length // 2, length)
+        size = [image.shape[2], image.shape[3]]
+        size[axis] = length
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens after the final norm (B, 2 + N, embed_dim), the two special ones first."""
@@ -201,3 +225,47 @@ def from_hugging_face_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = [renamed[name.replace("query", part)] for part in ("query", "key", "value")]
             out[name.replace("attention.query", "qkv")] = torch.cat(parts)
     return out
+
+
+def hugging_face_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of transformers' AST -> arguments of :class:`AST`, the number of classes apart.
+
+    Shorter inputs take the middle of the positions, as in the original.
+
+    Raises:
+        ValueError: a setting that :class:`AST` does not have.
+    """
+    fixed = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": NORM_EPS}
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key}: AST here has {value!r}, not {config[key]!r}")
+    strides = config.get("frequency_stride", 10), config.get("time_stride", 10)
+    if strides[0] != strides[1]:
+        raise ValueError(
+            f"frequency_stride, time_stride: AST here has equal strides, not {strides[0]} and {strides[1]}"
+        )
+    width = int(config.get("hidden_size", 768))
+    return {
+        "embed_dim": width,
+        "depth": int(config.get("num_hidden_layers", 12)),
+        "heads": int(config.get("num_attention_heads", 12)),
+        "mlp_ratio": int(config.get("intermediate_size", 4 * width)) / width,
+        "patch_size": int(config.get("patch_size", 16)),
+        "patch_stride": int(strides[0]),
+        "short_positions": "crop",
+        "mels": int(config.get("num_mel_bins", 128)),
+        "frames": int(config.get("max_length", 1024)),
+    }
+
+
+def hugging_face_frontend(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``preprocessor_config.json`` of transformers' ``ASTFeatureExtractor`` -> arguments of ``mast.LogMel``."""
+    normalize = config.get("do_normalize", True)
+    return {
+        "sample_rate": int(config.get("sampling_rate", 16000)),
+        "num_mels": int(config.get("num_mel_bins", 128)),
+        "mean": float(config.get("mean", -4.2677393)) if normalize else None,
+        "std": float(config.get("std", 4.5689974)) if normalize else None,
+        "divide_by": "2*std",
+        "fixed_frames": int(config.get("max_length", 1024)),
+    }

@@ -64,9 +64,19 @@ class PoolingAttention(nn.Module):
         heads: must divide ``dim_out``.
         grid: (F, T) of the input at the model's reference size; sets the length of the relative tables.
         q_stride, kv_stride: pooling in (frequency, time).
+        scaled_positions: divide the scores of the relative positions by sqrt(dim of a head), too.
     """
 
-    def __init__(self, dim: int, dim_out: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid) -> None:
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        grid: Grid,
+        q_stride: Grid,
+        kv_stride: Grid,
+        scaled_positions: bool = True,
+    ) -> None:
         super().__init__()
         if dim_out % heads:
             raise ValueError(f"{heads} heads do not divide {dim_out} channels")
@@ -76,8 +86,8 @@ class PoolingAttention(nn.Module):
         self.pool_q = DepthwisePool(head_dim, q_stride)
         self.pool_k = DepthwisePool(head_dim, kv_stride)
         self.pool_v = DepthwisePool(head_dim, kv_stride)
-        self.relative_freq = RelativeTable(grid[0], q_stride[0], kv_stride[0], head_dim)
-        self.relative_time = RelativeTable(grid[1], q_stride[1], kv_stride[1], head_dim)
+        self.relative_freq = RelativeTable(grid[0], q_stride[0], kv_stride[0], head_dim, scaled_positions)
+        self.relative_time = RelativeTable(grid[1], q_stride[1], kv_stride[1], head_dim, scaled_positions)
         self.proj = nn.Linear(dim_out, dim_out)
 
     def macs(self, grid: Grid) -> int:
@@ -125,6 +135,7 @@ class Block(nn.Module):
         dim, dim_out, heads, grid, q_stride, kv_stride: see PoolingAttention.
         mlp_ratio: hidden width of the MLP in units of ``dim_out``.
         drop_path: probability of stochastic depth, in training.
+        scaled_positions: see PoolingAttention.
     """
 
     def __init__(
@@ -137,11 +148,12 @@ class Block(nn.Module):
         kv_stride: Grid,
         mlp_ratio: float,
         drop_path: float,
+        scaled_positions: bool = True,
     ) -> None:
         super().__init__()
         self.q_stride, self.kv_stride = q_stride, kv_stride
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = PoolingAttention(dim, dim_out, heads, grid, q_stride, kv_stride)
+        self.attn = PoolingAttention(dim, dim_out, heads, grid, q_stride, kv_stride, scaled_positions)
         self.shortcut = nn.Linear(dim, dim_out) if dim != dim_out else None
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))

@@ -43,7 +43,7 @@ class ExportableLogMel(nn.Module):
             raise ValueError(f"transform: must be fft or product, got {transform!r}")
         self.window, self.shift, self.fft_size = frontend.window, frontend.shift, frontend.fft_size
         self.preemphasis, self.center_clips = frontend.preemphasis, frontend.center_clips
-        self.transform = transform
+        self.transform, self.fixed_frames = transform, frontend.fixed_frames
         self.scale_by, self.shift_by = frontend.scale_by, float(frontend.shift_by)
         # LogMel holds each bin twice, for the squared real and imaginary parts as they lie in memory.
         banks = frontend.banks.detach()
@@ -70,6 +70,10 @@ class ExportableLogMel(nn.Module):
         centred = frames - frames.mean(dim=-1, keepdim=True)
         energies = self._squared(centred[..., 1:] - self.preemphasis * centred[..., :-1]) @ self.banks
         logs = energies.clamp_min(torch.finfo(torch.float32).eps).log()
+        if self.fixed_frames is not None:
+            place, last = torch.arange(self.fixed_frames, device=device), torch.arange(count, device=device)[-1]
+            fitted = logs.index_select(1, torch.minimum(place, last))
+            logs = torch.where((place <= last)[:, None], fitted, 0.0)
         return (logs * self.scale_by + self.shift_by).transpose(1, 2)[:, None]
 
     def _squared(self, frames: Tensor) -> Tensor:
@@ -85,7 +89,8 @@ class ExportableTable(nn.Module):
 
     def __init__(self, table: RelativeTable) -> None:
         super().__init__()
-        self.q_stride, self.k_stride, self.table = table.q_stride, table.k_stride, table.table
+        self.q_stride, self.k_stride = table.q_stride, table.k_stride
+        self.table = nn.Parameter(table.table.detach() * table.factor, requires_grad=False)
 
     def forward(self, q_size: int, k_size: int) -> Tensor:
         """Vectors for all pairs, (q_size, k_size, dim)."""
@@ -137,14 +142,15 @@ class ExportableAttention(nn.Module):
 
 def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
     """``AST._positions`` with the interpolation along time for every length; a graph's number of mels is fixed."""
-    special, patches = model.positions[:, :2], model.positions[:, 2:].unflatten(1, model.grid)
-    if grid[0] != model.grid[0]:
-        size = (grid[0], model.grid[1])
-        image = F.interpolate(patches.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-        patches = image.permute(0, 2, 3, 1)
+    special, image = model.positions[:, :2], model.position_image()
+    patches = model.fitted_positions(image, 0, grid[0]).permute(0, 2, 3, 1)
     last, column = model.grid[1] - 1, torch.arange(grid[1], device=patches.device)
-    position = (column.float() + 0.5) * (model.grid[1] / (column[-1] + 1).float()) - 0.5
+    length = column[-1] + 1
+    position = (column.float() + 0.5) * (model.grid[1] / length.float()) - 0.5
     position = position.clamp(0.0, float(last))
+    if model.config["short_positions"] == "crop":
+        first = model.grid[1] // 2 - torch.div(length, 2, rounding_mode="floor")
+        position = torch.where(length <= model.grid[1], (column + first).float(), position)
     below = position.floor()
     above_share = (position - below)[:, None, None]
     rows, below = patches[0].transpose(0, 1), below.long()  # (T, F, dim)

@@ -55,6 +55,8 @@ class LogMel(nn.Module):
             The defaults are AST's for AudioSet.
         divide_by: ``"2*std"`` (AST) or ``"std"`` (CAV-MAE).
         center_clips: subtract each waveform's mean first, as AST's data loader does.
+        fixed_frames: frames that every spectrogram gets, as AST has it: shorter ones are filled with 0 *before* the
+            normalization, longer ones are cut at the end. None keeps the clip's own.
 
     Example:
         >>> import torch
@@ -81,6 +83,7 @@ class LogMel(nn.Module):
         std: float | None = 4.5689974,
         divide_by: str = "2*std",
         center_clips: bool = False,
+        fixed_frames: int | None = None,
     ) -> None:
         super().__init__()
         if divide_by not in DIVISORS:
@@ -92,6 +95,8 @@ class LogMel(nn.Module):
             raise ValueError(f"low_hz={low_hz}, high_hz={high_hz}: need 0 <= low_hz < high_hz <= {sample_rate / 2}")
         if not 0.0 <= preemphasis <= 1.0:
             raise ValueError(f"preemphasis={preemphasis} must lie in [0, 1]")
+        if fixed_frames is not None and fixed_frames < 1:
+            raise ValueError(f"fixed_frames={fixed_frames} must be at least 1, or None")
         self.window = int(sample_rate * frame_length_ms / 1000)
         self.shift = int(sample_rate * frame_shift_ms / 1000)
         if num_mels < 4 or self.window < 4 or self.shift < 1:
@@ -111,9 +116,10 @@ class LogMel(nn.Module):
             "std": std,
             "divide_by": divide_by,
             "center_clips": center_clips,
+            "fixed_frames": fixed_frames,
         }
         self.sample_rate, self.num_mels = sample_rate, num_mels
-        self.preemphasis, self.center_clips = preemphasis, center_clips
+        self.preemphasis, self.center_clips, self.fixed_frames = preemphasis, center_clips, fixed_frames
         # (x - mean) / divisor = -mean / divisor + x / divisor
         self.scale_by = 1.0 if std is None else 1.0 / (std * DIVISORS[divide_by])
         self.register_buffer("shift_by", torch.tensor(0.0 if mean is None else -mean * self.scale_by), persistent=False)
@@ -128,11 +134,15 @@ class LogMel(nn.Module):
         self.register_buffer("hann", torch.hann_window(self.window, periodic=False)[1:], persistent=False)
 
     def num_frames(self, samples: int) -> int:
-        """Frames of a waveform; only windows that lie within it count."""
+        """Frames of a waveform's spectrogram: ``fixed_frames``, or those of its windows, which must lie within it."""
+        frames = self._windows(samples)
+        return frames if self.fixed_frames is None or not frames else self.fixed_frames
+
+    def _windows(self, samples: int) -> int:
         return max(0, 1 + (samples - self.window) // self.shift)
 
     def samples_for(self, frames: int) -> int:
-        """Fewest samples that give ``frames`` frames."""
+        """Fewest samples that have ``frames`` windows."""
         return self.window + (frames - 1) * self.shift
 
     @torch.no_grad()
@@ -144,23 +154,33 @@ class LogMel(nn.Module):
         """
         if waveform.ndim != 2:
             raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
-        frames = self.num_frames(waveform.shape[1])
-        if frames == 0:
+        if self._windows(waveform.shape[1]) == 0:
             raise ValueError(
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
             )
         with torch.autocast(waveform.device.type, enabled=False):
             if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed():
-                return self._traceable(waveform.float())[:, None]
+                return self._fitted(self._traceable(waveform.float()))[:, None]
             kernels = native.library() if self._can_be_native(waveform) else None
             if kernels is not None:
-                return self._by_kernels(kernels, waveform.float())[:, None]
-            return self._by_operators(waveform)[:, None]
+                return self._fitted(self._by_kernels(kernels, waveform.float()))[:, None]
+            return self._fitted(self._by_operators(waveform))[:, None]
+
+    def _fitted(self, spectrogram: Tensor) -> Tensor:
+        """(B, num_mels, T) -> the same of ``fixed_frames``."""
+        if self.fixed_frames is None:
+            return spectrogram
+        missing = self.fixed_frames - spectrogram.shape[2]
+        if missing <= 0:
+            return spectrogram[..., : self.fixed_frames]
+        # A value of 0 before the normalization is this one after it.
+        filler = self.shift_by.expand(*spectrogram.shape[:2], missing)
+        return torch.cat((spectrogram, filler), dim=2)
 
     def _by_operators(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, num_mels, T) by torch's operators, chunk by chunk."""
-        frames = self.num_frames(waveform.shape[1])
+        frames = self._windows(waveform.shape[1])
         out = torch.empty(waveform.shape[0], self.num_mels, frames, dtype=torch.float32, device=waveform.device)
         if not len(out):  # some transforms refuse an empty batch
             return out

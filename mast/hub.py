@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from mast.ast import from_hugging_face_state, hugging_face_arguments, hugging_face_frontend
 from mast.base import SpectrogramModel
 from mast.files import atomic_path
 from mast.frontend import LogMel
@@ -26,6 +27,7 @@ from mast.registry import create_model
 logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUGGING_FACE_AST, PREPROCESSOR = "audio-spectrogram-transformer", "preprocessor_config.json"
 FORMAT = 1
 # So often, and so many seconds apart, a reader looks again while another process is saving.
 _LOOKS, _PAUSE = 20, 0.05
@@ -149,7 +151,10 @@ def save_pretrained(
 
 
 def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pretrained:
-    """Read what ``save_pretrained`` wrote.
+    """Read what ``save_pretrained`` wrote, or the folder of an AST in Hugging Face's format.
+
+    The latter becomes an ``ast_base`` of its size, with the frontend of its feature extractor: spectrograms filled up
+    with 0 before the normalization to its number of frames, or cut.
 
     Args:
         folder: with ``model.safetensors`` and ``config.json``.
@@ -166,6 +171,15 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; it is not a folder written by save_pretrained")
     config, data = _of_one_save(folder)
+    try:
+        state = load(data)
+        if config.get("format") == HUGGING_FACE_AST:
+            state = from_hugging_face_state(state)
+            classifier = state.get("head.1.weight")
+            config["model"]["num_classes"] = 0 if classifier is None else len(classifier)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+    del data
     arguments = dict(config["model"])
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -174,11 +188,6 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
         frontend = None if config.get("frontend") is None else LogMel(**config["frontend"])
     except (TypeError, ValueError) as error:
         raise LoadError(f"{folder / CONFIG}: {error}") from error
-    try:
-        state = load(data)
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
-    del data
     same_head = num_classes is None or num_classes == config["model"].get("num_classes")
     try:
         report = load_weights(model, state, head_prefix="\0" if same_head else "head.")
@@ -224,10 +233,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         LoadError: it is damaged, or another file.
         OSError: it cannot be read.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{folder / CONFIG} is not JSON: {error}") from error
+    config = _read_json(folder / CONFIG)
+    if isinstance(config, dict) and config.get("model_type") == HUGGING_FACE_AST:
+        return _hugging_face_config(folder, config)
     described = isinstance(config, dict) and isinstance(config.get("model"), dict) and "name" in config["model"]
     if not described or config.get("format") != FORMAT:
         raise LoadError(
@@ -240,6 +248,36 @@ def read_config(folder: Path) -> dict[str, Any]:
             'it yourself, take its entry "sha256" out'
         )
     return config | {"sha256": sums}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{file} is not JSON: {error}") from error
+
+
+def _hugging_face_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """An AST of transformers as ``save_pretrained`` would describe it; the number of classes is in its weights."""
+    if not (folder / PREPROCESSOR).is_file():
+        raise LoadError(f"{folder} has no {PREPROCESSOR}, which tells how its spectrograms are made: copy it, too")
+    names = config.get("id2label") or {}
+    try:
+        labels = [str(names[key]) for key in sorted(names, key=int)]
+        if "ASTModel" in (config.get("architectures") or ()):  # without a head; the names are a default
+            labels = []
+        frontend = hugging_face_frontend(_read_json(folder / PREPROCESSOR))
+        model = {"name": "ast_base", **hugging_face_arguments(config)}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{folder}: {error}") from error
+    return {
+        "format": HUGGING_FACE_AST,
+        "model": model,
+        "frontend": frontend,
+        "labels": {"label": labels} if labels else {},
+        "extra": {},
+        "sha256": {},
+    }
 
 
 def _digest(config: Mapping[str, Any]) -> str:

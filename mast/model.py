@@ -39,6 +39,8 @@ class MAST(SpectrogramModel):
         patch_size, patch_stride, patch_padding: of the patch embedding, in (mels, frames).
         mlp_ratio: hidden width of the MLPs in units of their input.
         drop_path: stochastic depth of the last block; it rises linearly from 0.
+        scaled_positions: divide the scores of relative positions by sqrt(dim) with those of the content, as MViTv2's
+            equation 4 is printed; False divides the content alone, as its authors' code (SlowFast) does.
         mels, frames: reference input size.
 
     Example:
@@ -62,6 +64,7 @@ class MAST(SpectrogramModel):
         patch_padding: Sequence[int] = (4, 6),
         mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
+        scaled_positions: bool = True,
         mels: int = 128,
         frames: int = 1024,
     ) -> None:
@@ -91,6 +94,7 @@ class MAST(SpectrogramModel):
             "patch_padding": [int(p) for p in patch_padding],
             "mlp_ratio": mlp_ratio,
             "drop_path": drop_path,
+            "scaled_positions": bool(scaled_positions),
             "mels": mels,
             "frames": frames,
         }
@@ -105,7 +109,8 @@ class MAST(SpectrogramModel):
             blocks = []
             for index in range(depth):
                 step = q_steps[stage] if index == 0 else (1, 1)
-                blocks.append(Block(dim, width, heads * 2**stage, grid, step, kv_steps[stage], mlp_ratio, next(rates)))
+                block = (dim, width, heads * 2**stage, grid, step, kv_steps[stage], mlp_ratio, next(rates))
+                blocks.append(Block(*block, scaled_positions=scaled_positions))
                 dim, grid = width, pooled(grid, step)
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS)

@@ -1,7 +1,9 @@
 """Decomposed relative positions along frequency and time, inside plain scaled-dot-product attention.
 
 MViTv2 (Li et al. 2022, eq. 4) adds to the score of query i and key j the terms ``q_i . R_f[f_i - f_j]`` and
-``q_i . R_t[t_i - t_j]``. As a dense bias this costs an N_q x N_k matrix per head. But the sum of the three terms is
+``q_i . R_t[t_i - t_j]``, and divides the sum by sqrt(dim). The authors' code (SlowFast) divides the content alone; that
+is the same with tables times sqrt(dim), which is how ``RelativeTable`` does it, so that attention knows one rule. As a
+dense bias this costs an N_q x N_k matrix per head. But the sum of the three terms is
 one dot product of longer vectors,
 
     [q, a_f(q), a_t(q)] . [k, onehot(f_k), onehot(t_k)],   a_f(q)[m] = q . R_f[f_q - m],   a_t(q)[n] = q . R_t[t_q - n],
@@ -36,11 +38,13 @@ class RelativeTable(nn.Module):
         length: positions along the axis of the block's input, at the model's reference input.
         q_stride, k_stride: pooling of queries and keys along the axis.
         dim: channels of one head.
+        scaled: False gives vectors times sqrt(dim), which takes back what attention divides all scores by.
     """
 
-    def __init__(self, length: int, q_stride: int, k_stride: int, dim: int) -> None:
+    def __init__(self, length: int, q_stride: int, k_stride: int, dim: int, scaled: bool = True) -> None:
         super().__init__()
         self.q_stride, self.k_stride = q_stride, k_stride
+        self.factor = 1.0 if scaled else dim**0.5
         self.table = nn.Parameter(torch.empty(2 * -(-length // min(q_stride, k_stride)) - 1, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
@@ -66,7 +70,7 @@ class RelativeTable(nn.Module):
 
     def _covering(self, reach: int) -> Tensor:
         """The table, of at least ``reach`` steps each way."""
-        table: Tensor = self.table
+        table: Tensor = self.table if self.factor == 1.0 else self.table * self.factor
         if 2 * reach - 1 > table.shape[0]:
             table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
         return table

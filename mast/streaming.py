@@ -13,11 +13,11 @@ class StreamingLogMel:
     rows). What a frame still lacks is carried from piece to piece, less than one window.
 
     Args:
-        frontend: whose frames they are. One with ``center_clips`` subtracts the mean of a whole clip, which a stream
-            does not know, and is refused.
+        frontend: whose frames they are. One with ``center_clips`` subtracts the mean of a whole clip, and one with
+            ``fixed_frames`` fills it up or cuts it; a stream does not know where a clip ends, and refuses them.
 
     Raises:
-        ValueError: the frontend centres clips.
+        ValueError: the frontend centres clips, or fills them up.
 
     Example:
         >>> stream = StreamingLogMel(LogMel())
@@ -30,6 +30,11 @@ class StreamingLogMel:
             raise ValueError(
                 "this frontend has center_clips=True: it subtracts the mean of each whole clip, which is not known "
                 "while a stream runs; compute the frames of every window anew"
+            )
+        if frontend.fixed_frames is not None:
+            raise ValueError(
+                f"this frontend has fixed_frames={frontend.fixed_frames}: each whole clip is filled up or cut to them, "
+                "and a stream has no end; compute the frames of every window anew"
             )
         self.frontend = frontend
         self.reset()

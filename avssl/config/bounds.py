@@ -76,7 +76,10 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "train_fraction": Bound(0, 1, above=True), "shard_buffer": _COUNT, "num_workers": _NOT_NEGATIVE,
         "max_failures": _SHARE, "clip_timeout": _POSITIVE,
     },
-    AudioConfig: {"sample_rate": _COUNT, "num_mels": _COUNT, "mean": _ANY, "std": _POSITIVE},
+    AudioConfig: {
+        "sample_rate": _COUNT, "num_mels": _COUNT, "mean": _ANY, "std": _POSITIVE, "frame_shift_ms": _POSITIVE,
+        "fixed_frames": _COUNT,
+    },
     VideoConfig: {"crop_size": _COUNT},
     BottleneckConfig: {
         "tokens": _COUNT, "width": _COUNT, "depth": _COUNT, "start": _NOT_NEGATIVE, "heads": _COUNT,

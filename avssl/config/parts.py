@@ -83,6 +83,10 @@ class AudioConfig:
         num_mels: Mel bins of the log-mel spectrogram; default: the model's own number.
         mean: Mean of the log-mel over the data, subtracted; default: the frontend's own.
         std: Standard deviation of the log-mel over the data; default: the frontend's own.
+        divide_by: What the log-mel less its mean is divided by: 2*std, as AST, or std, as CAV-MAE; default: 2*std.
+        frame_shift_ms: Time from one frame to the next, in milliseconds; default: 10.
+        fixed_frames: Frames that every spectrogram gets, as AST's 1024 for 10 s: filled up with 0 before the
+            normalization, or cut; default: the clip's own.
     """
 
     model: str | None = None
@@ -91,6 +95,9 @@ class AudioConfig:
     num_mels: int | None = None
     mean: float | None = None
     std: float | None = None
+    divide_by: Literal["2*std", "std"] | None = None
+    frame_shift_ms: float | None = None
+    fixed_frames: int | None = None
 
 
 @dataclass

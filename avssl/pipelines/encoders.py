@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 EXPORT = "audio_encoder"
 # The models that are built where none is named.
 AUDIO_MODEL, VIDEO_MODEL = "mast_pico", "tiny"
+# Settings of the frontend that a config may have; the others are the frontend's own, or a checkpoint's.
+FRONTEND = ("sample_rate", "num_mels", "mean", "std", "divide_by", "frame_shift_ms", "fixed_frames")
+# Those that may be others than in the training of a checkpoint.
+REFITTED = ("fixed_frames",)
 # Of the frontend, where neither the settings nor the model say any.
 SAMPLE_RATE, NUM_MELS = 16000, 128
 
@@ -97,8 +101,7 @@ def complete_pair(config: PairConfig) -> PairConfig:
 def frontend_options(config: AudioConfig) -> dict[str, Any]:
     """Keyword arguments of the frontend."""
     config = complete_audio(config)
-    options: dict[str, Any] = {"sample_rate": config.sample_rate, "num_mels": config.num_mels}
-    return options | {key: value for key in ("mean", "std") if (value := getattr(config, key)) is not None}
+    return {key: value for key in FRONTEND if (value := getattr(config, key)) is not None}
 
 
 def random_encoder(config: AudioConfig) -> AudioEncoder:
@@ -140,7 +143,8 @@ def load_audio_encoder(path: Path) -> AudioEncoder:
 def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
     """A checkpoint's encoder under the audio settings that are given beside it.
 
-    Regularization is changed to what they say; everything else they say must be true of the encoder already.
+    Regularization and the frames of a clip are changed to what they say; everything else they say must be true of the
+    encoder already.
 
     Raises:
         ValueError: it is not; the message names the first such setting.
@@ -149,7 +153,7 @@ def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
         return source
     encoder, frontend = source.encoder, source.frontend.config
     pairs: dict[str, tuple[Any, Any]] = {"model": (encoder.name, config.model)}
-    pairs |= {key: (frontend[key], getattr(config, key)) for key in ("sample_rate", "num_mels", "mean", "std")}
+    pairs |= {key: (frontend[key], getattr(config, key)) for key in FRONTEND if key not in REFITTED}
     pairs |= {f"options.{key}": (encoder.config.get(key), value) for key, value in config.options.items()}
     for key, (own, given) in pairs.items():
         if given is not None and own != given and key.removeprefix("options.") not in REGULARIZATION:
@@ -157,12 +161,17 @@ def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
                 f"audio.{key}: the checkpoint's encoder has {own!r}, not {given!r}; beside a checkpoint leave audio "
                 "settings out, or give its own"
             )
+    refitted = {key: value for key in REFITTED if (value := getattr(config, key)) not in (None, frontend[key])}
+    if refitted:
+        told = ", ".join(f"audio.{key} {value} in place of {frontend[key]}" for key, value in refitted.items())
+        logger.info("otherwise than the checkpoint was trained: %s", told)
+        source = replace(source, frontend=mast.LogMel(**frontend | refitted))
     changed = {key: value for key, value in config.options.items() if key in REGULARIZATION}
     if not changed:
         return source
     twin = mast.create_model(encoder.name, **encoder.config | changed)
     twin.load_state_dict(encoder.state_dict())
-    return AudioEncoder(twin, source.frontend, source.labels)
+    return replace(source, encoder=twin)
 
 
 def load_pair(path: Path) -> AudioVisualPair:
@@ -224,4 +233,4 @@ def audio_settings(source: AudioEncoder, given: AudioConfig) -> AudioConfig:
         plain = mast.create_model(encoder.name).config
     options = {key: value for key, value in encoder.config.items() if key != "num_classes" and value != plain[key]}
     options |= {key: value for key, value in given.options.items() if key in REGULARIZATION}
-    return AudioConfig(encoder.name, options, *(frontend[key] for key in ("sample_rate", "num_mels", "mean", "std")))
+    return AudioConfig(encoder.name, options, **{key: frontend[key] for key in FRONTEND})

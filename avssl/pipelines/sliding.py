@@ -26,7 +26,9 @@ class SlidingLogMel:
 
     def __init__(self, frontend: mast.LogMel, hop: float) -> None:
         if not self.applies(frontend, hop):
-            raise ValueError(f"windows every {hop:g} s do not begin at frames of this frontend, or it centres clips")
+            raise ValueError(
+                f"windows every {hop:g} s do not begin at frames of this frontend, or it centres or fills clips"
+            )
         self.frontend = frontend
         self._stream = mast.StreamingLogMel(frontend)
         self._frames: Tensor | None = None  # (1, 1, F, T), of which the first is number `_first` of the recording
@@ -37,7 +39,8 @@ class SlidingLogMel:
     def applies(frontend: mast.LogMel, hop: float) -> bool:
         """Whether windows every ``hop`` seconds begin at frames, and frames do not depend on the rest of the clip."""
         step = hop * frontend.sample_rate / frontend.shift
-        return not frontend.center_clips and round(step) >= 1 and abs(step - round(step)) < 1e-9 * step
+        whole = frontend.center_clips or frontend.fixed_frames is not None
+        return not whole and round(step) >= 1 and abs(step - round(step)) < 1e-9 * step
 
     @torch.inference_mode()
     def __call__(self, windows: Sequence[Window], device: torch.device) -> Tensor:

@@ -97,10 +97,12 @@ def start_pair(config: PretrainConfig) -> StartedPair:
     terms = read_terms(config.objectives, config.embedding_dim)
     retrieval = retrieval_projection(terms, config.retrieval)
     projections = own_projections(terms) or {retrieval: Projection(dim=config.embedding_dim)}
+    checkpoint = _start_of(config)
+    heard = None if checkpoint is None else with_settings(_audio_of(checkpoint), config.audio)
     pair = AudioVisualPair.build(
         audio=config.audio.model,
         audio_options=config.audio.options,
-        frontend_options=frontend_options(config.audio),
+        frontend_options=frontend_options(config.audio) if heard is None else heard.frontend.config,
         video=config.video.model,
         video_options=config.video.options,
         num_frames=config.data.num_frames,
@@ -111,11 +113,10 @@ def start_pair(config: PretrainConfig) -> StartedPair:
         projections={name: asdict(each) for name, each in projections.items()},
         retrieval=retrieval,
     )
-    checkpoint = _start_of(config)
-    if checkpoint is None:
+    if checkpoint is None or heard is None:
         return StartedPair(pair, None, {"checkpoint": None})
     source = load_pair(checkpoint) if is_pair(checkpoint) else None
-    audio = _audio_of(checkpoint).encoder if source is None else source.audio
+    audio = heard.encoder if source is None else source.audio
     audio.reset_classifier(0)
     told: dict[str, Any] = {"checkpoint": str(checkpoint), "audio": _take(pair.audio, audio, "audio encoder")}
     told["video"] = "new" if source is None else _take(pair.video, source.video, "video encoder")
@@ -220,8 +221,7 @@ def _audio_of(checkpoint: Path) -> AudioEncoder:
 
 def _heard_by(config: Training, source: AudioEncoder) -> Training:
     """``config`` with the audio encoder of a checkpoint."""
-    with_settings(source, config.audio)
-    return replace(config, audio=audio_settings(source, config.audio))
+    return replace(config, audio=audio_settings(with_settings(source, config.audio), config.audio))
 
 
 def _seen_by(config: Training, checkpoint: Path) -> Training:
@@ -282,9 +282,9 @@ def start_classifier(config: FinetuneConfig, checkpoint: Path | None, labels: di
     sizes = {"num_frames": int(pair.settings["num_frames"]), "crop_size": int(pair.settings["crop_size"])}
     if not both:
         return VideoClassifier(pair.video, labels, **sizes)
-    audio = with_settings(AudioEncoder(pair.audio, pair.frontend, {}), config.audio).encoder
+    heard = with_settings(AudioEncoder(pair.audio, pair.frontend, {}), config.audio)
     return AudioVisualClassifier(
-        audio, pair.frontend, pair.video, labels, **sizes, fusion=config.fusion, bottleneck=bottleneck
+        heard.encoder, heard.frontend, pair.video, labels, **sizes, fusion=config.fusion, bottleneck=bottleneck
     )
 
 

@@ -1,5 +1,10 @@
-"""AST equals Hugging Face's, weights translated."""
+"""AST equals Hugging Face's, weights translated, from the waveform to the logits."""
 
+import json
+from pathlib import Path
+
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +78,96 @@ def test_bad_arguments_are_named() -> None:
         mast.create_model("ast_base", embed_dim=10, heads=3)
     with pytest.raises(ValueError, match="15 frames, the patch embedding needs at least 16"):
         small_ast(frames=100)(torch.zeros(1, 1, 128, 15))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A folder as published ASTs come: of the original's input, but narrow and shallow."""
+    from transformers import ASTFeatureExtractor
+
+    folder = tmp_path_factory.mktemp("ast")
+    hugging_face_ast(frames=1024).save_pretrained(folder)
+    ASTFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def expected_logits(folder: Path, waveforms: list[np.ndarray]) -> torch.Tensor:
+    """By transformers: its feature extractor and its model."""
+    from transformers import ASTFeatureExtractor, ASTForAudioClassification
+
+    extractor = ASTFeatureExtractor.from_pretrained(folder)
+    inputs = extractor(waveforms, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        return ASTForAudioClassification.from_pretrained(folder).eval()(**inputs).logits
+
+
+def test_a_published_folder_gives_hugging_faces_logits_of_waveforms(published: Path, tmp_path: Path) -> None:
+    """Clips shorter than its 10.24 s, of 10 s, and longer; also after it was saved here."""
+    loaded = mast.from_pretrained(published)
+    assert loaded.labels == {"label": [f"LABEL_{index}" for index in range(7)]}
+    loaded.model.save_pretrained(tmp_path, frontend=loaded.frontend, labels=loaded.labels)
+    generator = torch.Generator().manual_seed(0)
+    for seconds in (1.0, 5.0, 10.0, 11.0):
+        size = round(16000 * seconds)
+        x = torch.randn(1, size, generator=generator) * torch.linspace(0.001, 0.2, size)
+        expected = expected_logits(published, [x[0].numpy()])
+        for model in (loaded, mast.from_pretrained(tmp_path)):
+            assert model.frontend is not None
+            with torch.no_grad():
+                found = model.model(model.frontend(x))
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        own = mast.LogMel()(x)  # without the zeros in front of the normalization it is another input
+        with torch.no_grad():
+            assert seconds > 10 or (loaded.model(own) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.realdata
+def test_real_clips_have_hugging_faces_logits(published: Path, real_data: Path) -> None:
+    files = sorted((real_data / "esc10").glob("*/*.ogg"))[::57]
+    loaded = mast.from_pretrained(published)
+    assert files and loaded.frontend is not None
+    for file in files:
+        with av.open(str(file)) as container:
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=16000)
+            frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+        x = torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in frames], axis=1))
+        with torch.no_grad():
+            found = loaded.model(loaded.frontend(x))
+        torch.testing.assert_close(found, expected_logits(published, [x[0].numpy()]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [60, 77, 100, 160])
+def test_positions_are_cut_as_in_the_original(frames: int) -> None:
+    """``src/models/ast_models.py`` of the authors, where it loads its weights for another length."""
+    model = small_ast(frames=100, short_positions="crop")
+    width, length = model.grid[1], (frames - 16) // 10 + 1
+    image = model.positions[:, 2:].reshape(1, 12, width, 32).permute(0, 3, 1, 2)
+    if length < width:
+        first = width // 2 - length // 2
+        image = image[:, :, :, first : first + length]
+    elif length > width:
+        image = torch.nn.functional.interpolate(image, size=(12, length), mode="bilinear")
+    expected = torch.cat((model.positions[:, :2], image.reshape(1, 32, -1).transpose(1, 2)), dim=1)
+    torch.testing.assert_close(model._positions((12, length)), expected)
+    if length < width:
+        assert not torch.allclose(small_ast(frames=100)._positions((12, length)), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config.json", {"hidden_act": "relu"}, "hidden_act: AST here has 'gelu', not 'relu'"),
+        ("config.json", {"time_stride": 8}, "equal strides, not 10 and 8"),
+        ("preprocessor_config.json", None, "has no preprocessor_config.json, which tells how"),
+        ("preprocessor_config.json", {"std": -1}, "std=-1"),
+    ],
+)
+def test_a_published_folder_that_is_not_understood_says_why(published, tmp_path, file, values, message) -> None:
+    for source in published.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    if values is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | values))
+    with pytest.raises(mast.LoadError, match=message):
+        mast.from_pretrained(tmp_path)

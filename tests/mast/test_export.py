@@ -146,6 +146,25 @@ def test_a_flipped_bit_in_a_program_is_refused(tmp_path) -> None:
             mast.open_exported(flipped(file, tmp_path / "bad.pt2", bit))
 
 
+def test_fixed_frames_and_cut_positions_in_a_program() -> None:
+    """Clips shorter and longer than the frames that all spectrograms get."""
+    frontend = mast.LogMel(num_mels=32, fixed_frames=50)
+    model = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2, mels=32, frames=64, num_classes=3)
+    cut = mast.create_model("ast_base", **model.config | {"short_positions": "crop"}).eval()
+    cut.load_state_dict(model.state_dict())
+    program = export_program(cut, frontend).module()
+    for seconds in (0.2, 0.515, 1.1):
+        x = noise(2, seconds)
+        with torch.no_grad():
+            assert frontend(x).shape == (2, 1, 32, 50)
+            torch.testing.assert_close(program(x)[0], cut(frontend(x)), rtol=0, atol=1e-5)
+    spectrograms = export_program(cut).module()
+    for frames in (30, 64, 90):
+        x = torch.randn(2, 1, 32, frames)
+        with torch.no_grad():
+            torch.testing.assert_close(spectrograms(x)[0], cut(x), rtol=0, atol=1e-5)
+
+
 def test_ast_with_other_positions() -> None:
     torch.manual_seed(0)
     model = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2, mels=32, frames=64, num_classes=3).eval()

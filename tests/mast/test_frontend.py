@@ -142,3 +142,19 @@ def test_gpu_is_as_exact_as_kaldi() -> None:
     error, usual = (ours - exact).abs(), (kaldi(waveform) - exact).abs()
     assert error.mean() <= 2 * usual.mean()
     assert (error > 1e-3).sum() <= 2 * (usual > 1e-3).sum()
+
+
+def test_fixed_frames_are_zeros_before_the_normalization_or_a_cut() -> None:
+    waveform = torch.randn(2, 16000) * 0.1
+    plain = mast.LogMel(num_mels=32, mean=-3.0, std=2.0)
+    log_mel = mast.LogMel(num_mels=32, mean=None, std=None)(waveform)
+    for frames in (40, 98, 150):
+        frontend = mast.LogMel(num_mels=32, mean=-3.0, std=2.0, fixed_frames=frames)
+        padded = torch.nn.functional.pad(log_mel, (0, frames - 98))
+        torch.testing.assert_close(frontend(waveform), (padded + 3.0) / 4.0)
+        assert frontend.num_frames(16000) == frames and frontend.samples_for(98) == plain.samples_for(98)
+        assert torch.equal(frontend(waveform)[..., :98], plain(waveform)[..., :frames])
+    with pytest.raises(ValueError, match="fixed_frames=0"):
+        mast.LogMel(fixed_frames=0)
+    with pytest.raises(ValueError, match="one window needs 400"):
+        mast.LogMel(fixed_frames=10)(torch.zeros(1, 399))

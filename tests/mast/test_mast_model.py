@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import mast
 from mast import attention as attention_module
 from mast import recompute, relative
+from mast.exportable import ExportableAttention
 
 TINY = {"embed_dim": 8, "depths": (1, 1, 2, 1)}
 
@@ -101,6 +103,64 @@ def test_widened_heads_equal_the_formula(q_grid, k_grid) -> None:
     torch.testing.assert_close(
         torch.autograd.grad((fused * weight).sum(), arguments), expected_gradients, atol=1e-9, rtol=0
     )
+
+
+def timm_block(block: attention_module.Block, side: int, kv_stride: int) -> nn.Module:
+    """timm's MViTv2 block, which scales no positions, as the authors' code, with the weights of ``block``."""
+    from timm.models.mvitv2 import MultiScaleBlock
+
+    dim, heads = block.norm1.normalized_shape[0], block.attn.heads
+    stride, norm = (kv_stride, kv_stride), partial(nn.LayerNorm, eps=attention_module.NORM_EPS)
+    peer = MultiScaleBlock(
+        dim, dim, heads, (side, side), kernel_q=(3, 3), kernel_kv=(3, 3), stride_kv=stride, has_cls_token=False,
+        expand_attn=True, norm_layer=norm,
+    )  # fmt: skip
+    state = dict(block.state_dict())
+    for name in ("q", "k", "v"):
+        for kind in ("weight", "bias"):
+            state[f"attn.norm_{name}.{kind}"] = state.pop(f"attn.pool_{name}.norm.{kind}")
+    for theirs, axis in (("rel_pos_h", "freq"), ("rel_pos_w", "time")):
+        table = state.pop(f"attn.relative_{axis}.table")
+        # Distance 0 is our middle row, but theirs is that of the last key, counted in queries.
+        first = table.shape[0] // 2 - (side // kv_stride - 1) * kv_stride
+        state[f"attn.{theirs}"] = torch.cat([table[first:], table[:first]])
+    peer.load_state_dict(state)
+    return peer
+
+
+@pytest.mark.parametrize("kv_stride", [1, 2])
+@pytest.mark.parametrize("way", ["plain", "fused", "exported", "compiled"])
+def test_unscaled_positions_are_those_of_the_authors_code(way: str, kv_stride: int) -> None:
+    torch.manual_seed(0)
+    side, strides = 8, ((1, 1), (kv_stride, kv_stride))
+
+    def build(scaled: bool) -> nn.Module:
+        block = attention_module.Block(32, 32, 2, (side, side), *strides, 4.0, 0.0, scaled_positions=scaled)
+        return large_tables(block) if scaled is False else block
+
+    block = build(False)
+    peer, x = timm_block(block, side, kv_stride), torch.randn(2, side, side, 32)
+    printed = build(True)  # the other rule: the same weights are not the same block
+    printed.load_state_dict(block.state_dict())
+    if way == "plain":
+        block, peer, printed, x = block.double(), peer.double(), printed.double(), x.double()
+    elif way == "exported":
+        for module in (block, printed):
+            module.attn = ExportableAttention(module.attn)
+    run = torch.compile(block, backend="eager") if way == "compiled" else block
+    with torch.no_grad():
+        expected = peer(x.flatten(1, 2), [side, side])[0].view_as(x)
+        torch.testing.assert_close(run(x), expected, atol=1e-4, rtol=1e-4)
+        assert (printed(x) - expected).abs().max() > 0.01
+
+
+def test_a_model_saved_without_the_rule_of_positions_has_the_printed_one() -> None:
+    model = tiny()
+    former = {key: value for key, value in model.config.items() if key != "scaled_positions"}
+    assert model.config["scaled_positions"] is True
+    assert mast.create_model("mast_pico", **former).config == model.config
+    other = mast.create_model("mast_pico", **former | {"scaled_positions": False})
+    assert {m.factor for m in other.modules() if isinstance(m, relative.RelativeTable)} == {8**0.5}
 
 
 def test_mlp_keeps_one_of_its_two_wide_activations() -> None:

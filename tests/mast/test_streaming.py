@@ -44,6 +44,8 @@ def test_frames_further_apart_than_they_last() -> None:
 
 
 def test_what_a_stream_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="fixed_frames=100: each whole clip is filled up"):
+        mast.StreamingLogMel(mast.LogMel(fixed_frames=100))
     with pytest.raises(ValueError, match="center_clips"):
         mast.StreamingLogMel(mast.LogMel(center_clips=True))
     stream = mast.StreamingLogMel(mast.LogMel())

@@ -2,12 +2,15 @@
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from avssl.config import AudioConfig, DataConfig, FinetuneConfig, VideoConfig
+import mast
+from avssl.config import AudioConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
+from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.encoders import (
     AudioEncoder,
     audio_settings,
@@ -19,7 +22,7 @@ from avssl.pipelines.encoders import (
     with_settings,
 )
 from avssl.pipelines.finetune import resolve_checkpoint
-from avssl.pipelines.starts import complete_start
+from avssl.pipelines.starts import complete_start, start_pair
 
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.0}
 
@@ -51,6 +54,8 @@ def test_true_settings_and_other_regularization(source) -> None:
         (AudioConfig(options=SMALL, num_mels=128), "audio.num_mels: .* 48, not 128"),
         (AudioConfig(options=SMALL, num_mels=48, sample_rate=8000), "audio.sample_rate: .* 16000, not 8000"),
         (AudioConfig(options=SMALL, num_mels=48, mean=1.0), "audio.mean: "),
+        (AudioConfig(options=SMALL, num_mels=48, divide_by="std"), r"audio.divide_by: .* '2\*std', not 'std'"),
+        (AudioConfig(options=SMALL, num_mels=48, frame_shift_ms=5.0), "audio.frame_shift_ms: .* 10.0, not 5.0"),
         (AudioConfig(options={"embed_dim": 32}, num_mels=48), "audio.options.embed_dim: .* 16, not 32"),
         (AudioConfig(options={"depth": 3}, num_mels=48), "audio.options.depth: .* None, not 3"),
     ],
@@ -75,6 +80,27 @@ def test_a_checkpoints_settings_rebuild_it_and_are_kept_in_the_config(source, tm
     assert config.audio == audio_settings(source, AudioConfig())
     assert complete_start(config, tmp_path) == config
     assert config.video == VideoConfig() and config.data == DataConfig()  # an audio task says nothing of video
+
+
+def test_the_frontend_of_the_settings_travels_with_exports_and_pairs(tmp_path) -> None:
+    given = {"divide_by": "std", "frame_shift_ms": 20.0, "fixed_frames": 70}
+    audio = AudioConfig(options=SMALL, num_mels=48, mean=-4.0, std=4.5, **given)
+    made = random_encoder(audio)
+    waveform = torch.randn(1, 16000)
+    log_mel = mast.LogMel(num_mels=48, frame_shift_ms=20.0, mean=None, std=None)(waveform)
+    padded = torch.nn.functional.pad(log_mel, (0, 70 - log_mel.shape[3]))
+    torch.testing.assert_close(made.frontend(waveform), (padded + 4.0) / 4.5)
+    # Settings that a config does not have are kept, too.
+    frontend = mast.LogMel(**made.frontend.config | {"low_hz": 50.0})
+    export_audio_encoder(tmp_path, made.encoder, frontend, {}, {})
+    config = PretrainConfig(checkpoint=str(tmp_path), video=VideoConfig("tiny"))
+    pair = start_pair(config).pair
+    assert pair.frontend.config == frontend.config
+    assert AudioVisualPair.build(**pair.settings).frontend.config == frontend.config
+    assert audio_settings(made, AudioConfig()).divide_by == "std"
+    # The frames of a clip may be others, as where AST's weights are fine-tuned on shorter clips.
+    shorter = start_pair(replace(config, audio=AudioConfig(fixed_frames=40))).pair.frontend
+    assert shorter.config == frontend.config | {"fixed_frames": 40}
 
 
 @pytest.mark.parametrize("name", ["ast_base", "mast_nano"])
