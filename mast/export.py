@@ -41,8 +41,8 @@ class _Traced(nn.Module):
         self.frontend = None if frontend is None else ExportableLogMel(frontend, transform)
         self.model = exportable(model)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.model.forward_features(x if self.frontend is None else self.frontend(x))
+    def forward(self, x: Tensor, samples: Tensor | None = None) -> tuple[Tensor, ...]:
+        tokens = self.model.forward_features(x if self.frontend is None else self.frontend(x, samples))
         features = self.model.forward_head(tokens, pre_logits=True)
         return (self.model.forward_head(tokens), features) if self.model.num_classes else (features,)
 
@@ -71,10 +71,18 @@ def describe(
         "frontend": None if frontend is None else frontend.config,
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "input": "spectrogram" if frontend is None else "waveform",
+        "inputs": _inputs(frontend),
         "shortest": frames if frontend is None else frontend.samples_for(frames),
         "outputs": ["logits", "features"] if model.num_classes else ["features"],
         "quantization": None,
     }
+
+
+def _inputs(frontend: LogMel | None) -> list[str]:
+    """Names of a file's inputs: one whose frontend pads frames also takes how many samples of each clip are sound."""
+    if frontend is None:
+        return ["spectrogram"]
+    return ["waveform"] if frontend.pad == "wave" else ["waveform", "samples"]
 
 
 def export_program(
@@ -89,8 +97,9 @@ def export_program(
         mels: of a spectrogram; default: the model's reference.
 
     Returns:
-        A program of one input and the outputs logits (B, num_classes), where there is a head, and features
-        (B, num_features). Every grid in it has at least two tokens along time: see ``shortest_input``.
+        A program of one input, and a second one, samples (B,) int64, where the frontend pads frames; its outputs are
+        logits (B, num_classes), where there is a head, and features (B, num_features). Every grid in it has at least
+        two tokens along time: see ``shortest_input``.
     """
     frames = int(model.config["frames"])
     if frontend is None:
@@ -99,14 +108,18 @@ def export_program(
         shape = [_TRACED_BATCH, frontend.samples_for(frames)]
     device = next(model.parameters()).device
     traced = _Traced(model, frontend, transform)
-    dimensions = {0: Dim.DYNAMIC, len(shape) - 1: Dim.DYNAMIC}
+    given: tuple[Tensor, ...] = (torch.zeros(shape, device=device),)
+    dimensions: tuple[dict[int, Any], ...] = ({0: Dim.DYNAMIC, len(shape) - 1: Dim.DYNAMIC},)
+    if len(_inputs(frontend)) > 1:
+        given += (torch.full((_TRACED_BATCH,), shape[1], device=device),)
+        dimensions += ({0: Dim.DYNAMIC},)
     with torch.no_grad():
-        return torch.export.export(traced, (torch.zeros(shape, device=device),), dynamic_shapes=(dimensions,))
+        return torch.export.export(traced, given, dynamic_shapes=dimensions)
 
 
 def shortest_input(program: ExportedProgram) -> int:
     """Samples, or frames, of the shortest input that a program of ``export_program`` takes."""
-    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    given = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
     return int(program.range_constraints[given.meta["val"].shape[-1].node.expr].lower)
 
 
@@ -152,7 +165,7 @@ def export_onnx(
     program = export_program(model, frontend, transform="product", mels=mels)
     quiet = logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
     levels = [logger.level for logger in quiet]
-    names = {"input_names": [metadata["input"]], "output_names": metadata["outputs"]}
+    names = {"input_names": metadata["inputs"], "output_names": metadata["outputs"]}
     try:
         for logger in quiet:
             logger.setLevel(logging.WARNING)
@@ -251,8 +264,7 @@ def _linear_nodes(graph: Any) -> Iterable[str]:
 
 def _name_dimensions(graph: Any, length: str) -> None:
     """Give the dynamic dimensions names that a reader understands; others are results of computations."""
-    (given,) = graph.input
-    shape = given.type.tensor_type.shape.dim
+    shape = graph.input[0].type.tensor_type.shape.dim
     renamed = {shape[0].dim_param: "batch", shape[len(shape) - 1].dim_param: length}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mast.ast import AST
 from mast.attention import PoolingAttention
 from mast.base import SpectrogramModel
-from mast.frontend import LogMel
+from mast.frontend import LogMel, repeated
 from mast.relative import RelativeTable
 
 Transform = Literal["fft", "product"]
@@ -44,6 +44,7 @@ class ExportableLogMel(nn.Module):
         self.window, self.shift, self.fft_size = frontend.window, frontend.shift, frontend.fft_size
         self.preemphasis, self.center_clips = frontend.preemphasis, frontend.center_clips
         self.transform, self.fixed_frames = transform, frontend.fixed_frames
+        self.pad = frontend.pad
         self.scale_by, self.shift_by = frontend.scale_by, float(frontend.shift_by)
         # LogMel holds each bin twice, for the squared real and imaginary parts as they lie in memory.
         banks = frontend.banks.detach()
@@ -58,8 +59,21 @@ class ExportableLogMel(nn.Module):
         self.register_buffer("basis", basis.float(), persistent=False)
         self.register_buffer("banks", torch.cat((banks[: 2 * bins : 2],) * 2), persistent=False)
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Waveform (B, S) -> (B, 1, num_mels, frames) float32."""
+    def forward(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Waveform (B, S), of which ``samples`` (B,) are sound -> (B, 1, num_mels, frames) float32."""
+        if samples is None:
+            return self._log_mel(waveform)
+        if self.pad == "repeat":
+            return self._log_mel(repeated(waveform, samples))
+        out = self._log_mel(waveform)
+        frames = (torch.div(samples - self.window, self.shift, rounding_mode="floor") + 1).clamp_min(1)
+        index = torch.arange(out.shape[3], device=out.device)
+        if self.pad == "zero":
+            return torch.where(index < frames[:, None, None, None], out, self.shift_by)
+        index = torch.minimum(index, frames[:, None] - 1)[:, None, None]
+        return out.gather(3, index.expand(-1, -1, out.shape[2], -1))
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
         if self.center_clips:
             waveform = waveform - waveform.mean(dim=1, keepdim=True)
         count = (waveform.shape[1] - self.window) // self.shift + 1

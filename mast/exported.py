@@ -1,7 +1,7 @@
 """Exported files in use: one interface to ``torch.export`` programs and ONNX."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mast.export import METADATA, is_sealed, read_metadata, require
 
-_Run = Callable[[Tensor], list[Tensor]]
+_Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Exported:
@@ -32,8 +32,13 @@ class Exported:
         self.labels: dict[str, list[str]] = metadata["labels"]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
         """Waveform (B, S) or spectrogram (B, 1, mels, frames), as ``metadata["input"]`` says -> outputs by name.
+
+        Args:
+            x: the waveform or the spectrogram.
+            samples: (B,) int64 samples of each clip that are sound, zeros follow; a file whose frontend pads frames
+                (``metadata["frontend"]["pad"]``) replaces these zeros by its rule. None: all.
 
         Raises:
             ValueError: another shape, or shorter than ``metadata["shortest"]``.
@@ -42,7 +47,10 @@ class Exported:
         if x.ndim != (2 if kind == "waveform" else 4) or x.shape[-1] < shortest:
             shape = "(B, samples)" if kind == "waveform" else "(B, 1, mels, frames)"
             raise ValueError(f"expected a {kind} {shape} with at least {shortest} of the last, got {tuple(x.shape)}")
-        return dict(zip(self.metadata["outputs"], self._run(x), strict=True))
+        given = [x]
+        if "samples" in self.metadata.get("inputs", ()):
+            given.append(torch.full((len(x),), x.shape[1]) if samples is None else samples.long())
+        return dict(zip(self.metadata["outputs"], self._run(given), strict=True))
 
 
 def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
@@ -81,7 +89,7 @@ def _open_program(path: Path) -> Exported:
         raise ValueError(f"{path} is damaged or no torch.export program: {str(error).splitlines()[0]}") from error
     metadata = read_metadata(extra, path)
     module = program.module()
-    return Exported(lambda x: list(module(x)), metadata)
+    return Exported(lambda given: list(module(*given)), metadata)
 
 
 def _open_onnx(path: Path, threads: int) -> Exported:
@@ -99,5 +107,10 @@ def _open_onnx(path: Path, threads: int) -> Exported:
     except Exception as error:  # its exceptions have no common base of their own
         raise ValueError(f"{path} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
     metadata = read_metadata(session.get_modelmeta().custom_metadata_map, path)
-    name = metadata["input"]
-    return Exported(lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})], metadata)
+    names = metadata.get("inputs", [metadata["input"]])  # files of before there were several name one
+
+    def run(given: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+        return [torch.from_numpy(y) for y in session.run(None, feed)]
+
+    return Exported(run, metadata)

@@ -24,6 +24,8 @@ _CHUNK_FRAMES = {"cpu": 1024}
 _CHUNK_FRAMES_OTHER = 2**17
 
 DIVISORS = {"2*std": 2.0, "std": 1.0}
+# What stands where a waveform ends before its clip does: see ``LogMel``.
+PADS = ("wave", "zero", "edge", "repeat")
 
 
 def mel_banks(num_mels: int, fft_size: int, sample_rate: int, low_hz: float, high_hz: float) -> Tensor:
@@ -57,6 +59,10 @@ class LogMel(nn.Module):
         center_clips: subtract each waveform's mean first, as AST's data loader does.
         fixed_frames: frames that every spectrogram gets, as AST has it: shorter ones are filled with 0 *before* the
             normalization, longer ones are cut at the end. None keeps the clip's own.
+        pad: what stands in the frames of a clip behind its last sample, where ``forward`` is told how many there are:
+            "wave": frames of the zeros that the waveform goes on with; "zero": 0 before the normalization, as AST and
+            CAV-MAE pad; "edge": the last whole frame over and over, as Auditory SlowFast pads; "repeat": the waveform
+            from its beginning again.
 
     Example:
         >>> import torch
@@ -84,8 +90,11 @@ class LogMel(nn.Module):
         divide_by: str = "2*std",
         center_clips: bool = False,
         fixed_frames: int | None = None,
+        pad: str = "wave",
     ) -> None:
         super().__init__()
+        if pad not in PADS:
+            raise ValueError(f"pad={pad!r} must be one of {', '.join(PADS)}")
         if divide_by not in DIVISORS:
             raise ValueError(f"divide_by={divide_by!r} must be one of {', '.join(DIVISORS)}")
         if (mean is None) != (std is None) or (std is not None and std <= 0):
@@ -117,7 +126,9 @@ class LogMel(nn.Module):
             "divide_by": divide_by,
             "center_clips": center_clips,
             "fixed_frames": fixed_frames,
+            "pad": pad,
         }
+        self.pad = pad
         self.sample_rate, self.num_mels = sample_rate, num_mels
         self.preemphasis, self.center_clips, self.fixed_frames = preemphasis, center_clips, fixed_frames
         # (x - mean) / divisor = -mean / divisor + x / divisor
@@ -145,13 +156,44 @@ class LogMel(nn.Module):
         """Fewest samples that have ``frames`` windows."""
         return self.window + (frames - 1) * self.shift
 
+    def told(self, samples: Tensor | None) -> Tensor | None:
+        """``samples`` (B,) where ``pad`` makes use of them, else None: zeros at the end are then a part of the clip."""
+        return None if self.pad == "wave" else samples
+
+    def valid_frames(self, samples: Tensor, total: int) -> Tensor:
+        """(B,) frames that lie within the first ``samples`` (B,) of ``total`` samples; at least one."""
+        frames = torch.div(samples - self.window, self.shift, rounding_mode="floor") + 1
+        return frames.clamp(1, max(1, self.num_frames(total)))
+
+    def padded(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
+        """``spectrogram`` (B, 1, num_mels, T) with what ``pad`` says behind the first ``frames`` (B,) of each clip."""
+        if self.pad not in ("zero", "edge"):
+            return spectrogram
+        index = torch.arange(spectrogram.shape[-1], device=spectrogram.device)
+        if self.pad == "zero":
+            return torch.where(index < frames[:, None, None, None], spectrogram, self.shift_by)
+        index = torch.minimum(index, frames[:, None] - 1)[:, None, None]
+        return spectrogram.gather(3, index.expand(-1, -1, spectrogram.shape[2], -1))
+
     @torch.no_grad()
-    def forward(self, waveform: Tensor) -> Tensor:
+    def forward(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
         """Waveform (B, S) with values in [-1, 1] -> (B, 1, num_mels, num_frames(S)) float32.
+
+        Args:
+            waveform: (B, S).
+            samples: (B,) how many of the S are sound, at least one; zeros follow. None: all.
 
         Raises:
             ValueError: not (B, S), or shorter than one window.
         """
+        if samples is None or self.pad == "wave":
+            return self._log_mel(waveform)
+        if self.pad == "repeat":
+            return self._log_mel(repeated(waveform, samples))
+        return self.padded(self._log_mel(waveform), self.valid_frames(samples, waveform.shape[1]))
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        """The same without padding."""
         if waveform.ndim != 2:
             raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
         if self._windows(waveform.shape[1]) == 0:
@@ -249,6 +291,12 @@ class LogMel(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's print."""
         return ", ".join(f"{key}={value}" for key, value in self.config.items())
+
+
+def repeated(waveform: Tensor, samples: Tensor) -> Tensor:
+    """``waveform`` (B, S) of which the first ``samples`` (B,) are repeated to its end."""
+    index = torch.arange(waveform.shape[1], device=waveform.device) % samples.clamp_min(1)[:, None]
+    return waveform.gather(1, index)
 
 
 def _bands(banks: Tensor, count: int = 4) -> Iterator[tuple[slice, slice]]:

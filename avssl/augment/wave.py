@@ -41,19 +41,27 @@ class WaveAugment(nn.Module):
         self.gain_db, self.time_shift, self.noise_db = gain_db, time_shift, noise_db
         self.noise_color, self.mix, self.mix_db = noise_color, mix, mix_db
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """``waveform`` (B, S) -> (B, S)."""
+    def forward(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        """``waveform`` (B, S) -> (B, S).
+
+        Args:
+            waveform: (B, S).
+            samples: (B,) where the sound ends and padding begins: the shift is within the sound, and noise is relative
+                to its level. None: the whole clip is sound.
+        """
         if not self.training:
             return waveform
-        samples = waveform.shape[1]
+        size = waveform.shape[1]
+        length = waveform.new_full((len(waveform),), size, dtype=torch.int64) if samples is None else samples
         if self.time_shift:
-            shift = (uniform(waveform, -self.time_shift, self.time_shift) * samples).long()
-            index = (torch.arange(samples, device=waveform.device) - shift[:, None]) % samples
-            waveform = waveform.gather(1, index)
+            shift = (uniform(waveform, -self.time_shift, self.time_shift) * length).long()
+            index = torch.arange(size, device=waveform.device)
+            turned = (index - shift[:, None]) % length.clamp_min(1)[:, None]
+            waveform = waveform.gather(1, torch.where(index < length[:, None], turned, index))
         if self.mix:
             waveform = mix_background(waveform, self.mix, self.mix_db)
         if self.noise_db is not None:
-            level = waveform.square().mean(dim=1, keepdim=True).sqrt()
+            level = (waveform.square().sum(dim=1) / length.clamp_min(1)).sqrt()[:, None]
             ratio = uniform(waveform, self.noise_db, self.noise_db + 40)[:, None]
             waveform = waveform + self._noise(waveform) * level * 10 ** (-ratio / 20)
         gain = uniform(waveform, -self.gain_db, self.gain_db)[:, None]

@@ -87,6 +87,9 @@ class AudioConfig:
         frame_shift_ms: Time from one frame to the next, in milliseconds; default: 10.
         fixed_frames: Frames that every spectrogram gets, as AST's 1024 for 10 s: filled up with 0 before the
             normalization, or cut; default: the clip's own.
+        pad: What stands behind a sound that is shorter than a clip: wave (the spectrum of silence), zero (0 before the
+            normalization, as AST and CAV-MAE), edge (its last frame, as Auditory SlowFast), repeat (the sound again);
+            default: wave. Beside a checkpoint it may be another than that of its training.
     """
 
     model: str | None = None
@@ -98,6 +101,7 @@ class AudioConfig:
     divide_by: Literal["2*std", "std"] | None = None
     frame_shift_ms: float | None = None
     fixed_frames: int | None = None
+    pad: Literal["wave", "zero", "edge", "repeat"] | None = None
 
 
 @dataclass

@@ -162,9 +162,10 @@ def merge(sources: Sequence[Source], takes_checkpoint: bool = False) -> tuple[di
         checkpoint = _get(source.values, "checkpoint")
         if takes_checkpoint and checkpoint not in _NO_CHECKPOINT and _get(merged, "checkpoint") != checkpoint:
             kept = {key: value for key, value in (_get(merged, "audio.options") or {}).items() if key in REGULARIZATION}
+            pad = _get(merged, "audio.pad")
             gone = [key for key in _groups_of(str(checkpoint)) if _drop(merged, key)]
-            if kept:
-                merged["audio"] = {"options": kept}
+            if kept or pad is not None:
+                merged["audio"] = ({"options": kept} if kept else {}) | ({} if pad is None else {"pad": pad})
             if gone:
                 lines.append(f"the encoders are those of {checkpoint}: {', '.join(gone)} of the recipe left out")
         merged = _merged(merged, source.values)

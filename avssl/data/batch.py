@@ -22,6 +22,7 @@ class Batch:
         clip_ids: B manifest ids.
         start: (B,) float64, second in the file at which the clip starts; stays on the CPU (some devices lack float64).
         audio_fraction: (B,) float32 share of ``audio`` that is signal; the rest, at its end as a rule, is zeros.
+        samples: (B,) int64 samples of ``audio``, from its beginning, that the media cover; padding follows. None: all.
         failures: rows that could not be decoded while this batch was made.
         missing: rows asked for that gave no clip: absent from an evaluation batch, or, in training, without any
             replacement that could be read.
@@ -34,6 +35,7 @@ class Batch:
     clip_ids: list[str]
     start: Tensor
     audio_fraction: Tensor
+    samples: Tensor | None = None
     failures: list[Failure] = field(default_factory=list)
     missing: int = 0
 
@@ -70,4 +72,5 @@ class Batch:
             labels={head: function(label) for head, label in self.labels.items()},
             index=function(self.index),
             audio_fraction=function(self.audio_fraction),
+            samples=None if self.samples is None else function(self.samples),
         )

@@ -32,7 +32,10 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """One decoded clip: ``audio`` (S,) float32, ``video`` (T, H, W, 3) uint8, and where it came from."""
+    """One decoded clip: ``audio`` (S,) float32, ``video`` (T, H, W, 3) uint8, and where it came from.
+
+    ``samples`` of ``audio`` are covered by the media, zeros follow; ``audio_fraction`` is the share that is signal.
+    """
 
     audio: np.ndarray | None
     video: np.ndarray | None
@@ -41,6 +44,7 @@ class Clip:
     clip_id: str
     start: float
     audio_fraction: float
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class ClipDataset(Dataset[Item]):
     All randomness comes from ``(seed, epoch, row)``: whichever worker decodes a key, and whether or not the run was
     interrupted before, the clip is the same. A clip lies where every stream of ``modalities`` runs, inside the row's
     segment if it has one: see :meth:`Manifest.spans`. What is shorter than ``clip_seconds`` is zero-padded at the end
-    (``Batch.audio_fraction`` tells) and its frames are spread over the media that is there. Frames are ``num_frames``
+    (``Batch.samples`` tells) and its frames are spread over the media that is there. Frames are ``num_frames``
     midpoints of equal parts of the span, their short side resized to ``frame_size``, then the centre square is cut out.
 
     In training (``mode="random"``) a row that cannot be read is replaced by another one, drawn from the same
@@ -199,17 +203,18 @@ class ClipDataset(Dataset[Item]):
         return [decoded[span] for span in spans]
 
     def _clip(self, source: MediaFile | CachedSample, row: ClipRow, index: int, span: ClipSpan) -> Clip:
-        audio, fraction, video = None, 0.0, None
+        audio, fraction, video, samples = None, 0.0, None, 0
         if "audio" in self.modalities:
             audio = np.zeros(self.samples, dtype=np.float32)
             clip = source.audio(span.start, span.available, self.sample_rate, self.channel)
             waveform = clip.waveform[: self.samples]
             audio[: len(waveform)] = waveform
-            fraction = clip.valid * len(waveform) / self.samples
+            samples = len(waveform)
+            fraction = clip.valid * samples / self.samples
         if "video" in self.modalities:
             frames = source.frames(frame_times(span, self.num_frames), self.frame_size)
             video = center_square(frames, self.frame_size)
-        return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction)
+        return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction, samples)
 
     def collate(self, items: Sequence[Item], allocate: Allocate = apart) -> Batch:
         """Flattens the items' clips to a :class:`Batch`; with no clip at all its tensors have B = 0.
@@ -223,6 +228,7 @@ class ClipDataset(Dataset[Item]):
             "index": torch.tensor([clip.index for clip in clips], dtype=torch.int64),
             "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
             "audio_fraction": torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
+            "samples": torch.tensor([clip.samples for clip in clips], dtype=torch.int64),
         }
         labels = {head: self._labels(clips, head) for head in self.manifest.heads}
         shapes = {

@@ -86,7 +86,7 @@ def pack(batch: Batch) -> PackedBatch:
     Raises:
         ValueError: its tensors lie apart.
     """
-    names = ("audio", "video", "index", "start", "audio_fraction")
+    names = ("audio", "video", "index", "start", "audio_fraction", "samples")
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
     memory = batch.index.untyped_storage()
     if any(

@@ -93,7 +93,7 @@ class Classifier(nn.Module, ABC):
         if self.frontend is not None:
             if batch.audio is None:
                 raise ValueError("this classifier needs audio, which the batch does not have")
-            spectrogram = self.frontend(batch.audio)
+            spectrogram = self.frontend(batch.audio, batch.samples)
         if self.crop_size is not None:
             if batch.video is None:
                 raise ValueError("this classifier needs video, which the batch does not have")

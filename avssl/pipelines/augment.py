@@ -139,11 +139,12 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     video = video_augment(config.augment, config.video.crop_size).train()
     silent = [""] * batch.size
     whole = None if batch.video is None else batch.video / 255
-    yield _Version("as it is", batch.audio, frontend(batch.audio), whole, silent)
+    samples = frontend.told(batch.samples)
+    yield _Version("as it is", batch.audio, frontend(batch.audio, samples), whole, silent)
     torch.manual_seed(config.seed)
     for number in range(1, config.views + 1):
-        waveform, notes = wave(batch.audio), silent
-        mel = spectrogram(frontend(waveform))
+        waveform, notes = wave(batch.audio, samples), silent
+        mel = spectrogram(frontend(waveform, samples))
         if config.augment.mixup:
             mel, partner, weight = mixup(mel, config.augment.mixup)
             pairs = zip(partner.tolist(), weight.tolist(), strict=True)

@@ -93,6 +93,7 @@ def report_classification(config: FinetuneConfig, run: Run, splits: Splits, outc
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "weights": outcome.weights,
         "clip_protocol": protocol,
+        "pad": None if config.modality == "video" else config.audio.pad,
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,

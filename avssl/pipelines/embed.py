@@ -52,6 +52,7 @@ class Source:
         num_frames, frame_size: Of the frames.
         channel: Of the waveforms: "mean", or the number of one.
         projection: Of a pair, the projection that its embeddings are of.
+        pad: What stands behind the sound of a short window, see ``mast.LogMel``; None without sound.
     """
 
     encode: Encode
@@ -62,6 +63,7 @@ class Source:
     frame_size: int
     channel: Channel
     projection: str | None = None
+    pad: str | None = None
 
 
 def embed_media(config: EmbedConfig) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def _finish(
         "clip_seconds": source.seconds,
         "channel": source.channel,
         "projection": source.projection,
+        "pad": source.pad,
         "manifest": clips.digest,
         "config": to_dict(config),
         "provenance": provenance(),
@@ -154,14 +157,14 @@ def _finish(
 def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> Source:
     """The model of ``checkpoint`` on ``device``. ValueError for modalities that it does not take."""
     known, data = trained_with(checkpoint), config.data
-    num_frames, size = 1, 1
+    num_frames, size, pad = 1, 1, None
     projection: str | None = None
     own: tuple[Modality, ...] = ("audio",)
     if is_pair(checkpoint):
         own = ("audio", "video")
         pair = load_pair(checkpoint).to(device).eval()
         num_frames, size = int(pair.settings["num_frames"]), int(pair.settings["crop_size"])
-        encode, sample_rate = _pair_encoder(pair, device), pair.frontend.sample_rate
+        encode, sample_rate, pad = _pair_encoder(pair, device), pair.frontend.sample_rate, pair.frontend.pad
         projection = pair.retrieval
         choices = ["both", "audio", "video"]
     elif has_classifier(checkpoint):
@@ -170,11 +173,11 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
         num_frames, size = model.num_frames or 1, model.crop_size or 1
         encode, sample_rate = _classifier_encoder(model, device), 16000
         if model.frontend is not None:
-            sample_rate = model.frontend.sample_rate
+            sample_rate, pad = model.frontend.sample_rate, model.frontend.pad
         choices = ["both" if len(own) == 2 else own[0]]
     else:
         single = load_audio_encoder(checkpoint)
-        encode, sample_rate = _audio_encoder(single, device), single.frontend.sample_rate
+        encode, sample_rate, pad = _audio_encoder(single, device), single.frontend.sample_rate, single.frontend.pad
         choices = ["audio"]
     wanted = choices[0] if config.modalities == "auto" else config.modalities
     if wanted not in choices:
@@ -192,6 +195,7 @@ def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> 
         data.frame_size or size,
         known.channel if data.channel is None else data.channel,
         projection,
+        pad if "audio" in modalities else None,
     )
 
 
@@ -199,13 +203,13 @@ def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
     crop = int(pair.settings["crop_size"])
 
     def encode(batch: Batch) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+        batch, out = batch.to(device), {}
         if batch.audio is not None:
-            by_time = pair.encode_audio(pair.frontend(batch.audio.to(device)))
+            by_time = pair.encode_audio(pair.frontend(batch.audio, batch.samples))
             out["audio_embedding"] = pair.project_audio(by_time, pair.retrieval)
             out["audio_features"] = by_time.mean(dim=2)
         if batch.video is not None:
-            features = pair.video(center_crop(batch.video.to(device), crop))
+            features = pair.video(center_crop(batch.video, crop))
             out |= {"video_embedding": pair.project_video(features, pair.retrieval), "video_features": features}
         return out
 
@@ -224,12 +228,10 @@ def _classifier_encoder(model: Classifier, device: torch.device) -> Encode:
 
 
 def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
-    encoder, frontend = source.encoder.to(device).eval(), source.frontend.to(device)
+    source.encoder.to(device).eval(), source.frontend.to(device)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
-        assert batch.audio is not None
-        tokens = encoder.forward_features(frontend(batch.audio.to(device)))
-        return {"audio_features": encoder.forward_head(tokens, pre_logits=True)}
+        return {"audio_features": source.features(batch.to(device))}
 
     return encode
 

@@ -23,11 +23,11 @@ EXPORT = "audio_encoder"
 # The models that are built where none is named.
 AUDIO_MODEL, VIDEO_MODEL = "mast_pico", "tiny"
 # Settings of the frontend that a config may have; the others are the frontend's own, or a checkpoint's.
-FRONTEND = ("sample_rate", "num_mels", "mean", "std", "divide_by", "frame_shift_ms", "fixed_frames")
+FRONTEND = ("sample_rate", "num_mels", "mean", "std", "divide_by", "frame_shift_ms", "fixed_frames", "pad")
 # Those that may be others than in the training of a checkpoint.
-REFITTED = ("fixed_frames",)
+REFITTED = ("fixed_frames", "pad")
 # Of the frontend, where neither the settings nor the model say any.
-SAMPLE_RATE, NUM_MELS = 16000, 128
+SAMPLE_RATE, NUM_MELS, PAD = 16000, 128, "wave"
 
 
 @dataclass
@@ -41,7 +41,8 @@ class AudioEncoder:
     def features(self, batch: Batch) -> Tensor:
         """Features (B, D), before any head, of a batch on the encoder's device."""
         assert batch.audio is not None
-        return self.encoder.forward_head(self.encoder.forward_features(self.frontend(batch.audio)), pre_logits=True)
+        tokens = self.encoder.forward_features(self.frontend(batch.audio, batch.samples))
+        return self.encoder.forward_head(tokens, pre_logits=True)
 
 
 def complete_audio(config: AudioConfig) -> AudioConfig:
@@ -64,7 +65,7 @@ def complete_audio(config: AudioConfig) -> AudioConfig:
         raise ValueError(f"{setting}: {error}") from error
     rate = SAMPLE_RATE if config.sample_rate is None else config.sample_rate
     mels = int(model.config.get("mels", NUM_MELS)) if config.num_mels is None else config.num_mels
-    return replace(config, model=name, sample_rate=rate, num_mels=mels)
+    return replace(config, model=name, sample_rate=rate, num_mels=mels, pad=config.pad or PAD)
 
 
 def complete_video(video: VideoConfig, data: DataConfig) -> tuple[VideoConfig, DataConfig]:
@@ -143,8 +144,8 @@ def load_audio_encoder(path: Path) -> AudioEncoder:
 def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
     """A checkpoint's encoder under the audio settings that are given beside it.
 
-    Regularization and the frames of a clip are changed to what they say; everything else they say must be true of the
-    encoder already.
+    Regularization, padding and the frames of a clip are changed to what they say; everything else they say must be true
+    of the encoder already.
 
     Raises:
         ValueError: it is not; the message names the first such setting.

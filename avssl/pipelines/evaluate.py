@@ -204,6 +204,7 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding], seen: int
         "headlines": headlines,
         "metrics": metrics,
         "clip_protocol": str(bench.protocol),
+        "pad": bench.subject.pad,
         "coverage": splits.coverage | {"evaluated": bench.covered()},
         "manifest": splits.digest,
         "seed": config.seed,

@@ -124,14 +124,14 @@ class _Subject:
             write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels)
 
     @torch.inference_mode()
-    def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
-        tokens = self.model.forward_features(self.frontend(waveform))
+    def outputs(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
+        tokens = self.model.forward_features(self.frontend(waveform, samples))
         out = {"features": self.model.forward_head(tokens, pre_logits=True)}
         return out | ({"logits": self.model.forward_head(tokens)} if self.model.num_classes else {})
 
-    def input(self, waveform: Tensor) -> Tensor:
-        """What the file takes for this waveform."""
-        return waveform if self.takes_waveform else self.frontend(waveform)
+    def input(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        """What the file takes for this waveform, of which ``samples`` (B,) are sound."""
+        return waveform if self.takes_waveform else self.frontend(waveform, samples)
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
@@ -229,6 +229,10 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
     comparison = Comparison()
     for waveform in track(_noise(subject, exported), "checking the file with noise", "batch"):
         _add(comparison, subject, exported, waveform)
+        if subject.frontend.pad != "wave":  # of clips that end before their last sample
+            size = waveform.shape[1]
+            samples = torch.linspace(size, subject.frontend.window, len(waveform) + 1)[1:].long()
+            _add(comparison, subject, exported, waveform, samples)
     if clips is None:
         return comparison
     rows, seconds = clips
@@ -251,7 +255,7 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
         if not comparison.clips:  # other lengths of real sound once
             for length in LENGTHS:
                 _add(comparison, subject, exported, _resized(batch.audio, round(length * batch.audio.shape[1])))
-        expected, found = _add(comparison, subject, exported, batch.audio)
+        expected, found = _add(comparison, subject, exported, batch.audio, batch.samples)
         comparison.clips += batch.size
         if subject.labels:
             truth = {head: batch.labels[head] for head in single}
@@ -260,9 +264,10 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
 
 
 def _add(
-    comparison: Comparison, subject: _Subject, exported: Exported, waveform: Tensor
+    comparison: Comparison, subject: _Subject, exported: Exported, waveform: Tensor, samples: Tensor | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    expected, found = subject.outputs(waveform), exported(subject.input(waveform))
+    expected = subject.outputs(waveform, samples)
+    found = exported(subject.input(waveform, samples), samples)
     comparison.add(expected, found)
     comparison.lengths.append(round(waveform.shape[1] / subject.frontend.sample_rate, 3))
     return expected, found

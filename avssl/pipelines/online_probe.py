@@ -68,8 +68,9 @@ class OnlineProbe:
         pair.eval()
 
         def encode(batch: Batch) -> torch.Tensor:
+            batch = batch.to(device)
             assert batch.audio is not None
-            return pair.encode_audio(pair.frontend(batch.audio.to(device)))[1]
+            return pair.encode_audio(pair.frontend(batch.audio, batch.samples))[1]
 
         features = embed(encode, self.loaders.evaluate(self.rows), description="online probe")
         pair.train(training)

@@ -99,9 +99,11 @@ class Predictor:
             windows: Of one recording.
             sliding: Made for this recording, and given all of its windows in turn; None computes all frames anew.
         """
-        if sliding is None:
+        frontend, size = self.classifier.frontend, len(windows[0].waveform)
+        samples = [min(size, round((window.end - window.start) * self.sample_rate)) for window in windows]
+        if sliding is None or (frontend.pad != "wave" and samples[-1] < size):  # only the last one is ever short
             waveform = torch.from_numpy(np.stack([window.waveform for window in windows])).to(self.device)
-            spectrogram = self.classifier.frontend(waveform)
+            spectrogram = frontend(waveform, torch.tensor(samples, device=self.device))
         else:
             spectrogram = sliding(windows, self.device)
         scores = {

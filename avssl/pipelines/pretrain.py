@@ -292,7 +292,9 @@ def draw_retrieval(
     for batch in loaders.evaluate(shown):
         assert batch.audio is not None and batch.video is not None
         with torch.inference_mode():
-            spectrograms = pair.frontend(batch.audio.to(next(pair.parameters()).device)).cpu()
+            heard = batch.to(next(pair.parameters()).device)
+            assert heard.audio is not None
+            spectrograms = pair.frontend(heard.audio, heard.samples).cpu()
         for i, clip_id in enumerate(batch.clip_ids):
             middle = batch.video[i, :, batch.video.shape[2] // 2].permute(1, 2, 0)
             clips[clip_id] = (spectrograms[i, 0].numpy(), middle.numpy())

@@ -174,7 +174,7 @@ def check_start(config: FinetuneConfig, checkpoint: Path | None) -> None:
     if checkpoint is None:
         return
     kept = {key: value for key, value in config.audio.options.items() if key in REGULARIZATION}
-    if config.modality == "video" and config.audio != AudioConfig(options=kept):
+    if config.modality == "video" and config.audio != AudioConfig(options=kept, pad=config.audio.pad):
         raise ValueError("audio: modality video has no audio encoder; give no audio settings beside the checkpoint")
     if config.modality != "audio":
         if config.video.pretrained:

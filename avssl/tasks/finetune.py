@@ -95,7 +95,8 @@ class FinetuneTask(Task):
         audio, frames, frontend, augment = batch.audio, batch.video, self.classifier.frontend, self.video
         if frontend is not None:
             assert audio is not None, "this classifier needs audio"
-            draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio)), inplace=True)
+            samples = frontend.told(batch.samples)
+            draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio, samples), samples), inplace=True)
         if self.classifier.video_encoder is not None:
             assert frames is not None and augment is not None, "this classifier needs video and its augmentation"
             draws["video"] = lambda: augment(frames)

@@ -61,6 +61,7 @@ class PairStep(Step):
         self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
         self._pair, self._teacher, self._augmentation = pair, teacher, augmentation
         self._waveform, self._frames = batch.audio, batch.video
+        self._samples = pair.frontend.told(batch.samples)
         size = batch.size
         self._chunk = min(chunk or size, size)
         # Every view is drawn from a seed of its own: student, teacher and a second computation see the same.
@@ -155,8 +156,9 @@ class PairStep(Step):
 
     def _spectrogram(self, rows: slice, view: int) -> Tensor:
         def make() -> Tensor:
-            waveform = self._augmentation.wave(self._waveform[rows])
-            return self._augmentation.spectrogram(self._pair.frontend(waveform), inplace=True)
+            samples = None if self._samples is None else self._samples[rows]
+            waveform = self._augmentation.wave(self._waveform[rows], samples)
+            return self._augmentation.spectrogram(self._pair.frontend(waveform, samples), inplace=True)
 
         return self._input("spectrogram", rows, view, salt=0, make=make)
 

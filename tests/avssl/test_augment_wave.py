@@ -130,3 +130,20 @@ def test_off_is_the_identity_bitwise() -> None:
 def test_settings_out_of_range_are_named(options, told) -> None:
     with pytest.raises(ValueError, match=rf"augment\.{told}"):
         WaveAugment(**options)
+
+
+def test_a_shift_turns_the_sound_and_not_its_padding_and_noise_is_relative_to_the_sound() -> None:
+    samples = torch.tensor([4000, 1000, 1])
+    waveform = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0))
+    for clip, size in zip(waveform, samples.tolist(), strict=True):
+        clip[size:] = 0
+    shifted = WaveAugment(gain_db=0.0, time_shift=1.0)(waveform, samples)
+    for before, after, size in zip(waveform, shifted, samples.tolist(), strict=True):
+        torch.testing.assert_close(before[:size].sort().values, after[:size].sort().values)
+        assert not after[size:].any()
+    assert not torch.equal(shifted[1], waveform[1])
+    loud = torch.zeros(400, 4000)
+    loud[:, :400] = 1.0
+    noisy = WaveAugment(gain_db=0.0, noise_db=0.0)(loud, torch.full((400,), 400)) - loud
+    levels = 20 * noisy.square().mean(dim=1).sqrt().log10()
+    assert -41 < levels.min() < -38 and -2 < levels.max() < 1  # of the sound; of the whole clip it would be 10 dB less

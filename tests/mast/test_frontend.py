@@ -158,3 +158,35 @@ def test_fixed_frames_are_zeros_before_the_normalization_or_a_cut() -> None:
         mast.LogMel(fixed_frames=0)
     with pytest.raises(ValueError, match="one window needs 400"):
         mast.LogMel(fixed_frames=10)(torch.zeros(1, 399))
+
+
+def reference_padded(clip: Tensor, frames: int, pad: str) -> Tensor:
+    """(128, frames) log-mel of a clip as published loaders pad it: torchaudio's filter banks, then NumPy."""
+    bank = kaldi((clip - clip.mean())[None])[0, 0].numpy()
+    behind = ((0, 0), (0, frames - bank.shape[1]))
+    if pad == "edge":  # Auditory SlowFast, audio_loader_epic.py
+        return torch.from_numpy(np.pad(bank, behind, "edge"))
+    return torch.from_numpy(np.pad(bank, behind))  # AST and CAV-MAE, dataloader.py: ZeroPad2d before the normalization
+
+
+@pytest.mark.parametrize("pad", ["zero", "edge"])
+def test_frames_behind_the_sound_are_padded_as_published(pad: str) -> None:
+    waveform, samples = synthetic(8000)[:5], torch.tensor([8000, 7999, 4321, 400, 560])
+    for clip, size in zip(waveform, samples.tolist(), strict=True):
+        clip[size:] = 0
+    frontend = mast.LogMel(mean=-4.0, std=3.0, pad=pad)
+    out = frontend(waveform, samples)
+    pairs = zip(waveform, samples.tolist(), strict=True)
+    wanted = torch.stack([reference_padded(clip[:size], out.shape[3], pad) for clip, size in pairs])[:, None]
+    torch.testing.assert_close(out, (wanted + 4.0) / 6.0, atol=1e-3, rtol=0)
+    torch.testing.assert_close(frontend(waveform), mast.LogMel(mean=-4.0, std=3.0)(waveform), atol=0, rtol=0)
+    assert frontend(waveform, torch.tensor([0, 1, 100, 399, 400])).isfinite().all()  # less than a window: one frame
+
+
+def test_a_repeated_sound_is_the_sound_again_and_silence_is_the_default() -> None:
+    waveform, samples = synthetic(4000)[:3], torch.tensor([4000, 1234, 3])
+    tiled = torch.from_numpy(np.stack([np.resize(x[:n], 4000) for x, n in zip(waveform.numpy(), samples, strict=True)]))
+    torch.testing.assert_close(mast.LogMel(pad="repeat")(waveform, samples), mast.LogMel()(tiled))
+    assert torch.equal(mast.LogMel()(waveform, samples), mast.LogMel()(waveform))
+    with pytest.raises(ValueError, match="pad='mirror' must be one of wave, zero, edge, repeat"):
+        mast.LogMel(pad="mirror")

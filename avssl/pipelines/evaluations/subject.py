@@ -57,6 +57,14 @@ class Subject:
         return seeing.num_frames, seeing.crop_size
 
     @property
+    def pad(self) -> str | None:
+        """What stands behind the sound of a short clip; None without sound."""
+        frontend = self.audio.frontend if self.audio is not None else None
+        if frontend is None and self.classifier is not None:
+            frontend = self.classifier.frontend
+        return None if frontend is None else frontend.pad
+
+    @property
     def labels(self) -> dict[str, list[str]]:
         """Classes of the classifier's heads; empty for none."""
         return self.classifier.labels if self.classifier is not None else {}
@@ -70,6 +78,8 @@ class Subject:
             encoder = self.audio.encoder
             settings |= {"model": encoder.name, "options": encoder.config, "frontend": self.audio.frontend.config}
             modules.append(encoder)
+        elif self.classifier is not None and self.classifier.frontend is not None:
+            settings["frontend"] = self.classifier.frontend.config
         return model_digest(*modules, settings=settings)
 
     def random_twin(self, seed: int) -> "Subject | None":
@@ -117,10 +127,5 @@ def open_subject(checkpoint: Path, device: torch.device) -> Subject:
 
 
 def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> Subject:
-    encoder, frontend = source.encoder.to(device).eval(), source.frontend.to(device)
-
-    def features(batch: Batch) -> Tensor:
-        assert batch.audio is not None
-        return encoder.forward_head(encoder.forward_features(frontend(batch.audio)), pre_logits=True)
-
-    return Subject(name, features, frontend.config["sample_rate"], ("audio",), source)
+    source.encoder.to(device).eval(), source.frontend.to(device)
+    return Subject(name, source.features, source.frontend.sample_rate, ("audio",), source)

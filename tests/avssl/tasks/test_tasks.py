@@ -1,5 +1,7 @@
 """Tasks: what they minimize and report."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -219,3 +221,28 @@ def test_finetuning_refuses_what_it_cannot_do() -> None:
         contrast_task([("imc", {"modality": "audio"}, 1.0)], mixup_alpha=0.3)
     with pytest.raises(ValueError, match="at least 0"):
         contrast_task([], mixup_alpha=-0.1)
+
+
+@pytest.mark.parametrize("pad", ["wave", "edge"])
+def test_training_sees_short_clips_padded_by_the_rule(pad: str, monkeypatch) -> None:
+    """Both tasks, one of them in chunks, hand the encoder what evaluation would."""
+    batch = replace(make_batch(), samples=torch.tensor([8000, 5000, 900, 400]))
+    for clip, size in zip(batch.audio, batch.samples.tolist(), strict=True):
+        clip[size:] = 0
+    frontend = mast.LogMel(pad=pad)
+    wanted = frontend(batch.audio, batch.samples)
+    assert torch.equal(wanted, mast.LogMel()(batch.audio)) == (pad == "wave")
+    plain = WaveAugment(gain_db=0.0), SpectrogramAugment(masks=0)
+    torch.manual_seed(0)
+    classifier = AudioClassifier(mast.create_model("mast_pico", num_classes=2, **SMALL), frontend, {"c": ["a", "b"]})
+    pair = make_pair(frontend_options={"pad": pad})
+    objectives = [("infonce", create_objective("infonce", SHAPES), 1.0)]
+    for task, encoder in (
+        (FinetuneTask(classifier, *plain), classifier.encoder),
+        (PretrainTask(pair, objectives, Augmentation(*plain, VideoAugment(32)), chunk=3), pair.audio),
+    ):
+        seen: list[torch.Tensor] = []
+        forward = encoder.forward_grid
+        monkeypatch.setattr(encoder, "forward_grid", lambda x, f=forward, s=seen: s.append(x) or f(x))
+        task.train()(replace(batch, labels={"c": torch.tensor([0, 1, 0, 1])}))
+        torch.testing.assert_close(torch.cat(seen)[:4], wanted)

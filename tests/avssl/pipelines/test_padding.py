@@ -1,0 +1,107 @@
+"""A sound shorter than a clip is padded by the rule of its model, alike in every tool and in an exported file."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.io import wavfile
+from torchaudio.compliance.kaldi import fbank
+
+import mast
+from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, Source, resolve
+from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.config.inference import EmbedConfig, EmbedDataConfig
+from avssl.evaluation.predictions import read_predictions
+from avssl.pipelines.cache import cache
+from avssl.pipelines.embed import embed_media
+from avssl.pipelines.encoders import random_encoder, with_settings
+from avssl.pipelines.evaluate import evaluate
+from avssl.pipelines.export import _Subject
+from avssl.pipelines.predict import Predictor
+
+RATE, SECONDS, HEARD = 16000, 0.5, 3400  # a clip, and samples of the sound
+CPU = RuntimeConfig(accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("short")
+    rng, lines = np.random.default_rng(0), ["path,split,label"]
+    for number in range(4):
+        wavfile.write(root / f"{number}.wav", RATE, (rng.normal(size=HEARD) * 3000).astype(np.int16))
+        lines.append(f"{number}.wav,test,{'ab'[number % 2]}")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def classifier(folder: Path, pad: str) -> Path:
+    torch.manual_seed(0)
+    model = mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1])
+    frontend = mast.LogMel(num_mels=32, pad=pad)
+    mast.save_pretrained(model, folder, frontend=frontend, labels={"label": ["a", "b"]})
+    return folder
+
+
+def reference(model: mast.SpectrogramModel, sound: np.ndarray, pad: str) -> torch.Tensor:
+    """Logits of one sound, padded by NumPy behind torchaudio's filter banks."""
+    wave, frames = torch.from_numpy(sound.astype(np.float32) / 32768)[None], mast.LogMel().num_frames(RATE // 2)
+    options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "dither": 0.0, "num_mel_bins": 32}
+    bank = fbank(wave, **options).numpy()
+    bank = np.pad(bank, ((0, frames - len(bank)), (0, 0)), **({"mode": "edge"} if pad == "edge" else {}))
+    with torch.inference_mode():
+        return model((torch.from_numpy(bank.T.copy())[None, None] + 4.2677393) / (2 * 4.5689974))[0]
+
+
+@pytest.mark.parametrize("pad", ["edge", "zero"])
+def test_every_tool_pads_alike(pad: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    checkpoint = classifier(tmp_path / "model", pad)
+    model = mast.from_pretrained(checkpoint).model
+    waves = {str(k): wavfile.read(sounds / f"{k}.wav")[1] for k in range(4)}
+    wanted = {name: reference(model, wave, pad) for name, wave in waves.items()}
+
+    cache(
+        CacheConfig(str(tmp_path / "shards"), SourceConfig(str(sounds / "index.csv")), modalities=["audio"], workers=0)
+    )
+    for number, name in enumerate((str(sounds / "index.csv"), str(tmp_path / "shards"))):
+        data = DataConfig(name, clip_seconds=SECONDS, num_workers=0)
+        folder = tmp_path / f"out{number}"
+        result = evaluate(EvaluateConfig(str(checkpoint), data, evaluations=["accuracy"], runtime=CPU, output=folder))
+        assert result["pad"] == pad
+        found = read_predictions(folder / "predictions.parquet")
+        for clip_id, scores in zip(found.clip_ids, found.scores["label"], strict=True):
+            np.testing.assert_allclose(scores, wanted[Path(clip_id).stem], rtol=2e-3, atol=2e-4)
+
+    data = EmbedDataConfig(str(sounds / "index.csv"), clip_seconds=SECONDS, num_workers=0)
+    told = embed_media(EmbedConfig(str(checkpoint), tmp_path / "features.parquet", data, runtime=CPU))
+    assert told["pad"] == pad
+    for row in pq.read_table(tmp_path / "features.parquet").to_pylist():
+        logits = model.head(torch.tensor(row["audio_features"]))
+        torch.testing.assert_close(logits, wanted[Path(row["clip_id"]).stem], atol=1e-4, rtol=0)
+
+    for hop in (None, 0.1):  # one window after the other, and windows that share their frames
+        predictor = Predictor(checkpoint, window=SECONDS, hop=hop, device="cpu")
+        (prediction,) = predictor.predict([waves["0"].astype(np.float32) / 32768])
+        np.testing.assert_allclose(prediction.scores["label"], wanted["0"].softmax(0), atol=1e-4)
+
+    file = mast.save_program(model, _Subject(checkpoint, "waveform").frontend, tmp_path / "model.pt2")
+    exported = mast.open_exported(file)
+    padded = torch.zeros(3, RATE // 2)
+    for row, wave in zip(padded, waves.values(), strict=False):
+        row[:HEARD] = torch.from_numpy(wave.astype(np.float32) / 32768)
+    found = exported(padded, torch.full((3,), HEARD))["logits"]
+    torch.testing.assert_close(found, torch.stack(list(wanted.values())[:3]), atol=1e-4, rtol=0)
+    assert exported.metadata["frontend"]["pad"] == pad
+
+
+def test_the_padding_of_a_recipe_holds_beside_a_checkpoint_and_what_was_trained_is_the_default() -> None:
+    source = random_encoder(AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]}, pad="zero"))
+    assert with_settings(source, AudioConfig()).frontend.pad == "zero"
+    assert with_settings(source, AudioConfig(pad="edge")).frontend.pad == "edge"
+    given = [Source("line", {"data": "epic-kitchens", "checkpoint": "somewhere"})]
+    config = resolve(FinetuneConfig, given)
+    assert (
+        config.audio == AudioConfig(options=config.audio.options, pad="edge") and "frames" not in config.audio.options
+    )
