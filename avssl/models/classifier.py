@@ -166,13 +166,13 @@ class AudioClassifier(Classifier):
         """Logits (B, classes) by head of ``spectrogram`` (B, 1, F, T)."""
         return self.split(self.encoder(spectrogram))
 
-    def classify(self, waveform: Tensor) -> dict[str, Tensor]:
-        """Logits (B, classes) by head of ``waveform`` (B, S)."""
-        return self(self.frontend(waveform))
+    def classify(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (B, classes) by head of ``waveform`` (B, S), of which ``samples`` (B,) are sound."""
+        return self(self.frontend(waveform, samples))
 
-    def embed_audio(self, waveform: Tensor) -> Tensor:
-        """Features (B, D) of ``waveform`` (B, S) that the head sees."""
-        return self.encode_audio(self.frontend(waveform))
+    def embed_audio(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Features (B, D) of ``waveform`` (B, S), of which ``samples`` (B,) are sound, that the head sees."""
+        return self.encode_audio(self.frontend(waveform, samples))
 
     def encode(self, spectrogram: Tensor | None, frames: Tensor | None = None) -> Encoded:
         """See :meth:`Classifier.encode`."""

@@ -129,9 +129,9 @@ class AudioVisualPair(nn.Module):
         """The head of a projection for "audio" or "video"."""
         return self.projections.get_submodule(f"{name}.{modality}")
 
-    def embed_audio(self, waveform: Tensor) -> Tensor:
-        """Embeddings (B, D) of ``waveform`` (B, S), for retrieval."""
-        return self.project_audio(self.encode_audio(self.frontend(waveform)), self.retrieval)
+    def embed_audio(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) of ``waveform`` (B, S), of which ``samples`` (B,) are sound, for retrieval."""
+        return self.project_audio(self.encode_audio(self.frontend(waveform, samples)), self.retrieval)
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """Embeddings (B, D) of ``frames`` (B, 3, T, H, W) uint8, for retrieval: of the crop that the encoder was made

@@ -70,7 +70,7 @@ class OnlineProbe:
         def encode(batch: Batch) -> torch.Tensor:
             batch = batch.to(device)
             assert batch.audio is not None
-            return pair.encode_audio(pair.frontend(batch.audio, batch.samples))[1]
+            return pair.encode_audio(pair.frontend(batch.audio, batch.samples)).mean(dim=2)
 
         features = embed(encode, self.loaders.evaluate(self.rows), description="online probe")
         pair.train(training)

@@ -171,7 +171,7 @@ def embed_pair(
     def encode(batch: Batch) -> dict[str, torch.Tensor]:
         batch = batch.to(device)
         assert batch.audio is not None and batch.video is not None
-        return {"audio": pair.embed_audio(batch.audio), "video": pair.embed_video(batch.video)}
+        return {"audio": pair.embed_audio(batch.audio, batch.samples), "video": pair.embed_video(batch.video)}
 
     both = embed_many(encode, loaders.evaluate(manifest), normalize=True)
     pair.train(training)

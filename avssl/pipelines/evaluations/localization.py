@@ -106,7 +106,7 @@ def _maps(bench: Bench, pair: AudioVisualPair, what: str) -> dict[str, Embedding
     def encode(batch: Batch) -> dict[str, Tensor]:
         batch = batch.to(bench.fabric.device)
         assert batch.audio is not None and batch.video is not None
-        sounds, places = unit(pair.embed_audio(batch.audio)), unit(pair.embed_places(batch.video))
+        sounds, places = unit(pair.embed_audio(batch.audio, batch.samples)), unit(pair.embed_places(batch.video))
         if not before:  # the first rows hear the last of their batch
             before.extend(sounds[-clips:])
         others = torch.stack([*before, *sounds])[: len(sounds)]

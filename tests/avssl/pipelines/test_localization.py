@@ -73,7 +73,7 @@ def test_a_pair_that_sees_the_body_is_right(config: EvaluateConfig, monkeypatch:
 
     monkeypatch.setattr(AudioVisualPair, "embed_places", embed_places)
     monkeypatch.setattr(
-        AudioVisualPair, "embed_audio", lambda self, sound: torch.tensor([[1.0, 0]]).repeat(len(sound), 1)
+        AudioVisualPair, "embed_audio", lambda self, sound, _: torch.tensor([[1.0, 0]]).repeat(len(sound), 1)
     )
     metrics = evaluate(config)["metrics"]
     assert metrics["localization/pointing"] == 1

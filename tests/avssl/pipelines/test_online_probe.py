@@ -71,11 +71,11 @@ def test_too_few_labels_are_told(monkeypatch, tmp_path) -> None:
 class FixedPair(torch.nn.Module):
     """Features are the waveform itself."""
 
-    frontend = staticmethod(lambda waveform: waveform)
+    frontend = staticmethod(lambda waveform, samples: waveform)
 
-    def encode_audio(self, spectrogram: torch.Tensor) -> tuple[None, torch.Tensor]:
+    def encode_audio(self, spectrogram: torch.Tensor) -> torch.Tensor:
         assert not self.training
-        return None, spectrogram
+        return torch.stack([spectrogram - 1, spectrogram + 1], dim=2)  # by time, (B, A, T')
 
 
 @pytest.mark.parametrize("told", [True, False])
