@@ -18,16 +18,8 @@ from mast.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread a run, and none that decodes: what is measured side by side must not depend on its neighbours' number.
-ALONE = [
-    "--runtime.threads",
-    "1",
-    "--data.num_workers",
-    "0",
-    "--runtime.accelerator",
-    "cpu",
-    "--wandb.mode",
-    "disabled",
-]
+ALONE = ["--runtime.threads", "1", "--data.num_workers", "0", "--runtime.accelerator", "cpu"]
+UNTRACKED = ["--wandb.mode", "disabled"]
 
 
 def tool(name: str, arguments: Sequence[str], log: Path) -> float:
@@ -93,7 +85,7 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
     folder = cell.folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "run"
-    used = usage("finetune", [*cell.arguments, *ALONE, "--output", str(output)], folder / "finetune.log")
+    used = usage("finetune", [*cell.arguments, *ALONE, *UNTRACKED, "--output", str(output)], folder / "finetune.log")
     result = read_result(output / "result.json")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     row = {

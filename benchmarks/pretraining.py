@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import ALONE, ROOT, usage
+from cells import ALONE, ROOT, UNTRACKED, usage
 from common import describe_machine, publish
 from result_tables import localization_table, pretraining_table, robustness_table
 
@@ -81,6 +81,7 @@ def measure(args: argparse.Namespace, name: str, data: DataSet, loss: str, seed:
     def run(tool: str, options: list[str], output: str) -> dict[str, Any]:
         nonlocal seconds
         options = [*options, "--seed", str(seed), *ALONE, "--output", str(folder / output)]
+        options += UNTRACKED if tool != "evaluate" else []
         used = usage(tool, options, folder / f"{output}.log")
         seconds += used.ru_utime + used.ru_stime
         return read_result(folder / output / "result.json")

@@ -131,6 +131,26 @@ def pretraining_table(result: dict[str, Any]) -> str:
     return markdown([*header, "NMI", "silhouette", "seeds", "revision"], lines) if lines else ""
 
 
+def demo_table(result: dict[str, Any]) -> str:
+    """The demo by the default loss: random weights beside pretrained ones, over seeds."""
+    groups = _groups(result)
+    random, pretrained = groups.get(("demo", "random"), []), groups.get(("demo", "default"), [])
+    if not random or not pretrained:
+        return ""
+    head = HEADS["demo"][0]
+    lines = [
+        [title, _mean(random, key, part), _mean(pretrained, key, part)]
+        for title, key, part in (
+            ("linear probe, top-1", f"probe/{head}/top1", "metrics"),
+            ("full fine-tune, top-1", f"{head}/top1", "full"),
+        )
+    ]
+    for way in ("audio_to_video", "video_to_audio"):
+        chance = f"{100 * pretrained[0]['metrics']['chance/R@1']:.1f} % (chance)"
+        lines.append([f"zero-shot retrieval, R@1, {way.replace('_', ' ')}", chance, _mean(pretrained, f"{way}/R@1")])
+    return markdown([f"{len(pretrained)} sets of videos", "random start", "pretrained start"], lines)
+
+
 def _term(term: dict[str, Any]) -> str:
     """0.5 vicreg (projection: infonce)"""
     options = {key: value for key, value in term.items() if key not in ("name", "weight")}
@@ -278,6 +298,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "mast-vs-ast": _of("evidence", evidence_table),
     "recipes": _of("recipes", recipes_table, stated=False),
     "pretraining": _of("pretraining", pretraining_table),
+    "demo": _of("pretraining", demo_table),
     "few-labels": few_labels_table,
     "losses": losses_table,
     "localization": _of("pretraining", localization_table, stated=False),

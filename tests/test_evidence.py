@@ -14,8 +14,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import evidence  # noqa: E402  (a script, of no package)
 import evidence_plan  # noqa: E402
 import evidence_setup  # noqa: E402
+import pretraining  # noqa: E402
 from cells import Cell  # noqa: E402
 from result_tables import evidence_table  # noqa: E402
+
+from avssl.objectives.base import Shapes  # noqa: E402
+from avssl.objectives.terms import create_objectives  # noqa: E402
 
 
 @pytest.fixture
@@ -113,3 +117,12 @@ def test_table_pairs_runs_of_the_same_split(plan: evidence_plan.Plan) -> None:
     assert cells[1][1:6] == ["MAST, equal passes", "10", "0.5 min", "40.0 % +- 14.1", "10.0 points +- 28.3 (1 of 2)"]
     assert cells[2][1:6] == ["MAST, equal time", "26", "1.3 min", "70.0 %", "30.0 points (1 of 1)"]
     assert [line[-1] for line in cells] == ["2", "2", "1"]
+
+
+def test_the_former_default_has_both_terms_on_one_projection() -> None:
+    shapes = Shapes(joint=16, audio=8, video=8, clips=4)
+    (_, infonce, _), (_, vicreg, weight) = create_objectives(pretraining.LOSSES["former default"], shapes)
+    assert weight == 0.5
+    assert vicreg.projected_by == infonce.projected_by == "infonce" and infonce.projection.norm
+    (_, alone, _), *others = create_objectives(pretraining.LOSSES["infonce"], shapes)
+    assert alone.projected_by == "infonce" and not others

@@ -117,7 +117,7 @@ def pretraining(tmp_path: Path) -> Path:
     def row(loss: str, seed: int, score: float, **more: object) -> dict[str, object]:
         metrics = {"probe/event/top1": score, "event/NMI": score, "event/silhouette": -0.1}
         if loss != "random":
-            metrics |= {"audio_to_video/R@1": score / 2, "video_to_audio/R@1": score / 4}
+            metrics |= {"audio_to_video/R@1": score / 2, "video_to_audio/R@1": score / 4, "chance/R@1": 0.01}
             metrics |= {f"few_label/event/{share}/top1": score for share in ("1%", "5%", "10%", "50%", "100%")}
             metrics |= {f"few_label/event/{share}/random_top1": 0.1 for share in ("1%", "5%", "10%", "50%", "100%")}
             for kind in ("", "random/", "other_sound/", "centre/", "best/"):
@@ -147,6 +147,13 @@ def test_pretraining_is_told_over_seeds_beside_random_weights(pretraining: Path)
     assert rows[1] == ["demo", "default", loss, *numbers, "2", "abc, def"]  # every revision that a row has
     assert rows[0][2:7] == ["", "20.0 %", "30.0 %", "chance", "chance"]
     assert page.splitlines()[-1] == "P; torch 2.13; 2026-01-02, abc; `pretraining.json`"
+
+
+def test_demo_is_told_of_the_default_loss_alone(pretraining: Path) -> None:
+    rows = cells_of(result_tables.TABLES["demo"](pretraining))
+    assert rows[0] == ["linear probe, top-1", "20.0 %", "50.0 % +- 14.1"]
+    assert rows[1] == ["full fine-tune, top-1", "30.0 %", "60.0 % +- 14.1"]
+    assert rows[3] == ["zero-shot retrieval, R@1, video to audio", "1.0 % (chance)", "12.5 % +- 3.5"]
 
 
 def test_heat_maps_stand_beside_what_they_must_beat(pretraining: Path) -> None:
