@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # What is predicted on each set that is pretrained on; the first stands for it where there is room for one.
 HEADS = {"demo": ("event",), "grid": ("digit", "colour")}
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
 FEW_LABELS = ("data", "trained", "start", *(f"{share:.0%} of the labels" for share in SHARES))
+NOTHING = "Not measured yet."
 # Of each kind of damage the steps that make a curve.
 CONDITIONS = (
     *("noise, SNR 20 dB", "noise, SNR 10 dB", "noise, SNR 0 dB", "reverberation, 0.3 s", "reverberation, 2 s"),
@@ -183,22 +186,28 @@ def full_few_label_lines(result: dict[str, Any]) -> list[list[str]]:
 
 
 def losses_table(results: Path) -> str:
-    """Losses at one budget: a line a set and loss, over seeds."""
+    """Losses at one budget on validation clips, over seeds, the best probe first; those of the recipes are marked."""
     lines, told = [], []
-    for name in ("objectives_demo_seeds", "objectives_grid_seeds"):
-        if (result := _read(results, name)) is None:
-            continue
+    for file in sorted(results.glob("objectives_*validation.json")):
+        result = json.loads(file.read_text())
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in result["rows"]:
             groups.setdefault((row["data"], row["objective"]), []).append(row)
-        for (data, objective), rows in groups.items():
-            terms = result["objectives"].get(objective)
-            loss = " + ".join(_term(term) for term in terms) if terms else objective
+        for (data, objective), rows in sorted(
+            groups.items(), key=lambda item: (item[0][0], -statistics.mean(row["probe"] for row in item[1]))
+        ):
+            loss = " + ".join(_term(term) for term in result["objectives"][objective])
+            mark = ", the default" if loss == _default_loss(data) else ""
             keys = ("probe", "audio_to_video", "video_to_audio")
-            lines.append([data, loss, *(percent([row[key] for row in rows]) for key in keys), f"{len(rows)}"])
-        told.append(f"{told_of(result)}; `{name}.json`")
+            lines.append([data, loss + mark, *(percent([row[key] for row in rows]) for key in keys), f"{len(rows)}"])
+        told.append(f"{told_of(result)}; `{file.name}`")
     header = ["data", "loss", "linear probe", "R@1, audio to video", "video to audio", "seeds"]
-    return "\n\n".join([markdown(header, lines), *told]) if lines else "Not measured yet."
+    return "\n\n".join([markdown(header, lines), *told]) if lines else NOTHING
+
+
+def _default_loss(data: str) -> str:
+    recipe = yaml.safe_load((Path(__file__).parents[1] / f"configs/pretrain/{data}.yaml").read_text())
+    return " + ".join(_term(term) for term in recipe["objectives"])
 
 
 def localization_table(result: dict[str, Any]) -> str:
@@ -278,7 +287,7 @@ def few_labels_table(results: Path) -> str:
     linear, full = _read(results, "pretraining"), _read(results, "few_labels")
     lines = (few_label_lines(linear) if linear else []) + (full_few_label_lines(full) if full else [])
     told = f"\n\nAll weights: {told_of(full)}; `few_labels.json`" if full else ""
-    return markdown(FEW_LABELS, lines) + told if lines else "Not measured yet."
+    return markdown(FEW_LABELS, lines) + told if lines else NOTHING
 
 
 def _of(name: str, made: Callable[[dict[str, Any]], str], stated: bool = True) -> Callable[[Path], str]:
@@ -288,7 +297,7 @@ def _of(name: str, made: Callable[[dict[str, Any]], str], stated: bool = True) -
         result = _read(results, name)
         lines = made(result) if result else ""
         if not result or not lines:
-            return "Not measured yet."
+            return NOTHING
         return f"{lines}\n\n{told_of(result)}; `{name}.json`" if stated else lines
 
     return table

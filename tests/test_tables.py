@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -162,6 +163,24 @@ def test_heat_maps_stand_beside_what_they_must_beat(pretraining: Path) -> None:
         *("default", "random weights", "another clip's sound", "the centre", "best possible", "infonce")
     ]
     assert rows[0][2:] == ["50.0 % +- 14.1"] * 3
+
+
+def test_losses_are_those_of_validation_and_the_default_is_marked(tmp_path: Path) -> None:
+    default = yaml.safe_load((ROOT / "configs/pretrain/demo.yaml").read_text())["objectives"]
+    terms = {"other": [{"name": "infonce", "weight": 0.25}], "chosen": default}
+    rows = [
+        {"data": "demo", "objective": name, "probe": probe, "audio_to_video": 0.2, "video_to_audio": 0.1}
+        for name, probe in (("chosen", 0.5), ("other", 0.6), ("other", 0.8))
+    ]
+    for name in ("objectives_demo", "objectives_demo_validation"):
+        kept = rows if name.endswith("validation") else rows[:1] * 9
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": MACHINE, "objectives": terms, "rows": kept}))
+    found = cells_of(result_tables.TABLES["losses"](tmp_path))
+    assert [row[2:] for row in found] == [
+        ["70.0 % +- 14.1", "20.0 % +- 0.0", "10.0 % +- 0.0", "2"],
+        ["50.0 %", "20.0 %", "10.0 %", "1"],
+    ]
+    assert found[0][1] == "0.25 infonce" and found[1][1].endswith(", the default")
 
 
 def test_few_labels_and_damages_have_a_column_each(pretraining: Path) -> None:
