@@ -19,5 +19,9 @@ CASES: dict[str, dict[str, Any]] = {
     "moco": {"queue": 12},
     "avid": {"negatives": 15},
     "cma": {"negatives": 15, "positives": 3, "warmup": 1, "refresh": 1},
+    "matching": {"draw": False, "width": 8, "heads": 2},
+    "segments": {"share": 1.0, "count": 1},
+    "align": {},
+    "localize": {},
     "xdc": {"clusters": 3, "every": 1},
 }

@@ -13,7 +13,7 @@ from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.data.batch import Batch
 from avssl.models import AudioVisualPair
 from avssl.models.projection import Projection
-from avssl.models.video import VideoEncoder
+from avssl.models.video import FeatureMap, VideoEncoder
 from avssl.objectives import Objective, Shapes, Step, projections_of
 from avssl.tasks import Augmentation, PretrainTask
 
@@ -59,6 +59,36 @@ class FixedStep(Step):
         raise NotImplementedError("a fixed step has no encoder")
 
 
+class Grid(nn.Module):
+    """An encoder that gives the tokens that it was made with, and keeps the inputs that it was shown."""
+
+    def __init__(self, *outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs, self.shown = list(outputs), []
+
+    def forward_grid(self, x: Tensor, *, time: bool = True, space: bool = True) -> Tensor:
+        self.shown.append(x.detach())
+        grid = self.outputs[(len(self.shown) - 1) % len(self.outputs)]
+        grid = grid if time else grid.mean(dim=1, keepdim=True)
+        return grid if space else grid.mean(dim=(2, 3), keepdim=True)
+
+
+class GridStep(FixedStep):
+    """Tokens given by the test: the audio's (B, F', T', A), by pass, and the video's (B, T', H', W', V)."""
+
+    def __init__(self, audio: Grid, video: Tensor | None = None, spectrogram: Tensor | None = None, **options) -> None:
+        sounds = audio.outputs[0].mean(dim=(1, 2))
+        super().__init__(sounds, sounds if video is None else video.mean(dim=(1, 2, 3)), **options)
+        self.heard, self.spectrogram = audio, torch.zeros(len(sounds)) if spectrogram is None else spectrogram
+        self.seen = None if video is None else Grid(video)
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        return function(self.heard, self.spectrogram)
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        return function(self.seen, torch.zeros(len(self.index)))
+
+
 class PassingLogMel(mast.LogMel):
     """The frontend computes in float32, always; this one hands on what it was given."""
 
@@ -76,7 +106,9 @@ def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None
     audio = mast.create_model("mast_pico", **options)
     # mast_pico at this width has 64 features; the video encoder is a linear map of the mean frame.
     backbone = nn.Sequential(nn.AdaptiveAvgPool3d((2, 4, 4)), nn.Flatten(), nn.Linear(96, SHAPES.video), nn.Tanh())
-    video = VideoEncoder("linear", backbone, SHAPES.video)
+    # Its pooling repeats a single cell, which is thus a clip of that cell alone.
+    grid = FeatureMap("0", 3, fine="0", rest=lambda whole, cells: whole(cells))
+    video = VideoEncoder("linear", backbone, SHAPES.video, grid)
     for name, objective, _ in objectives:
         if objective.projection is not None and objective.projected_by is None:  # built by its class
             objective.projected_by, objective.projection = name, Projection(dim=SHAPES.joint)
