@@ -2,9 +2,11 @@
 
     python benchmarks/table.py docs/speed.md
     python benchmarks/table.py docs/results.md
+    python benchmarks/table.py docs/recipes.md
 
 ``speed`` has the goals: every goal keeps its row, met or missed; one without a result says so, and a missed one why.
-The other tables are in result_tables.py. Nothing is measured here: commands that do stand beside the tables.
+The other tables are in result_tables.py and recipe_tables.py. Nothing is measured here: commands that do stand beside
+the tables.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import recipe_tables
 import result_tables
 
 from mast.files import atomic_path
@@ -252,7 +255,7 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"speed": table, **result_tables.TABLES}
+TABLES: dict[str, Callable[[Path], str]] = {"speed": table, **result_tables.TABLES, **recipe_tables.TABLES}
 
 
 def filled(page: str, results: Path = RESULTS) -> str:

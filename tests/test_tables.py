@@ -1,5 +1,6 @@
 """Pages hold what their command makes of the committed results, and rows neither vanish nor flatter."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -7,16 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+import mast
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import result_tables  # noqa: E402  (a script, of no package)
+import recipe_tables  # noqa: E402  (a script, of no package)
+import result_tables  # noqa: E402
 import table  # noqa: E402
 
 from avssl.evaluation.degradations import degradations  # noqa: E402
 
+RECIPES = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))]
 MACHINE = {"processor": "P", "threads": 2, "cores": 2, "torch": "2.13", "date": "2026-01-02T03", "revision": "abc"}
 
 
@@ -26,7 +32,7 @@ def row(page: str, what: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.parametrize("name", ["speed.md", "results.md"])
+@pytest.mark.parametrize("name", ["speed.md", "results.md", "recipes.md"])
 def test_committed_page_is_what_the_command_makes(name: str, tmp_path: Path) -> None:
     page, copy = (ROOT / "docs" / name).read_text(), tmp_path / name
     copy.write_text(re.sub(r"(?s)( begin -->\n).*?(\n<!-- \S+ end -->)", r"\1old\2", page))
@@ -198,3 +204,45 @@ def test_conditions_of_the_page_are_those_of_the_evaluation() -> None:
 def test_without_results_tables_say_so(tmp_path: Path) -> None:
     for name in ("mast-vs-ast", "recipes", "pretraining", "few-labels", "losses", "localization", "robustness"):
         assert result_tables.TABLES[name](tmp_path) == "Not measured yet."
+
+
+def leaves(values: dict, prefix: str = "") -> set[str]:
+    out = set()
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key not in ("options", "parameters")
+        out |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}"}
+    return out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_line_of_a_recipe_says_whose_it_is(path: Path) -> None:
+    found = list(recipe_tables.settings_of(path))
+    told = {name for name in leaves(yaml.safe_load(path.read_text())) if not recipe_tables._OF_THE_RUN.fullmatch(name)}
+    assert {setting.name for setting in found} == told
+    assert all(setting.origin[0] for setting in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lr: 1.0e-3", "optim.lr: 1.0e-3 does not say whose it is"),
+        ("lr: 1.0e-3 # chosen", "optim.lr: 1.0e-3 is of 'chosen'"),
+        ("lr: 1.0e-3 # ATS: 1e-5", "optim.lr: 1.0e-3 is of 'ATS'"),
+    ],
+)
+def test_a_line_of_nobody_is_refused(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"data:\n  name: x\noptim:\n  epochs: 3 # ours; AST: 5\n  {line}\n")
+    epochs, lr = recipe_tables.settings_of(tmp_path / "r.yaml")
+    assert epochs.origin == ("ours", "AST: 5")
+    with pytest.raises(ValueError, match=message):
+        lr.origin  # noqa: B018
+
+
+def test_mast_base_has_the_stages_and_the_stochastic_depth_of_mvitv2_b() -> None:
+    """SlowFast's configs/Kinetics/MVITv2_B_32x3.yaml: 24 blocks, DIM_MUL at 2, 5 and 21, DROPPATH_RATE 0.3."""
+    recipes = [yaml.safe_load(path.read_text()) for path in recipe_tables.CONFIGS.glob("finetune/*.yaml")]
+    rates = [r["audio"]["options"]["drop_path"] for r in recipes if r.get("audio", {}).get("model") == "mast_base"]
+    assert len(rates) >= 4 and set(rates) == {0.3}
+    with torch.device("meta"):
+        model = mast.create_model("mast_base")
+    assert list(itertools.accumulate(model.config["depths"])) == [2, 5, 21, 24]
