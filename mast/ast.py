@@ -268,4 +268,5 @@ def hugging_face_frontend(config: Mapping[str, Any]) -> dict[str, Any]:
         "std": float(config.get("std", 4.5689974)) if normalize else None,
         "divide_by": "2*std",
         "fixed_frames": int(config.get("max_length", 1024)),
+        "pad": "zero",
     }
