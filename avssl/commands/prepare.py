@@ -41,6 +41,10 @@ def run(argv: Sequence[str]) -> int:
     add("--channel", type=yaml.safe_load, default=default["channel"], help=what)
     add("--clip-seconds", type=float, help="length of a clip; a clip of less than half of it is short; "
         "default: the data YAML's")  # fmt: skip
+    add("--max-pixels", type=int, default=default["max_pixels"], help="width times height of the largest picture "
+        "that is decoded; default: %(default)s")  # fmt: skip
+    add("--max-clip-bytes", type=int, default=default["max_clip_bytes"], help="bytes that the decoded sound or "
+        "pictures of a clip may take; default: %(default)s")  # fmt: skip
     add("--stats", action="store_true", help="mean and deviation of the log-mel over the training split")
     add("--clips", type=int, default=default["clips"], help="--stats: so many clips at most")
     add("--seed", type=int, default=default["seed"], help="--stats: seed of the choice of clips")

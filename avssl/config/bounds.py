@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from avssl.config.cache import CacheConfig
+from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.crossval import CrossvalConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.config.parts import (
@@ -67,6 +67,7 @@ _COUNT = Bound(1)
 _SHARE = Bound(0, 1)
 _BELOW_1 = Bound(0, 1, below=True)
 _SEED = Bound(0, 2**32 - 1)  # NumPy's
+_LIMITS = {"max_pixels": Bound(1, 2**31 - 1), "max_clip_bytes": _COUNT}  # the first is FFmpeg's
 
 # The bounds of each class's own settings; a class has those of its bases, too.
 BOUNDS: dict[type, dict[str, Bound]] = {
@@ -74,7 +75,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "clip_seconds": _POSITIVE, "num_frames": _COUNT, "frame_size": _COUNT, "channel": _NOT_NEGATIVE,
         "eval_clips": _COUNT, "train_clips": _COUNT, "val_fraction": _BELOW_1, "test_fraction": _BELOW_1,
         "train_fraction": Bound(0, 1, above=True), "shard_buffer": _COUNT, "num_workers": _NOT_NEGATIVE,
-        "max_failures": _SHARE, "clip_timeout": _POSITIVE,
+        "max_failures": _SHARE, "clip_timeout": _POSITIVE, **_LIMITS,
     },
     AudioConfig: {
         "sample_rate": _COUNT, "num_mels": _COUNT, "mean": _ANY, "std": _POSITIVE, "frame_shift_ms": _POSITIVE,
@@ -117,20 +118,22 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     DemoConfig: {"seed": _SEED},
     EmbedDataConfig: {
         "clip_seconds": _POSITIVE, "num_frames": _COUNT, "frame_size": _COUNT, "channel": _NOT_NEGATIVE,
-        "num_workers": _NOT_NEGATIVE, "clip_timeout": _POSITIVE,
+        "num_workers": _NOT_NEGATIVE, "clip_timeout": _POSITIVE, **_LIMITS,
     },
     EmbedConfig: {"num_windows": _COUNT, "hop": _POSITIVE, "batch_size": _COUNT, "part_size": _COUNT},
     ExportDataConfig: {
         "clip_seconds": _POSITIVE, "channel": _NOT_NEGATIVE, "max_clips": _COUNT, "num_workers": _NOT_NEGATIVE,
+        **_LIMITS,
     },
     ExportConfig: {"tolerance": _NOT_NEGATIVE, "batch_size": _COUNT, "threads": _NOT_NEGATIVE},
+    SourceConfig: _LIMITS,
     CacheConfig: {
         "short_side": _COUNT, "fps": _POSITIVE, "quality": Bound(1, 95), "sample_rate": _COUNT,
         "channel": _NOT_NEGATIVE, "samples_per_shard": _COUNT, "workers": _NOT_NEGATIVE,
     },
     PrepareOptions: {
         "workers": _NOT_NEGATIVE, "clips": _COUNT, "seed": _SEED, "sample_rate": _COUNT, "num_mels": _COUNT,
-        "channel": _NOT_NEGATIVE, "clip_seconds": _POSITIVE,
+        "channel": _NOT_NEGATIVE, "clip_seconds": _POSITIVE, **_LIMITS,
     },
 }  # fmt: skip
 

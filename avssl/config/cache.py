@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.limits import MAX_PIXELS, MAX_SAMPLE_BYTES
 from avssl.urls import keep_back
 
 
@@ -16,11 +17,16 @@ class SourceConfig:
             of media.
         root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
         options: Options of the dataset, for example {lists: full}.
+        max_pixels: Width times height of the largest picture that is decoded; a file with larger ones counts as without
+            pictures.
+        max_clip_bytes: Bytes that the decoded sound or pictures of a sample may take, after which it counts as failed.
     """
 
     name: str = "demo"
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_SAMPLE_BYTES
 
     def __post_init__(self) -> None:
         self.name, self.options = keep_back(self.name), keep_back(self.options)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avssl.config.parts import RuntimeConfig
+from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
 from avssl.urls import keep_back
 
 
@@ -26,6 +27,10 @@ class EmbedDataConfig:
         num_workers: Decoding processes; 0 decodes in the main process.
         clip_timeout: Seconds that a decoding process may take for a window, after which it is replaced and the window
             counts as unreadable.
+        max_pixels: Width times height of the largest picture that is decoded; a file with larger ones counts as without
+            pictures.
+        max_clip_bytes: Bytes that the decoded sound or pictures of a window may take, after which it counts as
+            unreadable.
     """
 
     name: str = ""
@@ -38,6 +43,8 @@ class EmbedDataConfig:
     channel: int | Literal["mean"] | None = None
     num_workers: int = 1
     clip_timeout: float = 60.0
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_CLIP_BYTES
 
     def __post_init__(self) -> None:
         self.name, self.options = keep_back(self.name), keep_back(self.options)
@@ -91,6 +98,10 @@ class ExportDataConfig:
         channel: What is heard of several channels: the mean, or the number of one; default: that of the training.
         max_clips: Clips at most, of the test split (without one: val, train), spread evenly over it.
         num_workers: Decoding processes; 0 decodes in the main process.
+        max_pixels: Width times height of the largest picture that is decoded; a file with larger ones counts as without
+            pictures.
+        max_clip_bytes: Bytes that the decoded sound or pictures of a clip may take, after which it counts as
+            unreadable.
     """
 
     name: str | None = None
@@ -100,6 +111,8 @@ class ExportDataConfig:
     channel: int | Literal["mean"] | None = None
     max_clips: int = 1000
     num_workers: int = 1
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_CLIP_BYTES
 
     def __post_init__(self) -> None:
         self.name, self.options = keep_back(self.name), keep_back(self.options)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
 from avssl.urls import keep_back
 
 # Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
@@ -45,6 +46,9 @@ class DataConfig:
         num_workers: Decoding processes; 0 decodes in the training process.
         clip_timeout: Seconds that a decoding process may take for a clip, after which it is replaced and the clip
             counts as failed; without decoding processes there is no limit.
+        max_pixels: Width times height of the largest picture that is decoded; a file with larger ones counts as without
+            pictures.
+        max_clip_bytes: Bytes that the decoded sound or pictures of a clip may take, after which it counts as failed.
         max_failures: Share of unreadable clips above which training aborts, naming the first cause.
     """
 
@@ -66,6 +70,8 @@ class DataConfig:
     shard_buffer: int = 8
     num_workers: int = 1
     clip_timeout: float = 60.0
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_CLIP_BYTES
     max_failures: float = 0.2
 
     def __post_init__(self) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -21,6 +23,7 @@ class PrepareOptions:
         channel: What is heard of several channels: "mean", or the number of one, from 0 on.
         clips, seed, sample_rate, num_mels, clip_seconds: See :func:`avssl.data.stats.logmel_stats`; ``clip_seconds``
             None: the data's own, half of which also is what is called a short clip.
+        max_pixels, max_clip_bytes: See :class:`avssl.config.DataConfig`.
         progress: Show progress.
     """
 
@@ -37,4 +40,6 @@ class PrepareOptions:
     num_mels: int = 128
     channel: int | Literal["mean"] = "mean"
     clip_seconds: float | None = None
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_CLIP_BYTES
     progress: bool = True

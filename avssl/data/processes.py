@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from avssl.limits import Limits, limits, set_limits
 from avssl.urls import hide_credentials, known, learn
 
 # Signals that come from outside, such as the system's when memory is short: a decoder that crashes ends by others.
@@ -36,10 +37,12 @@ def server() -> ForkServerContext:
 
 class _Process(ForkServerProcess):
     _urls: dict[str, str]
+    _limits: Limits
 
     def run(self) -> None:
         _end_with_parent()
         learn(self._urls)
+        set_limits(self._limits)
         try:
             super().run()
         except Exception:  # a defect: as multiprocessing tells it, but without the passwords of URLs
@@ -49,6 +52,7 @@ class _Process(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         process_obj._urls = known()  # type: ignore[attr-defined]  # told by a pipe, which no other process reads
+        process_obj._limits = limits()  # type: ignore[attr-defined]
         usual = spawn.get_preparation_data
 
         def without_main(name: str) -> dict[str, Any]:

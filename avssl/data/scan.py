@@ -16,11 +16,11 @@ from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import FILE_COLUMNS
 from avssl.data.media.audio import cancels
-from avssl.data.media.container import max_pixels
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import CANCELS, MediaInfo, probe
 from avssl.data.scan_report import report_lines, scan_report
+from avssl.limits import limits
 from avssl.progress import Meter, track
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def scan(
 
 def scan_rules(deep: bool | None) -> str:
     """What decides a scan's findings beside the files, as the version of its journal."""
-    return f"scan {SCAN_VERSION} deep={deep} pixels={max_pixels()}"
+    return f"scan {SCAN_VERSION} deep={deep} pixels={limits().max_pixels}"
 
 
 def scan_files(

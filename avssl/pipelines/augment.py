@@ -24,6 +24,7 @@ from avssl.data.failures import DataError
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.pictures import View, contact_sheet
+from avssl.limits import set_limits
 from avssl.locks import hold
 from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
 from avssl.pipelines.encoders import SAMPLE_RATE, complete_pair, frontend_options
@@ -93,6 +94,7 @@ def _sheet(config: AugmentSheetConfig, folder: Path) -> dict[str, Any]:
 
 def read_clips(config: AugmentSheetConfig) -> tuple[Batch, float]:
     """The centre clips of random training rows, with video where the data has it, and their length in seconds."""
+    set_limits(config.data)
     manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
     modalities: tuple[Modality, ...] = ("audio", "video") if any(manifest.column("has_video")) else ("audio",)
     splits = open_splits(config.data, modalities=modalities, labelled=False, seed=config.seed)

@@ -14,6 +14,7 @@ from avssl.data.shards.encode import Settings
 from avssl.data.shards.index import is_cache
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
+from avssl.limits import set_limits
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def cache(config: CacheConfig) -> dict[str, Any]:
     if is_cache(name):
         raise DataError(f"data: {name} is a cache already; copy the folder, or make one of the originals")
     entry = find_entry(name)
+    set_limits(source)
     manifest = open_data(name, source.root, source.options, workers=config.workers)
     began = time.monotonic()
     report = write_cache(

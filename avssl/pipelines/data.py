@@ -24,6 +24,7 @@ from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import held_out as draw_held_out
 from avssl.data.strata import learnable_heads, row_groups, training_share
+from avssl.limits import set_limits
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def open_splits(
         SettingsError: a setting cannot have its value.
     """
     check_bounds(config, "data.")
+    set_limits(config)
     if fabric is not None and not fabric.is_global_zero:
         fabric.barrier()  # one process builds and scans, the others read its cache
     entry = find_entry(config.name)

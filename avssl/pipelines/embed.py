@@ -28,6 +28,7 @@ from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
 from avssl.evaluation.result import provenance, write_result
+from avssl.limits import set_limits
 from avssl.locks import hold, refuse_held
 from avssl.models.classifier import Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
@@ -238,6 +239,7 @@ def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
 
 def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str, Any]]]:
     """The clips to embed, and those that cannot be."""
+    set_limits(config.data)
     manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
     video = "video" in source.modalities
     check_settings(

@@ -213,6 +213,7 @@ def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
     seconds = data.clip_seconds or known.clip_seconds
     channel = known.channel if data.channel is None else data.channel
     wanted = DataConfig(data.name, data.root, options, seconds, channel=channel, num_workers=data.num_workers)
+    wanted = replace(wanted, max_pixels=data.max_pixels, max_clip_bytes=data.max_clip_bytes)
     wanted = replace(wanted, test_fraction=0.0)  # a draw could be of clips that it was trained on
     held_out = read_held_out(run_folder(Path(config.checkpoint)))
     splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False, held_out=held_out)

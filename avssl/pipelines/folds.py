@@ -18,6 +18,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import LABEL_PREFIX, Manifest
 from avssl.data.manifest_checks import COLUMNS
 from avssl.data.strata import row_groups, strata
+from avssl.limits import set_limits
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def make_folds(data: DataConfig, folds: int | str, group_by: str | None, seed: i
         ValueError: settings that say nothing, or contradict each other.
         DataError: the data cannot be divided so; the message says what can be done instead.
     """
+    set_limits(data)
     text = str(folds)
     if "=" in text:
         if group_by is not None:

@@ -19,7 +19,7 @@ from avssl.data.health_look import look_all
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import check_channel
-from avssl.data.scan import FileFacts, fill, scan_files
+from avssl.data.scan import FileFacts, fill, scan_files, scan_rules
 from avssl.data.scan_report import EXAMPLES, report_lines
 from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
@@ -28,6 +28,7 @@ from avssl.errors import SettingsError
 from avssl.evaluation.files import remove_leftovers
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
+from avssl.limits import set_limits
 from avssl.locks import hold
 
 # Raised when a journal of an older version would not tell what this one does.
@@ -57,6 +58,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     except SettingsError as error:
         option, _, told = str(error).partition(":")
         raise DataError(f"--{option.replace('_', '-')}:{told}") from error
+    set_limits(options)
     if not isinstance(options.options, dict):
         raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
     if is_cache(options.data):
@@ -74,7 +76,7 @@ def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str,
     journal = output.with_name(f".{output.name}.scan")
     with (
         hold(output, "manifest"),
-        Journal(journal, f"prepare {_JOURNAL_VERSION} deep={options.deep}") as kept,
+        Journal(journal, f"prepare {_JOURNAL_VERSION} {scan_rules(options.deep)}") as kept,
     ):
         remove_leftovers(output.parent, [output.with_suffix(suffix).name for suffix in (".parquet", ".json", ".html")])
         facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, kept)

@@ -42,6 +42,8 @@ FREE_SETTINGS = (
     "output",
     "data.num_workers",
     "data.clip_timeout",
+    "data.max_pixels",
+    "data.max_clip_bytes",
     "optim.batch_size",
     "optim.chunk",
     "collapse_rank",

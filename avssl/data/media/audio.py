@@ -22,7 +22,7 @@ from av.container import InputContainer
 from av.packet import Packet
 
 from avssl.data.media.container import decoded, find_audio, open_media, packets_of, seconds, start_of
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, check_size
 from avssl.data.media.extents import may_seek, promised_span, span_of
 
 # Decoders need a run-up after a seek: overlapping transforms, mp3's bit reservoir (up to 10 frames of 72 ms at 8 kHz).
@@ -122,6 +122,7 @@ def sound_of(
         end = max(sound_end(promised[1], track.end, header is not None), start + 1 / sample_rate)
         intervals = track.intervals(start, end)
     count = round((end - start if duration is None else duration) * sample_rate)
+    check_size(4 * (max(0.0, min(end, track.end) - track.origin) * track.rate + count), path)
     waveform = track.resampled(start, count, sample_rate)
     if not np.isfinite(waveform).all():
         raise MediaError(path, "non-finite audio", f"{start:.2f} to {end:.2f} s")
@@ -163,6 +164,7 @@ class Track:
         self.pieces: list[tuple[int, np.ndarray]] = []  # (position in samples after origin, samples)
         self.cursor = 0  # where the next piece goes if its timestamp agrees
         self.begun = False
+        self.size = 0  # bytes of all pieces
 
     @property
     def end(self) -> float:
@@ -185,6 +187,7 @@ class Track:
         self.cursor = position + len(samples)
         if len(samples) and self.cursor > 0:  # what lies before the origin only warmed up the decoder
             self.pieces.append((position, samples))
+            self.size += samples.nbytes
 
     def intervals(self, start: float, end: float) -> list[tuple[float, float]]:
         """(start, end) in seconds of the stretches of ``[start, end)`` that have samples, ascending."""
@@ -255,6 +258,7 @@ def _decode(
         track.add(
             0.0 if time is None and not track.begun else time, mono_samples(frame, channel, path), frame.sample_rate
         )
+        check_size(track.size, path)
         if track.end >= end + _MARGIN:
             break
     return track

@@ -21,7 +21,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from avssl.data.media.errors import MediaError, raise_if_machine
-from avssl.errors import SettingsError
+from avssl.limits import limits
 
 StreamT = TypeVar("StreamT", AudioStream, VideoStream)
 
@@ -31,30 +31,16 @@ _BROADCAST = {"mpegts", "mpeg"}
 _LOOK_FURTHER = {"analyzeduration": "60000000", "probesize": "50000000"}
 # A stream whose decoding order goes back by more seconds than this has a clock that starts over: two files in one.
 _RESTART = 1.0
-# Width times height that a picture may have: that of 8K cinema. A frame of it takes 106 MB as RGB.
-_MAX_PIXELS = 8192 * 4320
-
-
-def max_pixels() -> int:
-    """Width times height of the largest picture that is decoded; ``AVSSL_MAX_PIXELS`` sets it.
-
-    Raises:
-        SettingsError: it is no positive whole number.
-    """
-    told = os.environ.get("AVSSL_MAX_PIXELS") or str(_MAX_PIXELS)
-    if not told.isdecimal() or not 0 < int(told) < 1 << 31:
-        raise SettingsError(f"AVSSL_MAX_PIXELS: must be a whole number from 1 to {(1 << 31) - 1}, got {told!r}")
-    return int(told)
 
 
 @contextmanager
 def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContainer]:
     """Open for reading; raises MediaError with a reason that tells a missing file from a broken one.
 
-    No picture larger than `max_pixels` is decoded, here or later. ``quick`` decodes none at all to find out what the
-    header leaves open: ten times faster for large pictures.
+    No picture larger than `avssl.limits` allows is decoded, here or later. ``quick`` decodes none at all to find out
+    what the header leaves open: ten times faster for large pictures.
     """
-    name, largest = os.path.abspath(path), {"max_pixels": str(max_pixels())}
+    name, largest = os.path.abspath(path), {"max_pixels": str(limits().max_pixels)}
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
@@ -129,7 +115,7 @@ def find_video(container: InputContainer, path: str | Path) -> VideoStream:
 
     Raises MediaError: "no video stream", "no video decoder", "unknown frame size", "picture too large".
     """
-    limit = max_pixels()
+    limit = limits().max_pixels
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     problems: dict[int, str] = {}
     details: dict[int, str] = {}
@@ -142,7 +128,7 @@ def find_video(container: InputContainer, path: str | Path) -> VideoStream:
         width, height = (context.width, context.height) if context.width else _untried_size(container, stream.index)
         if width * height > limit:
             problems[stream.index] = "picture too large"
-            details[stream.index] = f"{width} x {height}, limit {limit} pixels; AVSSL_MAX_PIXELS raises it"
+            details[stream.index] = f"{width} x {height}, limit {limit} pixels; max_pixels raises it"
         elif not context.width or not context.height:
             problems[stream.index] = "unknown frame size"
         else:

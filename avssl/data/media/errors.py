@@ -10,6 +10,7 @@ from typing import Any
 import av
 
 from avssl.errors import FULL, printable
+from avssl.limits import limits
 from avssl.urls import hide_credentials
 
 # So many bytes a machine has that is not out of memory.
@@ -32,6 +33,16 @@ class MediaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.detail)  # crosses process borders whole
+
+
+def check_size(size: float, path: str | Path) -> None:
+    """Refuses a read of decoded sound or pictures that takes ``size`` bytes, where those are too many.
+
+    Raises:
+        MediaError: "clip too large".
+    """
+    if told := limits().too_large(size):
+        raise MediaError(path, "clip too large", told)
 
 
 def raise_if_machine(error: BaseException, path: str | Path = "") -> None:

@@ -26,10 +26,11 @@ from avssl.data.media.audio import (
     sound_end,
     timed_frames,
 )
-from avssl.data.media.container import Clocks, begins_with_sound, find_audio, max_pixels, open_media, packets_of
+from avssl.data.media.container import Clocks, begins_with_sound, find_audio, open_media, packets_of
 from avssl.data.media.errors import MediaError
 from avssl.data.media.extents import promised_span, span_of
 from avssl.data.media.probe import RESTARTS, probe
+from avssl.limits import limits
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +179,8 @@ def _may_seek(file: BinaryIO) -> bool:
 def _open_pipe(file: BinaryIO | _Pipe, name: str) -> InputContainer:
     try:
         # A playlist in a pipe must not reach for files or the network.
-        return av.open(
-            file, "r", options={"protocol_whitelist": "data", "max_pixels": str(max_pixels())}, metadata_errors="ignore"
-        )
+        options = {"protocol_whitelist": "data", "max_pixels": str(limits().max_pixels)}
+        return av.open(file, "r", options=options, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
         detail = "an mp4 can be read from a pipe only if it was written with -movflags faststart"
         raise MediaError(name, "not a media file", detail) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -25,7 +27,7 @@ from avssl.data.media.container import (
     seconds,
     start_of,
 )
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, check_size
 from avssl.data.media.extents import LISTED, may_seek
 from avssl.data.media.orientation import upright
 from avssl.data.media.packets import PacketError, SequentialError, packet_starts, read_by_packets
@@ -45,7 +47,9 @@ QUICK = LISTED
 TIMED = QUICK | {"matroska,webm", "flv"}
 # Where decord is exact: in AVI, with codecs that have no B-frames. It is up to 50 frames off where frames are reordered
 # (H.264 with open GOPs, HEVC, MPEG-1, 2 and 4 with B-frames, in any container), in ASF and in MPEG-TS.
-_FOR_DECORD = {"avi": {"mjpeg", "ffv1", "flv", "msmpeg4", "msmpeg4v2", "wmv2"}}
+# Its decoder knows no limit of pictures: not where they state their size themselves (flv; of mjpeg it is compared).
+_FOR_DECORD = {"avi": {"mjpeg", "ffv1", "msmpeg4", "msmpeg4v2", "wmv2"}}
+_JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")
 # Containers that store one time for each frame, in the order of decoding.
 _ONE_TIME = {"avi", "asf"}
 # Containers in which FFmpeg counts times after a seek from the index, and may count wrong: AVI has empty chunks.
@@ -72,6 +76,7 @@ def frames_of(
         wanted, size: As for `MediaFile.frames`.
     """
     shape = scaled_shape(*original, size)
+    check_size(3 * (math.prod(original) + len(wanted) * math.prod(shape)), path)
     if container.format.name in TIMED:
         try:
             return read_by_packets(container, stream, wanted, original, shape, path)
@@ -81,7 +86,9 @@ def frames_of(
         except PacketError as error:
             logger.debug("%s: not by packets (%s)", path, error)
     decord = _decord()
-    if decord and stream.codec_context.name in _FOR_DECORD.get(container.format.name, ()):
+    name = stream.codec_context.name
+    known = name in _FOR_DECORD.get(container.format.name, ())
+    if decord and known and (name != "mjpeg" or _of_one_size(path, file_identity(path), original)):
         start = seconds(stream, stream.start_time)
         offset = 0.0 if start is None else start - start_of(container)
         try:
@@ -90,6 +97,21 @@ def frames_of(
             logger.debug("%s: decord failed (%s); reading with PyAV", path, str(error).split("\n")[0])
     ways = ("seek", "skip", "all") if may_seek(container, stream, path) else ("skip", "all")
     return _read_with_pyav(path, wanted, shape, ways=ways)
+
+
+@lru_cache(maxsize=4096)
+def _of_one_size(path: str | Path, identity: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether every JPEG of a file is of ``size`` (width, height) by its own header, none being decoded."""
+    with open_media(path) as container:
+        packets = packets_of(container, find_video(container, path))
+        return all(_jpeg_sizes(bytes(packet)) == {size} for packet in packets if packet.size)
+
+
+def _jpeg_sizes(data: bytes) -> set[tuple[int, int]]:
+    """(width, height) by all that looks like the header of a frame; what is coded holds nothing that does."""
+    places = [match.end() for match in _JPEG_FRAME.finditer(data)]
+    sides = [(data[place + 5 : place + 7], data[place + 3 : place + 5]) for place in places]
+    return {(int.from_bytes(width, "big"), int.from_bytes(height, "big")) for width, height in sides}
 
 
 @cache

@@ -16,14 +16,14 @@ from PIL import Image, UnidentifiedImageError
 
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import AudioClip, Sound, Track, checked
-from avssl.data.media.container import max_pixels
-from avssl.data.media.errors import raise_if_machine
+from avssl.data.media.errors import check_size, raise_if_machine
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.timing import frame_indices
 from avssl.data.media.video import scaled_shape
 from avssl.data.shards.index import store_of
 from avssl.data.shards.layout import WAV_HEADER, Address, crc
 from avssl.data.shards.store import Store
+from avssl.limits import limits
 
 # A request to an object store costs more than so many bytes do: smaller samples are fetched whole.
 _WHOLE = 8 << 20
@@ -92,9 +92,10 @@ class CachedSample:
         track = Track(math.floor(max(0.0, start - margin) * grid) / grid)
         first = max(0, round(track.origin * rate) - origin)
         last = min(about["samples"], math.ceil((end + margin) * rate) - origin)
+        count = round((end - start) * sample_rate)
+        check_size(4 * (max(0, last - first) + count), self.path)
         if last > first:
             track.add((origin + first) / rate, self._samples(about, first, last), rate)
-        count = round((end - start) * sample_rate)
         waveform = track.resampled(start, count, sample_rate)
         pairs = [(max(low, start), min(high, end)) for low, high in about["intervals"]]
         return Sound(waveform, start, end, [pair for pair in pairs if pair[1] > pair[0]], tuple(about["extent"]))
@@ -118,21 +119,24 @@ class CachedSample:
         )
         ends = np.cumsum(about["bytes"])
         first = self._address.after(self._address.header)
+        check_size(3 * len(wanted) * (math.prod(about["size"]) + math.prod(shape)), self.path)
         images = []
         for index in indices.tolist():
             length = about["bytes"][index]
             data = self._read(first + int(ends[index]) - length, length)
             if crc(data) != about["crc"][index]:
                 raise MediaError(self.path, "corrupt sample", f"frame {index}")
-            images.append(self._decoded(data, shape))
+            images.append(self._decoded(data, about["size"], shape))
         return _scaled(np.stack(images), shape)[inverse]
 
-    def _decoded(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        """An image (H, W, 3), at least as large as ``shape`` where the cache has it so."""
+    def _decoded(self, data: bytes, size: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+        """An image (H, W, 3) of ``size`` (width, height), or of a part of it that is at least as large as ``shape``."""
         try:
             image = Image.open(io.BytesIO(data))
-            if image.width * image.height > max_pixels():
+            if image.width * image.height > limits().max_pixels:
                 raise MediaError(self.path, "picture too large", f"{image.width} x {image.height}")
+            if image.size != tuple(size):
+                raise MediaError(self.path, "corrupt sample", f"an image of {image.width} x {image.height}")
             image.draft("RGB", (shape[0], shape[1]))  # decodes at a half or a quarter where that is enough
             return np.asarray(image)
         except Image.DecompressionBombError as error:

@@ -63,6 +63,7 @@ WRONG = {
     "data.clip_seconds": ["0", "-2", ".nan", ".inf"],
     "data.val_fraction": ["1.5", "1.0"],
     "data.num_workers": ["-1"],
+    "data.max_pixels": ["0", "2147483648"],
     "data.channel": ["-1"],
     "augment.flip": ["2"],
     "augment.mix_db": ["[20, 5]"],

@@ -10,7 +10,10 @@ import av
 import pytest
 from media_factory import write_media
 
+import avssl.limits
 from avssl.data.media import MediaError, MediaFile, probe, read_audio, read_frames
+from avssl.data.media import video as video_module
+from avssl.limits import Limits
 
 
 def test_facts_of_sound_and_pictures(tmp_path):
@@ -181,16 +184,16 @@ def test_a_picture_that_is_too_large_is_refused(name: str, tmp_path, monkeypatch
     path = write_media(
         tmp_path / name, size=(320, 240), video_codec=LARGE[name], audio_codec=sound, sample_rate=rate, seconds=1.0
     )
-    monkeypatch.setenv("AVSSL_MAX_PIXELS", str(320 * 240))
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=320 * 240))
     assert probe(path, deep=True).width == 320, "the limit itself is allowed"
     assert len(read_frames(path, [0.2], size=48)) == 1
     path = path.rename(tmp_path / f"other {name}")  # within a process, what is known of a file is kept
-    monkeypatch.setenv("AVSSL_MAX_PIXELS", str(320 * 240 - 1))
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=320 * 240 - 1))
     for deep in (False, None, True):
         info = probe(path, deep=deep)
         assert (info.has_video, info.video_error, info.width) == (False, "picture too large", None)
         assert info.has_audio and not info.error
-    told = r"picture too large \(320 x 240, limit 76799 pixels; AVSSL_MAX_PIXELS raises it\)"
+    told = r"picture too large \(320 x 240, limit 76799 pixels; max_pixels raises it\)"
     with pytest.raises(MediaError, match=told):
         read_frames(path, [0.2], size=48)
     with MediaFile(path) as file, pytest.raises(MediaError, match=told):
@@ -234,9 +237,39 @@ def test_a_picture_that_is_too_large_costs_no_memory(tmp_path) -> None:
     assert int(done.stdout) < 17, "half of what one picture takes, in MB"
 
 
-def test_the_limit_of_pictures_is_checked(tmp_path, monkeypatch) -> None:
-    path = write_media(tmp_path / "a.mp4", seconds=0.5)
-    for wrong in ("0", "-5", "8k", "1e6", str(1 << 31)):
-        monkeypatch.setenv("AVSSL_MAX_PIXELS", wrong)
-        with pytest.raises(ValueError, match=r"^AVSSL_MAX_PIXELS: must be a whole number from 1 to 2147483647, got"):
-            probe(path)
+@pytest.mark.parametrize("codec", ["mjpeg", "flv"])
+def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path, monkeypatch) -> None:
+    """decord, which reads AVI otherwise, has no limit."""
+    pictures = {48: tmp_path / "small.avi", 1024: tmp_path / "large.avi"}
+    for size, path in pictures.items():
+        write_media(path, size=(size, size), video_codec=codec, audio_codec=None, seconds=1.0, fps=10)
+    grown = tmp_path / "grown.avi"
+    with av.open(str(grown), "w") as made, av.open(str(pictures[48])) as small, av.open(str(pictures[1024])) as large:
+        stream = made.add_stream_from_template(small.streams.video[0])
+        for number, (one, other) in enumerate(zip(small.demux(video=0), large.demux(video=0), strict=True)):
+            packet = other if 3 <= number < 7 else one
+            if packet.size:
+                packet.stream = stream
+                made.mux(packet)
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=512 * 512))
+    seen: list[int] = []
+    monkeypatch.setattr(video_module, "_read_with_decord", lambda *_: pytest.fail("decord has no limit"))
+    monkeypatch.setattr(video_module, "upright", lambda image, frame: seen.append(frame.width) or image)
+    frames = read_frames(grown, [0.05, 0.45, 0.85], size=32)
+    assert frames.shape == (3, 32, 32, 3) and set(seen) == {48}
+
+
+def test_a_clip_that_takes_too_much_memory_is_refused_before_it_does(tmp_path, monkeypatch) -> None:
+    """Of a picture 8 pixels high, scaled to a short side of 224, a frame has 28 times as many pixels each way."""
+    thin = write_media(tmp_path / "thin.avi", size=(1024, 8), video_codec="mjpeg", audio_codec=None, seconds=1.0)
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_clip_bytes=1 << 20))
+    with pytest.raises(MediaError, match=r"clip too large \(77 MB, limit 1 MB; max_clip_bytes raises it\)"):
+        read_frames(thin, [0.1, 0.2, 0.3, 0.4], size=224)
+    assert read_frames(thin, [0.1, 0.2], size=8).shape == (2, 8, 1024, 3)
+    sound = write_media(
+        tmp_path / "sound.wav", video_codec=None, audio_codec="pcm_s16le", sample_rate=16000, seconds=20
+    )
+    assert read_audio(sound, 1.0, 2.0).valid == 1
+    for duration in (15.0, None):
+        with pytest.raises(MediaError, match=r"clip too large \(\d MB, limit 1 MB"):
+            read_audio(sound, 0.0, duration)

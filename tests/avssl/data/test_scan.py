@@ -11,12 +11,14 @@ import av
 import pytest
 from media_factory import write_media
 
+import avssl.limits
 from avssl.data import scan as scan_module
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaInfo, pool, probe
 from avssl.data.media.pool import probe_all
 from avssl.data.scan import scan
 from avssl.data.scan_report import report_lines, scan_report
+from avssl.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_pictures_that_are_too_large_are_counted_and_another_limit_scans_anew(tm
     write_media(tmp_path / "both.mp4", size=(64, 64))
     manifest = Manifest.from_rows([{"clip_id": name, "path": f"{name}.mp4"} for name in ("silent", "both")], tmp_path)
     rules = scan_module.scan_rules(None)
-    monkeypatch.setenv("AVSSL_MAX_PIXELS", "4095")
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=4095))
     assert scan_module.scan_rules(None) != rules
     result = scan(manifest, workers=0, progress=False)
     assert result.column("error") == ["picture too large", ""]

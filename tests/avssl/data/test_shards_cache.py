@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from shard_samples import make_data
 
+import avssl.limits
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Item
@@ -33,6 +34,7 @@ from avssl.data.shards.store import Store
 from avssl.data.shards.verify import verify
 from avssl.data.shards.write import write_cache
 from avssl.data.source import open_source
+from avssl.limits import Limits
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare
 
@@ -296,10 +298,19 @@ def test_a_picture_that_is_too_large_is_a_counted_failure(
     row = usable(manifest)[0]
     assert dataset(manifest, mode="center")[(0, row)].clips
     if own_limit:
-        monkeypatch.setenv("AVSSL_MAX_PIXELS", "100")
+        monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=100))
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert {failure.reason for failure in dataset(manifest, mode="center")[(0, row)].failures} == {"picture too large"}
+
+
+@pytest.mark.parametrize("modalities", [("audio",), ("video",)])
+def test_a_cached_clip_that_takes_too_much_memory_is_a_counted_failure(folder: Path, monkeypatch, modalities) -> None:
+    manifest = open_data(str(folder))
+    row = usable(manifest)[0]
+    monkeypatch.setattr(avssl.limits, "_current", Limits(max_clip_bytes=10_000))
+    item = dataset(manifest, mode="center", modalities=modalities)[(0, row)]
+    assert {failure.reason for failure in item.failures} == {"clip too large"} and not item.clips
 
 
 def test_shards_that_are_cut_off_or_gone_are_counted_failures(copied: Path) -> None:
