@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 import yaml
 
+from avssl.errors import is_of_machine, machine_error
 from avssl.evaluation.files import DamagedError, is_sealed
 from mast.files import move_into_place
 
@@ -77,7 +78,8 @@ class CheckpointStore:
             number = error.errno if isinstance(error, OSError) else None
             reason = os.strerror(number) if number else str(error).split("\n")[0]
             way_out = "free some space and run" if number in (errno.ENOSPC, errno.EDQUOT) else "mend that and run"
-            raise OSError(f"cannot write checkpoint {path}: {reason}; {way_out} with --resume auto") from error
+            told = f"cannot write checkpoint {path}: {reason}; {way_out} with --resume auto"
+            raise machine_error(number or errno.EIO, told) from error  # torch's own errors have no number
         self.fabric.barrier()
         self._whole = None
         return path
@@ -241,7 +243,7 @@ def _archive(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipF
                 raise zipfile.BadZipFile("it is compressed, as torch never does")
             yield archive
     except Exception as error:  # zipfile fails on damaged offsets with any of Python's errors
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        if is_of_machine(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         raise ValueError(f"{path} is not a checkpoint of avssl, or is damaged: {_first_line(error)}") from error
 
@@ -254,6 +256,8 @@ def _load(path: Path, file: Path | IO[bytes], mmap: bool) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # the unpickler fails on other bytes with any of Python's errors
+        if is_of_machine(error):
+            raise
         raise ValueError(f"{path} is not a checkpoint of avssl: {_first_line(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
         raise ValueError(f"{path} is not a checkpoint of avssl: it has no settings")

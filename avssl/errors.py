@@ -29,8 +29,17 @@ def is_of_machine(error: BaseException) -> bool:
             return True
         if isinstance(cause, OSError) and cause.errno in (*FULL, errno.EIO, errno.ENOMEM):
             return True
+        if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):  # torch's of a processor
+            return True
         cause = cause.__cause__
     return False
+
+
+def machine_error(code: int, message: str) -> OSError:
+    """An OSError of :func:`is_of_machine` whose text is ``message`` alone."""
+    error = OSError(message)
+    error.errno = code
+    return error
 
 
 def user_errors() -> tuple[type[Exception], ...]:

@@ -1,5 +1,6 @@
 """Exported files in use: one interface to ``torch.export`` programs and ONNX."""
 
+import errno
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,6 +83,8 @@ def _open_program(path: Path) -> Exported:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {bad} differs")
     except Exception as error:  # zipfile fails on damaged offsets with any of Python's errors
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
         raise ValueError(f"{path} is damaged or no torch.export program: {error}") from error
     try:
         program = torch.export.load(path, extra_files=extra)

@@ -178,6 +178,8 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
             classifier = state.get("head.1.weight")
             config["model"]["num_classes"] = 0 if classifier is None else len(classifier)
     except (SafetensorError, KeyError, RuntimeError) as error:
+        if "can't allocate memory" in str(error):  # torch's word for a machine without memory
+            raise
         raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
     del data
     arguments = dict(config["model"])
@@ -212,7 +214,7 @@ def _of_one_save(folder: Path) -> tuple[dict[str, Any], bytes]:
     for _ in range(_LOOKS):
         try:
             data = (folder / WEIGHTS).read_bytes()  # read once, for both the checksum and the weights
-        except OSError as error:
+        except FileNotFoundError as error:
             raise LoadError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
         if config["sha256"].get("weights", "") in ("", hashlib.sha256(data).hexdigest()):
             return config, data

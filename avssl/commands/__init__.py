@@ -104,7 +104,7 @@ def _fail(told: str, status: int) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.strerror:
         where = os.path.dirname(os.path.abspath(error.filename)) if error.filename else "a folder that is written to"
         return f"no space left in {where}: free some and run the same command again"
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"

@@ -1,5 +1,6 @@
 """From a clip dataset to batches: an endless training stream that starts at any step, and an exact evaluation pass."""
 
+import errno
 import logging
 import re
 import signal
@@ -20,7 +21,7 @@ from avssl.data.failures import DataError
 from avssl.data.packing import PackedBatch, pack, together
 from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
-from avssl.errors import is_of_machine
+from avssl.errors import is_of_machine, machine_error
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class ClipLoader(DataLoader[Batch]):
 
         Raises:
             _Trouble: a process hung, crashed or was stopped; others can take its place.
-            DataError: of what no others would be spared.
+            DataError, OSError: of what no others would be spared.
         """
         watch = _Watch(self, getattr(batches, "_workers", []))
         while True:
@@ -118,7 +119,7 @@ class ClipLoader(DataLoader[Batch]):
                     watch.look()
                     continue
                 if told.startswith("Too many open files"):  # torch's way out follows
-                    raise DataError(" ".join(told.split())) from error
+                    raise machine_error(errno.EMFILE, " ".join(told.split())) from error
                 if "DataLoader worker (pid" not in told:
                     raise
                 raise watch.dead(told.splitlines()[0]) from error
@@ -197,8 +198,8 @@ class _Watch:
                 "of memory; lower data.num_workers or optim.batch_size"
             )
 
-    def dead(self, told: str) -> _Trouble | DataError:
-        """What to raise of a process that died: _Trouble where a file crashed it."""
+    def dead(self, told: str) -> _Trouble | OSError:
+        """What to raise of a process that died: _Trouble where a file crashed it, else an error of the machine."""
         until = time.monotonic() + _PATIENCE  # its connection may be gone before it is
         while all(worker.is_alive() for worker in self.workers) and time.monotonic() < until and self.workers:
             time.sleep(0.05)
@@ -215,9 +216,10 @@ class _Watch:
         suspects = [(since, int(row)) for row, since in hands if row >= 0]
         files = ", ".join(f"{self.loader.name(row)} for {now - since:.0f} s" for since, row in sorted(suspects))
         doing = f"Being decoded, longest first: {files}." if files else "No file was being decoded."
-        return DataError(
+        return machine_error(
+            errno.ENOMEM,
             f"{told} {doing} The machine may be out of memory: lower data.num_workers or optim.batch_size, and run the "
-            "same command again."
+            "same command again.",
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from avssl.data.manifest import Manifest
+from avssl.errors import is_of_machine
 from avssl.evaluation.embeddings import Embeddings
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def _read(files: Mapping[str, Path]) -> dict[str, Embeddings] | None:
     try:
         return {name: Embeddings.load(file) for name, file in files.items()}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if is_of_machine(error):
+            raise
         logger.warning("cannot read cached embeddings (%s): computing them again", error)
         return None
 
@@ -82,6 +85,8 @@ def media_digest(manifest: Manifest) -> str:
         try:
             found = (manifest.root / path).stat()
             digest.update(f"{path}:{found.st_size}:{found.st_mtime_ns}\n".encode())
-        except OSError:
+        except OSError as error:
+            if is_of_machine(error):
+                raise
             digest.update(f"{path}:absent\n".encode())
     return digest.hexdigest()[:20]

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from avssl.data.failures import DataError
-from avssl.errors import printable
+from avssl.errors import is_of_machine, printable
 from avssl.progress import track
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,8 @@ class _Walk:
             with os.scandir(real) as entries:
                 listed = sorted(entries, key=attrgetter("name"))
         except OSError as error:
+            if is_of_machine(error):
+                raise
             if not prefix:
                 raise DataError(f"{printable(self.root.as_posix())}: cannot be read: {error.strerror}") from error
             self._leave(f"folders that cannot be read ({error.strerror})", prefix)
@@ -153,8 +155,10 @@ class _Walk:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
+    except OSError as error:
+        if is_of_machine(error):
+            raise
+        return False  # a link that leads to itself
 
 
 def read_table(
@@ -179,6 +183,8 @@ def read_table(
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: its header is not UTF-8: save the table as CSV in UTF-8") from error
     except (pa.ArrowInvalid, OSError) as error:
+        if is_of_machine(error):
+            raise
         raise DataError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from error
     for position, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):  # as text, ["dog", "cat"] would be a class of its own

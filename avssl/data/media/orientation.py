@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from avssl.data.media.container import decode_frames, find_video, open_media
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import LISTED
 
 # Boxes of an MP4 or MOV file on the way to the matrix of a track.
@@ -70,6 +70,7 @@ def _hint(path: str | Path, format_name: str) -> bool:
             head = file.read(_HEAD)
             return any(roll in head for roll in _ROLLS)
     except OSError as error:
+        raise_if_machine(error, path)
         raise MediaError(path, "unreadable file", error.strerror or "") from error
 
 

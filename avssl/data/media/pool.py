@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
+from avssl.errors import machine_error
 
 logger = logging.getLogger(__name__)
 
@@ -179,9 +181,10 @@ class _Worker:
         assert self.process is not None
         self.process.join(_PATIENCE)
         if self.process.exitcode in FROM_OUTSIDE:
-            raise OSError(
+            raise machine_error(
+                errno.ENOMEM,
                 f"{_name(self.pending[0])}: the process that read it was killed from outside, as the system does when "
-                "memory is short: use fewer workers and run the same command again"
+                "memory is short: use fewer workers and run the same command again",
             )
 
     def give_up(self, reason: str) -> tuple[Any, str, None]:

@@ -27,7 +27,7 @@ from avssl.data.media.audio import (
     timed_frames,
 )
 from avssl.data.media.container import Clocks, begins_with_sound, find_audio, open_media, packets_of
-from avssl.data.media.errors import MediaError
+from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import promised_span, span_of
 from avssl.data.media.probe import RESTARTS, probe
 from avssl.limits import limits
@@ -182,6 +182,7 @@ def _open_pipe(file: BinaryIO | _Pipe, name: str) -> InputContainer:
         options = {"protocol_whitelist": "data", "max_pixels": str(limits().max_pixels)}
         return av.open(file, "r", options=options, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
+        raise_if_machine(error)
         detail = "an mp4 can be read from a pipe only if it was written with -movflags faststart"
         raise MediaError(name, "not a media file", detail) from error
 

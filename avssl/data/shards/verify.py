@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from avssl.data.shards.index import finished
+from avssl.errors import is_of_machine
 from avssl.progress import Meter
 
 
@@ -11,6 +12,7 @@ def verify(location: str, progress: bool = True) -> list[str]:
 
     Raises:
         DataError: there is no cache, or it is not finished.
+        OSError: the machine cannot read it now.
     """
     store, about = finished(location)
     wrong: list[str] = []
@@ -21,6 +23,8 @@ def verify(location: str, progress: bool = True) -> list[str]:
             try:
                 digest, length = store.sha256(name)
             except OSError as error:
+                if is_of_machine(error):  # no verdict on the shard
+                    raise
                 wrong.append(f"{name}: cannot be read ({error})")
                 continue
             if length != expected["bytes"]:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from avssl.errors import is_of_machine
 from avssl.evaluation.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,16 @@ def drawn(path: Path, caption: str, draw: Callable[..., None], *args: Any, **opt
 
     Returns:
         ``[(path, caption)]``; nothing where it failed, which is a warning: a picture never costs a run its results.
+
+    Raises:
+        OSError, MemoryError: the disk is full, or another error of the machine; the same command goes on.
     """
     try:
         path.unlink(missing_ok=True)  # an earlier one would be taken for this run's
         draw(*args, **options)
     except Exception as error:  # whatever it is, the numbers of the run are right without it
+        if is_of_machine(error):  # but a full disk is no picture's fault
+            raise
         logger.warning("picture %s is left out, it cannot be drawn: %s: %s", path, type(error).__name__, error)
         return []
     return [(path, caption)]

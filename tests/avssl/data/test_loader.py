@@ -187,9 +187,9 @@ def test_several_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_from_outside_ends_the_run_and_no_clip_is_blamed(tmp_path: Path) -> None:
     dataset = stuck(tmp_path, {1: signal.SIGKILL}, 3)
-    with pytest.raises(DataError, match=r"001\.wav \(row 1\).*out of memory: lower data\.num_workers"):
+    with pytest.raises(OSError, match=r"001\.wav \(row 1\).*out of memory: lower data\.num_workers") as raised:
         list(make_eval_loader(dataset, 1, num_workers=1))
-    assert not dataset.given_up
+    assert not dataset.given_up and is_of_machine(raised.value)
 
 
 def test_an_error_of_the_machine_in_a_process_is_one_line(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_names_the_file(tmp_path:
         yield
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", dying)
-    with pytest.raises(DataError, match=r"died while it handed over a batch.*001\.wav \(row 1"):
+    with pytest.raises(OSError, match=r"died while it handed over a batch.*001\.wav \(row 1"):
         list(loader)
 
 

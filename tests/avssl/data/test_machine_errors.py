@@ -4,21 +4,30 @@ import builtins
 import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import av
 import pytest
+import torch
 from loading_samples import wav_manifest, write_ramp_wav
 from test_shards_write import clocks, made
 
+import mast
+from avssl.checkpoint import read_checkpoint
 from avssl.commands import _one_line
+from avssl.data.datasets import build_manifest
 from avssl.data.extraction import extract_all
 from avssl.data.media import MediaError, extract, probe, read_audio
 from avssl.data.media.pool import run_all
 from avssl.data.shards import write
 from avssl.data.shards.encode import Job, Made, make
 from avssl.data.shards.verify import verify
+from avssl.errors import is_of_machine, machine_error
 from avssl.evaluation.files import atomic_path
+from avssl.evaluation.pictures import drawn
 
 
 def full(path: str | None = None) -> OSError:
@@ -135,3 +144,69 @@ def killed(path: str) -> str:
 def test_a_process_that_is_killed_from_outside_says_nothing_of_the_file() -> None:
     with pytest.raises(OSError, match=r"a\.mp4: the process that read it was killed from outside.*memory"):
         list(run_all(killed, ["a.mp4", "b.mp4"], lambda job, reason: reason, workers=1))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM])
+def test_what_the_machine_cannot_is_known_from_whatever_it_was_told_as(code: int) -> None:
+    plain, told = OSError(code, os.strerror(code)), ValueError("cannot write")
+    told.__cause__ = plain
+    assert is_of_machine(plain) and is_of_machine(told) and is_of_machine(machine_error(code, "in words"))
+    assert str(machine_error(code, "in words")) == _one_line(machine_error(code, "in words")) == "in words"
+
+
+def test_what_a_file_cannot_is_no_error_of_the_machine() -> None:
+    for error in (
+        FileNotFoundError(errno.ENOENT, "x"),
+        PermissionError(errno.EACCES, "x"),
+        ValueError("x"),
+        OSError("x"),
+    ):
+        assert not is_of_machine(error)
+    no_memory = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    assert is_of_machine(MemoryError()) and is_of_machine(no_memory) and is_of_machine(torch.OutOfMemoryError())
+
+
+def refusing(real: Callable[..., Any], name: str, code: int) -> Callable[..., Any]:
+    """``real``, which the machine refuses for the file or folder of that name."""
+
+    def opened(path: Any, *args: Any, **options: Any) -> Any:
+        if Path(os.fspath(path)).name == name:
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return real(path, *args, **options)
+
+    return opened
+
+
+def test_a_folder_that_cannot_be_listed_now_is_not_left_out(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        write_ramp_wav(tmp_path / name / "x.wav", 0.1)
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir, "b", errno.EMFILE))
+    with pytest.raises(OSError, match="Too many open files"):
+        build_manifest("folder", tmp_path)
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_said_to_be_wrong(tmp_path: Path, monkeypatch) -> None:
+    """The advice would be to delete it."""
+    made(clocks(tmp_path / "media", 2), tmp_path / "cache")
+    monkeypatch.setattr(Path, "open", refusing(Path.open, "train-000000.tar", errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        verify(str(tmp_path / "cache"), progress=False)
+
+
+def test_weights_that_cannot_be_read_now_are_not_damaged(tmp_path: Path, monkeypatch) -> None:
+    """A run would go on from an older checkpoint."""
+    folder = mast.save_pretrained(mast.create_model("mast_nano"), tmp_path / "encoder")
+    torch.save({"settings": {}}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes, "model.safetensors", errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        mast.load_pretrained(folder)
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_picture_on_a_full_disk_ends_the_run_that_another_one_does_not(tmp_path: Path) -> None:
+    assert drawn(tmp_path / "a.png", "", Mock(side_effect=ValueError("mathtext"))) == []
+    with pytest.raises(OSError, match="No space left"):
+        drawn(tmp_path / "a.png", "", Mock(side_effect=full()))
