@@ -92,8 +92,8 @@ class GridStep(FixedStep):
 class PassingLogMel(mast.LogMel):
     """The frontend computes in float32, always; this one hands on what it was given."""
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        return super().forward(waveform.float()).to(waveform.dtype)
+    def forward(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+        return super().forward(waveform.float(), samples).to(waveform.dtype)
 
 
 def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None = None) -> PretrainTask:
