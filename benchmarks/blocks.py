@@ -40,8 +40,8 @@ def ours(size: Size) -> Block:
     return Block(size.dim, size.dim, size.heads, (size.side, size.side), (1, 1), stride, mlp_ratio=4.0, drop_path=0.0)
 
 
-def of_timm(size: Size, block: Block) -> nn.Module:
-    """timm's block with the weights of ``block``."""
+def of_timm(size: Size, block: Block, scaled_positions: bool = True) -> nn.Module:
+    """timm's block with the weights of ``block``, which was made with ``scaled_positions``."""
     from timm.models.mvitv2 import MultiScaleBlock
 
     stride = (size.kv_stride, size.kv_stride)
@@ -67,7 +67,8 @@ def of_timm(size: Size, block: Block) -> nn.Module:
         # Distance 0 is our middle row, but theirs is that of the last key, counted in queries.
         first = table.shape[0] // 2 - (-(-size.side // size.kv_stride) - 1) * size.kv_stride
         # As the authors' code, timm does not divide the positions' scores by sqrt(dim), which their equation 4 does.
-        state[f"attn.{theirs}"] = torch.cat([table[first:], table[:first]]) * table.shape[1] ** -0.5
+        divided = table.shape[1] ** -0.5 if scaled_positions else 1.0
+        state[f"attn.{theirs}"] = torch.cat([table[first:], table[:first]]) * divided
     peer.load_state_dict(state)
     return peer
 

@@ -2,7 +2,8 @@
 
 import gc
 import itertools
-from functools import partial
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ import mast
 from mast import attention as attention_module
 from mast import recompute, relative
 from mast.exportable import ExportableAttention
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import blocks
 
 TINY = {"embed_dim": 8, "depths": (1, 1, 2, 1)}
 
@@ -105,29 +110,6 @@ def test_widened_heads_equal_the_formula(q_grid, k_grid) -> None:
     )
 
 
-def timm_block(block: attention_module.Block, side: int, kv_stride: int) -> nn.Module:
-    """timm's MViTv2 block, which scales no positions, as the authors' code, with the weights of ``block``."""
-    from timm.models.mvitv2 import MultiScaleBlock
-
-    dim, heads = block.norm1.normalized_shape[0], block.attn.heads
-    stride, norm = (kv_stride, kv_stride), partial(nn.LayerNorm, eps=attention_module.NORM_EPS)
-    peer = MultiScaleBlock(
-        dim, dim, heads, (side, side), kernel_q=(3, 3), kernel_kv=(3, 3), stride_kv=stride, has_cls_token=False,
-        expand_attn=True, norm_layer=norm,
-    )  # fmt: skip
-    state = dict(block.state_dict())
-    for name in ("q", "k", "v"):
-        for kind in ("weight", "bias"):
-            state[f"attn.norm_{name}.{kind}"] = state.pop(f"attn.pool_{name}.norm.{kind}")
-    for theirs, axis in (("rel_pos_h", "freq"), ("rel_pos_w", "time")):
-        table = state.pop(f"attn.relative_{axis}.table")
-        # Distance 0 is our middle row, but theirs is that of the last key, counted in queries.
-        first = table.shape[0] // 2 - (side // kv_stride - 1) * kv_stride
-        state[f"attn.{theirs}"] = torch.cat([table[first:], table[:first]])
-    peer.load_state_dict(state)
-    return peer
-
-
 @pytest.mark.parametrize("kv_stride", [1, 2])
 @pytest.mark.parametrize("way", ["plain", "fused", "exported", "compiled"])
 def test_unscaled_positions_are_those_of_the_authors_code(way: str, kv_stride: int) -> None:
@@ -139,7 +121,8 @@ def test_unscaled_positions_are_those_of_the_authors_code(way: str, kv_stride: i
         return large_tables(block) if scaled is False else block
 
     block = build(False)
-    peer, x = timm_block(block, side, kv_stride), torch.randn(2, side, side, 32)
+    peer = blocks.of_timm(blocks.Size(32, 2, side, kv_stride), block, scaled_positions=False)
+    x = torch.randn(2, side, side, 32)
     printed = build(True)  # the other rule: the same weights are not the same block
     printed.load_state_dict(block.state_dict())
     if way == "plain":
