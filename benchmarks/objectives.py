@@ -56,7 +56,7 @@ CANDIDATES = {
     "ntxent": Candidate([term("ntxent", modality="both")]),
     "moco": Candidate([term("moco", queue=512)]),
     "avid": Candidate([term("avid")]),
-    "cma": Candidate([term("cma", warmup=60, refresh=30)]),
+    "cma": Candidate([term("cma", warmup=2.5, refresh=1.25)]),
     "xdc": Candidate([term("xdc", clusters=32, every=50)]),
     "avc": Candidate([term("avc")], note="uses labels where there are any"),
     "imc": Candidate([term("imc", modality="both")], note="uses labels"),

@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "imc": {},
     "moco": {"queue": 12},
     "avid": {"negatives": 15},
-    "cma": {"negatives": 15, "positives": 3, "warmup": 1, "refresh": 1},
+    "cma": {"negatives": 15, "positives": 3, "warmup": 0.25, "refresh": 0.25, "coverage": 0.25},
     "matching": {"draw": False, "width": 8, "heads": 2},
     "segments": {"share": 1.0, "count": 1},
     "align": {},
