@@ -1,7 +1,7 @@
 """What of a recipe is published and what is ours: the table of docs/recipes.md, from the comments of the recipes.
 
-Every setting of a recipe that bears on its result ends with a comment: ``# SOURCE`` or ``# SOURCE: how it says it``
-where the value is published, ``# ours``, ``# ours: why`` or ``# ours; SOURCE: its value`` where it is not.
+Every setting of a recipe that bears on its result ends with a comment: ``# published (SOURCE)``, with what it says behind
+the source, or ``# ours``, with the reason and with what others have behind a colon.
 """
 
 import re
@@ -25,6 +25,7 @@ SOURCES = {
     "SS-MAST": "https://arxiv.org/abs/2303.10757",
     "VICReg": "https://arxiv.org/abs/2105.04906",
 }
+_NAMES = f"(?:{'|'.join(sorted(map(re.escape, SOURCES), key=len, reverse=True))})"
 # What a run is of and how it is executed: these do not say how a model is trained.
 _OF_THE_RUN = re.compile(r"base|data\.(name|num_workers|heads)|head|output|(log|runtime|wandb)\..*")
 _LINE = re.compile(r"(?P<indent> *)(?P<item>- )?(?P<body>.*?)(?:\s+# (?P<comment>.*))?")
@@ -51,14 +52,17 @@ class Setting:
         Raises:
             ValueError: nobody's, or that of a source that is not known.
         """
-        whose, _, note = re.sub(r"^ours; ", "ours: ", self.comment).partition(": ")
-        names = whose.split(", ")
-        if unknown := [name for name in names if name != "ours" and name not in SOURCES]:
-            told = f"is of {unknown[0]!r}" if self.comment else "does not say whose it is"
+        if own := re.fullmatch(r"ours(?:[:;,] (.*))?", self.comment):
+            return "ours", own[1] or ""
+        published = re.fullmatch(r"published \((.*?)\)(?:; (.*))?", self.comment)
+        known = published and re.fullmatch(rf"({_NAMES}(?:, {_NAMES})*)\b[ :,-]*(.*)", published[1])
+        if not published or not known:
+            told = f"says {self.comment!r}" if self.comment else "does not say whose it is"
             raise ValueError(
-                f"{self.name}: {self.value} {told}; end the line with # ours or # SOURCE ({list(SOURCES)})"
+                f"{self.name}: {self.value} {told}; end the line with # ours or # published (SOURCE), one of "
+                f"{', '.join(SOURCES)}"
             )
-        return whose, note
+        return known[1], "; ".join(filter(None, (known[2], published[2])))
 
 
 def settings_of(recipe: Path) -> Iterator[Setting]:
@@ -99,7 +103,7 @@ def comparison(results: Path) -> str:
                 whose, note = setting.origin
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            followed = followed or whose != "ours" or any(f"{source}:" in note for source in SOURCES)
+            followed = followed or whose != "ours" or any(source in note for source in SOURCES)
             rows.append(f"| `{setting.name}` | `{setting.value}` | {whose} | {note} |")
         based = re.search(r"^base: (\S+)", recipe.read_text(), re.MULTILINE)
         if not followed and not based:

@@ -226,14 +226,16 @@ def test_every_line_of_a_recipe_says_whose_it_is(path: Path) -> None:
     ("line", "message"),
     [
         ("lr: 1.0e-3", "optim.lr: 1.0e-3 does not say whose it is"),
-        ("lr: 1.0e-3 # chosen", "optim.lr: 1.0e-3 is of 'chosen'"),
-        ("lr: 1.0e-3 # ATS: 1e-5", "optim.lr: 1.0e-3 is of 'ATS'"),
+        ("lr: 1.0e-3 # chosen", "optim.lr: 1.0e-3 says 'chosen'"),
+        ("lr: 1.0e-3 # published (ATS run.sh)", r"optim.lr: 1.0e-3 says 'published \(ATS run.sh\)'"),
     ],
 )
 def test_a_line_of_nobody_is_refused(line: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(f"data:\n  name: x\noptim:\n  epochs: 3 # ours; AST: 5\n  {line}\n")
+    (tmp_path / "r.yaml").write_text(f"data:\n  name: x\noptim:\n  epochs: 3 # ours: AST has 5\n  {line}\n")
     epochs, lr = recipe_tables.settings_of(tmp_path / "r.yaml")
-    assert epochs.origin == ("ours", "AST: 5")
+    assert epochs.origin == ("ours", "AST has 5")
+    shown = recipe_tables.Setting("x", "1", "published (CAV-MAE, MViTv2 config: both)").origin
+    assert shown == ("CAV-MAE, MViTv2", "config: both")
     with pytest.raises(ValueError, match=message):
         lr.origin  # noqa: B018
 
