@@ -1,7 +1,7 @@
 """What of a recipe is published and what is ours: the table of docs/recipes.md, from the comments of the recipes.
 
-Every setting of a recipe that bears on its result ends with a comment: ``# published (SOURCE)``, with what it says behind
-the source, or ``# ours``, with the reason and with what others have behind a colon.
+Every setting of a recipe that bears on its result ends with a comment: ``# published (SOURCE)``, with what it says
+behind the source, or ``# ours``, with the reason and with what others have behind a colon.
 """
 
 import re
