@@ -22,7 +22,7 @@ from avssl.pipelines.encoders import (
     with_settings,
 )
 from avssl.pipelines.finetune import resolve_checkpoint
-from avssl.pipelines.starts import complete_start, start_pair
+from avssl.pipelines.starts import complete_start, start_classifier, start_pair
 
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.0}
 
@@ -101,6 +101,23 @@ def test_the_frontend_of_the_settings_travels_with_exports_and_pairs(tmp_path) -
     # The frames of a clip may be others, as where AST's weights are fine-tuned on shorter clips.
     shorter = start_pair(replace(config, audio=AudioConfig(fixed_frames=40))).pair.frontend
     assert shorter.config == frontend.config | {"fixed_frames": 40}
+
+
+def test_a_published_ast_starts_a_fine_tuning_as_it_is(tmp_path) -> None:
+    """The folder of a model of Hugging Face: its size, its frontend, and its classes as the former head."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    peer = ASTForAudioClassification(ASTConfig(**sizes, num_labels=3))
+    peer.save_pretrained(tmp_path)
+    ASTFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(tmp_path)
+    config = complete_start(FinetuneConfig(head="full"), tmp_path)
+    assert (config.audio.model, config.audio.options["embed_dim"], config.audio.fixed_frames) == ("ast_base", 16, 1024)
+    assert (config.audio.mean, config.audio.divide_by, config.audio.pad) == (-5.0, "2*std", "zero")
+    classifier = start_classifier(config, tmp_path, {"kind": ["a", "b"]})
+    weights = classifier.audio_encoder.patch_embed.proj.weight
+    assert torch.equal(weights, peer.audio_spectrogram_transformer.embeddings.patch_embeddings.projection.weight)
+    assert classifier.frontend(torch.zeros(1, 16000)).shape == (1, 1, 128, 1024)
 
 
 @pytest.mark.parametrize("name", ["ast_base", "mast_nano"])
