@@ -22,7 +22,7 @@ SOURCES = {
     "EZ-VSL": "https://arxiv.org/abs/2203.09324",
     "MAST": "https://arxiv.org/abs/2303.10757",
     "MViTv2": "https://arxiv.org/abs/2112.01526",
-    "SS-MAST": "https://arxiv.org/abs/2303.10757",
+    "SS-MAST": "https://arxiv.org/abs/2211.01515",
     "VICReg": "https://arxiv.org/abs/2105.04906",
 }
 _NAMES = f"(?:{'|'.join(sorted(map(re.escape, SOURCES), key=len, reverse=True))})"

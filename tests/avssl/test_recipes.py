@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.io import wavfile
 
 from avssl.cli import parse
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, to_dict
+from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
 from avssl.pipelines.encoders import complete_audio, complete_video
 from avssl.pipelines.finetune import finetune
+from avssl.pipelines.pretrain import build_task
+from avssl.pipelines.starts import complete_pretraining
 from avssl.pipelines.training import spectrogram_augment, wave_augment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,3 +80,50 @@ def test_what_a_recipe_combines_trains_together(name: str, tmp_path, monkeypatch
     argv += ["--wandb.mode", "disabled", "--output", str(tmp_path / "run")]
     result = finetune(parse(FinetuneConfig, argv))
     assert result["finished"] and 0 <= result["metrics"]["digit/top1"] <= 1
+
+
+MINIATURE = ["--audio.model", "mast_pico", "--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1]}"]
+MINIATURE += ["--video.model", "tiny", "--video.crop_size", "48", "--embedding_dim", "8"]
+PAPERS = {
+    "cav-mae": ["infonce", "masked"],
+    "cav-mae-sync": ["align", "masked"],
+    "avt": ["infonce", "matching", "masked", "segments"],
+    "ss-mast": ["distill"],
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_recipe_of_a_paper_takes_a_step(name: str, tmp_path: Path) -> None:
+    """On miniatures of its encoders: every term has a finite loss, and the encoders that it trains move."""
+    argv = ["--config", name, "--data", str(tmp_path), *MINIATURE]
+    config = complete_pretraining(parse(PretrainConfig, argv))
+    torch.manual_seed(0)
+    task = build_task(config, clips=6, clip_seconds=2.0)
+    batch = Batch(
+        audio=0.1 * torch.randn(6, 32000),
+        video=torch.randint(0, 256, (6, 3, 8, 56, 56), dtype=torch.uint8),
+        labels={},
+        index=torch.arange(6),
+        clip_ids=[str(i) for i in range(6)],
+        start=torch.zeros(6, dtype=torch.float64),
+        audio_fraction=torch.ones(6),
+    )
+    before = {key: value.clone() for key, value in task.pair.named_parameters()}
+    optimizer = torch.optim.AdamW(task.parameters(), lr=config.optim.lr)
+    losses, _ = task(batch)
+    assert list(losses) == PAPERS[name] and all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+    task.after_step(1, 10)
+    moved = {key.split(".")[0] for key, value in task.pair.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == {"audio", "projections"} | ({"video"} if name != "ss-mast" else set())
+
+
+def test_published_weights_and_temperatures() -> None:
+    """Those of the scripts and the code of their authors."""
+    read = {name: yaml.safe_load((CONFIGS / "pretrain" / f"{name}.yaml").read_text()) for name in PAPERS}
+    contrast, masked = read["cav-mae"]["objectives"]
+    assert (contrast["weight"], contrast["temperature"], contrast["learn_temperature"]) == (0.01, 0.05, False)
+    assert (masked["weight"], masked["share"], masked["normalize"], masked["modality"]) == (1.0, 0.75, True, "both")
+    align, _ = read["cav-mae-sync"]["objectives"]
+    assert (align["weight"], align["temperature"]) == (0.1, 0.05)
