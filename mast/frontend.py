@@ -146,10 +146,11 @@ class LogMel(nn.Module):
 
     def num_frames(self, samples: int) -> int:
         """Frames of a waveform's spectrogram: ``fixed_frames``, or those of its windows, which must lie within it."""
-        frames = self._windows(samples)
+        frames = self.num_windows(samples)
         return frames if self.fixed_frames is None or not frames else self.fixed_frames
 
-    def _windows(self, samples: int) -> int:
+    def num_windows(self, samples: int) -> int:
+        """Windows that lie within a waveform of ``samples``: the frames that are computed."""
         return max(0, 1 + (samples - self.window) // self.shift)
 
     def samples_for(self, frames: int) -> int:
@@ -196,7 +197,7 @@ class LogMel(nn.Module):
         """The same without padding."""
         if waveform.ndim != 2:
             raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
-        if self._windows(waveform.shape[1]) == 0:
+        if self.num_windows(waveform.shape[1]) == 0:
             raise ValueError(
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
                 f"({self.config['frame_length_ms']} ms at {self.sample_rate} Hz); pad the clip"
@@ -222,7 +223,7 @@ class LogMel(nn.Module):
 
     def _by_operators(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, num_mels, T) by torch's operators, chunk by chunk."""
-        frames = self._windows(waveform.shape[1])
+        frames = self.num_windows(waveform.shape[1])
         out = torch.empty(waveform.shape[0], self.num_mels, frames, dtype=torch.float32, device=waveform.device)
         if not len(out):  # some transforms refuse an empty batch
             return out

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+import mast
 from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
@@ -45,6 +46,8 @@ from avssl.tracking.lineage import log_model, use_model
 logger = logging.getLogger(__name__)
 
 WAYS = ("audio_to_video", "video_to_audio")
+# Share of a clip's frames by which fixed ones may differ: AST's 1024 stand for 998 of 10 s.
+_FRAMES_OFF = 0.1
 
 
 @lost_processes_told()
@@ -142,6 +145,7 @@ def build_task(
 ) -> PretrainTask:
     """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows."""
     pair = pair or start_pair(config).pair
+    _check_frames(pair.frontend, clip_seconds)
     shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
     objectives = create_objectives(config.objectives, shapes)
     if not objectives:
@@ -159,6 +163,16 @@ def build_task(
         teacher_momentum=config.teacher_momentum,
         diagnose_every=config.log.every,
     )
+
+
+def _check_frames(frontend: mast.LogMel, clip_seconds: float) -> None:
+    """Raises ValueError where frames that are filled up or cut would shift the sound's times against the video's."""
+    frames, fixed = frontend.num_windows(round(clip_seconds * frontend.sample_rate)), frontend.fixed_frames
+    if fixed is not None and abs(fixed - frames) > _FRAMES_OFF * frames:
+        raise ValueError(
+            f"audio.fixed_frames: clips of {clip_seconds:g} s have {frames} frames, not {fixed}: their times would not "
+            f"be those of the video; give --audio.fixed_frames {frames}"
+        )
 
 
 def embed_pair(

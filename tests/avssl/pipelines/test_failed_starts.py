@@ -112,6 +112,10 @@ PRETRAIN = {
     "validation": ({"data": {"val_fraction": 1.0}}, r"data\.val_fraction: must lie in"),
     "unlabelled probe": ({"online_probe": True, "data": {"val_fraction": 0.0}}, r"online_probe"),
     "clips": ({"data": {"clip_seconds": 0.0}}, r"data\.clip_seconds: must be above 0, got 0\.0$"),
+    "frames": (
+        {"audio": replace(AUDIO, fixed_frames=100)},
+        r"audio\.fixed_frames: clips of 0\.5 s have 48 frames, not 100: .* --audio\.fixed_frames 48$",
+    ),
     "betas": ({"optim": OptimConfig(betas=(0.9, 1.5))}, r"beta"),
     "teacher": ({"teacher_momentum": 2.0}, r"teacher_momentum"),
 }
