@@ -9,21 +9,25 @@ from avssl.augment.draws import check, column, uniform
 _SILENT = 1e-4
 
 
-def mixup(x: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def mixup(x: Tensor, alpha: float, probability: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Mixup (Zhang et al. 2018): each item blended with another of the batch.
 
     Args:
         x: (B, ...) inputs.
         alpha: Parameter of the Beta distribution of the blend.
+        probability: That an item is blended.
 
     Returns:
         Blended inputs, the partner's index (B,), and the weight (B,) of the item itself, at least one half.
     """
-    check("mixup", alpha, 0, 1000)
+    check("mixup.alpha", alpha, 0, 1000)
+    check("mixup.probability", probability, 0, 1)
     # Beta(a, a) from two Gamma draws of torch's generator, so that a resumed run draws the same.
     gamma = torch._standard_gamma(torch.full((2, len(x)), alpha, device=x.device))
     weight = (gamma[0] / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)).nan_to_num(1.0)
     weight = torch.maximum(weight, 1 - weight)
+    if probability < 1:
+        weight = torch.where(uniform(x, 0, 1) < probability, weight, 1.0)
     partner = torch.randperm(len(x), device=x.device)
     return blend(x, partner, weight), partner, weight
 

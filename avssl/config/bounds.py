@@ -14,6 +14,7 @@ from avssl.config.parts import (
     BottleneckConfig,
     DataConfig,
     LogConfig,
+    MixupConfig,
     OptimConfig,
     RuntimeConfig,
     VideoConfig,
@@ -91,8 +92,9 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "hue": Bound(0, 0.5), "gray": _SHARE, "blur": _SHARE, "blur_sigma": Bound(0.01, 50, ascending=True),
         "gain_db": Bound(0, 60), "time_shift": _SHARE, "mix": _SHARE, "mix_db": Bound(-60, 100, ascending=True),
         "noise_db": Bound(-60, 100), "spec_warp": _SHARE, "time_mask": _SHARE, "freq_mask": _SHARE,
-        "masks": Bound(0, 100), "patch_drop": _SHARE, "patch_size": _COUNT, "mixup": Bound(0, 1000),
+        "masks": Bound(0, 100), "patch_drop": _SHARE, "patch_size": _COUNT,
     },
+    MixupConfig: {"probability": _SHARE, "alpha": Bound(0, 1000, above=True)},
     OptimConfig: {
         "batch_size": _COUNT, "chunk": _COUNT, "accumulate": _COUNT, "epochs": _POSITIVE, "max_steps": _COUNT,
         "lr": _POSITIVE, "base_batch": _COUNT, "min_lr": _NOT_NEGATIVE, "warmup": _SHARE,

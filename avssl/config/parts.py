@@ -150,6 +150,42 @@ class BottleneckConfig:
 
 
 @dataclass
+class MixupConfig:
+    """Mixup: clips blended with others, and their labels with theirs (fine-tuning only).
+
+    Args:
+        kind: none; waveform is AST's and CAV-MAE's: some clips are blended, as waveforms without their means and as
+            frames, with one drawn from the whole training set; batch blends log-mels and frames within the batch
+            (Zhang et al. 2018), and each clip keeps at least half of itself.
+        probability: That a clip is blended; default: 0.5 of waveform, 1 of batch.
+        alpha: Both parameters of the Beta distribution of a clip's own share; default: 10 of waveform, 0.3 of batch.
+    """
+
+    kind: Literal["none", "waveform", "batch"] = "none"
+    probability: float | None = None
+    alpha: float | None = None
+
+    def numbers(self) -> tuple[float, float]:
+        """Probability and alpha, as set or the kind's own."""
+        probability, alpha = (1.0, 0.3) if self.kind == "batch" else (0.5, 10.0)
+        return (
+            probability if self.probability is None else self.probability,
+            alpha if self.alpha is None else self.alpha,
+        )
+
+
+def former_mixup(value: Any) -> str:
+    """What to write in the place of a number, which ``augment.mixup`` was."""
+    if value in (None, 0, False):
+        return "augment.mixup: has a kind by now; mixup that is off is {kind: none}, or left out"
+    return (
+        f"augment.mixup: the number {value} was Beta's alpha of mixing within the batch, which now is "
+        f"{{kind: batch, alpha: {value}}}; AST's and CAV-MAE's mixup with probability {value} is "
+        f"{{kind: waveform, probability: {value}}}"
+    )
+
+
+@dataclass
 class AugmentConfig:
     """Batched augmentation on the device, drawn anew for every clip; the frames of a clip share its draws.
 
@@ -178,7 +214,7 @@ class AugmentConfig:
         masks: Number of masks of each kind.
         patch_drop: Share of the patches of the spectrogram that are blanked (SS-MAST's patch-drop), 0 to 1.
         patch_size: Mel bins and frames of such a patch.
-        mixup: Mixup's Beta parameter; 0 turns it off (fine-tuning only).
+        mixup: Blends of clips and of their labels (fine-tuning only).
     """
 
     crop_scale: float = 0.8
@@ -201,7 +237,11 @@ class AugmentConfig:
     masks: int = 1
     patch_drop: float = 0.0
     patch_size: tuple[int, int] = (16, 16)
-    mixup: float = 0.0
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mixup, int | float):
+            raise ValueError(former_mixup(self.mixup))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from avssl.config.bounds import check_bounds
 from avssl.config.crossval import CrossvalConfig
-from avssl.config.parts import REGULARIZATION, DataConfig
+from avssl.config.parts import REGULARIZATION, DataConfig, MixupConfig, former_mixup
 from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
 from avssl.config.runs import AugmentSheetConfig, FinetuneConfig, PretrainConfig
 from avssl.errors import SettingsError
@@ -35,6 +35,7 @@ RECIPES: dict[type, str] = {
 BELONGS = {
     "audio.model": ("audio.options", "audio.num_mels"),
     "video.model": ("video.options", "video.pretrained", "video.crop_size", "data.num_frames", "data.frame_size"),
+    "augment.mixup.kind": ("augment.mixup.probability", "augment.mixup.alpha"),
     "data.name": (
         "data.root", "data.options", "data.clip_seconds", "data.eval_clips", "data.eval_average",
         "data.heads", "data.split", "head_weights",
@@ -227,6 +228,8 @@ def check_keys(config_class: type, source: Source) -> None:
             if key not in known:
                 _unknown(config_class, f"{prefix}{key}", source.name)
             inner = known[key]
+            if inner is MixupConfig and not isinstance(value, Mapping | MixupConfig):
+                raise SettingsError((f"{source.name}: " if source.name else "") + former_mixup(value))
             if inner is not None and isinstance(value, Mapping):
                 walk(value, inner, f"{prefix}{key}.")
 
@@ -272,6 +275,8 @@ def _group(config_class: type, name: str, words: Sequence[str]) -> dict[str, Any
     except yaml.YAMLError as error:
         raise SettingsError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):
+        if _kind_of(config_class, name) is MixupConfig:
+            raise SettingsError(former_mixup(values))
         raise SettingsError(
             f"{name}: must be settings by name, as --{name}.NAME VALUE or '{{NAME: VALUE}}', got {text}"
         )

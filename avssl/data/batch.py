@@ -23,6 +23,8 @@ class Batch:
         start: (B,) float64, second in the file at which the clip starts; stays on the CPU (some devices lack float64).
         audio_fraction: (B,) float32 share of ``audio`` that is signal; the rest, at its end as a rule, is zeros.
         samples: (B,) int64 samples of ``audio``, from its beginning, that the media cover; padding follows. None: all.
+        mixed_share: (B,) float32 each clip's own share of the blend with another that it is; None without such blends.
+        mixed_labels: as ``labels``, of the other clips; its own of a clip that is not blended; empty without blends.
         failures: rows that could not be decoded while this batch was made.
         missing: rows asked for that gave no clip: absent from an evaluation batch, or, in training, without any
             replacement that could be read.
@@ -36,6 +38,8 @@ class Batch:
     start: Tensor
     audio_fraction: Tensor
     samples: Tensor | None = None
+    mixed_share: Tensor | None = None
+    mixed_labels: dict[str, Tensor] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     missing: int = 0
 
@@ -73,4 +77,6 @@ class Batch:
             index=function(self.index),
             audio_fraction=function(self.audio_fraction),
             samples=None if self.samples is None else function(self.samples),
+            mixed_share=None if self.mixed_share is None else function(self.mixed_share),
+            mixed_labels={head: function(label) for head, label in self.mixed_labels.items()},
         )

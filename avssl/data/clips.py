@@ -1,7 +1,7 @@
 """A manifest row -> decoded clips: waveform and frames of the same span, nothing else (augmentation is on device)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from avssl.data.file_stats import times_hold, unchanged
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
+from avssl.data.mixing import SetMixup, mix_frames, mix_waveforms
 from avssl.data.packing import Allocate, apart
 from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans, why_uncut
 from avssl.data.shards.sample import CachedSample
@@ -34,7 +35,8 @@ class Watch(Protocol):
 class Clip:
     """One decoded clip: ``audio`` (S,) float32, ``video`` (T, H, W, 3) uint8, and where it came from.
 
-    ``samples`` of ``audio`` are covered by the media, zeros follow; ``audio_fraction`` is the share that is signal.
+    ``samples`` of ``audio`` are covered by the media, zeros follow; ``audio_fraction`` is the share that is signal. Of
+    a blend with another clip, ``share`` is this one's part, and ``mixed_labels`` are the other's labels.
     """
 
     audio: np.ndarray | None
@@ -45,6 +47,8 @@ class Clip:
     start: float
     audio_fraction: float
     samples: int = 0
+    share: float = 1.0
+    mixed_labels: Mapping[str, int | list[int] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class ClipDataset(Dataset[Item]):
         clips_per_item: Clips per row; the collated batch holds rows x clips, ``Batch.index`` tells which is whose.
         seed: Seed of spans and replacements.
         retries: Replacements that are tried for a row that fails in training.
+        mixup: Blends clips with others, drawn uniformly from all rows, in mode "random"; None does not.
 
     Attributes:
         watch: Told of the rows that are decoded.
@@ -103,6 +108,7 @@ class ClipDataset(Dataset[Item]):
         clips_per_item: int = 1,
         seed: int = 0,
         retries: int = 8,
+        mixup: SetMixup | None = None,
     ) -> None:
         if not modalities or not set(modalities) <= set(get_args(Modality)):
             raise ValueError(f"modalities must be audio, video or both, got {tuple(modalities)}")
@@ -120,6 +126,9 @@ class ClipDataset(Dataset[Item]):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         check_channel(channel)
+        if mixup is not None and mode != "random":
+            raise ValueError(f"mixup is for training, mode='random', not for mode={mode!r}")
+        self.mixup = mixup
         self.manifest = manifest
         self.modalities = tuple(modalities)
         self.clip_seconds = float(clip_seconds)
@@ -150,15 +159,24 @@ class ClipDataset(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, first = key
         failures: list[Failure] = []
-        replacements = np.random.default_rng((self.seed, epoch, first, 1))
-        index = first
+        clips = self._readable(first, np.random.default_rng((self.seed, epoch, first, 1)), epoch, failures)
+        if clips and self.mixup is not None:
+            rng = np.random.default_rng((self.seed, epoch, first, 2))
+            if (share := self.mixup.share(rng)) is not None:
+                partner = int(rng.integers(len(self)))
+                others = self._readable(partner, rng, epoch, failures)
+                clips = [_blend(*pair, share) for pair in zip(clips, others, strict=True)] if others else clips
+        return Item(clips, failures)
+
+    def _readable(self, index: int, rng: np.random.Generator, epoch: int, failures: list[Failure]) -> list[Clip]:
+        """Clips of a row, or in training of one that ``rng`` draws in its place; none where none can be read."""
         for _ in range(1 + (self.retries if self.mode == "random" else 0)):
             try:
-                return Item(self._decode(index, np.random.default_rng((self.seed, epoch, index))), failures)
+                return self._decode(index, np.random.default_rng((self.seed, epoch, index)))
             except MediaError as error:
                 failures.append(Failure(str(error.path), error.reason, index, str(error)))
-            index = int(replacements.integers(len(self)))
-        return Item([], failures)
+            index = int(rng.integers(len(self)))
+        return []
 
     def spans(self, row: ClipRow, rng: np.random.Generator) -> list[ClipSpan]:
         """The spans of a row's clips.
@@ -230,35 +248,43 @@ class ClipDataset(Dataset[Item]):
             "audio_fraction": torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
             "samples": torch.tensor([clip.samples for clip in clips], dtype=torch.int64),
         }
-        labels = {head: self._labels(clips, head) for head in self.manifest.heads}
+        labels = {head: self._labels([clip.labels for clip in clips], head) for head in self.manifest.heads}
+        others: dict[str, Tensor] = {}
+        if self.mixup is not None:
+            small["mixed_share"] = torch.tensor([clip.share for clip in clips], dtype=torch.float32)
+            theirs = [clip.labels if clip.mixed_labels is None else clip.mixed_labels for clip in clips]
+            others = {head: self._labels(theirs, head) for head in self.manifest.heads}
         shapes = {
             "audio": ((self.samples,), torch.float32),
             # As they were decoded: a batch is put into another order by the device that computes with it.
             "video": ((self.num_frames, self.frame_size, self.frame_size, 3), torch.uint8),
         }
         wanted = [((len(clips), *shapes[name][0]), shapes[name][1]) for name in self.modalities]
-        wanted += [(tensor.shape, tensor.dtype) for tensor in (*small.values(), *labels.values())]
+        wanted += [(x.shape, x.dtype) for group in (small, labels, others) for x in group.values()]
         made = iter(allocate(wanted))
         large = {name: next(made) for name in self.modalities}
         for name, tensor in large.items():
             target = tensor.numpy()
             for k, clip in enumerate(clips):
                 target[k] = getattr(clip, name)
-        small, labels = ({name: next(made).copy_(x) for name, x in each.items()} for each in (small, labels))
+        small, labels, others = (
+            {name: next(made).copy_(x) for name, x in each.items()} for each in (small, labels, others)
+        )
         video = large.get("video")
         return Batch(
             audio=large.get("audio"),
             video=None if video is None else video.permute(0, 4, 1, 2, 3),
             labels=labels,
+            mixed_labels=others,
             clip_ids=[clip.clip_id for clip in clips],
             failures=[failure for item in items for failure in item.failures],
             missing=sum(not item.clips for item in items),
             **small,
         )
 
-    def _labels(self, clips: Sequence[Clip], head: str) -> Tensor:
+    def _labels(self, rows: Sequence[Mapping[str, int | list[int] | None]], head: str) -> Tensor:
         """(B,) int64 classes, or (B, C) float32 zeros and ones of a multi-label head; -1 where unlabelled."""
-        values = [clip.labels.get(head) for clip in clips]
+        values = [row.get(head) for row in rows]
         if head not in self.manifest.multilabel:
             return torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)
         hot = torch.zeros(len(values), len(self.manifest.heads[head]))
@@ -268,6 +294,16 @@ class ClipDataset(Dataset[Item]):
             else:
                 row[value] = 1
         return hot
+
+
+def _blend(own: Clip, other: Clip, share: float) -> Clip:
+    """``own`` blended with ``other``; see `avssl.data.mixing`."""
+    audio, video = own.audio, own.video
+    if audio is not None and other.audio is not None:
+        audio = mix_waveforms(audio, own.samples, other.audio, other.samples, share)
+    if video is not None and other.video is not None:
+        video = mix_frames(video, other.video, share)
+    return replace(own, audio=audio, video=video, share=share, mixed_labels=other.labels)
 
 
 def _unwatched(index: int) -> None:

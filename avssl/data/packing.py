@@ -64,6 +64,7 @@ class PackedBatch:
     buffer: Tensor
     places: dict[str, _Place]
     labels: dict[str, _Place]
+    mixed_labels: dict[str, _Place]
     clip_ids: list[str]
     failures: list[Failure]
     missing: int
@@ -72,8 +73,9 @@ class PackedBatch:
         """The batch, its tensors views of the buffer."""
         found: dict[str, Any] = {"audio": None, "video": None}
         found |= {name: place.view(self.buffer) for name, place in self.places.items()}
-        labels = {head: place.view(self.buffer) for head, place in self.labels.items()}
-        return Batch(labels=labels, clip_ids=self.clip_ids, failures=self.failures, missing=self.missing, **found)
+        found["labels"] = {head: place.view(self.buffer) for head, place in self.labels.items()}
+        found["mixed_labels"] = {head: place.view(self.buffer) for head, place in self.mixed_labels.items()}
+        return Batch(clip_ids=self.clip_ids, failures=self.failures, missing=self.missing, **found)
 
     def pin_memory(self) -> "PackedBatch":
         """The same in page-locked memory (called by the loader's ``pin_memory=True``)."""
@@ -86,18 +88,19 @@ def pack(batch: Batch) -> PackedBatch:
     Raises:
         ValueError: its tensors lie apart.
     """
-    names = ("audio", "video", "index", "start", "audio_fraction", "samples")
+    names = ("audio", "video", "index", "start", "audio_fraction", "samples", "mixed_share")
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
     memory = batch.index.untyped_storage()
     if any(
         tensor.untyped_storage().data_ptr() != memory.data_ptr()
-        for tensor in (*tensors.values(), *batch.labels.values())
+        for tensor in (*tensors.values(), *batch.labels.values(), *batch.mixed_labels.values())
     ):
         raise ValueError("only a batch whose tensors lie together can be packed: collate it with allocate=together")
     return PackedBatch(
         torch.empty(0, dtype=torch.uint8).set_(memory),
         places={name: _Place.of(tensor) for name, tensor in tensors.items()},
         labels={head: _Place.of(tensor) for head, tensor in batch.labels.items()},
+        mixed_labels={head: _Place.of(tensor) for head, tensor in batch.mixed_labels.items()},
         clip_ids=batch.clip_ids,
         failures=batch.failures,
         missing=batch.missing,

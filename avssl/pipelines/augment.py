@@ -21,6 +21,7 @@ from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
+from avssl.data.mixing import SetMixup, mix_waveforms
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.files import atomic_path
 from avssl.evaluation.pictures import View, contact_sheet
@@ -28,7 +29,7 @@ from avssl.limits import set_limits
 from avssl.locks import hold
 from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
 from avssl.pipelines.encoders import SAMPLE_RATE, complete_pair, frontend_options
-from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
+from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,9 @@ def in_words(config: AugmentConfig) -> str:
     for name, value in values.items():
         owner = _COMPANIONS.get(name, name)
         if masks if name == "masks" else values[owner] != _OFF[owner]:
+            if name == "mixup":
+                probability, alpha = config.mixup.numbers()
+                value = f"{config.mixup.kind} (probability {probability:g}, alpha {alpha:g})"
             several = isinstance(value, tuple | list)
             between = " x " if name == "patch_size" else " to "
             shown.append(f"{name} {between.join(f'{v:g}' for v in value) if several else value}")
@@ -145,14 +149,36 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     yield _Version("as it is", batch.audio, frontend(batch.audio, samples), whole, silent)
     torch.manual_seed(config.seed)
     for number in range(1, config.views + 1):
-        waveform, notes = wave(batch.audio, samples), silent
+        mixed, notes = batch.audio, silent
+        if (blends := set_mixup(config.augment)) is not None:
+            mixed, notes = _mixed(batch, blends, np.random.default_rng((config.seed, number)))
+        waveform = wave(mixed, samples)
         mel = spectrogram(frontend(waveform, samples))
-        if config.augment.mixup:
-            mel, partner, weight = mixup(mel, config.augment.mixup)
+        alpha, probability = batch_mixup(config.augment)
+        if alpha:
+            mel, partner, weight = mixup(mel, alpha, probability)
             pairs = zip(partner.tolist(), weight.tolist(), strict=True)
-            notes = [f"mixup: {share:.0%} + {1 - share:.0%} of clip {other + 1}" for other, share in pairs]
+            notes = [_blend_words(share, other) for other, share in pairs]
         frames = None if batch.video is None else video(batch.video)
         yield _Version(f"view {number}", waveform, mel, frames, notes)
+
+
+def _mixed(batch: Batch, blends: SetMixup, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+    """Waveforms blended with others of the batch, which stands for the training set here, and a note on each."""
+    assert batch.audio is not None
+    waves = batch.audio.numpy()
+    samples = [waves.shape[1]] * len(waves) if batch.samples is None else batch.samples.tolist()
+    mixed, notes = waves.copy(), [""] * len(waves)
+    for row in range(len(waves)):
+        if (share := blends.share(rng)) is not None:
+            other = int(rng.integers(len(waves)))
+            mixed[row] = mix_waveforms(waves[row], samples[row], waves[other], samples[other], share)
+            notes[row] = _blend_words(share, other)
+    return torch.from_numpy(mixed), notes
+
+
+def _blend_words(share: float, other: int) -> str:
+    return f"mixup: {share:.0%} + {1 - share:.0%} of clip {other + 1}"
 
 
 def _view(config: AugmentSheetConfig, version: _Version, clip: int, cut: int) -> View:

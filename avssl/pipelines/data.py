@@ -20,6 +20,7 @@ from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import some
 from avssl.data.media.probe import CANCELS
+from avssl.data.mixing import SetMixup
 from avssl.data.scan_report import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import held_out as draw_held_out
@@ -427,7 +428,14 @@ class Loaders:
             **options,
         )
 
-    def train(self, manifest: Manifest, fabric: Fabric, start_batch: int = 0, heads: Sequence[str] = ()) -> ClipLoader:
+    def train(
+        self,
+        manifest: Manifest,
+        fabric: Fabric,
+        start_batch: int = 0,
+        heads: Sequence[str] = (),
+        mixup: SetMixup | None = None,
+    ) -> ClipLoader:
         """Endless batches of random clips from batch ``start_batch`` on, in the order of ``data.sampling``.
 
         Args:
@@ -435,9 +443,10 @@ class Loaders:
             fabric: Launched Fabric.
             start_batch: Batch to begin with, counted from the beginning of the run.
             heads: Heads that balanced sampling balances.
+            mixup: Blends of clips with others of ``manifest``.
         """
         return make_train_loader(
-            self._dataset(manifest, mode="random", clips_per_item=self.config.train_clips),
+            self._dataset(manifest, mode="random", clips_per_item=self.config.train_clips, mixup=mixup),
             min(self.batch_size, max(1, len(manifest) // fabric.world_size)),
             seed=self.seed,
             start_step=start_batch,

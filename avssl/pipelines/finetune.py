@@ -30,10 +30,12 @@ from avssl.pipelines.run import Run, seen_in_training
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.pipelines.training import (
+    batch_mixup,
     build_engine,
     check_training,
     choose_weights,
     prepare_encoders,
+    set_mixup,
     spectrogram_augment,
     video_augment,
     wave_augment,
@@ -256,16 +258,22 @@ def _fit_linear(
 
 def _build_task(config: FinetuneConfig, classifier: Classifier, splits: Splits) -> FinetuneTask:
     augment = config.augment
+    if augment.mixup.kind != "none" and config.objectives:
+        raise ValueError(
+            f"augment.mixup: {augment.mixup.kind} blends labels, which objectives would contrast: none beside them"
+        )
+    alpha, probability = batch_mixup(augment)
     return FinetuneTask(
         classifier,
         wave_augment(augment),
         spectrogram_augment(augment),
-        augment.mixup,
+        alpha,
         config.label_smoothing,
         create_objectives(config.objectives, _shapes(classifier, len(splits.train))),
         splits.protocol.seconds,
         None if classifier.crop_size is None else video_augment(augment, classifier.crop_size),
         config.head_weights,
+        probability,
     )
 
 
@@ -289,7 +297,12 @@ def _fit_full(
         return fabric.broadcast(metrics)
 
     start = engine.progress.step * optim.accumulate
-    loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels))
+    mixup = set_mixup(config.augment)
+    if mixup is not None and config.data.sampling == "shards":
+        logger.warning(
+            "augment.mixup: partners are read from all shards, also with data.sampling shards: batch does not"
+        )
+    loader = loaders.train(splits.train, fabric, start_batch=start, heads=list(splits.labels), mixup=mixup)
     finished = engine.fit(loader, validate if val is not None else None)
     weights = choose_weights(engine, config) if finished else {}
     return cast(Classifier, engine.model()), finished, weights

@@ -151,7 +151,7 @@ def build_task(
     if not objectives:
         raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
     augment = config.augment
-    if augment.mixup:
+    if augment.mixup.kind != "none":
         raise ValueError("augment.mixup: blends labels, which pretraining has not; augment.mix blends sounds")
     video = video_augment(augment, int(pair.settings["crop_size"]))
     return PretrainTask(

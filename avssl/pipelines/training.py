@@ -19,6 +19,7 @@ from avssl.config import (
     to_dict,
 )
 from avssl.data.failures import FailureMonitor
+from avssl.data.mixing import SetMixup
 from avssl.data.shards.index import shard_numbers
 from avssl.engine import Engine, Schedule
 from avssl.evaluation.cache import model_digest
@@ -211,6 +212,17 @@ def wave_augment(config: AugmentConfig) -> WaveAugment:
     return WaveAugment(
         config.gain_db, config.time_shift, config.noise_db, config.noise_color, config.mix, config.mix_db
     )
+
+
+def set_mixup(config: AugmentConfig) -> SetMixup | None:
+    """Mixup of clips while they are read; None where ``config`` asks for none or for another kind."""
+    return SetMixup(*config.mixup.numbers()) if config.mixup.kind == "waveform" else None
+
+
+def batch_mixup(config: AugmentConfig) -> tuple[float, float]:
+    """Alpha and probability of mixup within the batch; alpha 0 where ``config`` asks for none or for another kind."""
+    probability, alpha = config.mixup.numbers()
+    return (alpha, probability) if config.mixup.kind == "batch" else (0.0, 1.0)
 
 
 def spectrogram_augment(config: AugmentConfig) -> SpectrogramAugment:

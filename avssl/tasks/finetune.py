@@ -25,7 +25,9 @@ class FinetuneTask(Task):
         classifier: The model.
         wave: Augmentation of waveforms (B, S).
         spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
-        mixup_alpha: Mixup's Beta parameter; 0 turns it off. Sound and picture of a clip are mixed alike.
+        mixup_alpha: Beta parameter of mixup within the batch; 0 turns it off. Sound and picture of a clip are mixed
+            alike. Batches whose clips were blended when they were read say so themselves.
+        mixup_probability: That a clip is mixed within the batch.
         label_smoothing: Label smoothing; see :class:`HeadLoss`.
         objectives: (name, objective, weight) of terms beside the heads' losses, on projections of the features.
         clip_seconds: Length of a clip.
@@ -48,13 +50,14 @@ class FinetuneTask(Task):
         clip_seconds: float = 1.0,
         video: VideoAugment | None = None,
         head_weights: Mapping[str, float] | None = None,
+        mixup_probability: float = 1.0,
     ) -> None:
         super().__init__()
         if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
-            raise ValueError(f"augment.mixup: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
+            raise ValueError(f"augment.mixup.alpha: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
         self.classifier = classifier
         self.wave, self.spectrogram, self.video = wave, spectrogram, video
-        self.mixup_alpha = mixup_alpha
+        self.mixup_alpha, self.mixup_probability = mixup_alpha, mixup_probability
         self.head_loss = HeadLoss(classifier.labels, label_smoothing, head_weights)
         self.objectives = WeightedObjectives(objectives)
         self.clip_seconds = clip_seconds
@@ -70,14 +73,15 @@ class FinetuneTask(Task):
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
         draws = self._draws(batch)
         drawn = {name: draw() for name, draw in draws.items()}
-        partner, weight = None, None
+        mixed, share = batch.mixed_labels, batch.mixed_share
         if self.training and self.mixup_alpha > 0:
             first, *others = drawn
-            drawn[first], partner, weight = mixup(drawn[first], self.mixup_alpha)
-            drawn |= {name: blend(drawn[name], partner, weight) for name in others}
+            drawn[first], partner, share = mixup(drawn[first], self.mixup_alpha, self.mixup_probability)
+            drawn |= {name: blend(drawn[name], partner, share) for name in others}
+            mixed = {head: labels[partner] for head, labels in batch.labels.items()}
         encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"))
         logits = self.classifier.split(self.classifier.outputs(encoded.features))
-        losses, report = self.head_loss(logits, batch.labels, partner, weight)
+        losses, report = self.head_loss(logits, batch.labels, mixed, share)
         if len(self.objectives):
             sides = self._sides(draws, drawn, encoded)
             terms, details = self.objectives(FinetuneStep(batch, self.clip_seconds, sides))

@@ -50,7 +50,7 @@ class HeadLoss:
         self,
         logits: Mapping[str, Tensor],
         labels: Mapping[str, Tensor],
-        partner: Tensor | None = None,
+        mixed: Mapping[str, Tensor] | None = None,
         share: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by head, and ``HEAD/train_top1`` of the heads with one label.
@@ -58,17 +58,18 @@ class HeadLoss:
         Args:
             logits: head -> (B, C).
             labels: head -> labels of the clips.
-            partner: (B,) the clip that mixup blended each clip with; None without mixup.
-            share: (B,) the clip's own share of that blend.
+            mixed: head -> labels of the clips that mixup blended these with.
+            share: (B,) each clip's own share of its blend; None without mixup.
         """
         losses, report = {}, {}
         for head, scores in logits.items():
             target = labels[head]
             loss, counted = self._by_clip(scores, target)
-            if partner is not None and share is not None:
+            if mixed is not None and share is not None:
                 # A blend of a labelled and an unlabelled clip counts by the share whose label is known.
-                loss = share * loss + (1 - share) * self._by_clip(scores, target[partner])[0]
-                counted = share * counted + (1 - share) * counted[partner]
+                other, other_counted = self._by_clip(scores, mixed[head])
+                loss = share * loss + (1 - share) * other
+                counted = share * counted + (1 - share) * other_counted
             losses[head] = self.weights[head] * loss.sum() / counted.sum().clamp_min(1)
             if target.ndim == 1:
                 right = (scores.detach().argmax(1) == target)[target >= 0]

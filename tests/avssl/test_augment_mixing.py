@@ -37,7 +37,7 @@ def test_mixup_with_heads_and_unlabelled_items_is_the_formula(monkeypatch, smoot
     task.classifier.eval()  # no stochastic depth
     labels = {"verb": torch.tensor([0, -1, 1, -1, 0]), "noun": torch.tensor([2, 1, -1, -1, 0])}
     drawn: list[tuple[torch.Tensor, ...]] = []
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, alpha: drawn.append(mixup(x, alpha)) or drawn[0])
+    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda *given: drawn.append(mixup(*given)) or drawn[0])
     empty = torch.zeros(5)
     batch = Batch(torch.randn(5, 8000), None, labels, torch.arange(5), list("abcde"), empty.double(), empty + 1)
     losses, _ = task(batch)
@@ -65,7 +65,7 @@ def test_mixup_of_one_item_is_itself_and_weights_follow_beta() -> None:
     _, _, weight = mixup(torch.zeros(4000, 1), 0.4)
     drawn = np.random.default_rng(0).beta(0.4, 0.4, 4000)
     assert weight.mean().item() == pytest.approx(np.maximum(drawn, 1 - drawn).mean(), abs=0.01)
-    with pytest.raises(ValueError, match=r"augment\.mixup: must lie in \[0, 1000\], got -1"):
+    with pytest.raises(ValueError, match=r"augment\.mixup\.alpha: must lie in \[0, 1000\], got -1"):
         mixup(one, -1)
 
 

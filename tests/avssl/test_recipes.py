@@ -49,7 +49,9 @@ def test_a_recipe_is_read_whole_and_what_it_names_exists(folder: str, path: Path
 def test_the_baseline_changes_the_model_alone(name: str) -> None:
     ours = parse(FinetuneConfig, ["--config", str(CONFIGS / "finetune" / f"{name}.yaml")])
     theirs = parse(FinetuneConfig, ["--data", name, "--audio.model", "ast_base"])
-    assert complete_audio(theirs.audio) == AudioConfig("ast_base", {}, 16000, 128, pad=ours.audio.pad or "wave")
+    frontend = {key: getattr(ours.audio, key) for key in ("mean", "std", "divide_by")}
+    frontend["pad"] = ours.audio.pad or "wave"
+    assert complete_audio(theirs.audio) == AudioConfig("ast_base", {}, 16000, 128, **frontend)
     before, after = to_dict(ours), to_dict(theirs)
     del before["audio"], after["audio"]
     assert before == after

@@ -15,6 +15,7 @@ from avssl.config import (
     DataConfig,
     FinetuneConfig,
     LogConfig,
+    MixupConfig,
     OptimConfig,
     PretrainConfig,
     RuntimeConfig,
@@ -65,7 +66,10 @@ FINETUNE = {
     "label smoothing": ({"label_smoothing": 1.5}, r"label_smoothing"),
     "head weights": ({"head_weights": {"colour": 1.0}}, r"head_weights"),
     "objectives": ({"objectives": [{"name": "infonse"}]}, r"infonse"),
-    "mixup": ({"objectives": [{"name": "imc", "modality": "audio"}], "augment": {"mixup": 0.2}}, r"augment\.mixup"),
+    "mixup": (
+        {"objectives": [{"name": "imc", "modality": "audio"}], "augment": {"mixup": MixupConfig("batch")}},
+        r"augment\.mixup",
+    ),
     "sampling": ({"data": {"sampling": "shards"}}, r"data\.sampling: 'shards' needs a cache"),
     "train fraction": ({"data": {"train_fraction": 0.0}}, r"data\.train_fraction"),
     "no test split": ({"data": {"test_fraction": 0.0}}, NO_SPLIT),
@@ -107,7 +111,7 @@ PRETRAIN = {
     "video model": ({"video": VideoConfig(model="tinny")}, r"tiny"),
     "no objective": ({"objectives": []}, r"objectives: there is none"),
     "weight": ({"objectives": [{"name": "infonce", "weight": "much"}]}, r"weight must be a number"),
-    "mixup": ({"augment": {"mixup": 0.5}}, r"augment\.mixup"),
+    "mixup": ({"augment": {"mixup": MixupConfig("waveform")}}, r"augment\.mixup"),
     "checkpoint": ({"checkpoint": "nowhere"}, r"nowhere"),
     "validation": ({"data": {"val_fraction": 1.0}}, r"data\.val_fraction: must lie in"),
     "unlabelled probe": ({"online_probe": True, "data": {"val_fraction": 0.0}}, r"online_probe"),
@@ -252,7 +256,10 @@ def test_the_corrected_command_runs_and_an_old_run_comes_back(tiny_run, tmp_path
     for path in (tmp_path / "clips").rglob("*.wav"):
         path.write_bytes(path.read_bytes()[:-1] + b"\0")  # scanned anew, and then gone
     broken = replace(
-        config, resume="none", augment=replace(config.augment, mixup=0.0), optim=replace(config.optim, ema=2.0)
+        config,
+        resume="none",
+        augment=replace(config.augment, mixup=MixupConfig()),
+        optim=replace(config.optim, ema=2.0),
     )
     with pytest.raises(ValueError, match="ema"):
         finetune(broken)

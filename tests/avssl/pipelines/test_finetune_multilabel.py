@@ -16,6 +16,7 @@ from avssl.config import (
     EvaluateConfig,
     FinetuneConfig,
     LogConfig,
+    MixupConfig,
     OptimConfig,
     RuntimeConfig,
     WandbConfig,
@@ -36,7 +37,7 @@ SHARED = {
     "runtime": RuntimeConfig(accelerator="cpu"),
     "wandb": WandbConfig(mode="disabled"),
     "log": LogConfig(every=1, validate_every=2),
-    "augment": AugmentConfig(mixup=0.3),
+    "augment": AugmentConfig(mixup=MixupConfig("waveform", probability=1.0)),
 }
 
 

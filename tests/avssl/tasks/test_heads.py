@@ -47,7 +47,9 @@ def test_unlabelled_clips_have_no_gradient(logits) -> None:
 def test_mixup_mixes_the_targets(logits) -> None:
     verb, sound = torch.tensor([0, 2, 2, 1]), SOUND.clamp_min(0)
     partner, share = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
-    losses, _ = HeadLoss(LABELS)(logits, {"verb": verb, "sound": sound}, partner, share)
+    losses, _ = HeadLoss(LABELS)(
+        logits, {"verb": verb, "sound": sound}, {"verb": verb[partner], "sound": sound[partner]}, share
+    )
     own = share[:, None]
     mixed = own * F.one_hot(verb, 3) + (1 - own) * F.one_hot(verb[partner], 3)
     torch.testing.assert_close(losses["verb"], -(mixed * logits["verb"].log_softmax(1)).sum(1).mean())
@@ -57,7 +59,9 @@ def test_mixup_mixes_the_targets(logits) -> None:
 
 def test_a_blend_with_an_unlabelled_clip_counts_by_its_labelled_share(logits) -> None:
     partner, share = torch.tensor([1, 0, 3, 2]), torch.full((4,), 0.75)
-    losses, _ = HeadLoss(LABELS)(logits, {"verb": VERB, "sound": SOUND}, partner, share)
+    losses, _ = HeadLoss(LABELS)(
+        logits, {"verb": VERB, "sound": SOUND}, {"verb": VERB[partner], "sound": SOUND[partner]}, share
+    )
     each = binary(logits["sound"], SOUND.clamp_min(0))
     # Clips 2 and 3 are blends of clip 2's labels and of none.
     crossed = binary(logits["sound"][3:], SOUND[2:3])

@@ -173,7 +173,7 @@ def test_mixup_loss_is_the_blend_of_both_labels(monkeypatch) -> None:
     task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
     task.classifier.eval()  # no stochastic depth
     partner, weight = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, alpha: (x, partner, weight))
+    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, *_: (x, partner, weight))
     target = torch.tensor([0, 1, 2, 0])
     batch = make_batch(labels={"c": target})
     loss = task(batch)[0]["c"]
@@ -246,3 +246,20 @@ def test_training_sees_short_clips_padded_by_the_rule(pad: str, monkeypatch) -> 
         monkeypatch.setattr(encoder, "forward_grid", lambda x, f=forward, s=seen: s.append(x) or f(x))
         task.train()(replace(batch, labels={"c": torch.tensor([0, 1, 0, 1])}))
         torch.testing.assert_close(torch.cat(seen)[:4], wanted)
+
+
+def test_blends_of_the_loader_count_by_both_labels_and_are_not_blended_again() -> None:
+    task = finetune_task({"c": ["a", "b", "c"]}, label_smoothing=0.1)
+    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
+    task.classifier.eval()  # no stochastic depth
+    own, other, share = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2]), torch.tensor([0.5, 0.3, 0.6, 1.0])
+    batch = replace(make_batch(labels={"c": own}), mixed_labels={"c": other}, mixed_share=share)
+    loss = task(batch)[0]["c"]
+    with torch.no_grad():
+        log = task.classifier(task.classifier.frontend(batch.audio))["c"].log_softmax(1)
+    # CAV-MAE's dataloader.py: smoothing / classes everywhere, and (1 - smoothing) shared out between the two labels.
+    goal = torch.full((4, 3), 0.1 / 3)
+    for row in range(4):
+        goal[row, own[row]] += share[row] * 0.9
+        goal[row, other[row]] += (1 - share[row]) * 0.9
+    torch.testing.assert_close(loss, -(goal * log).sum(1).mean(), rtol=1e-4, atol=1e-5)

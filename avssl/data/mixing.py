@@ -1,0 +1,59 @@
+"""Mixup of a clip with one from anywhere in the training set, before the spectrogram: AST's and CAV-MAE's.
+
+Gong et al. 2021 (AST) and 2023 (CAV-MAE), ``dataloader.py`` of both: with a given probability a clip is blended with
+one drawn uniformly from the whole training set, with a share from Beta(10, 10), on waveforms without their means; so
+are the labels and, in CAV-MAE, the frames.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SetMixup:
+    """How clips are blended with others of the set.
+
+    Args:
+        probability: That a clip is blended.
+        alpha: Both parameters of the Beta distribution of the clip's own share.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    probability: float = 0.5
+    alpha: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"augment.mixup.probability: must lie in [0, 1], got {self.probability}")
+        if not 0 < self.alpha <= 1000:
+            raise ValueError(f"augment.mixup.alpha: must lie in (0, 1000], got {self.alpha}")
+
+    def share(self, rng: np.random.Generator) -> float | None:
+        """The clip's own share of its blend, 0 to 1; None where it is not blended."""
+        return float(rng.beta(self.alpha, self.alpha)) if rng.random() < self.probability else None
+
+
+def mix_waveforms(own: np.ndarray, samples: int, other: np.ndarray, other_samples: int, share: float) -> np.ndarray:
+    """The blend (S,) float32 of two clips (S,), which lasts as long as the first: the other is cut, or ends sooner.
+
+    Args:
+        own, other: Waveforms, of which the first ``samples`` and ``other_samples`` are sound; zeros follow.
+        share: Of ``own``, 0 to 1.
+    """
+    mixed, last = np.zeros_like(own), min(samples, other_samples)
+    if not samples:
+        return mixed
+    mixed[:samples] = share * (own[:samples] - own[:samples].mean())
+    if last:  # the mean is that of the whole other clip, also where it is cut
+        mixed[:last] += (1 - share) * (other[:last] - other[:other_samples].mean())
+    mixed[:samples] -= mixed[:samples].mean()
+    return mixed
+
+
+def mix_frames(own: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """The blend (T, H, W, 3) uint8 of two clips' frames."""
+    mixed = share * own.astype(np.float32) + (1 - share) * other.astype(np.float32)
+    return mixed.round().astype(np.uint8)
