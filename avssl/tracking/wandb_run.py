@@ -21,6 +21,7 @@ import wandb
 from scipy.io import wavfile
 
 from avssl.data.demo.writer import write_mp4
+from avssl.evaluation.files import atomic_path
 from avssl.progress import Meter
 from avssl.urls import hidden
 
@@ -226,12 +227,14 @@ class WandbRun:
             table = wandb.Table(columns=["clip", "video", "audio"])
             for number, (waveform, clip, clip_id) in enumerate(zip(waveforms, frames, ids, strict=True)):
                 sound, film = folder / f"{number}.wav", folder / f"{number}.mp4"
-                wavfile.write(sound, sample_rate, (waveform.clip(-1, 1) * 32767).astype(np.int16))
+                with atomic_path(sound) as temporary:
+                    wavfile.write(temporary, sample_rate, (waveform.clip(-1, 1) * 32767).astype(np.int16))
                 pictures = clip.transpose(1, 2, 3, 0)
                 odd = [(0, size % 2) for size in pictures.shape[1:3]]  # H.264 takes even sizes
                 pictures = np.pad(pictures, [(0, 0), *odd, (0, 0)], mode="edge")
                 fps = max(0.01, len(pictures) * sample_rate / len(waveform))
-                write_mp4(film, pictures, waveform.astype(np.float32), fps=fps, sample_rate=sample_rate)
+                with atomic_path(film) as temporary:
+                    write_mp4(temporary, pictures, waveform.astype(np.float32), fps=fps, sample_rate=sample_rate)
                 table.add_data(clip_id, wandb.Video(str(film), caption=clip_id), wandb.Audio(str(sound)))
             self.run.log({name: table})
 

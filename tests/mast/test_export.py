@@ -144,6 +144,21 @@ def test_a_flipped_bit_in_a_program_is_refused(tmp_path) -> None:
     for bit in (8 * weight, 8 * weight + 100):
         with pytest.raises(ValueError, match=r"bad\.pt2 is damaged .*(CRC|checksum)"):
             mast.open_exported(flipped(file, tmp_path / "bad.pt2", bit))
+    bits = torch.randint(8 * file.stat().st_size, (20,), generator=torch.Generator().manual_seed(0)).tolist()
+    refused, x, expected = 0, None, None
+    for bit in bits:
+        try:
+            found = mast.open_exported(flipped(file, tmp_path / "bad.pt2", bit))
+        except ValueError as error:
+            assert "bad.pt2 is damaged" in str(error)
+            refused += 1
+        else:  # between the parts of the archive
+            if expected is None:
+                exported = mast.open_exported(file)
+                x = torch.randn(1, 1, 32, exported.metadata["shortest"])
+                expected = exported(x)
+            assert all(torch.equal(value, expected[name]) for name, value in found(x).items())
+    assert refused >= 15
 
 
 def test_fixed_frames_and_cut_positions_in_a_program() -> None:

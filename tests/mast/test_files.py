@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,31 @@ def test_a_file_system_without_folder_sync_is_no_error(tmp_path: Path, monkeypat
     with atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+# A line that writes to a file. What it writes to is named ``temporary`` where `atomic_path` gave it.
+WRITES = re.compile(
+    r"\bwrite_(text|bytes|table|mp4)\(|\bsavefig\(|\btorch\.save\(|\bsave_file\(|\bwavfile\.write\(|\bsavez\("
+    r"|\bParquetWriter\(|\bZipFile\([^)]*\"w|\b(fd)?open\([^)]*\"[wa]b?\"|\bjson\.dump\(|\bcopyfile\("
+)
+OTHERWISE = {
+    "avssl/data/demo/build.py": "in a folder that gets its name when it is whole, and a journal to append to",
+    "avssl/data/journal.py": "a journal, to append to",
+    "avssl/evaluation/codec.py": "to memory",
+    "avssl/evaluation/embeddings.py": "to the open temporary file",
+    "avssl/evaluation/feature_parts.py": "to the temporary path that the caller gives",
+    "avssl/evaluation/report.py": "to memory",
+    "avssl/pipelines/run.py": "to the temporary path in the line after",
+    "avssl/tracking/tracker.py": "rows, to append to",
+    "mast/hub.py": "two files at once, the second of another name",
+}
+
+
+def test_every_file_that_is_written_appears_whole() -> None:
+    root = Path(__file__).parents[2]
+    found: dict[str, list[str]] = {}
+    for path in sorted(file for folder in ("avssl", "mast", "tools") for file in (root / folder).rglob("*.py")):
+        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            if WRITES.search(line) and "temporary" not in line and not line.startswith("def "):
+                found.setdefault(path.relative_to(root).as_posix(), []).append(line)
+    assert found.keys() == OTHERWISE.keys(), found

@@ -244,3 +244,10 @@ def test_no_command_is_overlooked() -> None:
     lines = re.findall(r"^(?:python (?:tools|benchmarks)/|avssl |torchrun |arecord |sbatch ).*", text, re.MULTILINE)
     run = {command for found in SECTIONS.values() for command in found}
     assert len(lines) > 60 and [line for line in lines if line not in run and not line.startswith(tuple(NOT_RUN))] == []
+
+
+def test_the_tests_that_a_page_names_are_there() -> None:
+    named = {
+        (page, name) for page in PAGES for name in re.findall(r"`(tests/[\w/.]+)", (REPOSITORY / page).read_text())
+    }
+    assert len(named) > 20 and not [(page, name) for page, name in named if not (REPOSITORY / name).exists()]

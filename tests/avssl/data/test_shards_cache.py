@@ -257,6 +257,25 @@ def test_a_flipped_bit_is_a_counted_failure_and_found_by_a_check(copied: Path, p
     assert replaced.clips and replaced.failures[0].reason == "corrupt sample"
 
 
+def test_a_flipped_bit_anywhere_in_a_shard_gives_no_other_clip(copied: Path) -> None:
+    manifest = open_data(str(copied))
+    row = 0
+    shard = copied / Address.parse(manifest.column("path")[row]).shard
+    whole = shard.read_bytes()
+    read = dataset(manifest, mode="center", clip_seconds=8.0, num_frames=20)
+    (expected,), failed = read[(0, row)].clips, 0
+    for bit in np.random.default_rng(4).integers(8 * len(whole), size=100).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(data)
+        assert [line.partition(":")[0] for line in verify(str(copied), progress=False)] == [shard.name]
+        item = read[(0, row)]
+        failed += len(item.failures)
+        for clip in item.clips:  # in another sample, or in frames that it does not look at
+            assert np.array_equal(clip.audio, expected.audio) and np.array_equal(clip.video, expected.video)
+    assert failed > 5
+
+
 @pytest.mark.parametrize("path", ["/etc/hostname", "other.wav", "/x.tar#0+1024,100,00000000"])
 def test_an_index_that_names_other_files_is_refused(copied: Path, path: str) -> None:
     manifest = open_data(str(copied))
