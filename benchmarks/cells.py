@@ -47,11 +47,12 @@ def usage(name: str, arguments: Sequence[str], log: Path) -> struct_rusage:
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning: its name, for example esc10:mast:fold1, the options of tools/finetune.py, and what it is."""
+    """One run: its name, for example esc10:mast:fold1, the options of its tool, what it is, and the tool."""
 
     name: str
     arguments: tuple[str, ...]
     about: dict[str, Any]
+    tool: str = "finetune"
 
     def folder(self, runs: Path) -> Path:
         """Folder of the run."""
@@ -85,7 +86,8 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
     folder = cell.folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "run"
-    used = usage("finetune", [*cell.arguments, *ALONE, *UNTRACKED, "--output", str(output)], folder / "finetune.log")
+    options = [*cell.arguments, *ALONE, *UNTRACKED, "--output", str(output)]
+    used = usage(cell.tool, options, folder / f"{cell.tool}.log")
     result = read_result(output / "result.json")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     row = {
@@ -95,6 +97,7 @@ def measure(cell: Cell, runs: Path) -> dict[str, Any]:
         "clustering": result.get("clustering", {}),
         "validation": next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), None),
         "start": result["start"],
+        "weights": result.get("weights", {}),
         "peak_memory_mb": used.ru_maxrss / 1024,
         "processor_seconds": used.ru_utime + used.ru_stime,
         "arguments": list(cell.arguments),
@@ -124,7 +127,8 @@ def measure_all(
                 bar.write(f"{cell.name}: {error}")
             else:
                 keep(row)
-                top1 = next(value for key, value in row["metrics"].items() if key.endswith("/top1"))
-                bar.write(f"{cell.name}: top-1 {top1:.1%}")
+                found = row["metrics"].items()
+                told = [f"{key} {value:.1%}" for key, value in found if key.endswith(("/top1", "to_video/R@1"))]
+                bar.write(f"{cell.name}: {told[0] if told else 'done'}")
             bar.update()
     return failed

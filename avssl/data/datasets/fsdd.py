@@ -16,8 +16,8 @@ NAME = re.compile(r"\d_[a-z]+_\d+")  # digit, speaker, take
 def fsdd(root: Path, *, held_out_speakers: Sequence[str] = ()) -> Manifest:
     """``recordings/7_jackson_32.wav`` and the like, or the recordings themselves, under ``root``.
 
-    Heads "digit" and "speaker", column "take". The official test split, takes 0 to 4, holds the voices of the training
-    split; holding speakers out measures digits rather than voices.
+    Heads "digit" and "speaker", columns "take" and "speaker". The official test split, takes 0 to 4, holds the
+    voices of the training split; holding speakers out measures digits rather than voices.
 
     Args:
         root: The folder.
@@ -34,6 +34,7 @@ def fsdd(root: Path, *, held_out_speakers: Sequence[str] = ()) -> Manifest:
                 "path": path,
                 "split": "test" if held_out else "train",
                 "take": take,
+                "speaker": speaker,  # keeps clips of one voice on one side of a hold-out
                 "label.digit": digit,
                 "label.speaker": speaker,
             }

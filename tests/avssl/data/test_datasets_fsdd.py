@@ -4,6 +4,7 @@ import pytest
 
 from avssl.data.datasets import build_manifest
 from avssl.data.failures import DataError
+from avssl.data.strata import row_groups
 
 
 @pytest.fixture
@@ -30,6 +31,14 @@ def test_held_out_speakers_are_the_test_split(root: Path) -> None:
     manifest = build_manifest("fsdd", root / "recordings", held_out_speakers=["theo"])
     assert set(manifest.select(split="test").labels("speaker").tolist()) == {1}
     assert set(manifest.select(split="train").labels("speaker").tolist()) == {0}
+
+
+def test_a_hold_out_keeps_the_clips_of_a_voice_together_unless_the_voice_is_the_label(root: Path) -> None:
+    train = build_manifest("fsdd", root).select(split="train")
+    groups, together = row_groups(train, ignore=["digit"])
+    assert together == ["speaker"]
+    assert len({*zip(groups.tolist(), train.column("speaker"), strict=True)}) == 2
+    assert row_groups(train, ignore=["speaker"])[1] == []
 
 
 def test_copies_of_a_recording_are_counted_not_listed(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score
 
-from avssl.evaluation.compare import holm, mcnemar, paired_map, unpaired
+from avssl.evaluation.compare import holm, mcnemar, over_draws, paired_map, unpaired
 from avssl.evaluation.predictions import read_predictions, write_predictions
 
 
@@ -119,3 +119,30 @@ def test_predictions_that_cannot_be(tmp_path) -> None:
         read_predictions(tmp_path / "p.parquet")
     with pytest.raises(FileNotFoundError):
         read_predictions(tmp_path / "none.parquet")
+
+
+def test_over_draws_finds_a_difference_that_is_not_there_no_more_often_than_it_says() -> None:
+    rng = np.random.default_rng(0)
+    false, missed = 0, 0
+    for _ in range(200):
+        places = rng.normal(0, 0.15, 20)  # groups differ, and so do draws
+        drawn = []
+        for effect in rng.normal(0, 0.05, 3):
+            chance = 0.5 + (np.repeat(places, 10) + effect) / 2
+            drawn.append((rng.random(200) < chance).astype(int) - (rng.random(200) < 1 - chance))
+        found = over_draws(drawn, [[k // 10 for k in range(200)]] * 3)
+        false += found.p < 0.05
+        missed += not found.low <= 0 <= found.high
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+    assert false == missed <= 16  # 5 % are 10
+
+
+def test_over_draws_of_equal_answers_has_a_width_and_no_clip_is_an_error() -> None:
+    same = over_draws([np.zeros(50), np.zeros(50)], [range(50), range(50)])
+    assert (same.value, same.p) == (0, 1) and same.low < 0 < same.high
+    sure = over_draws([np.ones(50)], [range(50)])
+    assert sure.value == 1 and 0.95 < sure.low < 1 and sure.p < 1e-6
+    with pytest.raises(ValueError, match="needs one draw or more"):
+        over_draws([[]], [[]])
+    with pytest.raises(ValueError, match="group for every clip"):
+        over_draws([[1, 0]], [["a"]])

@@ -161,7 +161,7 @@ def test_random_folds_of_several_labels_a_clip(cache, tmp_path) -> None:
         ("esc10", "fold=3,3", None, ValueError, "a fold twice"),
         ("esc10", "fold=[1,", None, ValueError, "cannot read"),
         ("esc10", "some", None, ValueError, "neither official, nor a number"),
-        ("fsdd", 1, None, ValueError, r"2\.\.60: fsdd has 60 clips"),
+        ("fsdd", 1, None, ValueError, r"2\.\.4: fsdd has 4 groups of clips of one speaker"),
         ("esc10", 11, None, ValueError, r"2\.\.10: esc10 has 10 groups of clips of one recording"),
         ("fsdd", 9, "speaker", ValueError, r"2\.\.4: fsdd has 4 speaker"),
         ("fsdd", 21, None, DataError, "no class of 'digit' has as many clips as there are folds"),
