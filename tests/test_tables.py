@@ -209,7 +209,7 @@ def test_without_results_tables_say_so(tmp_path: Path) -> None:
 def leaves(values: dict, prefix: str = "") -> set[str]:
     out = set()
     for key, value in values.items():
-        nested = isinstance(value, dict) and key not in ("options", "parameters")
+        nested = isinstance(value, dict) and key not in ("options", "parameters", "mixup")
         out |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}"}
     return out
 
