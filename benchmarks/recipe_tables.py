@@ -81,7 +81,8 @@ def settings_of(recipe: Path) -> Iterator[Setting]:
             groups.append((depth, key))
             continue
         path = [name for _, name in groups]
-        if not found["item"] or not body.startswith("{"):
+        # A term of the loss may have a line for each of its settings.
+        if path != ["objectives"] and not (found["item"] and body.startswith("{")):
             path, body = [*path, key], value.strip()
         name = ".".join(path)
         if not _OF_THE_RUN.fullmatch(name):

@@ -33,7 +33,9 @@ class PretrainConfig:
             shares) and options. --list-objectives prints the names.
         retrieval: Term whose projection embeds clips for retrieval; default: the first that contrasts audio with video,
             else the first that has a projection.
-        teacher_momentum: Momentum of the teacher that some objectives learn from (moco, distill); it rises to 1.
+        teacher_momentum: Momentum of the teacher that some objectives learn from; default: as published, 0.996 rising
+            to 1 for distill, 0.999 throughout for moco. A teacher remembers some 1 / (1 - momentum) steps: a run of a
+            few hundred needs less, such as 0.99, or it learns from a teacher that is nearly its random start.
         augment: Batched augmentation.
         optim: Optimizer and schedule.
         runtime: Devices and precision.
@@ -59,7 +61,7 @@ class PretrainConfig:
     time_bins: int = 1
     objectives: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "infonce"}])
     retrieval: str | None = None
-    teacher_momentum: float = 0.99
+    teacher_momentum: float | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -22,8 +22,12 @@ class Distill(Objective):
     Across modalities the student of view 0 predicts the teacher of view 0; within one, the student of view 1 predicts
     the teacher of view 0. ``symmetric`` adds the same with the views swapped. The loss is the mean over all of these.
 
-    ``{loss: contrastive, between: within, modality: audio, symmetric: true, patch_drop: 0.5}`` is SS-MAST (Ghosh et al.
-    2022): the student sees what patch-drop leaves, the teacher all of it.
+    ``{loss: contrastive, between: within, modality: audio, symmetric: true, patch_drop: 0.1}`` is SS-MAST (Ghosh et al.
+    2022, arXiv 2211.01515; the rate is the default of its authors' code): the student sees what patch-drop leaves, the
+    teacher all of it.
+
+    The teacher's momentum is that of BYOL and DINO, 0.996 rising to 1; the config's ``teacher_momentum`` sets another,
+    which runs of a few hundred steps need.
 
     Args:
         shapes: Sizes of the embeddings.

@@ -90,7 +90,7 @@ class DinoLoss(DistillLoss):
         temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         center_momentum: float = 0.9,
-        momentum: float = 0.99,
+        momentum: float = 0.996,
     ) -> None:
         super().__init__()
         if prototypes < 2:

@@ -33,7 +33,8 @@ class MoCo(Objective):
     He et al. 2020, eq. 1, in both directions: the query is the student's embedding of one modality, the positive key
     the teacher's embedding of the other modality of the same clip. Negatives are the keys in the queue of that other
     modality and, so that the first steps with their empty queues have some, the keys of the other clips of the global
-    batch. The loss is the mean of both directions; keys enter the queues after it was computed.
+    batch. The loss is the mean of both directions; keys enter the queues after it was computed. The teacher's momentum
+    is the paper's 0.999; the config's ``teacher_momentum`` sets another, which runs of under a few thousand steps need.
 
     Args:
         dim: Width of its projection.
@@ -42,6 +43,7 @@ class MoCo(Objective):
     """
 
     needs_teacher = True
+    teacher_momentum = (0.999, 0.999)
     retrieves = True
 
     def __init__(self, dim: int, queue: int = 4096, temperature: float = 0.07) -> None:

@@ -36,7 +36,27 @@ class WeightedObjectives(nn.ModuleList):
     @property
     def need_teacher(self) -> bool:
         """Whether one of them learns from a momentum teacher."""
-        return any(objective.needs_teacher for objective in self)
+        return bool(self._taught())
+
+    def teacher_momentum(self, given: float | None) -> tuple[float, float]:
+        """Momentum of the teacher at the first step and at the last: ``given``, else the objectives' own, at first.
+
+        Raises:
+            ValueError: nothing is given, and their own differ.
+        """
+        own = {objective.teacher_momentum: name for name, objective in self._taught()}
+        if given is not None:
+            rises = any(last == 1.0 for _, last in own)
+            return given, 1.0 if rises else given
+        if len(own) > 1:
+            told = ", ".join(f"{name} {first:g} to {last:g}" for (first, last), name in own.items())
+            raise ValueError(
+                f"teacher_momentum: the objectives' own differ ({told}), and there is one teacher; give it"
+            )
+        return next(iter(own), (1.0, 1.0))
+
+    def _taught(self) -> list[tuple[str, Objective]]:
+        return [(name, objective) for name, objective in zip(self.names, self, strict=True) if objective.needs_teacher]
 
     def forward(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by name, and what all report."""

@@ -18,8 +18,8 @@ class PretrainTask(Task):
     """Augments a batch, embeds it, and applies the objectives.
 
     Where an objective needs it, a momentum teacher follows the pair: after each optimizer step its weights are
-    ``m * teacher + (1 - m) * student``, with m rising from ``teacher_momentum`` to 1 on a cosine (BYOL, Grill et al.
-    2020).
+    ``m * teacher + (1 - m) * student``, with m on a cosine between two values, by default those of the
+    objective's paper.
 
     Args:
         pair: The model.
@@ -27,7 +27,7 @@ class PretrainTask(Task):
         augmentation: Batched augmentation.
         clip_seconds: Length of a clip.
         chunk: Clips encoded at a time, for batches beyond memory; None encodes all at once.
-        teacher_momentum: Momentum of the teacher at the beginning.
+        teacher_momentum: Momentum of the teacher at the beginning; None is the objectives' own.
         diagnose_every: Steps between diagnostics of the embeddings in the report: as often as it is logged.
     """
 
@@ -39,11 +39,11 @@ class PretrainTask(Task):
         *,
         clip_seconds: float = 1.0,
         chunk: int | None = None,
-        teacher_momentum: float = 0.99,
+        teacher_momentum: float | None = None,
         diagnose_every: int = 1,
     ) -> None:
         super().__init__()
-        if not 0 <= teacher_momentum <= 1:
+        if teacher_momentum is not None and not 0 <= teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum: must lie in [0, 1], got {teacher_momentum}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"optim.chunk: must be at least 1, got {chunk}")
@@ -59,7 +59,8 @@ class PretrainTask(Task):
         self.objectives = WeightedObjectives(objectives)
         # Modules, so that train() and eval() reach them.
         self.wave, self.spectrogram, self.video = augmentation.wave, augmentation.spectrogram, augmentation.video
-        self.clip_seconds, self.chunk, self.teacher_momentum = clip_seconds, chunk, teacher_momentum
+        self.clip_seconds, self.chunk = clip_seconds, chunk
+        self.teacher_momentum = self.objectives.teacher_momentum(teacher_momentum)
         self.diagnose_every, self.diagnosing = diagnose_every, diagnose_every == 1
         self.teacher: AudioVisualPair | None = None
         if self.objectives.need_teacher:
@@ -82,7 +83,7 @@ class PretrainTask(Task):
     def after_step(self, step: int, max_steps: int) -> None:
         """Moves the teacher and lets objectives move what they keep; called after each optimizer step."""
         if self.teacher is not None:
-            follow(self.teacher.parameters(), self.pair.parameters(), step, max_steps, self.teacher_momentum)
+            follow(self.teacher.parameters(), self.pair.parameters(), step, max_steps, *self.teacher_momentum)
         self.objectives.after_step(step, max_steps)
         self.plan(step, max_steps)
 

@@ -96,7 +96,9 @@ class PassingLogMel(mast.LogMel):
         return super().forward(waveform.float(), samples).to(waveform.dtype)
 
 
-def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None = None) -> PretrainTask:
+def exact_task(
+    objectives: list[tuple[str, Objective, float]], chunk: int | None = None, teacher_momentum: float | None = None
+) -> PretrainTask:
     """A pretraining task in float64 whose clips do not depend on each other: no batch norm, no random augmentation.
 
     Its sizes are ``SHAPES``. Batches come from :func:`exact_batch`.
@@ -118,7 +120,7 @@ def exact_task(objectives: list[tuple[str, Objective, float]], chunk: int | None
         heads["audio"], heads["video"] = (nn.Linear(width, SHAPES.joint) for width in (SHAPES.audio, SHAPES.video))
     pair.settings = {"crop_size": 16}
     augmentation = Augmentation(WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(16, 1.0, 0.0, 0.0))
-    task = PretrainTask(pair, objectives, augmentation, chunk=chunk).double()
+    task = PretrainTask(pair, objectives, augmentation, chunk=chunk, teacher_momentum=teacher_momentum).double()
     pair.frontend = PassingLogMel(num_mels=64)
     return task
 

@@ -1,12 +1,14 @@
 """Terms of a config: each objective's projection, shared ones, and which one retrieval uses."""
 
+import math
 from typing import Any
 
 import pytest
+import torch
 from objective_steps import SHAPES, exact_batch, exact_task
 
 from avssl.models.projection import Projection
-from avssl.objectives import create_objectives
+from avssl.objectives import WeightedObjectives, create_objectives
 from avssl.objectives.terms import UNTRAINED, own_projections, read_terms, retrieval_projection
 
 
@@ -98,3 +100,44 @@ def test_terms_that_cannot_be_built_are_told(terms: list[dict[str, Any]], told: 
 def test_retrieval_by_a_term_that_there_is_not() -> None:
     with pytest.raises(ValueError, match="retrieval: no objective 'masked' with a projection; there are infonce"):
         retrieval_projection(read_terms([{"name": "infonce"}, {"name": "masked"}], 8), "masked")
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "wanted"),
+    [
+        (["distill"], None, (0.996, 1.0)),
+        (["infonce", "moco"], None, (0.999, 0.999)),
+        (["distill"], 0.9, (0.9, 1.0)),
+        (["moco"], 0.9, (0.9, 0.9)),
+        (["moco", "distill"], 0.9, (0.9, 1.0)),
+    ],
+)
+def test_the_teacher_has_the_momentum_of_the_paper_or_the_given_one(
+    names: list[str], given: float | None, wanted: tuple[float, float]
+) -> None:
+    terms = create_objectives([{"name": name} for name in names], SHAPES)
+    assert WeightedObjectives(terms).teacher_momentum(given) == wanted
+
+
+def test_two_teachers_of_unlike_momentum_are_refused() -> None:
+    terms = create_objectives([{"name": "moco"}, {"name": "distill"}], SHAPES)
+    with pytest.raises(ValueError, match=r"own differ \(moco 0.999 to 0.999, distill 0.996 to 1\), .* give it"):
+        WeightedObjectives(terms).teacher_momentum(None)
+
+
+@pytest.mark.parametrize(("name", "given"), [("moco", None), ("distill", None), ("moco", 0.5), ("distill", 0.5)])
+def test_the_teacher_follows_at_that_momentum(name: str, given: float | None) -> None:
+    """Over 5 steps: m constant for moco, on a cosine to 1 for distill, against the formula."""
+    task = exact_task(create_objectives([{"name": name}], SHAPES), teacher_momentum=given)
+    first = given or {"moco": 0.999, "distill": 0.996}[name]
+    with torch.no_grad():
+        for parameter in task.pair.parameters():
+            parameter += 1.0
+    assert task.teacher is not None
+    key = "projections." + name + ".audio.weight"
+    expected, student = task.teacher.get_parameter(key).clone(), task.pair.get_parameter(key)
+    for step in range(1, 6):
+        task.after_step(step, 5)
+        m = first if name == "moco" else 1 - (1 - first) * (math.cos(math.pi * (step - 1) / 4) + 1) / 2
+        expected = m * expected + (1 - m) * student
+        torch.testing.assert_close(task.teacher.get_parameter(key), expected, rtol=1e-12, atol=1e-12)
