@@ -1,0 +1,149 @@
+"""Steps of training and opens of media leave nothing behind: memory, file descriptors and threads stay flat.
+
+With ``AVSSL_TEST_LONG=1`` 3,000 of each, else as many as seconds allow.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from avssl.config import (
+    AudioConfig,
+    DataConfig,
+    LogConfig,
+    OptimConfig,
+    PretrainConfig,
+    RuntimeConfig,
+    VideoConfig,
+    WandbConfig,
+)
+from avssl.data.media import MediaError, MediaFile, probe
+from avssl.data.media.stream import stream_audio
+from avssl.engine import Engine
+from avssl.pipelines.pretrain import pretrain
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds: MiB that no other process has, open descriptors, threads."""
+
+    memory: float
+    descriptors: int
+    threads: int
+
+
+def held(pid: int | str = "self") -> Held:
+    folder = Path(f"/proc/{pid}")
+    lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    memory = (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024
+    return Held(memory, len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")))
+
+
+def settled() -> Held:
+    """Without what the allocator keeps for later."""
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return held()
+
+
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "a.mp4": {},
+    "a.mkv": {},
+    "a.avi": {"video_codec": "mjpeg", "audio_codec": "pcm_s16le"},
+    "a.ts": {},
+    "a.wav": {"video_codec": None, "audio_codec": "pcm_s16le"},
+    "a.flac": {"video_codec": None, "audio_codec": "flac"},
+    "a.mp3": {"video_codec": None, "audio_codec": "libmp3lame"},
+    "a.ogg": {"video_codec": None, "audio_codec": "libopus", "sample_rate": 48000},
+    "cut.mp4": {},
+    "text.mp4": {},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_opens_of_media_leave_nothing_behind(
+    name: str, tmp_path: Path, media_factory: ModuleType, long: bool, record_property: Any
+) -> None:
+    path = media_factory.write_media(tmp_path / name, seconds=1.0, size=(64, 48), **CONTAINERS[name])
+    if name == "cut.mp4":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif name == "text.mp4":
+        path.write_text("no media at all\n" * 100)
+
+    def open_it(number: int) -> None:
+        with suppress(MediaError), MediaFile(path) as file:
+            file.audio(0.2, 0.5)
+            if CONTAINERS[name].get("video_codec", "") is not None:
+                file.frames([0.1, 0.6], size=32)
+        if number % 4 == 0:
+            probe(path, deep=True)
+            with suppress(MediaError):
+                list(stream_audio(path, 16000))
+
+    for number in range(20):
+        open_it(number)
+    before, count = settled(), 3000 if long else 60
+    for number in range(count):
+        open_it(number)
+    after = settled()
+    record_property("held", (count, before, after))
+    assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
+    assert after.memory - before.memory < 16, f"{before} before, {after} after {count} opens"
+
+
+def test_steps_of_training_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool, record_property: Any
+) -> None:
+    """With a decoding process, validation, checkpoints and metrics; that process is looked at, too."""
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    steps = 3000 if long else 60
+    looks: dict[int, tuple[Held, ...]] = {}
+    step = Engine._step
+
+    def looking(self: Engine, *arguments: Any) -> Any:
+        if self.progress.step in (steps // 3, steps - 1):
+            gc.collect()
+            looks[self.progress.step] = (held(), *(held(child.pid) for child in multiprocessing.active_children()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", looking)
+    every = steps // 6
+    config = PretrainConfig(
+        audio=AudioConfig(options={"embed_dim": 8, "depths": [1, 1, 1, 1]}),
+        video=VideoConfig(crop_size=24),
+        data=DataConfig(
+            "demo",
+            options={"pretrain": 8, "train_per_class": 1, "test_per_class": 1},
+            num_workers=1,
+            clip_seconds=0.5,
+            num_frames=2,
+            frame_size=32,
+            val_fraction=0.25,
+        ),
+        optim=OptimConfig(max_steps=steps, batch_size=2),
+        log=LogConfig(every=5, validate_every=every, checkpoint_every=every),
+        runtime=RuntimeConfig(accelerator="cpu"),
+        wandb=WandbConfig(mode="disabled"),
+        online_probe=False,
+        output=tmp_path / "run",
+    )
+    assert pretrain(config)["finished"]
+    before, after = looks.values()
+    record_property("held", (steps, before, after))
+    assert len(before) == len(after) == 2
+    for early, late in zip(before, after, strict=True):
+        assert (late.descriptors, late.threads) == (early.descriptors, early.threads)
+        assert late.memory - early.memory < 32, f"{early} after a third, {late} after all {steps} steps"
