@@ -197,7 +197,7 @@ class Run:
     def _write_config(self) -> None:
         path = self.folder / CONFIG
         if self.config.resume == "none" and (path.is_file() or _holds_training(self.folder)):
-            self._backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self._backup = _free_name(self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
             self.folder.rename(self._backup)
             logger.info("kept the earlier run as %s", self._backup)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,6 +242,15 @@ class Run:
                 f"processes: {fix}, or --resume none to start over (the old folder is kept)"
             )
         return {name: state[name] for name in ("settings", "wandb_id", "progress")}
+
+
+def _free_name(path: Path) -> Path:
+    """``path``, or with a number behind it where it is taken, as after the clock was set back."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _holds_training(folder: Path) -> bool:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,28 @@ def test_a_live_holder_on_another_host_keeps_its_lock(tmp_path: Path, monkeypatc
     with pytest.raises(HeldError, match="elsewhere"), hold(tmp_path / "out", "run"):
         pass
     assert file.is_file()
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_no_jump_of_the_clock_takes_a_lock(tmp_path: Path, monkeypatch, hours: int) -> None:
+    """Neither of the holder's clock, by which the sign of life has its time, nor of one's own."""
+    monkeypatch.setattr(locks, "_POLL", 0.1)
+    file = of_another_host(tmp_path)
+    clock, acquire, polls = time.time, SoftFileLease.acquire, 0
+    os.utime(file, (clock() - 3600 * hours,) * 2)
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600 * hours)
+
+    def counted(lease: SoftFileLease, *args: object, **options: object) -> object:
+        nonlocal polls
+        polls += 1
+        if polls == 5:
+            raise InterruptedError
+        return acquire(lease, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SoftFileLease, "acquire", counted)
+    with pytest.raises(InterruptedError), hold(tmp_path / "out", "run"):
+        pass
+    assert "host=elsewhere" in file.read_text()
 
 
 def test_who_waits_gets_it_after_the_other(tmp_path: Path, caplog) -> None:

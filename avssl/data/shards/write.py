@@ -147,21 +147,31 @@ def _write(
         step = max(1, _AT_A_TIME // samples_per_shard)
         for first in range(0, len(todo), step):
             for shard, made in _made(manifest, todo[first : first + step], settings, parts, workers, meter, failed):
+                _check_there(store, {})
                 done[shard.name] = _finish(store, shard, made, parts)
     shutil.rmtree(parts, ignore_errors=True)
     _tell(report, shards, done)
     if not report.samples:
         path, why = next(iter(report.failures.items()), ("none", "no usable clip"))
         raise DataError(f"{name}: nothing could be cached; the first: {path}: {why}")
-    for shard in shards:
-        if done[shard.name]["samples"] and store.size(shard.name) != done[shard.name]["bytes"]:
-            raise DataError(f"{store.location}/{shard.name}: has changed since it was written; run this again")
+    _check_there(store, done)
     _write_index(manifest, store, shards, done, entry)
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
     counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
     counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
+    _check_there(store, done)
     _write_about(store, about | {"complete": True, **counts, "shards": listed})
+    _check_there(store, done)
     return report
+
+
+def _check_there(store: Store, done: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises DataError where what has been written is not there any more, as when somebody deletes the folder."""
+    if store.size(ABOUT) is None:
+        raise DataError(f"{store.location}: was deleted while the cache was made; run this again")
+    for name, record in done.items():
+        if record["samples"] and store.size(name) != record["bytes"]:
+            raise DataError(f"{store.location}/{name}: has changed since it was written, or is gone; run this again")
 
 
 def _begin(store: Store, about: dict[str, Any]) -> None:
@@ -169,7 +179,8 @@ def _begin(store: Store, about: dict[str, Any]) -> None:
     if store.local is not None:
         store.local.mkdir(parents=True, exist_ok=True)
     if store.size(ABOUT) is None:
-        if store.local is not None and any(store.local.iterdir()):
+        # What was in hand when somebody deleted the folder may have come after that.
+        if store.local is not None and any(path.name not in (_PARTS, INDEX) for path in store.local.iterdir()):
             raise DataError(f"{store.location}: holds other files; choose an empty or a new folder for --output")
         _write_about(store, about)
         return

@@ -95,6 +95,19 @@ def test_starting_over_keeps_the_old_folder(damaged: FinetuneConfig) -> None:
     assert not read_rows(folder / "metrics.jsonl")
 
 
+def test_starting_over_twice_by_the_same_clock_keeps_both_folders(config: FinetuneConfig, monkeypatch) -> None:
+    """As after the clock was set back."""
+    monkeypatch.setattr("avssl.pipelines.run.time.strftime", lambda *_: "20260101-000000")
+    for step in (4, 5):
+        with open_run(replace(config, resume="none", seed=step)) as run:
+            run.tracker.log({"train/loss": 1.0}, step)
+    folder = Path(str(config.output))
+    steps = {
+        path.name: [row["step"] for row in read_rows(path / "metrics.jsonl")] for path in folder.parent.glob("run*")
+    }
+    assert steps == {"run.20260101-000000": [3], "run.20260101-000000-2": [4], "run": [5]}
+
+
 def test_a_run_that_says_nothing_of_its_settings_is_not_written_over(damaged: FinetuneConfig) -> None:
     folder = Path(str(damaged.output))
     shutil.rmtree(folder / "checkpoints")

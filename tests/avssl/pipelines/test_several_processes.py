@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +53,40 @@ def strike(rank: int) -> dict[str, str]:
     return {"STRIKE": f"{int(signal.SIGKILL)} {rank} 1"}
 
 
+def struck_and_gone(arguments: list[str], environment: dict[str, str], folder: Path) -> tuple[int, str]:
+    """Status and words of a run with a decoding process for each rank, one of which is struck.
+
+    Nothing of it may stay: no process, no semaphore, no shared memory.
+    """
+    mark, notes = f"AVSSL_TEST_MARK={uuid.uuid4().hex}", folder / "notes"
+    notes.mkdir()
+    environment = environment | dict([mark.split("=")]) | {"STRIKE_NOTES": str(notes)}
+    with (folder / "told.txt").open("w+") as told:  # a pipe would end with the last process only
+        command = [*arguments, "--data.num_workers", "1"]
+        status = subprocess.run(command, env=environment, stdout=told, stderr=told).returncode
+        until = time.monotonic() + 120  # ten seconds, on a quiet machine
+        while (left := marked(mark)) and time.monotonic() < until:
+            time.sleep(0.1)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        told.seek(0)
+        assert not left, f"{left} stayed: {told.read()[-3000:]}"
+        semaphores = [name for note in notes.iterdir() for name in note.read_text().split()]
+        assert semaphores and not [name for name in semaphores if Path("/dev/shm", name).exists()]
+        told.seek(0)
+        return status, told.read()
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that have this variable in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
 def run(arguments: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -72,10 +108,8 @@ def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
     assert [row["step"] for row in uninterrupted] == list(range(1, 9))
     assert uninterrupted[0]["train/infonce/negatives"] == 7
     output = tmp_path / "run"
-    arguments = command(output, *TWO, tool=STRUCK)
-    struck = subprocess.run(arguments, env=environment | strike(1), capture_output=True, text=True)
-    told = struck.stderr
-    assert struck.returncode != 0
+    returncode, told = struck_and_gone(command(output, *TWO, tool=STRUCK), environment | strike(1), tmp_path)
+    assert returncode != 0
     since = time.time() - (output / "checkpoints" / "last.ckpt").stat().st_mtime
     assert since < 240, f"the others ended {since:.0f} s after the strike"
     assert "lost another one at step" in told and f"continues from {output / 'checkpoints' / 'last.ckpt'}" in told
