@@ -15,17 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from small_runs import small_pretraining
 
-from avssl.config import (
-    AudioConfig,
-    DataConfig,
-    LogConfig,
-    OptimConfig,
-    PretrainConfig,
-    RuntimeConfig,
-    VideoConfig,
-    WandbConfig,
-)
 from avssl.data.media import MediaError, MediaFile, probe
 from avssl.data.media.stream import stream_audio
 from avssl.engine import Engine
@@ -120,26 +111,7 @@ def test_steps_of_training_leave_nothing_behind(
         return step(self, *arguments)
 
     monkeypatch.setattr(Engine, "_step", looking)
-    every = steps // 6
-    config = PretrainConfig(
-        audio=AudioConfig(options={"embed_dim": 8, "depths": [1, 1, 1, 1]}),
-        video=VideoConfig(crop_size=24),
-        data=DataConfig(
-            "demo",
-            options={"pretrain": 8, "train_per_class": 1, "test_per_class": 1},
-            num_workers=1,
-            clip_seconds=0.5,
-            num_frames=2,
-            frame_size=32,
-            val_fraction=0.25,
-        ),
-        optim=OptimConfig(max_steps=steps, batch_size=2),
-        log=LogConfig(every=5, validate_every=every, checkpoint_every=every),
-        runtime=RuntimeConfig(accelerator="cpu"),
-        wandb=WandbConfig(mode="disabled"),
-        online_probe=False,
-        output=tmp_path / "run",
-    )
+    config = small_pretraining(tmp_path / "run", steps, every=steps // 6, workers=1)
     assert pretrain(config)["finished"]
     before, after = looks.values()
     record_property("held", (steps, before, after))

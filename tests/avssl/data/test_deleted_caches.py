@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loading_samples import write_ramp_wav
+from small_runs import small_pretraining
 from test_shards_write import clocks, contents, made
 
 from avssl.data import catalog, scan
@@ -14,6 +16,9 @@ from avssl.data.loader import make_train_loader
 from avssl.data.media import MediaInfo
 from avssl.data.shards import write
 from avssl.data.shards.verify import verify
+from avssl.engine import Engine
+from avssl.pipelines.pretrain import pretrain
+from avssl.tracking import read_rows
 
 
 def test_a_scan_whose_cache_is_deleted_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +39,26 @@ def test_a_scan_whose_cache_is_deleted_is_whole(tmp_path: Path, monkeypatch: pyt
     again = catalog.open_data(str(tmp_path / "media"), workers=0, progress=False)
     assert scanned.digest == again.digest and scanned.column("has_audio") == [True] * 4 and len(looked) == 4
     assert [path.suffix for path in (cache / "manifests").iterdir()] == [".parquet"]
+
+
+def test_a_run_whose_data_are_deleted_ends_and_goes_on_with_the_same_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    config, step, looked = small_pretraining(tmp_path / "run", 7, every=2), Engine._step, []
+
+    def deleting(self: Engine, *arguments: Any) -> Any:
+        looked.append(self.progress.step)
+        if looked == [0, 1, 2]:
+            shutil.rmtree(tmp_path / "cache")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", deleting)
+    with pytest.raises(DataError, match=r"first cause: .*demo-\w+/.*\.mp4: file not found"):
+        pretrain(config)
+    assert max(looked) < 6 and pretrain(config)["finished"] and looked.count(2) == 2, "it went on"
+    assert pretrain(small_pretraining(tmp_path / "whole", 7, every=2))["finished"]
+    assert read_rows(tmp_path / "run" / "metrics.jsonl") == read_rows(tmp_path / "whole" / "metrics.jsonl")
 
 
 def test_a_training_whose_shards_are_deleted_ends_and_names_them(tmp_path: Path) -> None:
