@@ -85,7 +85,7 @@ def probe(path: str | Path, *, deep: bool | None = None) -> MediaInfo:
     "zero length", and of one stream "no audio stream", "no decoder", "unknown sample rate", "does not decode" and
     so on for video.
     """
-    identity: dict[str, int] = {}
+    identity: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # of which opening the file tells
         found = os.stat(path)
         identity = {"file_bytes": found.st_size, "file_modified": found.st_mtime_ns // 1000}
