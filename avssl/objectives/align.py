@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Step, register_objective
-from avssl.objectives.tokens import audio_grid, segment_contrast, segment_means
+from avssl.objectives.tokens import audio_grid, project_tokens, segment_contrast, segment_means
 from avssl.objectives.vectors import unit
 
 
@@ -52,8 +52,8 @@ class Align(Objective):
         """Mean over the segments of the local clips; the report has how often a segment finds its own, and K."""
         heard, seen = step.map_audio(_audio_by_time), step.map_video(_video_by_time)
         count = self.segments or min(heard.shape[1], seen.shape[1])
-        heard = step.head(self, "audio")(segment_means(heard, count))
-        seen = step.head(self, "video")(segment_means(seen, count))
+        heard = project_tokens(step, self, "audio", segment_means(heard, count))
+        seen = project_tokens(step, self, "video", segment_means(seen, count))
         with torch.autocast(heard.device.type, enabled=False):
             heard, seen = unit(heard), unit(seen)
             by_audio, audio_found = segment_contrast(heard, seen, step, self.temperature, self.other_times)

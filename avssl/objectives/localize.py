@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Step, register_objective
 from avssl.objectives.gathering import gather_with_gradient
+from avssl.objectives.tokens import project_tokens
 from avssl.objectives.vectors import unit
 
 
@@ -47,7 +48,7 @@ class Localize(Objective):
         similar to its sound than the mean of the places.
         """
         audio = step.project(self, "audio")
-        places = step.head(self, "video")(step.map_video(_by_place))
+        places = project_tokens(step, self, "video", step.map_video(_by_place))
         with torch.autocast(audio.device.type, enabled=False):
             audio, places = unit(audio), unit(places)
             all_audio, all_places = gather_with_gradient(audio), gather_with_gradient(places)

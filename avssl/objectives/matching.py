@@ -28,6 +28,8 @@ class Matching(Objective):
     pairs. AVT fuses by bottleneck tokens: :class:`~avssl.models.fusion.BottleneckFusion` upon the grids of both
     encoders. Ours: clips of the same file are no negatives.
 
+    Memory holds the grids of the whole batch, and fusions of three pairs for each clip of the process.
+
     The similarity is by this objective's projection, which no gradient reaches from here: share that of a contrastive
     term by ``projection: infonce``.
 

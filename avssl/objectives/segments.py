@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from avssl.augment.patches import random_units
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
-from avssl.objectives.tokens import audio_grid, segment_contrast, segment_means
+from avssl.objectives.tokens import audio_grid, project_tokens, segment_contrast, segment_means
 from avssl.objectives.vectors import unit
 
 
@@ -66,8 +66,7 @@ class Segments(Objective):
         both = step.map_audio(self._encode)  # (B, K, 2 A + 1)
         width = (both.shape[2] - 1) // 2
         guessed, heard, hidden = both.split([width, width, 1], dim=2)
-        head = step.head(self, "audio")
-        guessed, heard = head(torch.cat([guessed, heard])).chunk(2)
+        guessed, heard = project_tokens(step, self, "audio", torch.cat([guessed, heard])).chunk(2)
         with torch.autocast(heard.device.type, enabled=False):
             loss, found = segment_contrast(unit(guessed), unit(heard), step, self.temperature, self.other_times)
             weight = hidden[..., 0].detach().to(loss.dtype)

@@ -7,13 +7,30 @@ import torch.nn.functional as F
 from lightly.utils.dist import rank
 from torch import Tensor, nn
 
-from avssl.objectives.base import Step
+from avssl.objectives.base import Objective, Step
 from avssl.objectives.gathering import gather_constant, gather_with_gradient
 
 
 def audio_grid(encoder: nn.Module, spectrogram: Tensor) -> Tensor:
     """Tokens (b, F', T', A); for :meth:`Step.map_audio`."""
     return encoder.forward_grid(spectrogram)  # type: ignore[operator]  # a SpectrogramModel
+
+
+def project_tokens(step: Step, objective: Objective, modality: str, tokens: Tensor) -> Tensor:
+    """``tokens`` (B, ..., C) by the head of an objective's projection, (B, ..., D).
+
+    Raises:
+        ValueError: that projection is for several parts of a clip at a time.
+    """
+    head = step.head(objective, modality)
+    inputs = next((part.in_features for part in head.modules() if isinstance(part, nn.Linear)), tokens.shape[-1])
+    if inputs != tokens.shape[-1]:
+        raise ValueError(
+            f"objectives: the projection {objective.projected_by!r} takes {inputs} channels, a token has "
+            f"{tokens.shape[-1]}: it tells several parts of a clip apart (time_bins), which tokens cannot share; leave "
+            "projection out, or set its time_bins to 1"
+        )
+    return head(tokens)
 
 
 def segment_means(tokens: Tensor, count: int) -> Tensor:

@@ -71,6 +71,17 @@ def test_parts_do_not_overlap() -> None:
     assert segment_means(tokens, 5).flatten().tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_projection_of_several_parts_at_a_time_is_refused() -> None:
+    class Binned(GridStep):
+        def head(self, objective, modality, *, teacher=False):
+            return torch.nn.Linear(40, 5)
+
+    objective = Align()
+    objective.projected_by = "infonce"
+    with pytest.raises(ValueError, match=r"'infonce' takes 40 channels, a token has 5: .*set its time_bins to 1"):
+        objective(Binned(Grid(torch.randn(2, 2, 4, 5)), torch.randn(2, 4, 2, 2, 5)))
+
+
 def test_more_segments_than_steps_are_refused() -> None:
     grid = torch.randn(2, 2, 4, 5)
     with pytest.raises(

@@ -11,7 +11,7 @@ import yaml
 
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.catalog import open_data
-from avssl.data.places import read_boxes
+from avssl.data.places import Box, read_boxes
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.evaluate import evaluate
 
@@ -90,3 +90,13 @@ def test_data_without_the_truth_are_refused(config: EvaluateConfig, root: Path, 
         ValueError, match=r"localization is not possible here: .*plain.csv does not say where what sounds"
     ):
         evaluate(replace(config, data=plain))
+
+
+def test_a_table_of_ones_own_may_state_boxes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    test = open_data("demo", root=root, options=OPTIONS).select(split="test")
+    lines = ["path,split,box"] + [f"{path},test,0.1 0.2 0.5 0.6" for path in test.column("path")[:2]]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    manifest = open_data(str(tmp_path / "boxes.csv"), root=root)
+    assert read_boxes(manifest) == [Box(0.1, 0.2, 0.5, 0.6)] * 2
+    assert manifest.column("width") == manifest.column("height") == [80, 80]
