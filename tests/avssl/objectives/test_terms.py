@@ -141,3 +141,23 @@ def test_the_teacher_follows_at_that_momentum(name: str, given: float | None) ->
         m = first if name == "moco" else 1 - (1 - first) * (math.cos(math.pi * (step - 1) / 4) + 1) / 2
         expected = m * expected + (1 - m) * student
         torch.testing.assert_close(task.teacher.get_parameter(key), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_of_before_projections_belonged_to_objectives_is_resumed() -> None:
+    """Student and teacher, where all terms share one projection; else it is said what to do."""
+    terms = [{"name": "moco", "queue": 4}, {"name": "ntxent", "projection": "moco"}]
+    task = exact_task(create_objectives(terms, SHAPES))
+    former = {}
+    for key, value in task.state_dict().items():
+        for modality in ("audio", "video"):
+            key = key.replace(f"projections.moco.{modality}.", f"{modality}_projection.")
+        former[key] = value + 1 if "_projection." in key else value
+    assert {"pair.audio_projection.weight", "teacher.video_projection.bias"} <= set(former)
+    task.load_state_dict(dict(former))
+    for whose in ("pair", "teacher"):
+        for modality in ("audio", "video"):
+            loaded = task.get_parameter(f"{whose}.projections.moco.{modality}.weight")
+            assert torch.equal(loaded, former[f"{whose}.{modality}_projection.weight"])
+    several = exact_task(create_objectives([terms[0], {"name": "ntxent"}], SHAPES))
+    with pytest.raises(RuntimeError, match=r"shared one projection, here moco, ntxent .* give ntxent the option"):
+        several.load_state_dict(dict(former))

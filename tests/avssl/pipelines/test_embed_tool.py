@@ -120,6 +120,7 @@ def test_windows_of_a_pair_equal_a_direct_computation(pair_run: Path, media: Pat
     assert pq.read_schema(output).field("audio_embedding").type.list_size == 8
     told = json.loads((tmp_path / "f.json").read_text())
     assert told == seal(json.loads(json.dumps(summary))) and (told["windows"], told["embedded"]) == (7, 7)
+    assert summary["projection"] == "joint"
     left_out = {item["path"]: item["reason"] for item in told["left_out"]["items"]}
     assert left_out == {
         "silent.mp4": "no audio stream",

@@ -150,7 +150,9 @@ def test_pictures_that_fail_cost_a_run_nothing_else(finetuned, pretrained, tmp_p
 
 
 def test_the_best_pair_is_what_its_run_means(pretrained: Path) -> None:
-    weights = json.loads((pretrained / "result.json").read_text())["weights"]
+    result = json.loads((pretrained / "result.json").read_text())
+    weights = result["weights"]
+    assert result["retrieval"] == {"projection": "infonce", "trained": True}
     assert weights["step"] == best_step(pretrained, "val/audio_to_video/R@1")
     best = read_checkpoint(pretrained / "checkpoints" / "best.ckpt")
     assert best["progress"]["step"] == weights["step"]
