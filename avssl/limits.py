@@ -15,8 +15,10 @@ MAX_CLIP_BYTES, MAX_SAMPLE_BYTES = 1 << 30, 1 << 32
 class Settings(Protocol):
     """The settings of data, of any command."""
 
-    max_pixels: int
-    max_clip_bytes: int
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def max_clip_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
