@@ -19,6 +19,7 @@ from avssl.data.catalog import find_entry
 from avssl.data.media import MediaError
 from avssl.data.processes import server
 from avssl.evaluation.result import write_result
+from avssl.limits import Limits
 from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.trained import Trained
 from avssl.tracking import Tracker
@@ -131,7 +132,7 @@ def test_the_traceback_of_a_defect_does_not_show_them(monkeypatch, capsys, debug
 
 def test_nor_does_that_of_a_decoding_process(monkeypatch, capsys) -> None:
     process = server().Process(target=int, args=(URL,))
-    process._urls = {}  # type: ignore[attr-defined]
+    process._urls, process._limits = {}, Limits()  # type: ignore[attr-defined]
     monkeypatch.setattr(processes, "_end_with_parent", lambda: None)
     with pytest.raises(SystemExit, match="1"):
         process.run()  # in this process
