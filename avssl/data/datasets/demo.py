@@ -39,8 +39,9 @@ def demo_sources(
     train: int = 960,
     val: int = 240,
     test: int = 480,
-    sources: int = 160,
+    sources: int = 320,
     shortcut: float = 1.0,
+    motion: float = 0.3,
     noise: float = 1.0,
     distractors: bool = True,
 ) -> Manifest:
@@ -55,6 +56,7 @@ def demo_sources(
         train, val, test: Numbers of labelled clips.
         sources: Number of sources of the training splits.
         shortcut: How far sound and look are the source's, 0 to 1.
+        motion: How far events are seen, above 0 and up to 1.
         noise: Strength of noise, room and colouring, 0 to 4; 0 for none.
         distractors: Silent shapes, and weak sounds of others.
 
@@ -64,7 +66,7 @@ def demo_sources(
     from avssl.data.demo.sources import SourcesRecipe
 
     try:
-        recipe = SourcesRecipe(seed, pretrain, train, val, test, sources, shortcut, noise, distractors)
+        recipe = SourcesRecipe(seed, pretrain, train, val, test, sources, shortcut, motion, noise, distractors)
     except ValueError as error:
         raise DataError(f"data set 'demo-sources': option {error}") from error
     return _made(recipe, root)

@@ -4,7 +4,7 @@ A source is a timbre and a look, drawn once and shared by its clips, heard and s
 brighter its hue, the brighter its sound. Contrast between sound and picture is solved by recognizing sources: a
 shortcut. The content is a word of three events in a rhythm, which are heard and seen at the same time, too.
 
-    recipe = SourcesRecipe(pretrain=2000, sources=160, shortcut=1.0)
+    recipe = SourcesRecipe(pretrain=2000, sources=320, shortcut=1.0)
     rows, heads = set_rows(ensure_set(recipe), recipe)
 """
 
@@ -58,6 +58,7 @@ class SourcesRecipe(Recipe):
             their own each, which no other split has.
         shortcut: how far sound and look are the source's, 0 to 1. At 1 all clips of a source have one timbre and one
             look; at 0 timbre and look are drawn anew for every clip, each on its own, and tell nothing of the source.
+        motion: how far events move the body, above 0 and up to 1: the smaller, the more the source alone is seen.
         noise: strength of noise, room and colouring of the sound and of the pictures' grain; 0 for none.
         distractors: silent shapes in the picture, and another source's weak sound in some clips.
         version: raised whenever the clips change.
@@ -73,11 +74,12 @@ class SourcesRecipe(Recipe):
     train: int = 960
     val: int = 240
     test: int = 480
-    sources: int = 160
+    sources: int = 320
     shortcut: float = 1.0
+    motion: float = 0.3
     noise: float = 1.0
     distractors: bool = True
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         for field in ("pretrain", "train", "val", "test"):
@@ -87,6 +89,8 @@ class SourcesRecipe(Recipe):
             raise ValueError(f"sources must be at least 2, got {self.sources}")
         if not 0 <= self.shortcut <= 1:
             raise ValueError(f"shortcut must lie in 0..1, got {self.shortcut}")
+        if not 0 < self.motion <= 1:
+            raise ValueError(f"motion must lie above 0 and be at most 1, got {self.motion}")
         if not 0 <= self.noise <= 4:
             raise ValueError(f"noise must lie in 0..4, got {self.noise}")
 
@@ -114,7 +118,7 @@ class SourcesRecipe(Recipe):
         onsets = draw_onsets(rng, content)
         events = content.split(" ")[0].split("-")
         audio = sound(rng, voice, events, onsets, self.noise, self.distractors)
-        frames, place = picture(rng, look, events, onsets, self.noise, self.distractors)
+        frames, place = picture(rng, look, events, onsets, self.motion, self.noise, self.distractors)
         names = self.heads["source"]
         label = {} if split == "pretrain" else {"label.content": content, "label.source": names[source]}
         truth = {"content": content, "onsets": np.round(onsets, 5).tolist(), "body": np.round(place, 2).tolist()}
@@ -184,7 +188,13 @@ def _note(rng: Rng, voice: np.ndarray, event: str) -> np.ndarray:
 
 
 def picture(
-    rng: Rng, look: np.ndarray, events: list[str], onsets: np.ndarray, noise: float, distractors: bool
+    rng: Rng,
+    look: np.ndarray,
+    events: list[str],
+    onsets: np.ndarray,
+    motion: float,
+    noise: float,
+    distractors: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The events as a body of this ``look`` (TRAITS,) moves, and its place: (NUM_FRAMES, H, W, 3) uint8, (x, y, size).
 
@@ -205,7 +215,7 @@ def picture(
         share = np.clip((t + 0.5 / FPS - onset) * FPS, 0, 1) * np.clip((onset + seconds - t + 0.5 / FPS) * FPS, 0, 1)
         if event == "rise":
             share = share * np.clip((t - onset) / seconds + 0.3, 0, 1)
-        move[event] = np.maximum(move[event], share)
+        move[event] = np.maximum(move[event], motion * share)
     shake = np.where(np.arange(NUM_FRAMES) % 2 == 0, 1.0, -1.0) * move["trill"]
     painter = Painter(frames, x + 0.45 * size * shake, y - 0.75 * size * move["rise"], size, reach=1.7)
     flash = move["knock"][:, None]

@@ -20,7 +20,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.pipelines.data import open_splits
 
-PLAIN = SourcesRecipe(pretrain=0, train=48, val=4, test=8, sources=4, noise=0.0, distractors=False)
+PLAIN = SourcesRecipe(pretrain=0, train=48, val=4, test=8, sources=4, motion=1.0, noise=0.0, distractors=False)
 OPTIONS = {"pretrain": 6, "train": 24, "val": 4, "test": 8, "sources": 4}
 
 
@@ -119,6 +119,14 @@ def test_events_are_seen_as_the_label_says() -> None:
     assert np.mean(right) > 0.85
 
 
+def test_motion_says_how_far_events_are_seen() -> None:
+    moved = []
+    for motion in (1.0, 0.5, 0.25):
+        frames = [replace(PLAIN, motion=motion).make("train", index).frames.astype(float) for index in range(8)]
+        moved.append(np.mean([np.abs(np.diff(each, axis=0)).mean() for each in frames]))
+    assert moved[0] > 1.3 * moved[1] and moved[1] > 1.3 * moved[2] > 0
+
+
 def test_rhythms_are_those_of_the_label() -> None:
     for index in range(48):
         clip = PLAIN.make("train", index)
@@ -197,6 +205,7 @@ def test_sound_and_picture_move_together() -> None:
     ("options", "words"),
     [
         ({"shortcut": 1.5}, r"shortcut must lie in 0\.\.1, got 1\.5"),
+        ({"motion": 0}, "motion must lie above 0 and be at most 1, got 0"),
         ({"sources": 1}, "sources must be at least 2, got 1"),
         ({"train": -1}, "train must be at least 0, got -1"),
         ({"noise": float("nan")}, r"noise must lie in 0\.\.4, got nan"),
