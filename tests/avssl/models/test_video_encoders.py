@@ -149,6 +149,9 @@ def test_weights_of_before_keep_the_statistics_that_all_encoders_had() -> None:
     encoder.load_state_dict(old, strict=True)
     assert encoder.mean.flatten().tolist() == pytest.approx(list(KINETICS_MEAN))
     assert encoder.std.flatten().tolist() == pytest.approx(list(KINETICS_STD))
+    within = nn.ModuleDict({"video": create_video_encoder("swin3d_t", num_frames=2, frame_size=32)})
+    within.load_state_dict({f"video.{name}": value for name, value in old.items()}, strict=True)
+    assert torch.equal(within["video"].mean, encoder.mean)
     encoder.load_state_dict(kept, strict=True)
     assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 
