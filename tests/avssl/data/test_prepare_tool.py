@@ -1,10 +1,12 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from loading_samples import write_ramp_wav
 
 from avssl.commands import main
@@ -153,3 +155,16 @@ def test_real_odd_media_are_told_apart(real_data: Path, tmp_path: Path) -> None:
     assert report["clips"] == 45 and report["errors"]
     reasons = Manifest.load(output).usable(audio=True, video=True)[1]
     assert reasons["no audio stream"] > 0 and reasons["no video stream"] > 0
+
+
+def test_a_manifest_with_absolute_paths_is_opened_by_the_option_that_is_told(media: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    sets = {"sets": [{"name": str(media / "train")}, {"name": str(media / "test")}]}
+    prepare(PrepareOptions("union", tmp_path / "both.parquet", options=sets, workers=0, progress=False), told.append)
+    command = shlex.split(told[-1].removeprefix("next: "))
+    options = yaml.safe_load(command[command.index("--data.options") + 1])
+    assert len(open_data(str(tmp_path / "both.parquet"), None, options)) == 4
+    with pytest.raises(
+        ValueError, match=r"is absolute.*allow such paths by --data\.options '\{allow_absolute: true\}'"
+    ):
+        open_data(str(tmp_path / "both.parquet"))
