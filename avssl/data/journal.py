@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """One JSON line per result, keyed by what was read: kind, path, size, time of change, and more where needed.
+    """A line per result, its JSON and CRC-32, keyed by what was read: kind, path, size, time of change, and more.
 
-    A line that was cut off when the process was killed is left out; its file is read again. A file that has changed
-    since has another key, and is read again as well.
+    A line that was cut off when the process was killed, or damaged since, is left out; its file is read again. A file
+    that has changed since has another key, and is read again as well.
 
     Args:
         path: The journal's file; None keeps nothing.
@@ -55,7 +56,8 @@ class Journal:
         if self._file is not None and key is not None:
             assert self.path is not None
             with naming(self.path):
-                self._file.write(json.dumps([key, list(result)], separators=(",", ":")) + "\n")
+                text = json.dumps([key, list(result)], separators=(",", ":"))
+                self._file.write(f"{text}\t{zlib.crc32(text.encode()):08x}\n")
 
     def close(self) -> None:
         """Stop writing; the file stays."""
@@ -89,13 +91,14 @@ class Journal:
                 return False
             torn = 0
             for line in lines:
-                entry = _parsed(line)
+                text, _, checksum = line.rstrip(b"\n").rpartition(b"\t")
+                entry = _parsed(text) if checksum == b"%08x" % zlib.crc32(text) else None
                 if isinstance(entry, list) and len(entry) == 2:
                     self._known[entry[0]] = entry[1]
                 else:
                     torn += 1
             if torn:
-                logger.info("%s: %d incomplete lines left out", self.path, torn)
+                logger.info("%s: %d incomplete or damaged lines left out", self.path, torn)
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loading_samples import write_ramp_wav
 
@@ -103,6 +104,26 @@ def test_a_torn_line_costs_one_file(manifest: Manifest, tmp_path: Path, probed: 
             facts = scan_module.scan_files(manifest, 0, False, None, kept)
         assert [Path(path).name for path in probed] == missing
         assert scan_module.fill(manifest, facts).digest == whole
+
+
+def test_a_flipped_bit_in_a_journal_costs_its_line(tmp_path: Path) -> None:
+    results = {f"file {k}": [0.5 + k, "", True, None] for k in range(5)}
+    path = tmp_path / "journal"
+    with Journal(path, "1") as journal:
+        for key, result in results.items():
+            journal.add(key, result)
+    whole = path.read_bytes()
+    lost = 0
+    for bit in np.random.default_rng(5).integers(8 * len(whole), size=200).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with Journal(path, "1") as journal:
+            found = {key: journal.take(key) for key in results}
+            assert len(journal) == 0, "no result of another name"
+        lost += list(found.values()).count(None)
+        assert all(value in (None, results[key]) for key, value in found.items())
+    assert lost >= 200
 
 
 def test_other_settings_or_other_files_start_over(manifest: Manifest, tmp_path: Path, probed: list[str]) -> None:
