@@ -1,6 +1,5 @@
 """The terms of a loss as a config states them: names, weights, options, and the projection that each one compares."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -8,8 +7,6 @@ from typing import Any
 
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Shapes, create_objective, find_objective
-
-logger = logging.getLogger(__name__)
 
 # Of a pair that no objective projects: its embeddings are those of a random map.
 UNTRAINED = "untrained"
@@ -136,13 +133,6 @@ def create_objectives(terms: Sequence[Mapping[str, Any]], shapes: Shapes) -> lis
     for term in read_terms(terms, shapes.joint):
         joint = shapes.joint if term.projection is None else int(term.projection.dim or 0)
         objective = create_objective(term.name, replace(shapes, joint=joint), **term.options)
-        needs, objective.projected_by, objective.projection = objective.projection, term.owner, term.projection
-        if needs is not None and not needs.norm and term.projection is not None and term.projection.norm:
-            logger.warning(
-                "objectives: %s: its projection (of %s) ends in a batch norm, which holds the variances that it is to "
-                "raise at 1; set norm: false there, or leave projection out",
-                term.label,
-                term.owner,
-            )
+        objective.projected_by, objective.projection = term.owner, term.projection
         objectives.append((term.name, objective, term.weight))
     return objectives

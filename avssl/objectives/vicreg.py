@@ -17,8 +17,9 @@ class VICReg(Objective):
     Bardes et al. 2022, eq. 6, over the global batch, with the scales of the authors' code: the squared distance is the
     mean over dimensions (eq. 5: their sum), the variance term the mean of the two modalities (eq. 6: their sum).
 
-    Its projection is the paper's expander: three layers, without a norm after the last, which would hold every variance
-    at 1 and leave the variance term without a gradient. The paper's is 8192 wide, ours 2048.
+    Its projection is the paper's expander: three layers, without a norm after the last. The paper's is 8192 wide, ours
+    2048. Where it shares a projection that ends in a batch norm, variances are the squares of that norm's scales: the
+    variance term then keeps those from shrinking, and has no gradient for the layers before.
 
     Args:
         lambda_param: Weight of the invariance: squared distances between partners.

@@ -188,7 +188,7 @@ def test_demo_settings_are_those_that_its_numbers_were_measured_with() -> None:
     assert (whole.video.model, whole.video.crop_size) == ("tiny", 48)
     assert (whole.data.name, whole.data.num_frames, whole.data.frame_size) == ("demo", 8, 56)
     assert (whole.data.val_fraction, whole.log.validate_every) == (0.1, 110)
-    assert whole.objectives == [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5}]
+    assert whole.objectives == [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
     assert (whole.optim.batch_size, whole.optim.epochs, whole.optim.lr, whole.optim.warmup) == (32, 16, 5e-4, 0.1)
     tuned = complete_start(parse(FinetuneConfig, []), None)
     assert tuned.audio == whole.audio and tuned.label_smoothing == 0.1 and tuned.head == "linear"

@@ -48,16 +48,6 @@ def test_queues_and_banks_are_as_wide_as_the_projection() -> None:
     assert moco.audio_queue.keys.shape[1] == 10 and avid.audio_bank.entries.shape[1] == avid.projection.dim
 
 
-def test_variances_upon_a_final_norm_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    create_objectives([{"name": "infonce"}, {"name": "vicreg"}], SHAPES)
-    create_objectives(
-        [{"name": "infonce", "projection": {"norm": False}}, {"name": "vicreg", "projection": "infonce"}], SHAPES
-    )
-    assert not caplog.records
-    create_objectives([{"name": "infonce"}, {"name": "vicreg", "projection": "infonce"}], SHAPES)
-    assert "vicreg: its projection (of infonce) ends in a batch norm" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("names", "wanted", "found"),
     [

@@ -51,19 +51,28 @@ def test_collapse_costs_the_whole_variance_term() -> None:
     assert report["audio_std"].item() == 0
 
 
-def test_the_variance_term_has_a_gradient_through_the_projection_it_names() -> None:
-    """A final batch norm holds the variance at 1, and the term that is to raise it at 0."""
+def variance_gradients(norm: bool, scale: float) -> dict[str, float]:
+    """Largest gradient of the variance term by parameter, on features that are nearly the same for all clips."""
     torch.manual_seed(0)
-    features = torch.randn(1, 24) + 0.01 * torch.randn(16, 24)  # nearly the same of all clips
-    variance = VICReg(0.0, 1.0, 0.0)
-    for norm, wanted in ((False, True), (True, False)):
-        head = replace(VICReg.projection, width=32, dim=16, norm=norm).build(24)
-        with torch.no_grad():
-            head.layers[-2 if norm else -1].weight.mul_(0.1)  # collapsed-ish embeddings
-        variance(FixedStep(head(features), head(features)))[0].backward()
-        size = max(parameter.grad.abs().max().item() for parameter in head.parameters() if parameter.grad is not None)
-        assert (size > 1e-3) == wanted, (norm, size)
+    features = torch.randn(1, 24) + 0.01 * torch.randn(16, 24)
+    head = replace(VICReg.projection, width=32, dim=16, norm=norm).build(24)
+    with torch.no_grad():
+        head.layers[-1].weight.mul_(scale)
+    VICReg(0.0, 1.0, 0.0)(FixedStep(head(features), head(features)))[0].backward()
+    return {name: parameter.grad.abs().max().item() for name, parameter in head.named_parameters()}
+
+
+def test_the_variance_term_reaches_every_layer_through_the_projection_it_names() -> None:
     assert not VICReg.projection.norm
+    assert min(variance_gradients(norm=False, scale=0.1).values()) > 1e-4
+
+
+def test_upon_a_final_norm_the_variance_term_reaches_the_scales_of_that_norm_alone() -> None:
+    """The variance is the square of the scale, whatever the layers before do; at 1 there is nothing to raise."""
+    assert max(variance_gradients(norm=True, scale=1.0).values()) < 1e-6
+    found = variance_gradients(norm=True, scale=0.5)
+    scales = found.pop("layers.7.weight")
+    assert scales > 1e-2 and max(found.values()) < 1e-3 * scales
 
 
 def test_statistics_are_fp32_under_autocast() -> None:
