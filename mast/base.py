@@ -51,6 +51,16 @@ class SpectrogramModel(nn.Module, ABC):
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or features (B, num_features)."""
 
+    def features(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        """(B, 1, mels, T) -> features (B, num_features).
+
+        Args:
+            x: log-mel spectrograms.
+            frames: (B,) frames of each that have sound, see ``LogMel.valid_frames``; the rest is padding, whose tokens
+                a model with ``mask_padding`` leaves out. None: all.
+        """
+        return self.forward_head(self.forward_features(x), pre_logits=True)
+
     @property
     @abstractmethod
     def num_layers(self) -> int:

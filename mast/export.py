@@ -42,9 +42,12 @@ class _Traced(nn.Module):
         self.model = exportable(model)
 
     def forward(self, x: Tensor, samples: Tensor | None = None) -> tuple[Tensor, ...]:
-        tokens = self.model.forward_features(x if self.frontend is None else self.frontend(x, samples))
-        features = self.model.forward_head(tokens, pre_logits=True)
-        return (self.model.forward_head(tokens), features) if self.model.num_classes else (features,)
+        frames = None
+        if self.frontend is not None:
+            frames = None if samples is None else self.frontend.valid_frames(samples)
+            x = self.frontend(x, samples)
+        features = self.model.features(x, frames)
+        return (self.model.head(features), features) if self.model.num_classes else (features,)
 
 
 def describe(
@@ -71,18 +74,25 @@ def describe(
         "frontend": None if frontend is None else frontend.config,
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "input": "spectrogram" if frontend is None else "waveform",
-        "inputs": _inputs(frontend),
+        "inputs": _inputs(model, frontend),
         "shortest": frames if frontend is None else frontend.samples_for(frames),
         "outputs": ["logits", "features"] if model.num_classes else ["features"],
         "quantization": None,
     }
 
 
-def _inputs(frontend: LogMel | None) -> list[str]:
-    """Names of a file's inputs: one whose frontend pads frames also takes how many samples of each clip are sound."""
+def _inputs(model: SpectrogramModel, frontend: LogMel | None) -> list[str]:
+    """Names of a file's inputs: one that pads or masks frames also takes how many samples of each clip are sound.
+
+    Raises:
+        ValueError: the model masks padding, and the file would take spectrograms, which do not tell of it.
+    """
+    masks = bool(model.config.get("mask_padding"))
     if frontend is None:
+        if masks:
+            raise ValueError("a model with mask_padding is exported with its frontend: input waveform, not spectrogram")
         return ["spectrogram"]
-    return ["waveform"] if frontend.pad == "wave" else ["waveform", "samples"]
+    return ["waveform", "samples"] if masks or frontend.pad != "wave" else ["waveform"]
 
 
 def export_program(
@@ -110,7 +120,7 @@ def export_program(
     traced = _Traced(model, frontend, transform)
     given: tuple[Tensor, ...] = (torch.zeros(shape, device=device),)
     dimensions: tuple[dict[int, Any], ...] = ({0: Dim.DYNAMIC, len(shape) - 1: Dim.DYNAMIC},)
-    if len(_inputs(frontend)) > 1:
+    if len(_inputs(model, frontend)) > 1:
         given += (torch.full((_TRACED_BATCH,), shape[1], device=device),)
         dimensions += ({0: Dim.DYNAMIC},)
     with torch.no_grad():

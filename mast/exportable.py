@@ -61,17 +61,21 @@ class ExportableLogMel(nn.Module):
 
     def forward(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
         """Waveform (B, S), of which ``samples`` (B,) are sound -> (B, 1, num_mels, frames) float32."""
-        if samples is None:
+        if samples is None or self.pad == "wave":
             return self._log_mel(waveform)
         if self.pad == "repeat":
             return self._log_mel(repeated(waveform, samples))
         out = self._log_mel(waveform)
-        frames = (torch.div(samples - self.window, self.shift, rounding_mode="floor") + 1).clamp_min(1)
+        frames = self.valid_frames(samples)
         index = torch.arange(out.shape[3], device=out.device)
         if self.pad == "zero":
             return torch.where(index < frames[:, None, None, None], out, self.shift_by)
         index = torch.minimum(index, frames[:, None] - 1)[:, None, None]
         return out.gather(3, index.expand(-1, -1, out.shape[2], -1))
+
+    def valid_frames(self, samples: Tensor) -> Tensor:
+        """(B,) frames that lie within ``samples`` (B,); at least one."""
+        return (torch.div(samples - self.window, self.shift, rounding_mode="floor") + 1).clamp_min(1)
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         if self.center_clips:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mast.attention import NORM_EPS, Block, pooled
@@ -42,6 +43,8 @@ class MAST(SpectrogramModel):
         scaled_positions: divide the scores of relative positions by sqrt(dim) with those of the content, as MViTv2's
             equation 4 is printed; False divides the content alone, as its authors' code (SlowFast) does.
         mels, frames: reference input size.
+        mask_padding: ``features`` leaves tokens out of the mean that begin behind the sound of their clip, where it is
+            told how many frames have sound.
 
     Example:
         >>> import torch, mast
@@ -67,6 +70,7 @@ class MAST(SpectrogramModel):
         scaled_positions: bool = True,
         mels: int = 128,
         frames: int = 1024,
+        mask_padding: bool = False,
     ) -> None:
         if not depths or min(depths) < 1:
             raise ValueError(f"depths: expected a positive number of blocks for each stage, got {list(depths)}")
@@ -97,6 +101,7 @@ class MAST(SpectrogramModel):
             "scaled_positions": bool(scaled_positions),
             "mels": mels,
             "frames": frames,
+            "mask_padding": mask_padding,
         }
         super().__init__(config, num_features=embed_dim * 2 ** (len(depths) - 1))
         self.patch_embed = PatchEmbed(embed_dim, size, stride, (int(patch_padding[0]), int(patch_padding[1])))
@@ -150,6 +155,15 @@ class MAST(SpectrogramModel):
         """Mel bins and frames between neighbouring tokens of ``forward_grid``."""
         steps = [self.config["patch_stride"], *self.config["q_strides"]]
         return math.prod(step[0] for step in steps), math.prod(step[1] for step in steps)
+
+    def features(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        """See ``SpectrogramModel.features``."""
+        if frames is None or not self.config["mask_padding"]:
+            return super().features(x)
+        by_time = self.forward_grid(x).mean(dim=1)  # (B, T', num_features)
+        last = torch.div(frames - 1, self.stride[1], rounding_mode="floor")  # token that begins last within the sound
+        kept = (torch.arange(by_time.shape[1], device=x.device) <= last[:, None]).to(by_time.dtype)[..., None]
+        return (by_time * kept).sum(dim=1) / kept.sum(dim=1)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""

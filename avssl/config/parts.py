@@ -8,7 +8,7 @@ from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
 from avssl.urls import keep_back
 
 # Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
-REGULARIZATION = ("drop_path",)
+REGULARIZATION = ("drop_path", "mask_padding")
 
 
 @dataclass

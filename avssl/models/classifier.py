@@ -67,9 +67,9 @@ class Classifier(nn.Module, ABC):
         """The head: features (B, D) -> outputs (B, all classes)."""
 
     @abstractmethod
-    def encode(self, spectrogram: Tensor | None, frames: Tensor | None) -> Encoded:
+    def encode(self, spectrogram: Tensor | None, frames: Tensor | None, valid: Tensor | None = None) -> Encoded:
         """Features of ``spectrogram`` (B, 1, F, T) and ``frames`` (B, 3, T, H, W) in [0, 1]; one it has no use for may
-        be None."""
+        be None. ``valid`` (B,): frames of the spectrogram that have sound, see ``mast.SpectrogramModel.features``."""
 
     def encode_audio(self, spectrogram: Tensor) -> Tensor:
         """Features (B, A) of the audio encoder by itself."""
@@ -89,11 +89,11 @@ class Classifier(nn.Module, ABC):
         Raises:
             ValueError: when the batch lacks a modality, or its frames are too few, too many or too small.
         """
-        spectrogram = frames = None
+        spectrogram = frames = valid = None
         if self.frontend is not None:
             if batch.audio is None:
                 raise ValueError("this classifier needs audio, which the batch does not have")
-            spectrogram = self.frontend(batch.audio, batch.samples)
+            spectrogram, valid = self.frontend(batch.audio, batch.samples), self.valid_frames(batch)
         if self.crop_size is not None:
             if batch.video is None:
                 raise ValueError("this classifier needs video, which the batch does not have")
@@ -103,7 +103,13 @@ class Classifier(nn.Module, ABC):
                     f"not {batch.video.shape[2]}"
                 )
             frames = center_crop(batch.video, self.crop_size)
-        return self.encode(spectrogram, frames)
+        return self.encode(spectrogram, frames, valid)
+
+    def valid_frames(self, batch: Batch) -> Tensor | None:
+        """(B,) frames of the spectrograms of a batch that have sound; None where it does not tell."""
+        if self.frontend is None or batch.audio is None or batch.samples is None:
+            return None
+        return self.frontend.valid_frames(batch.samples, batch.audio.shape[1])
 
     def outputs(self, features: Tensor) -> Tensor:
         """Logits (B, all classes) of ``features`` (B, D)."""
@@ -162,24 +168,25 @@ class AudioClassifier(Classifier):
         """The encoder's own head."""
         return self.encoder.head
 
-    def forward(self, spectrogram: Tensor) -> dict[str, Tensor]:
-        """Logits (B, classes) by head of ``spectrogram`` (B, 1, F, T)."""
-        return self.split(self.encoder(spectrogram))
+    def forward(self, spectrogram: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (B, classes) by head of ``spectrogram`` (B, 1, F, T), of which ``valid`` (B,) frames have sound."""
+        return self.split(self.encoder.head(self.encode_audio(spectrogram, valid)))
 
     def classify(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (B, classes) by head of ``waveform`` (B, S), of which ``samples`` (B,) are sound."""
-        return self(self.frontend(waveform, samples))
+        return self.split(self.encoder.head(self.embed_audio(waveform, samples)))
 
     def embed_audio(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
         """Features (B, D) of ``waveform`` (B, S), of which ``samples`` (B,) are sound, that the head sees."""
-        return self.encode_audio(self.frontend(waveform, samples))
+        valid = None if samples is None else self.frontend.valid_frames(samples, waveform.shape[1])
+        return self.encode_audio(self.frontend(waveform, samples), valid)
 
-    def encode(self, spectrogram: Tensor | None, frames: Tensor | None = None) -> Encoded:
+    def encode(self, spectrogram: Tensor | None, frames: Tensor | None = None, valid: Tensor | None = None) -> Encoded:
         """See :meth:`Classifier.encode`."""
         assert spectrogram is not None
-        features = self.encode_audio(spectrogram)
+        features = self.encode_audio(spectrogram, valid)
         return Encoded(features, audio=features)
 
-    def encode_audio(self, spectrogram: Tensor) -> Tensor:
-        """Features (B, D) of ``spectrogram`` (B, 1, F, T)."""
-        return self.encoder.forward_head(self.encoder.forward_features(spectrogram), pre_logits=True)
+    def encode_audio(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Features (B, D) of ``spectrogram`` (B, 1, F, T), of which ``valid`` (B,) frames have sound."""
+        return self.encoder.features(spectrogram, valid)

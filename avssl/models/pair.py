@@ -49,6 +49,8 @@ class AudioVisualPair(nn.Module):
         embedding_dim: int = 128,
         time_bins: int = 1,
     ) -> None:
+        if audio.config.get("mask_padding"):
+            raise ValueError("audio.options: mask_padding is for classifiers of sound alone; leave it out")
         super().__init__()
         if time_bins < 1:
             raise ValueError(f"time_bins: must be at least 1, got {time_bins}")

@@ -75,7 +75,7 @@ class VideoClassifier(VisualClassifier):
     def __init__(self, video: VideoEncoder, labels: dict[str, list[str]], *, num_frames: int, crop_size: int) -> None:
         super().__init__(video, labels, video.num_features, num_frames, crop_size)
 
-    def encode(self, spectrogram: Tensor | None, frames: Tensor | None) -> Encoded:
+    def encode(self, spectrogram: Tensor | None, frames: Tensor | None, valid: Tensor | None = None) -> Encoded:
         """See :meth:`Classifier.encode`."""
         assert frames is not None
         features = self.encode_video(frames)
@@ -119,6 +119,8 @@ class AudioVisualClassifier(VisualClassifier):
                 raise ValueError(f"fusion: bottleneck needs a map of features, which video encoder {video.name} lacks")
             mix = BottleneckFusion(audio.num_features, video.feature_map.width, **(bottleneck or {}))
         super().__init__(video, labels, mix.num_features, num_frames, crop_size)
+        if audio.config.get("mask_padding"):
+            raise ValueError("audio.options: mask_padding is for classifiers of sound alone; leave it out")
         if audio.num_classes:
             audio.reset_classifier(0)
         self.audio, self.frontend, self.fusion = audio, frontend, mix
@@ -146,7 +148,7 @@ class AudioVisualClassifier(VisualClassifier):
             "bottleneck": None if late else self.bottleneck,
         }
 
-    def encode(self, spectrogram: Tensor | None, frames: Tensor | None) -> Encoded:
+    def encode(self, spectrogram: Tensor | None, frames: Tensor | None, valid: Tensor | None = None) -> Encoded:
         """See :meth:`Classifier.encode`."""
         assert spectrogram is not None and frames is not None
         if isinstance(self.fusion, LateFusion):

@@ -41,8 +41,8 @@ class AudioEncoder:
     def features(self, batch: Batch) -> Tensor:
         """Features (B, D), before any head, of a batch on the encoder's device."""
         assert batch.audio is not None
-        tokens = self.encoder.forward_features(self.frontend(batch.audio, batch.samples))
-        return self.encoder.forward_head(tokens, pre_logits=True)
+        valid = None if batch.samples is None else self.frontend.valid_frames(batch.samples, batch.audio.shape[1])
+        return self.encoder.features(self.frontend(batch.audio, batch.samples), valid)
 
 
 def complete_audio(config: AudioConfig) -> AudioConfig:

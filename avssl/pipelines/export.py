@@ -125,9 +125,9 @@ class _Subject:
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
-        tokens = self.model.forward_features(self.frontend(waveform, samples))
-        out = {"features": self.model.forward_head(tokens, pre_logits=True)}
-        return out | ({"logits": self.model.forward_head(tokens)} if self.model.num_classes else {})
+        frames = None if samples is None else self.frontend.valid_frames(samples, waveform.shape[1])
+        features = self.model.features(self.frontend(waveform, samples), frames)
+        return {"features": features} | ({"logits": self.model.head(features)} if self.model.num_classes else {})
 
     def input(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
         """What the file takes for this waveform, of which ``samples`` (B,) are sound."""
@@ -230,7 +230,7 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
     comparison = Comparison()
     for waveform in track(_noise(subject, exported), "checking the file with noise", "batch"):
         _add(comparison, subject, exported, waveform)
-        if subject.frontend.pad != "wave":  # of clips that end before their last sample
+        if "samples" in exported.metadata["inputs"]:  # of clips that end before their last sample
             size = waveform.shape[1]
             samples = torch.linspace(size, subject.frontend.window, len(waveform) + 1)[1:].long()
             _add(comparison, subject, exported, waveform, samples)

@@ -101,14 +101,15 @@ class Predictor:
         """
         frontend, size = self.classifier.frontend, len(windows[0].waveform)
         samples = [min(size, round((window.end - window.start) * self.sample_rate)) for window in windows]
+        sound = torch.tensor(samples, device=self.device)
         if sliding is None or (frontend.pad != "wave" and samples[-1] < size):  # only the last one is ever short
             waveform = torch.from_numpy(np.stack([window.waveform for window in windows])).to(self.device)
-            spectrogram = frontend(waveform, torch.tensor(samples, device=self.device))
+            spectrogram = frontend(waveform, sound)
         else:
             spectrogram = sliding(windows, self.device)
         scores = {
             head: (logits.float().sigmoid() if head in self.multilabel else logits.float().softmax(-1)).cpu().numpy()
-            for head, logits in self.classifier(spectrogram).items()
+            for head, logits in self.classifier(spectrogram, frontend.valid_frames(sound, size)).items()
         }
         return [
             Prediction(window.start, window.end, {head: values[i] for head, values in scores.items()})

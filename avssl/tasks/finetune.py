@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
@@ -55,6 +56,12 @@ class FinetuneTask(Task):
         super().__init__()
         if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
             raise ValueError(f"augment.mixup.alpha: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
+        masks = classifier.audio_encoder is not None and classifier.audio_encoder.config.get("mask_padding")
+        if masks and (spectrogram.warp or objectives):
+            raise ValueError(
+                "audio.options: mask_padding needs to know where a sound ends: turn augment.spec_warp off, and leave "
+                "objectives out"
+            )
         self.classifier = classifier
         self.wave, self.spectrogram, self.video = wave, spectrogram, video
         self.mixup_alpha, self.mixup_probability = mixup_alpha, mixup_probability
@@ -73,13 +80,14 @@ class FinetuneTask(Task):
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
         draws = self._draws(batch)
         drawn = {name: draw() for name, draw in draws.items()}
-        mixed, share = batch.mixed_labels, batch.mixed_share
+        mixed, share, valid = batch.mixed_labels, batch.mixed_share, self.classifier.valid_frames(batch)
         if self.training and self.mixup_alpha > 0:
             first, *others = drawn
             drawn[first], partner, share = mixup(drawn[first], self.mixup_alpha, self.mixup_probability)
             drawn |= {name: blend(drawn[name], partner, share) for name in others}
             mixed = {head: labels[partner] for head, labels in batch.labels.items()}
-        encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"))
+            valid = None if valid is None else torch.maximum(valid, valid[partner])
+        encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"), valid)
         logits = self.classifier.split(self.classifier.outputs(encoded.features))
         losses, report = self.head_loss(logits, batch.labels, mixed, share)
         if len(self.objectives):

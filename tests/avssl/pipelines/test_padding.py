@@ -10,16 +10,21 @@ from scipy.io import wavfile
 from torchaudio.compliance.kaldi import fbank
 
 import mast
+from avssl.augment import SpectrogramAugment, WaveAugment
 from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, Source, resolve
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig
+from avssl.data.batch import Batch
 from avssl.evaluation.predictions import read_predictions
+from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.pipelines.cache import cache
 from avssl.pipelines.embed import embed_media
-from avssl.pipelines.encoders import random_encoder, with_settings
+from avssl.pipelines.encoders import AudioEncoder, random_encoder, with_settings
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.export import _Subject
 from avssl.pipelines.predict import Predictor
+from avssl.tasks import FinetuneTask
+from mast.export import describe
 
 RATE, SECONDS, HEARD = 16000, 0.5, 3400  # a clip, and samples of the sound
 CPU = RuntimeConfig(accelerator="cpu")
@@ -105,3 +110,55 @@ def test_the_padding_of_a_recipe_holds_beside_a_checkpoint_and_what_was_trained_
     assert (
         config.audio == AudioConfig(options=config.audio.options, pad="edge") and "frames" not in config.audio.options
     )
+
+
+@pytest.mark.parametrize("pad", ["wave", "edge"])
+def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(pad: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "mask_padding": True}
+    model = mast.create_model("mast_pico", num_classes=2, **options).eval()
+    frontend = mast.LogMel(num_mels=32, pad=pad)
+    samples = torch.tensor([8000, 3400, 399])
+    waves = torch.randn(3, 8000) * 0.1 * (torch.arange(8000) < samples[:, None])
+    wanted = []
+    for wave, size in zip(waves, samples.tolist(), strict=True):
+        frames = max(1, 1 + (size - frontend.window) // frontend.shift)
+        with torch.inference_mode():
+            grid = model.forward_grid(frontend(wave[None], torch.tensor([size])))[0]  # (F', T', D)
+            kept = [k for k in range(grid.shape[1]) if k * model.stride[1] < frames]
+            wanted.append(grid[:, kept].mean(dim=(0, 1)))
+    wanted = torch.stack(wanted)
+    plain = model.forward_head(model.forward_features(frontend(waves, samples)), pre_logits=True)
+    assert (wanted[1] - plain[1]).abs().max() > 1e-3
+
+    labels = {"label": ["a", "b"]}
+    classifier = AudioClassifier(model, frontend, labels)
+    none = torch.zeros(3)
+    batch = Batch(waves, None, {"label": torch.tensor([0, 1, 1])}, none.long(), list("abc"), none, none, samples)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.features(batch), wanted)
+        torch.testing.assert_close(AudioEncoder(model, frontend, {}).features(batch), wanted)
+        torch.testing.assert_close(classifier.classify(waves, samples)["label"], model.head(wanted))
+        task = FinetuneTask(classifier, WaveAugment(0.0), SpectrogramAugment(masks=0), label_smoothing=0.0)
+        classifier.eval()
+        loss = torch.nn.functional.cross_entropy(model.head(wanted), batch.labels["label"])
+        torch.testing.assert_close(task(batch)[0]["label"], loss)
+        if pad == "wave":  # the other rules are exported above
+            found = mast.open_exported(mast.save_program(model, frontend, tmp_path / "model.pt2"))(waves, samples)
+            torch.testing.assert_close(found["features"], wanted, atol=1e-5, rtol=0)
+    mast.save_pretrained(model, tmp_path / "model", frontend=frontend, labels=labels)
+    predictor = Predictor(tmp_path / "model", window=SECONDS, hop=0.1, device="cpu")
+    (prediction,) = predictor.predict([waves[1, :3400].numpy()])
+    np.testing.assert_allclose(prediction.scores["label"], model.head(wanted[1]).softmax(0).detach(), atol=1e-5)
+
+
+def test_what_cannot_know_where_a_sound_ends_refuses_the_mask() -> None:
+    options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "mask_padding": True}
+    model = mast.create_model("mast_pico", num_classes=2, **options)
+    with pytest.raises(ValueError, match="mask_padding needs to know where a sound ends"):
+        classifier = AudioClassifier(model, mast.LogMel(), {"c": ["a", "b"]})
+        FinetuneTask(classifier, WaveAugment(), SpectrogramAugment(warp=0.5))
+    with pytest.raises(ValueError, match="mask_padding is for classifiers of sound alone"):
+        AudioVisualPair.build(audio="mast_pico", audio_options=options, video="tiny")
+    with pytest.raises(ValueError, match="input waveform, not spectrogram"):
+        describe(model, None)
