@@ -4,7 +4,9 @@ import json
 import resource
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,3 +212,27 @@ def test_a_set_without_its_folder_is_an_error(capsys, monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit):
         transfer.main()
     assert "esc10 needs --esc10, its folder" in capsys.readouterr().err
+
+
+def test_the_plan_adds_up_what_short_runs_took(study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretraining: 10 s and 1 s a step; full fine-tuning: 5 s and half a second a step; linear 20 s."""
+    calls = []
+
+    def run(tool: str, arguments: list[str], log: Path) -> Any:
+        calls.append(tool)
+        steps = int(value_of(tuple(arguments), "--optim.max_steps")) if "--optim.max_steps" in arguments else 0
+        linear = "linear" in arguments
+        seconds = 10 + steps if tool == "pretrain" else 20 if linear else 5 + steps / 2
+        return SimpleNamespace(ru_utime=seconds, ru_stime=0.0)
+
+    monkeypatch.setattr(transfer, "usage", run)
+    monkeypatch.setattr(transfer, "open_splits", lambda *_, **__: SimpleNamespace(train=range(320)))
+    small = replace(study, rows=("demo-sources",), columns=("demo-sources",), recipes={"recipe": ""}, rates=(5e-4,))
+    steps = 10 * int(parse(PretrainConfig, ["--config", "demo-sources"]).optim.epochs)
+    tuned = 3 * 2 * 2  # draws, shares, starts
+    seconds = 3 * (10 + steps) + tuned * 20 + tuned * (5 + small.steps / 2)
+    told = transfer.plan(small, tmp_path, parallel=2)
+    assert f"{seconds / 3600:.1f} hours of processor time, {seconds / 7200:.1f} hours with --parallel 2" in told[-1]
+    assert told[-1].startswith("3 pretrainings, 12 linear and 12 full")
+    before = len(calls)
+    assert transfer.plan(small, tmp_path, parallel=2) == told and len(calls) == before  # timed once
