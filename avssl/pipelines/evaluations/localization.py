@@ -74,19 +74,15 @@ def localization(bench: Bench) -> Finding:
     metrics |= {f"localization/best/{key}": ceiling[key] for key in ("cIoU@0.5", "AUC", "cIoU")}
     metrics |= {"localization/count": float(len(rows)), "localization/box_area": area}
     table.append(["best possible", *(f"{ceiling[key]:.1%}" for key in ("cIoU@0.5", "AUC", "cIoU")), None])
-    note = f"{len(rows)} clips"
-    if outside:
-        note += f"; {outside} without a box, or with one outside of the crop, are left out"
-    note += (
-        f". The boxes cover {area:.0%} of what is seen, which a random point hits as often. Maps are the mean of "
-        f"{bench.protocol.eval_clips} clip(s) of {bench.protocol.seconds:g} s. In brackets 95 % intervals."
-    )
+    left_out = f"; {outside} without a box, or with one outside of the crop, are left out" if outside else ""
+    note = f"{len(rows)} clips{left_out}."
+    note += f" The boxes cover {area:.0%} of what is seen: so often a random point hits. In brackets 95 % intervals."
     columns = ["", "cIoU@0.5", "AUC", "mean cIoU", "pointing"]
     headlines = []
     for name in ("cIoU@0.5", "AUC", "pointing"):
         key = f"localization/{name}"
         low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
-        headlines.append(Headline(f"localization {name}, {bench.clips}", key, metrics[key], low, high))
+        headlines.append(Headline(f"localization {name}, {bench.protocol.words('maps')}", key, metrics[key], low, high))
     path = bench.picture("localization")
     caption = "Heat maps of clips evenly spread over the split; the white line is the truth"
     shown = drawn(path, caption, _draw, path, bench, pair, maps["own"], rows, heats["this checkpoint"], truths)

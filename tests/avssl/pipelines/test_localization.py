@@ -54,7 +54,7 @@ def test_it_stands_beside_the_centre_and_random_weights(config: EvaluateConfig) 
             assert metrics[f"localization/{rival}{name}"] <= metrics.get(f"localization/best/{name}", 1.0) + 1e-9
     assert metrics["localization/count"] == 12
     assert metrics["localization/centre/cIoU@0.5"] > 0.3  # bodies stand near the middle, as they are large
-    page = (config.output / "report.html").read_text()
+    assert "mean maps of 2 clips of 1.2 s" in (page := (config.output / "report.html").read_text())
     assert "Heat maps of clips" in page and "the centre" in page
     assert (config.output / "pictures" / "localization.png").stat().st_size > 10_000
 
