@@ -11,35 +11,36 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 
 
-def kills(work: Callable[[], object], folder: Path, every: int = 1) -> Iterator[str]:
+def kills(work: Callable[[], object], folder: Path, every: int = 1, terms: bool = True) -> Iterator[str]:
     """Does ``work`` in a process that dies at its first operation on a file under ``folder``, then in one that dies at
     its second (with ``every`` 4 at its fifth), and so on, until one comes to its end; after each death it gives where
     that was. Each finds what the one before left.
 
-    By turns they die by SIGKILL and SIGTERM; a file that is opened to be written is, by turns, not there or empty.
+    By turns they die by SIGKILL and, with ``terms``, by SIGTERM; a file that is opened to be written is, by turns, not
+    there or empty.
     """
     number = 0
     while True:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            _work(work, folder, number, writer)
+            _work(work, folder, number, writer, _signal_of(number, terms))
         os.close(writer)
         with os.fdopen(reader) as pipe:
             told = pipe.read()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if not code:
             return
-        assert code == -_signal_of(number), f"after {number} operations it failed by itself: {code}"
+        assert code == -_signal_of(number, terms), f"after {number} operations it failed by itself: {code}"
         yield told
         number += every
 
 
-def _signal_of(number: int) -> int:
-    return (signal.SIGKILL, signal.SIGTERM)[number // 2 % 2]
+def _signal_of(number: int, terms: bool) -> int:
+    return signal.SIGTERM if terms and number // 2 % 2 else signal.SIGKILL
 
 
-def _work(work: Callable[[], object], folder: Path, number: int, pipe: int) -> NoReturn:
+def _work(work: Callable[[], object], folder: Path, number: int, pipe: int, by: int) -> NoReturn:
     left = number
     root = os.fspath(folder)
 
@@ -53,7 +54,7 @@ def _work(work: Callable[[], object], folder: Path, number: int, pipe: int) -> N
                 left = -1
                 os.close(os.open(arguments[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
             os.write(pipe, f"{event} {arguments}".encode())
-            os.kill(os.getpid(), _signal_of(number))
+            os.kill(os.getpid(), by)
         left -= 1
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,6 +24,7 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
+from avssl.pipelines.encoders import EXPORT
 from avssl.pipelines.trained import run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.urls import hidden
@@ -183,7 +184,7 @@ class Run:
                 if _state_of(self.folder) != self._seen:
                     raise HeldError(f"output: another process has trained in {self.folder} since: run this again")
                 self._write_config()
-                for folder in (self.folder, self.folder / "pictures"):
+                for folder in (self.folder, self.folder / "pictures", self.folder / EXPORT):
                     remove_leftovers(folder)
                 self._lock = stack.pop_all()
         except HeldError:

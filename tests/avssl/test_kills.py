@@ -3,12 +3,18 @@
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from kill_points import kills
+from small_runs import small_pretraining
 
+from avssl.checkpoint import verify
 from avssl.config import PrepareOptions
 from avssl.data.demo import build_demo, demo_rows, ensure_demo
 from avssl.data.manifest import Manifest
@@ -17,6 +23,8 @@ from avssl.evaluation.pictures.style import new_figure, save
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import write_result
 from avssl.pipelines.prepare import prepare
+from avssl.pipelines.pretrain import pretrain
+from avssl.tracking import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -103,3 +111,36 @@ def test_a_manifest_is_whole_or_not_there_and_its_reports_are_of_it(
     assert count >= 12 // every
     assert {path.name for path in output.parent.iterdir()} == {"out.parquet", "out.json", "out.html", "cache"}
     assert list(output.parent.glob(".*")) == [], "what the killed ones left is taken away"
+
+
+WHOLE = """
+import sys
+from pathlib import Path
+from small_runs import small_pretraining
+from avssl.pipelines.pretrain import pretrain
+pretrain(small_pretraining(Path(sys.argv[1]), 2, every=1))
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool
+) -> None:
+    if not long:
+        pytest.skip("takes minutes: set AVSSL_TEST_LONG=1")
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    # In a process of its own, which also scans the data: torch and the server of processes do not outlive a fork.
+    subprocess.run([sys.executable, "-c", WHOLE, str(tmp_path / "whole")], env=environment, check=True)
+    run, count = tmp_path / "run", 0
+    work = partial(pretrain, small_pretraining(run, 2, every=1))
+    for where in kills(work, run, 5, terms=False):
+        for checkpoint in run.glob("checkpoints/[!.]*.ckpt"):
+            verify(checkpoint)
+        page = run / "report.html"
+        assert not page.exists() or page.read_text().rstrip().endswith("</html>"), where
+        count += 1
+    logger.info("%d kills", count)
+    results = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, tmp_path / "whole")]
+    assert results[0] == results[1]
+    assert read_rows(run / "metrics.jsonl") == read_rows(tmp_path / "whole" / "metrics.jsonl")
+    assert not list(run.glob("*/.*.tmp*")) and not list(run.glob(".*.tmp*"))

@@ -118,6 +118,17 @@ def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
     assert read_rows(output / "metrics.jsonl") == uninterrupted
 
 
+def test_the_first_killed_rank_takes_the_others_with_it(
+    environment: dict[str, str], tmp_path: Path, long: bool
+) -> None:
+    """It started them, and holds the store by which they meet."""
+    if not long:
+        pytest.skip("takes a minute: set AVSSL_TEST_LONG=1")
+    arguments = command(tmp_path / "run", *TWO, tool=STRUCK)
+    returncode, told = struck_and_gone(arguments, environment | strike(0), tmp_path)
+    assert returncode == -signal.SIGKILL and "process 1 of 2 lost another one at step" in told
+
+
 def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "run"
     arguments = [*TORCHRUN, *command(output, *TWO, *PLAIN, tool=STRUCK)[1:]]

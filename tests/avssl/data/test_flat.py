@@ -5,6 +5,7 @@ With ``AVSSL_TEST_LONG=1`` 3,000 of each, else as many as seconds allow.
 
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import sys
@@ -16,12 +17,16 @@ from typing import Any
 
 import pytest
 from small_runs import small_pretraining
+from test_shards_write import clocks, made
 
-from avssl.data.media import MediaError, MediaFile, probe
+from avssl.data.manifest import Manifest
+from avssl.data.media import MediaError, probe
 from avssl.data.media.stream import stream_audio
+from avssl.data.source import open_source
 from avssl.engine import Engine
 from avssl.pipelines.pretrain import pretrain
 
+logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
@@ -61,25 +66,28 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "a.ogg": {"video_codec": None, "audio_codec": "libopus", "sample_rate": 48000},
     "cut.mp4": {},
     "text.mp4": {},
+    "sample of a cache": {},
 }
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_opens_of_media_leave_nothing_behind(
-    name: str, tmp_path: Path, media_factory: ModuleType, long: bool, record_property: Any
-) -> None:
-    path = media_factory.write_media(tmp_path / name, seconds=1.0, size=(64, 48), **CONTAINERS[name])
+def test_opens_of_media_leave_nothing_behind(name: str, tmp_path: Path, media_factory: ModuleType, long: bool) -> None:
+    if name == "sample of a cache":
+        made(clocks(tmp_path / "media", 1), tmp_path / "cache")
+        path = Manifest.load(tmp_path / "cache" / "index.parquet").row(0).path
+    else:
+        path = media_factory.write_media(tmp_path / name, seconds=1.0, size=(64, 48), **CONTAINERS[name])
     if name == "cut.mp4":
         path.write_bytes(path.read_bytes()[:-2000])
     elif name == "text.mp4":
         path.write_text("no media at all\n" * 100)
 
     def open_it(number: int) -> None:
-        with suppress(MediaError), MediaFile(path) as file:
+        with suppress(MediaError), open_source(path) as file:
             file.audio(0.2, 0.5)
             if CONTAINERS[name].get("video_codec", "") is not None:
                 file.frames([0.1, 0.6], size=32)
-        if number % 4 == 0:
+        if number % 4 == 0 and path.is_file():
             probe(path, deep=True)
             with suppress(MediaError):
                 list(stream_audio(path, 16000))
@@ -90,14 +98,12 @@ def test_opens_of_media_leave_nothing_behind(
     for number in range(count):
         open_it(number)
     after = settled()
-    record_property("held", (count, before, after))
+    logger.info("%s: %s before, %s after %d opens", name, before, after, count)
     assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
     assert after.memory - before.memory < 16, f"{before} before, {after} after {count} opens"
 
 
-def test_steps_of_training_leave_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool, record_property: Any
-) -> None:
+def test_steps_of_training_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     """With a decoding process, validation, checkpoints and metrics; that process is looked at, too."""
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
     steps = 3000 if long else 60
@@ -114,7 +120,7 @@ def test_steps_of_training_leave_nothing_behind(
     config = small_pretraining(tmp_path / "run", steps, every=steps // 6, workers=1)
     assert pretrain(config)["finished"]
     before, after = looks.values()
-    record_property("held", (steps, before, after))
+    logger.info("%s after a third, %s after all %d steps", before, after, steps)
     assert len(before) == len(after) == 2
     for early, late in zip(before, after, strict=True):
         assert (late.descriptors, late.threads) == (early.descriptors, early.threads)
