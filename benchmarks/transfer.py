@@ -18,7 +18,7 @@ the command continues where it was stopped, and its JSON is written after every 
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,10 @@ def table(result: Row) -> str:
     return "\n\n".join(parts)
 
 
-def plan(study: Study, runs: Path, parallel: int) -> list[str]:
-    """Times short runs of every kind, and says what all runs together take."""
+def plan(study: Study, runs: Path, parallel: int) -> Iterator[str]:
+    """Times short runs of every kind, a line each, and says at last what all runs together take."""
     runs = runs / "plan"
-    minutes, told = 0.0, []
+    minutes = 0.0
     first = study.shortened()
     for cell in first.pretraining():
         fixed, step = _timed(cell, runs)
@@ -155,7 +155,7 @@ def plan(study: Study, runs: Path, parallel: int) -> list[str]:
         steps = total_steps(config.optim, clips, 1)
         each = (fixed + step * steps) / 60
         minutes += study.draws * each
-        told.append(f"{cell.name.rpartition(':')[0]}: {study.draws} x {each:.1f} min, {steps} steps of {step:.2f} s")
+        yield f"{cell.name.rpartition(':')[0]}: {study.draws} x {each:.1f} min, {steps} steps of {step:.2f} s"
     for cell in first.tuning(runs):
         if cell.about["draw"] or cell.about["share"] != max(study.shares) or cell.about["partner"] is None:
             continue  # random weights and small shares take no longer
@@ -166,13 +166,12 @@ def plan(study: Study, runs: Path, parallel: int) -> list[str]:
         each = (fixed + step * study.steps) / 60
         count = study.draws * len(study.shares) * (len(study.starts()) + 1)
         minutes += count * each
-        told.append(f"{cell.about['column']}, {cell.about['head']}: {count} x {each:.1f} min")
+        yield f"{cell.about['column']}, {cell.about['head']}: {count} x {each:.1f} min"
     pretrainings, linear, full_count = study.count()
-    told.append(
+    yield (
         f"{pretrainings} pretrainings, {linear} linear and {full_count} full fine-tunings: {minutes / 60:.1f} hours of "
         f"processor time, {minutes / 60 / parallel:.1f} hours with --parallel {parallel} on as many free cores"
     )
-    return told
 
 
 def _timed(cell: Cell, runs: Path) -> tuple[float, float]:
@@ -222,11 +221,12 @@ class Results:
         self.write()
 
     def _know_groups(self, column: str, draw: int) -> None:
-        if (known := self.groups.setdefault(column, {})) and not self.study.options.get(column, {}).get("seed"):
-            return
+        if column in self.groups:
+            return  # other draws have the same clips, divided otherwise
         manifest = open_data(column, root=self.study.roots.get(column), options=self.study.split(column, draw))
         ids = manifest.column("clip_id")
-        known |= {clip: ids[first] for clip, first in zip(ids, _firsts(row_groups(manifest)[0]), strict=True)}
+        firsts = _firsts(row_groups(manifest)[0])
+        self.groups[column] = {clip: ids[first] for clip, first in zip(ids, firsts, strict=True)}
 
     def look(self, cell: Cell) -> None:
         """Adds what the encoder or the pair of a finished run tells; kept beside the run."""
@@ -338,7 +338,8 @@ def main() -> int:
         finetune=args.finetune,
     )
     if args.plan:
-        print("\n".join(plan(study, args.runs, args.parallel)))
+        for line in plan(study, args.runs, args.parallel):
+            print(line, flush=True)
         return 0
     settings = {key: value for key, value in settings_of(args).items() if key not in ("runs", "table", "plan")}
     head = {"benchmark": name, "machine": describe_machine(), "settings": settings, "identity": IDENTITY}

@@ -231,8 +231,8 @@ def test_the_plan_adds_up_what_short_runs_took(study, tmp_path: Path, monkeypatc
     steps = 10 * int(parse(PretrainConfig, ["--config", "demo-sources"]).optim.epochs)
     tuned = 3 * 2 * 2  # draws, shares, starts
     seconds = 3 * (10 + steps) + tuned * 20 + tuned * (5 + small.steps / 2)
-    told = transfer.plan(small, tmp_path, parallel=2)
+    told = list(transfer.plan(small, tmp_path, parallel=2))
     assert f"{seconds / 3600:.1f} hours of processor time, {seconds / 7200:.1f} hours with --parallel 2" in told[-1]
     assert told[-1].startswith("3 pretrainings, 12 linear and 12 full")
     before = len(calls)
-    assert transfer.plan(small, tmp_path, parallel=2) == told and len(calls) == before  # timed once
+    assert list(transfer.plan(small, tmp_path, parallel=2)) == told and len(calls) == before  # timed once
