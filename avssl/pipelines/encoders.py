@@ -27,7 +27,7 @@ FRONTEND = ("sample_rate", "num_mels", "mean", "std", "divide_by", "frame_shift_
 # Those that may be others than in the training of a checkpoint.
 REFITTED = ("fixed_frames", "pad")
 # Of the frontend, where neither the settings nor the model say any.
-SAMPLE_RATE, NUM_MELS, PAD = 16000, 128, "wave"
+SAMPLE_RATE, NUM_MELS = 16000, 128
 
 
 @dataclass
@@ -65,7 +65,7 @@ def complete_audio(config: AudioConfig) -> AudioConfig:
         raise ValueError(f"{setting}: {error}") from error
     rate = SAMPLE_RATE if config.sample_rate is None else config.sample_rate
     mels = int(model.config.get("mels", NUM_MELS)) if config.num_mels is None else config.num_mels
-    return replace(config, model=name, sample_rate=rate, num_mels=mels, pad=config.pad or PAD)
+    return replace(config, model=name, sample_rate=rate, num_mels=mels, pad=config.pad or "wave")
 
 
 def complete_video(video: VideoConfig, data: DataConfig) -> tuple[VideoConfig, DataConfig]:
