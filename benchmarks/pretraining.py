@@ -29,8 +29,8 @@ from mast.files import atomic_path
 LOSSES: dict[str, list[dict[str, Any]] | None] = {
     "default": None,
     "infonce": [{"name": "infonce"}],
-    # Both terms on one projection, which ends in a batch norm.
-    "former default": [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}],
+    # As published, where the default has both terms on one projection.
+    "own projections": [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5}],
 }
 RANDOM = "random"
 EVALUATIONS = ("retrieval", "probe", "few_label", "clustering", "robustness")
@@ -100,6 +100,7 @@ def measure(args: argparse.Namespace, name: str, data: DataSet, loss: str, seed:
         start = str(folder / "pretrain")
         found = pretrained = run("pretrain", _pretraining(args, data, loss, seed), "pretrain")
         row["objectives"] = pretrained["config"]["objectives"]
+        row["passes"] = pretrained["config"]["optim"]["epochs"]
         row["metrics"] = run("evaluate", _evaluation(data, start), "evaluate")["metrics"]
     if data.full:
         row["full"] = run("finetune", [*recipe, *heads, "--checkpoint", start, "--head", "full"], "full")["metrics"]
@@ -121,6 +122,11 @@ def _pretraining(args: argparse.Namespace, data: DataSet, loss: str, seed: int) 
 def _evaluation(data: DataSet, checkpoint: str) -> list[str]:
     evaluations = ", ".join((*EVALUATIONS, *data.evaluations))
     return ["--checkpoint", checkpoint, "--evaluations", f"[{evaluations}]", *data.labelled]
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, int, int]:
+    """What a row is of; their order is that of the result."""
+    return row["data"], [*LOSSES, RANDOM].index(row["loss"]), row["seed"]
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -148,19 +154,21 @@ def main() -> int:
         return 0
     sets = data_sets(args)
     jobs = [(name, data, loss, seed) for name, data in sets.items() for seed in data.seeds for loss in args.losses]
-    rows: list[dict[str, Any]] = []
+    # Also those of earlier calls with other sets, losses or seeds.
+    rows: list[dict[str, Any]] = [json.loads(file.read_text()) for file in args.runs.glob("*/measured.json")]
     failed, machine = 0, describe_machine()
     with ThreadPoolExecutor(args.parallel) as pool:
         futures = {pool.submit(measure, args, *job): job for job in jobs}
         for future in as_completed(futures):
             name, _, loss, seed = futures[future]
             try:
-                rows.append(future.result())
+                row = future.result()
             except (RuntimeError, OSError, ValueError, KeyError) as error:
                 failed += 1
                 print(f"{name}, {loss}, seed {seed}: {error}", flush=True)
                 continue
-            rows.sort(key=lambda row: (row["data"], [*LOSSES, RANDOM].index(row["loss"]), row["seed"]))
+            rows = [each for each in rows if key_of(each) != key_of(row)] + [row]
+            rows.sort(key=key_of)
             publish(args, "pretraining", "pretraining", machine, rows=rows)
     print(f"\n{tables({'rows': rows})}")
     return 1 if failed else 0

@@ -122,6 +122,7 @@ def pretraining_table(result: dict[str, Any]) -> str:
                 data,
                 loss if loss != "random" else "random weights",
                 " + ".join(_term(term) for term in terms) if terms else "",
+                f"{rows[0]['passes']:g}" if terms else "",
                 " / ".join(probes),
                 _mean(rows, f"{heads[0]}/top1", "full"),
                 *retrieved,
@@ -130,7 +131,16 @@ def pretraining_table(result: dict[str, Any]) -> str:
                 _revisions(rows),
             ]
         )
-    header = ["data", "start", "loss", "linear probe", "full fine-tune", "R@1, audio to video", "video to audio"]
+    header = [
+        "data",
+        "start",
+        "loss",
+        "passes",
+        "linear probe",
+        "full fine-tune",
+        "R@1, audio to video",
+        "video to audio",
+    ]
     return markdown([*header, "NMI", "silhouette", "seeds", "revision"], lines) if lines else ""
 
 

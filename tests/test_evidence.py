@@ -119,10 +119,11 @@ def test_table_pairs_runs_of_the_same_split(plan: evidence_plan.Plan) -> None:
     assert [line[-1] for line in cells] == ["2", "2", "1"]
 
 
-def test_the_former_default_has_both_terms_on_one_projection() -> None:
+def test_losses_differ_in_their_projections() -> None:
     shapes = Shapes(joint=16, audio=8, video=8, clips=4)
-    (_, infonce, _), (_, vicreg, weight) = create_objectives(pretraining.LOSSES["former default"], shapes)
+    (_, infonce, _), (_, vicreg, weight) = create_objectives(pretraining.LOSSES["own projections"], shapes)
     assert weight == 0.5
-    assert vicreg.projected_by == infonce.projected_by == "infonce" and infonce.projection.norm
+    assert (infonce.projected_by, vicreg.projected_by) == ("infonce", "vicreg")
+    assert infonce.projection.norm and not vicreg.projection.norm
     (_, alone, _), *others = create_objectives(pretraining.LOSSES["infonce"], shapes)
     assert alone.projected_by == "infonce" and not others

@@ -130,6 +130,7 @@ def pretraining(tmp_path: Path) -> Path:
             for kind in ("", "random/", "other_sound/", "centre/", "best/"):
                 metrics |= {f"localization/{kind}{key}": score for key in ("cIoU@0.5", "AUC", "pointing")}
             metrics |= {f"robustness/{name}/event/top1": score / 2 for name in result_tables.CONDITIONS}
+            more["passes"] = 16
             more["objectives"] = [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
         full = {"event/top1": score + 0.1}
         return {"data": "demo", "loss": loss, "seed": seed, "metrics": metrics, "full": full, **more}
@@ -151,8 +152,8 @@ def test_pretraining_is_told_over_seeds_beside_random_weights(pretraining: Path)
     assert [row[1] for row in rows] == ["random weights", "default", "infonce"]
     loss = "infonce + 0.5 vicreg (projection: infonce)"
     numbers = ["50.0 % +- 14.1", "60.0 % +- 14.1", "25.0 % +- 7.1", "12.5 % +- 3.5", "0.50 +- 0.14", "-0.10 +- 0.00"]
-    assert rows[1] == ["demo", "default", loss, *numbers, "2", "abc, def"]  # every revision that a row has
-    assert rows[0][2:7] == ["", "20.0 %", "30.0 %", "chance", "chance"]
+    assert rows[1] == ["demo", "default", loss, "16", *numbers, "2", "abc, def"]  # every revision that a row has
+    assert rows[0][2:8] == ["", "", "20.0 %", "30.0 %", "chance", "chance"]
     assert page.splitlines()[-1] == "P; torch 2.13; 2026-01-02, abc; `pretraining.json`"
 
 
