@@ -76,8 +76,9 @@ class Matching(Objective):
         """
         self._warn()
         heard, seen = step.map_audio(audio_grid), step.map_video(_video_grid)
+        joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         with torch.no_grad(), torch.autocast(heard.device.type, enabled=False):
-            audio, video = (unit(step.project(self, modality).detach()) for modality in ("audio", "video"))
+            audio, video = unit(joint_audio), unit(joint_video)
             index = step.index.to(audio.device)
             other = index[:, None] != gather_constant(index)
             video_of, video_similarity = self._negatives(audio @ gather_constant(video).T, other)

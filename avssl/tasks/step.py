@@ -66,6 +66,8 @@ class PairStep(Step):
         self._chunk = min(chunk or size, size)
         # Every view is drawn from a seed of its own: student, teacher and a second computation see the same.
         self._seed = int(torch.randint(2**62, ()).item())
+        device = batch.audio.device.type
+        self._modes = torch.is_grad_enabled(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._known: dict[Any, Any] = {}
 
     def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
@@ -77,7 +79,7 @@ class PairStep(Step):
         key = ("video", view, teacher)
         if key not in self._known:
             pair = self._select(teacher)
-            with torch.no_grad() if teacher else nullcontext():
+            with self._for_all(teacher):
                 (self._known[key],) = self._in_chunks(lambda rows: (pair.video(self._clip(rows, view)),))
         return self._known[key]
 
@@ -89,7 +91,7 @@ class PairStep(Step):
         key = ("projected", name, modality, view, teacher, patch_drop)
         if key not in self._known:
             pair = self._select(teacher)
-            with torch.no_grad() if teacher else nullcontext():
+            with self._for_all(teacher):
                 if modality == "audio":
                     self._known[key] = pair.project_audio(self._by_time(view, teacher, patch_drop), name)
                 else:
@@ -128,7 +130,7 @@ class PairStep(Step):
                         spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
                 return (pair.encode_audio(spectrogram),)
 
-            with torch.no_grad() if teacher else nullcontext():
+            with self._for_all(teacher):
                 (self._known[key],) = self._in_chunks(encode)
         return self._known[key]
 
@@ -138,6 +140,15 @@ class PairStep(Step):
         if self._teacher is None:
             raise RuntimeError("an objective that uses the momentum teacher must set needs_teacher = True")
         return self._teacher
+
+    @contextmanager
+    def _for_all(self, teacher: bool) -> Iterator[None]:
+        """Gradients and precision as where the step began: an objective that asks within ``no_grad``, say for hard
+        negatives, would else leave the others a result without gradient."""
+        gradient, mixed, dtype = self._modes
+        with torch.set_grad_enabled(gradient and not teacher):
+            with torch.autocast(self._waveform.device.type, enabled=mixed, dtype=dtype):
+                yield
 
     def _in_chunks(self, encode: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         size = len(self._waveform)

@@ -13,7 +13,8 @@ from objective_steps import SHAPES, exact_batch, exact_task, start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl.data.batch import Batch
-from avssl.objectives import create_objective, list_objectives
+from avssl.objectives import create_objective, create_objectives, list_objectives
+from avssl.objectives.base import find_objective
 from avssl.tasks import PretrainTask
 
 BATCHES = [exact_batch(8, seed) for seed in (1, 2, 3)]
@@ -96,6 +97,21 @@ def test_cached_gradients_equal_those_of_the_big_batch(name: str) -> None:
         assert whole.keys() == cached.keys() and whole
         for key in whole:
             same(cached[key], whole[key], name)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "infonce"])
+def test_a_term_in_front_leaves_the_gradients_of_another_as_they_are(name: str) -> None:
+    shared = {} if find_objective(name).projection is None else {"projection": "infonce"}
+    found = []
+    for front in ([], [{"name": name, **CASES[name], **shared}]):
+        task = exact_task(create_objectives([*front, {"name": "infonce"}], SHAPES))
+        losses, _ = task(BATCHES[0])
+        losses["infonce"].backward()
+        found.append({key: p.grad for key, p in task.pair.named_parameters() if p.grad is not None})
+    alone, behind = found
+    assert alone and alone.keys() == behind.keys()
+    for key in alone:
+        same(behind[key], alone[key], "infonce")
 
 
 # Not barlow: it divides by deviations over 8 clips, and float32 alone is 7e-6 from float64 there.
