@@ -10,6 +10,7 @@ from torch import Tensor
 from avssl.objectives.avid import AVID
 from avssl.objectives.base import Step, register_objective
 from avssl.objectives.gathering import gather_constant
+from avssl.objectives.memory_bank import draw_rows
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class CMA(AVID):
         coverage: Share of the rows that are to be visited before the first search.
         agreement_weight: Weight of the within-modal loss; the paper's lambda.
         negatives: See :class:`AVID`.
-        num_negatives_within: Rows of those that are negatives of the within-modal loss.
+        num_negatives_within: Rows that are negatives of the within-modal loss, drawn likewise; at most ``negatives``.
         temperature: See :class:`AVID`.
         bank_momentum: See :class:`AVID`.
 
@@ -150,7 +151,11 @@ class CMA(AVID):
         loss, report = super().contrast(audio, video, index, negatives)
         if not self.found:
             return loss, report
-        agreeing, some = self.positives[index], negatives[:, : self.num_negatives_within]
+        agreeing, some = self.positives[index], negatives
+        if (
+            negatives.shape[1] > self.num_negatives_within
+        ):  # drawn: of all rows, in their order, the first are no sample
+            some = draw_rows(self.excluded(index), self.clips, self.num_negatives_within)
         # Mean over the clips of this process, where one without positives adds 0: over all processes it is the same.
         has = (agreeing[:, 0] >= 0).nonzero()[:, 0]
         losses = []

@@ -9,6 +9,7 @@ from objective_steps import SHAPES, FixedStep
 from avssl.objectives import create_objective
 from avssl.objectives.avid import AVID
 from avssl.objectives.cma import CMA, agreeing_rows
+from avssl.objectives.memory_bank import draw_rows
 
 SMALL = {"dim": 5, "clips": 9, "temperature": 0.3}
 
@@ -103,22 +104,44 @@ def test_loss_and_gradient_match_numpy(within_of: int) -> None:
     index = [4, 0, 4]
     own, positives = [[i] for i in index], [similar[i] for i in index]
     negatives = [sorted(set(range(9)) - {i} - set(similar[i])) for i in index]
+    some = negatives
+    if within_of < 5:
+        torch.manual_seed(3)
+        some = draw_rows(objective.excluded(torch.tensor(index)), 9, within_of).tolist()
     partition = objective.nce.log_partition.exp().item()
     generator = np.random.default_rng(0)
     audio, video = generator.normal(size=(2, 3, 5))
     expected, gradients = 0.0, []
     for queries, same, other in ((audio, audio_bank, video_bank), (video, video_bank, audio_bank)):
         across, across_gradient = numpy_nce(queries, other, own, negatives, 0.3, partition)
-        some = [rows[:within_of] for rows in negatives]
         within, within_gradient = numpy_nce(queries, same, positives, some, 0.3, partition)
         expected += (across + 0.7 * within) / 2
         gradients.append((across_gradient + 0.7 * within_gradient) / 2)
     tensors = [torch.tensor(rows, requires_grad=True) for rows in (audio, video)]
+    torch.manual_seed(3)
     loss, _ = objective(FixedStep(*tensors, index=torch.tensor(index)))
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     for tensor, gradient in zip(tensors, gradients, strict=True):
         np.testing.assert_allclose(tensor.grad, gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_negatives_within_a_modality_are_any_rows_also_of_few() -> None:
+    """Where all rows are negatives across modalities, those within one are not just the first of them."""
+    torch.manual_seed(0)
+    objective = CMA(**SMALL, positives=3, warmup=1, num_negatives_within=2).double()
+    trained_steps(objective, 3)
+    scores, unwanted, found = objective.scores, {4, *objective.positives[4].tolist()}, set()
+
+    def kept(queries, bank, rows):
+        if rows.shape[1] == 2:
+            found.update(rows.flatten().tolist())
+        return scores(queries, bank, rows)
+
+    objective.scores = kept
+    for _ in range(40):
+        objective.eval()(FixedStep(*torch.randn(2, 1, 5).double(), index=torch.tensor([4])))
+    assert found == set(range(9)) - unwanted
 
 
 def test_positives_are_searched_for_after_the_warmup_and_every_refresh_epochs() -> None:
