@@ -146,9 +146,9 @@ class PairStep(Step):
         """Gradients and precision as where the step began: an objective that asks within ``no_grad``, say for hard
         negatives, would else leave the others a result without gradient."""
         gradient, mixed, dtype = self._modes
-        with torch.set_grad_enabled(gradient and not teacher):
-            with torch.autocast(self._waveform.device.type, enabled=mixed, dtype=dtype):
-                yield
+        precision = torch.autocast(self._waveform.device.type, enabled=mixed, dtype=dtype)
+        with torch.set_grad_enabled(gradient and not teacher), precision:
+            yield
 
     def _in_chunks(self, encode: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         size = len(self._waveform)
