@@ -32,7 +32,7 @@ class PretrainConfig:
             its own, for example {layers: 3, width: 2048, norm: false}, or the name of the term whose projection it
             shares) and options. --list-objectives prints the names.
         retrieval: Term whose projection embeds clips for retrieval; default: the first that contrasts audio with video,
-            else the first that has a projection.
+            else the first whose projection is trained for both, else the first that has one.
         teacher_momentum: Momentum of the teacher that some objectives learn from; default: as published, 0.996 rising
             to 1 for distill, 0.999 throughout for moco. A teacher remembers some 1 / (1 - momentum) steps: a run of a
             few hundred needs less, such as 0.99, or it learns from a teacher that is nearly its random start.

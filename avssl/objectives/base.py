@@ -108,6 +108,7 @@ class Objective(nn.Module, ABC):
             the settled one. None for an objective on features or tokens alone.
         retrieves: Contrasts the audio of a clip with the video of others: embeddings by its projection are what
             retrieval compares.
+        trains: Modalities whose head of its projection gets a gradient from it; an option ``modality`` narrows them.
         needs_teacher: Uses ``teacher=True``: the run then keeps an exponential moving average of the pair.
         teacher_momentum: Momentum of that teacher at the first step and at the last, where the config gives none.
         projected_by: Name of its projection in the pair; None for an objective without.
@@ -115,6 +116,7 @@ class Objective(nn.Module, ABC):
 
     projection: Projection | None = Projection()
     retrieves: ClassVar[bool] = False
+    trains: ClassVar[tuple[str, ...]] = ("audio", "video")
     needs_teacher: ClassVar[bool] = False
     teacher_momentum: ClassVar[tuple[float, float]] = (0.996, 1.0)
     projected_by: str | None = None

@@ -40,6 +40,8 @@ class Matching(Objective):
         width, depth, heads, tokens: Of the fusion.
     """
 
+    trains = ()
+
     def __init__(
         self,
         shapes: Shapes,

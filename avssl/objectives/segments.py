@@ -31,6 +31,7 @@ class Segments(Objective):
     """
 
     projection = Projection(time_bins=1)
+    trains = ("audio",)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Shapes, create_objective, find_objective
+from avssl.objectives.modalities import parse_modality
 
 # Of a pair that no objective projects: its embeddings are those of a random map.
 UNTRAINED = "untrained"
@@ -101,9 +102,22 @@ def own_projections(terms: Sequence[Term]) -> dict[str, Projection]:
     return {term.label: term.projection for term in terms if term.projection and term.owner == term.label}
 
 
+def trained_projections(terms: Sequence[Term]) -> list[str]:
+    """The projections of which both heads, of audio and of video, get a gradient from ``terms``."""
+    heads: dict[str, set[str]] = {}
+    for term in terms:
+        if term.owner is not None and term.weight:
+            trains = set(find_objective(term.name).trains)
+            if "modality" in term.options:
+                trains &= set(parse_modality(term.name, term.options["modality"]))
+            heads.setdefault(term.owner, set()).update(trains)
+    return [owner for owner, trained in heads.items() if trained == {"audio", "video"}]
+
+
 def retrieval_projection(terms: Sequence[Term], wanted: str | None = None) -> str:
     """The projection whose embeddings are compared in retrieval: the one of the term ``wanted``, else of the first
-    that contrasts audio with video, else the first of all; ``UNTRAINED`` where there is none.
+    that contrasts audio with video, else the first that is trained for both, else the first of all; ``UNTRAINED`` where
+    there is none.
 
     Raises:
         ValueError: ``wanted`` is no term with a projection.
@@ -115,8 +129,10 @@ def retrieval_projection(terms: Sequence[Term], wanted: str | None = None) -> st
                 f"retrieval: no objective {wanted!r} with a projection; there are {', '.join(projected) or 'none'}"
             )
         return str(projected[wanted].owner)
-    contrasting = [term for term in projected.values() if find_objective(term.name).retrieves]
-    return next((str(term.owner) for term in [*contrasting, *projected.values()]), UNTRAINED)
+    trained = trained_projections(terms)
+    contrasting = [term for term in projected.values() if find_objective(term.name).retrieves and term.weight]
+    owners = [str(term.owner) for term in contrasting] + trained + [str(term.owner) for term in projected.values()]
+    return next(iter(owners), UNTRAINED)
 
 
 def create_objectives(terms: Sequence[Mapping[str, Any]], shapes: Shapes) -> list[tuple[str, Objective, float]]:

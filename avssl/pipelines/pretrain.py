@@ -22,7 +22,7 @@ from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import nearest, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
-from avssl.objectives.terms import UNTRAINED
+from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
 from avssl.pipelines.launch import launch, lost_processes_told
@@ -214,7 +214,7 @@ def _evaluate(
     result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,
-        "retrieval": retrieval_told(pair),
+        "retrieval": retrieval_told(config, pair),
         "split": "test" if splits.test is not None else None if splits.val is None else "val",
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "clip_protocol": str(splits.protocol),
@@ -274,9 +274,11 @@ def _told(metrics: dict[str, float]) -> list[str]:
     return lines
 
 
-def retrieval_told(pair: AudioVisualPair) -> dict[str, Any]:
-    """For result.json: the projection whose embeddings retrieval compares, and whether an objective trained it."""
-    return {"projection": pair.retrieval, "trained": pair.retrieval != UNTRAINED}
+def retrieval_told(config: PretrainConfig, pair: AudioVisualPair) -> dict[str, Any]:
+    """For result.json: the projection whose embeddings retrieval compares, and whether objectives trained both of its
+    heads."""
+    trained = trained_projections(read_terms(config.objectives, config.embedding_dim))
+    return {"projection": pair.retrieval, "trained": pair.retrieval in trained}
 
 
 def retrieval_table(metrics: dict[str, float], projection: str) -> Table:

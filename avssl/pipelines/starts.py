@@ -22,7 +22,7 @@ from avssl.models.visual_classifier import (
     VisualClassifier,
     build_visual_classifier,
 )
-from avssl.objectives.terms import own_projections, read_terms, retrieval_projection
+from avssl.objectives.terms import own_projections, read_terms, retrieval_projection, trained_projections
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import (
     AudioEncoder,
@@ -96,6 +96,10 @@ def start_pair(config: PretrainConfig) -> StartedPair:
     assert config.audio.model and config.video.model and config.video.crop_size and config.data.num_frames
     terms = read_terms(config.objectives, config.embedding_dim)
     retrieval = retrieval_projection(terms, config.retrieval)
+    if retrieval not in trained_projections(terms):
+        logger.warning(
+            "retrieval: no objective trains both heads of its projection, %s: it stays near chance", retrieval
+        )
     projections = own_projections(terms) or {retrieval: Projection(dim=config.embedding_dim)}
     checkpoint = _start_of(config)
     heard = None if checkpoint is None else with_settings(_audio_of(checkpoint), config.audio)

@@ -99,6 +99,12 @@ def test_cached_gradients_equal_those_of_the_big_batch(name: str) -> None:
             same(cached[key], whole[key], name)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_heads_that_an_objective_trains_are_those_that_it_names(name: str) -> None:
+    found = {key.split(".")[3] for key in next(train(make_task(name), BATCHES[:1])) if ".projections." in key}
+    assert found == (set() if find_objective(name).projection is None else set(find_objective(name).trains))
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "infonce"])
 def test_a_term_in_front_leaves_the_gradients_of_another_as_they_are(name: str) -> None:
     shared = {} if find_objective(name).projection is None else {"projection": "infonce"}

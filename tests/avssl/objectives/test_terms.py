@@ -9,7 +9,7 @@ from objective_steps import SHAPES, exact_batch, exact_task
 
 from avssl.models.projection import Projection
 from avssl.objectives import WeightedObjectives, create_objectives
-from avssl.objectives.terms import UNTRAINED, own_projections, read_terms, retrieval_projection
+from avssl.objectives.terms import UNTRAINED, own_projections, read_terms, retrieval_projection, trained_projections
 
 
 def projections(*terms: dict[str, Any]) -> dict[str, Projection]:
@@ -59,6 +59,25 @@ def test_queues_and_banks_are_as_wide_as_the_projection() -> None:
 )
 def test_retrieval_takes_the_projection_of_the_contrast(names: list[str], wanted: str | None, found: str) -> None:
     assert retrieval_projection(read_terms([{"name": name} for name in names], 8), wanted) == found
+
+
+@pytest.mark.parametrize(
+    ("terms", "found", "trained"),
+    [
+        ([{"name": "matching"}, {"name": "vicreg"}], "vicreg", ["vicreg"]),
+        ([{"name": "segments"}, {"name": "barlow"}], "barlow", ["barlow"]),
+        ([{"name": "ntxent", "modality": "audio"}, {"name": "vicreg"}], "vicreg", ["vicreg"]),
+        ([{"name": "infonce", "weight": 0}, {"name": "siglip"}], "siglip", ["siglip"]),
+        ([{"name": "matching"}, {"name": "imc", "projection": "matching"}], "matching", ["matching"]),
+        ([{"name": "distill", "between": "within", "modality": "audio"}], "distill", []),
+        ([{"name": "masked"}], UNTRAINED, []),
+    ],
+)
+def test_retrieval_prefers_a_projection_that_is_trained(
+    terms: list[dict[str, Any]], found: str, trained: list[str]
+) -> None:
+    read = read_terms(terms, 8)
+    assert retrieval_projection(read) == found and trained_projections(read) == trained
 
 
 def test_retrieval_by_a_shared_projection() -> None:
