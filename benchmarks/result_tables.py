@@ -42,11 +42,18 @@ def _top1(row: dict[str, Any]) -> float:
     return next(value for key, value in row["metrics"].items() if key.endswith("/top1"))
 
 
-def evidence_table(result: dict[str, Any]) -> str:
+def evidence_table(*results: dict[str, Any]) -> str:
     """MAST against AST: a line a set, model and budget; means over splits with their deviation.
 
-    Differences are split by split, between runs of the same split.
+    Differences are split by split, between runs of the same split and result.
     """
+    lines = [line for result in results for line in _evidence_lines(result)]
+    header = ["data", "model", "passes", "steps take", "top-1", "ahead of AST (splits)", "NMI"]
+    header += ["random weights, probe", "lr", "splits", "revision"]
+    return markdown(header, sorted(lines, key=lambda line: line[0])) if lines else ""
+
+
+def _evidence_lines(result: dict[str, Any]) -> list[list[str]]:
     lines = []
     for name in result["plan"]["epochs"]:
         rows = [row for row in result["rows"] if row["data"] == name]
@@ -77,10 +84,10 @@ def evidence_table(result: dict[str, Any]) -> str:
                     percent([_top1(row) for row in random]) if budget == "passes" else "",
                     f"{mine[0]['lr']:g}",
                     f"{len(mine)}",
+                    f"{result['machine']['revision']}",
                 ]
             )
-    header = ["data", "model", "passes", "steps take", "top-1", "ahead of AST (splits)", "NMI"]
-    return markdown([*header, "random weights, probe", "lr", "splits"], lines) if lines else ""
+    return lines
 
 
 def _step_minutes(result: dict[str, Any], name: str, model: str, passes: float) -> float:
@@ -287,6 +294,14 @@ def told_of(result: dict[str, Any]) -> str:
     return f"{where}, {machine['revision']}"
 
 
+def _evidence(results: Path) -> str:
+    """Of every result that there is, the newest first."""
+    found = [json.loads(file.read_text()) | {"file": file.name} for file in sorted(results.glob("evidence*.json"))]
+    if not (lines := evidence_table(*found)):
+        return NOTHING
+    return "\n\n".join([lines, *(f"{told_of(result)}; `{result['file']}`" for result in found)])
+
+
 def _read(results: Path, name: str) -> dict[str, Any] | None:
     file = results / f"{name}.json"
     return dict(json.loads(file.read_text())) if file.is_file() else None
@@ -314,7 +329,7 @@ def _of(name: str, made: Callable[[dict[str, Any]], str], stated: bool = True) -
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "mast-vs-ast": _of("evidence", evidence_table),
+    "mast-vs-ast": _evidence,
     "recipes": _of("recipes", recipes_table, stated=False),
     "pretraining": _of("pretraining", pretraining_table),
     "demo": _of("pretraining", demo_table),

@@ -110,13 +110,14 @@ def test_table_pairs_runs_of_the_same_split(plan: evidence_plan.Plan) -> None:
     rows += [row("mast", "passes", "a", 0.5), row("mast", "passes", "b", 0.3), row("mast", "time", "b", 0.7)]
     rows += [{"data": "fsdd", "model": "ast", "kind": "random", "split": "a", "metrics": {"digit/top1": 0.1}}]
     rows += [{"data": "fsdd", "model": "ast", "kind": "tune", "split": "a", "metrics": {"digit/top1": 0.9}}]
-    lines = evidence_table({"plan": vars(plan), "settings": {"batch": {"fsdd": 16}}, "rows": rows}).splitlines()
+    result = {"plan": vars(plan), "settings": {"batch": {"fsdd": 16}}, "rows": rows, "machine": {"revision": "abc"}}
+    lines = evidence_table(result).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert cells[0][:6] == ["fsdd", "AST", "10", "1.3 min", "30.0 % +- 14.1", ""]  # 300 steps of 0.26 s
     assert cells[0][7] == "10.0 %"
     assert cells[1][1:6] == ["MAST, equal passes", "10", "0.5 min", "40.0 % +- 14.1", "10.0 points +- 28.3 (1 of 2)"]
     assert cells[2][1:6] == ["MAST, equal time", "26", "1.3 min", "70.0 %", "30.0 points (1 of 1)"]
-    assert [line[-1] for line in cells] == ["2", "2", "1"]
+    assert [line[-2:] for line in cells] == [["2", "abc"], ["2", "abc"], ["1", "abc"]]
 
 
 def test_losses_differ_in_their_projections() -> None:
