@@ -58,6 +58,7 @@ class AST(SpectrogramModel):
         drop_path: stochastic depth of the last block; it rises linearly from 0.
         short_positions: what a smaller input takes of the positions: "interpolate" shrinks them, "crop" cuts out their
             middle, as the original does when it loads its weights for shorter clips.
+        pool: what features are the mean of: the two "special" tokens, as in the original, or the "patch" tokens.
         mels, frames: reference input size.
     """
 
@@ -73,6 +74,7 @@ class AST(SpectrogramModel):
         patch_stride: int = 10,
         drop_path: float = 0.0,
         short_positions: str = "interpolate",
+        pool: str = "special",
         mels: int = 128,
         frames: int = 1024,
     ) -> None:
@@ -82,6 +84,8 @@ class AST(SpectrogramModel):
             raise ValueError(f"patch_size={patch_size} and patch_stride={patch_stride} must be positive")
         if short_positions not in ("interpolate", "crop"):
             raise ValueError(f"short_positions={short_positions!r} must be interpolate or crop")
+        if pool not in ("special", "patch"):
+            raise ValueError(f"pool={pool!r} must be special or patch")
         config = {
             "num_classes": num_classes,
             "embed_dim": embed_dim,
@@ -92,6 +96,7 @@ class AST(SpectrogramModel):
             "patch_stride": patch_stride,
             "drop_path": drop_path,
             "short_positions": short_positions,
+            "pool": pool,
             "mels": mels,
             "frames": frames,
         }
@@ -174,8 +179,8 @@ class AST(SpectrogramModel):
         return self.config["patch_stride"], self.config["patch_stride"]
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> logits (B, num_classes), or the mean of the two special tokens (B, embed_dim)."""
-        features = (tokens[:, 0] + tokens[:, 1]) / 2
+        """Tokens -> logits (B, num_classes), or the mean of those that ``pool`` names (B, embed_dim)."""
+        features = (tokens[:, 0] + tokens[:, 1]) / 2 if self.config["pool"] == "special" else tokens[:, 2:].mean(dim=1)
         return features if pre_logits else self.head(features)
 
 

@@ -55,6 +55,8 @@ class AudioVisualPair(nn.Module):
         if time_bins < 1:
             raise ValueError(f"time_bins: must be at least 1, got {time_bins}")
         told = dict(projections or {JOINT: Projection()})
+        if "pool" in audio.config:  # of AST: objectives train the patch tokens, so that features are those, too
+            audio.config["pool"] = "patch"
         self.retrieval = retrieval or next(iter(told))
         if self.retrieval not in told:
             raise ValueError(f"retrieval: no projection {self.retrieval!r}; there are {', '.join(told)}")

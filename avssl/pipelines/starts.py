@@ -76,6 +76,8 @@ def complete_pretraining(config: PretrainConfig) -> PretrainConfig:
         FileNotFoundError: when there is nothing at the checkpoint.
         ValueError: when a setting is not the checkpoint's, or no encoder can be built with it; the message names it.
     """
+    if config.audio.options.get("pool", "patch") != "patch":
+        raise ValueError("audio.options: pretraining trains AST's patch tokens, so that pool is patch; leave it out")
     if (checkpoint := _start_of(config)) is not None:
         config = _heard_by(config, _audio_of(checkpoint))
         if is_pair(checkpoint):

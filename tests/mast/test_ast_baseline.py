@@ -53,6 +53,15 @@ def test_base_has_as_many_parameters_as_hugging_face() -> None:
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in peer.parameters()) == 86_594_063
 
 
+def test_features_are_the_mean_of_the_special_or_of_the_patch_tokens() -> None:
+    x = torch.randn(2, 1, 128, 100)
+    for pool, tokens in (("special", slice(0, 2)), ("patch", slice(2, None))):
+        model = small_ast(frames=100, pool=pool).eval()
+        torch.testing.assert_close(model.features(x), model.forward_features(x)[:, tokens].mean(dim=1))
+    with pytest.raises(ValueError, match="pool='cls' must be special or patch"):
+        small_ast(pool="cls")
+
+
 @pytest.mark.parametrize("frames", [60, 160])
 def test_other_lengths_interpolate_the_positions(frames: int) -> None:
     model = small_ast(frames=100).eval()

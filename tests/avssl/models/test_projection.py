@@ -1,9 +1,12 @@
 """Projection heads against lightly's, and pairs with one for each objective."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightly.models.modules.heads import BarlowTwinsProjectionHead, SimCLRProjectionHead
 
+import mast
 from avssl.models import AudioVisualPair
 from avssl.models.projection import Projection
 from avssl.objectives.barlow import Barlow
@@ -64,6 +67,17 @@ def test_a_pair_has_a_projection_for_each_objective_and_embeds_by_one_of_them() 
     torch.testing.assert_close(again.embed_video(frames), pair.embed_video(frames), rtol=0, atol=0)
     with pytest.raises(ValueError, match="retrieval: no projection 'moco'; there are vicreg, infonce"):
         AudioVisualPair.build(**SMALL, **OTHERS, projections=projections, retrieval="moco")
+
+
+@pytest.mark.parametrize("name", ["mast_pico", "ast_base"])
+def test_features_of_the_audio_encoder_are_those_that_objectives_train(name: str, tmp_path: Path) -> None:
+    small = {"embed_dim": 16, "depth": 1, "heads": 2} if name == "ast_base" else SMALL["audio_options"]
+    pair = AudioVisualPair.build(audio=name, audio_options=small, video="tiny", **OTHERS).eval()
+    spectrogram = pair.frontend(torch.randn(2, 16000))
+    trained = pair.encode_audio(spectrogram).mean(dim=2)
+    pair.audio.save_pretrained(tmp_path, frontend=pair.frontend)
+    for encoder in (pair.audio, mast.from_pretrained(tmp_path).model.eval()):
+        torch.testing.assert_close(encoder.features(spectrogram), trained)
 
 
 def former_state(pair: AudioVisualPair, name: str) -> dict[str, torch.Tensor]:
