@@ -240,7 +240,7 @@ def _seen_by(config: Training, checkpoint: Path) -> Training:
         f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()
     }
     for key, given in config.video.options.items():
-        told[f"video.options.{key}"] = (options.get(key), given)
+        told[f"video.options.{key}"] = (options.get(key, False), given)  # all options are off by default
     for key, (value, given) in (told | {"data.num_frames": (number, config.data.num_frames)}).items():
         if given not in (None, value):
             raise ValueError(

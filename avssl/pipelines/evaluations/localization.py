@@ -107,13 +107,19 @@ def _maps(bench: Bench, pair: AudioVisualPair, what: str) -> dict[str, Embedding
             before.extend(sounds[-clips:])
         others = torch.stack([*before, *sounds])[: len(sounds)]
         before.extend(sounds)
-        return {
-            name: torch.einsum("bhwd,bd->bhw", places, heard).flatten(1)
-            for name, heard in (("own", sounds), ("other", others))
-        }
+        return {"own": heat(places, sounds), "other": heat(places, others)}
 
     with bench.fabric.autocast():
         return embed_many(encode, bench.pair_loaders.evaluate(bench.split), description=what)
+
+
+def heat(places: Tensor, sounds: Tensor) -> Tensor:
+    """Cosines (B, H' * W') of unit embeddings: places (B, H', W', D) and sounds (B, D).
+
+    Mixed precision would round them to about 3 digits, and places that differ would tie.
+    """
+    with torch.autocast(places.device.type, enabled=False):
+        return torch.einsum("bhwd,bd->bhw", places, sounds).flatten(1)
 
 
 def _enlarged(heat: FloatArray) -> FloatArray:

@@ -100,6 +100,8 @@ class Subject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             twin = AudioVisualPair.build(**self.pair.settings)
+        twin.video.mean.copy_(self.pair.video.mean)
+        twin.video.std.copy_(self.pair.video.std)
         return twin.to(next(self.pair.parameters()).device).eval()
 
 

@@ -13,7 +13,9 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.catalog import open_data
 from avssl.data.places import Box, read_boxes
 from avssl.models.pair import AudioVisualPair
+from avssl.objectives.vectors import unit
 from avssl.pipelines.evaluate import evaluate
+from avssl.pipelines.evaluations.localization import heat
 
 OPTIONS = {"pretrain": 1, "train_per_class": 1, "test_per_class": 1}
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
@@ -100,3 +102,10 @@ def test_a_table_of_ones_own_may_state_boxes(root: Path, tmp_path: Path, monkeyp
     manifest = open_data(str(tmp_path / "boxes.csv"), root=root)
     assert read_boxes(manifest) == [Box(0.1, 0.2, 0.5, 0.6)] * 2
     assert manifest.column("width") == manifest.column("height") == [80, 80]
+
+
+def test_heat_maps_keep_their_precision_in_mixed_precision() -> None:
+    places, sounds = unit(torch.randn(2, 3, 3, 64)), unit(torch.randn(2, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = heat(places, sounds)
+    torch.testing.assert_close(found, (places * sounds[:, None, None]).sum(dim=-1).flatten(1))
