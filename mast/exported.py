@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mast.export import METADATA, is_sealed, read_metadata, require
+from mast.frontend import all_samples
 
 _Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -50,7 +51,7 @@ class Exported:
             raise ValueError(f"expected a {kind} {shape} with at least {shortest} of the last, got {tuple(x.shape)}")
         given = [x]
         if "samples" in self.metadata.get("inputs", ()):
-            given.append(torch.full((len(x),), x.shape[1]) if samples is None else samples.long())
+            given.append(all_samples(x) if samples is None else samples.long())
         return dict(zip(self.metadata["outputs"], self._run(given), strict=True))
 
 

@@ -187,6 +187,8 @@ class LogMel(nn.Module):
         Raises:
             ValueError: not (B, S), or shorter than one window.
         """
+        if samples is None and self.pad == "edge" and self.fixed_frames is not None:
+            samples = all_samples(waveform)
         if samples is None or self.pad == "wave":
             return self._log_mel(waveform)
         if self.pad == "repeat":
@@ -292,6 +294,11 @@ class LogMel(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's print."""
         return ", ".join(f"{key}={value}" for key, value in self.config.items())
+
+
+def all_samples(waveform: Tensor) -> Tensor:
+    """(B,) samples of a waveform (B, S) that is sound to its end."""
+    return torch.full((waveform.shape[0],), waveform.shape[1], device=waveform.device)
 
 
 def repeated(waveform: Tensor, samples: Tensor) -> Tensor:

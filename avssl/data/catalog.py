@@ -157,13 +157,14 @@ def read_entry(file: Path) -> Entry:
         raise DataError(f"{file}: key 'eval_average' must be {' or '.join(AVERAGES)}, got {values['eval_average']!r}")
     given = {key: value for key, value in values.items() if value is not None or key == "head"}
     protocol = _protocol(given["dataset"])
-    if any(key in given and given[key] != protocol[key] for key in ("clip_seconds", "eval_clips", "eval_average")):
-        protocol["protocol"] = ""
     if "root" in given:
         given["root"] = file.parent / Path(os.path.expandvars(given["root"])).expanduser()
     place = given.get("options", {}).get("location") or given.get("root")
     if given["dataset"] == "cache" and place:
         protocol |= entry_of(str(place))
+    of_protocol = ("clip_seconds", "eval_clips", "eval_average")
+    if any(key in given and given[key] != protocol[key] for key in of_protocol if key in protocol):
+        protocol["protocol"] = ""
     return Entry(file.stem, **{**protocol, **given})
 
 

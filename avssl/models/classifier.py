@@ -10,6 +10,7 @@ import mast
 from avssl.data.batch import Batch
 from avssl.models.pair import center_crop
 from avssl.models.video import VideoEncoder
+from mast.frontend import all_samples
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ class AudioClassifier(Classifier):
 
     def embed_audio(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
         """Features (B, D) of ``waveform`` (B, S), of which ``samples`` (B,) are sound, that the head sees."""
-        valid = None if samples is None else self.frontend.valid_frames(samples, waveform.shape[1])
+        samples = all_samples(waveform) if samples is None else samples
+        valid = self.frontend.valid_frames(samples, waveform.shape[1])
         return self.encode_audio(self.frontend(waveform, samples), valid)
 
     def encode(self, spectrogram: Tensor | None, frames: Tensor | None = None, valid: Tensor | None = None) -> Encoded:

@@ -56,22 +56,27 @@ class ClipProtocol:
             raise ValueError(f"data.eval_clips must be at least 1, got {self.eval_clips}")
 
     def __str__(self) -> str:
-        clips = f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
-        return clips + (f", {self.average} averaged" if self.eval_clips > 1 else "") + self._as_in
+        return self.told()
 
-    def words(self, averaged: str | None = None) -> str:
-        """How a row is judged, for names of metrics: "centre clip of 2 s", "mean probabilities of 5 clips of 2 s".
+    def told(self, averaged: str | None = None) -> str:
+        """For result.json: "5 clips of 2 s, probabilities averaged, as in X".
 
         Args:
-            averaged: What is averaged over several clips; default: what a classifier's protocol says.
+            averaged: What is averaged over several clips; default: what a classifier's protocol says. Of anything else
+                no published work is named.
         """
-        if self.eval_clips == 1:
-            return f"centre clip of {self.seconds:g} s{self._as_in}"
-        return f"mean {averaged or self.average} of {self.eval_clips} clips of {self.seconds:g} s{self._as_in}"
+        clips = f"{self.eval_clips} clip{'s' if self.eval_clips > 1 else ''} of {self.seconds:g} s"
+        clips += f", {averaged or self.average} averaged" if self.eval_clips > 1 else ""
+        return clips + self._as_in(averaged)
 
-    @property
-    def _as_in(self) -> str:
-        return f", as in {self.name}" if self.name else ""
+    def words(self, averaged: str | None = None) -> str:
+        """How a row is judged, for names of metrics: "centre clip of 2 s", "mean probabilities of 5 clips of 2 s"."""
+        clips = f"mean {averaged or self.average} of {self.eval_clips} clips" if self.eval_clips > 1 else "centre clip"
+        return f"{clips} of {self.seconds:g} s{self._as_in(averaged)}"
+
+    def _as_in(self, averaged: str | None) -> str:
+        as_published = self.eval_clips == 1 or averaged in (None, self.average)
+        return f", as in {self.name}" if self.name and as_published else ""
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ def open_splits(
     )
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
-    protocol = _protocol(config, entry)
+    protocol = _protocol(config, entry, modalities)
     coverage: dict[str, dict[str, Any]] = {}
 
     def usable(split: str) -> Manifest | None:
@@ -233,13 +238,14 @@ def open_splits(
     return splits
 
 
-def _protocol(config: DataConfig, entry: Entry) -> ClipProtocol:
-    """The protocol that the data state, with what is set beside it; it keeps its name only where nothing differs."""
+def _protocol(config: DataConfig, entry: Entry, modalities: Sequence[Modality]) -> ClipProtocol:
+    """The protocol that the data state, with what is set beside it; it keeps its name, that of a work on sound, only
+    where nothing differs and sound is heard."""
     seconds = entry.seconds(config.clip_seconds)
     clips = entry.eval_clips if config.eval_clips is None else config.eval_clips
     average = entry.eval_average if config.eval_average is None else config.eval_average
     same = (seconds, clips) == (entry.clip_seconds, entry.eval_clips) and (clips == 1 or average == entry.eval_average)
-    return ClipProtocol(seconds, clips, average, entry.protocol if same else "")
+    return ClipProtocol(seconds, clips, average, entry.protocol if same and "audio" in modalities else "")
 
 
 def _nothing_to_train_on(

@@ -170,7 +170,10 @@ def with_settings(source: AudioEncoder, config: AudioConfig) -> AudioEncoder:
     changed = {key: value for key, value in config.options.items() if key in REGULARIZATION}
     if not changed:
         return source
-    twin = mast.create_model(encoder.name, **encoder.config | changed)
+    try:
+        twin = mast.create_model(encoder.name, **encoder.config | changed)
+    except TypeError as error:
+        raise ValueError(f"audio.options: {error}") from error
     twin.load_state_dict(encoder.state_dict())
     return replace(source, encoder=twin)
 

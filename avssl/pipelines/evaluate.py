@@ -203,7 +203,7 @@ def _write(bench: Bench, splits: Splits, findings: dict[str, Finding], seen: int
         "evaluations": list(findings),
         "headlines": headlines,
         "metrics": metrics,
-        "clip_protocol": str(bench.protocol),
+        "clip_protocol": bench.clip_protocol,
         "pad": bench.subject.pad,
         "coverage": splits.coverage | {"evaluated": bench.covered()},
         "manifest": splits.digest,

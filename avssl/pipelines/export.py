@@ -32,6 +32,7 @@ from avssl.pipelines.trained import Trained, run_folder, trained_with
 from avssl.progress import Meter, track
 from mast.export import require
 from mast.exported import Exported
+from mast.frontend import all_samples
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class _Subject:
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
-        frames = None if samples is None else self.frontend.valid_frames(samples, waveform.shape[1])
+        samples = all_samples(waveform) if samples is None else samples
+        frames = self.frontend.valid_frames(samples, waveform.shape[1])
         features = self.model.features(self.frontend(waveform, samples), frames)
         return {"features": features} | ({"logits": self.model.head(features)} if self.model.num_classes else {})
 

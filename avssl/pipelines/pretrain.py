@@ -217,7 +217,7 @@ def _evaluate(
         "retrieval": retrieval_told(config, pair),
         "split": "test" if splits.test is not None else None if splits.val is None else "val",
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
-        "clip_protocol": str(splits.protocol),
+        "clip_protocol": splits.protocol.told("embeddings"),
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,

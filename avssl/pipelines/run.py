@@ -28,6 +28,7 @@ from avssl.pipelines.encoders import EXPORT
 from avssl.pipelines.trained import run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.urls import hidden
+from mast import LogMel
 
 logger = logging.getLogger(__name__)
 
@@ -338,16 +339,29 @@ def check_same(folder: Path, config: Any) -> None:
 
 
 def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
-    old, new = by_dotted_name(hidden(settings), config), by_dotted_name(to_dict(config), config)
-    usual = by_dotted_name(to_dict(type(config)()), config)  # what a run had of settings that were not there yet
+    old, new = by_dotted_name(hidden(_as_now(settings)), config), by_dotted_name(to_dict(config), config)
+    # What a run had of settings that were not there yet: the default, or, once that is completed, the frontend's.
+    usual = by_dotted_name(to_dict(type(config)()), config)
+    completed = {f"audio.{key}": value for key, value in LogMel().config.items()}
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
+        if key not in old and key in completed and new.get(key) == completed[key]:
+            continue
         if not free and before != new.get(key):
             raise ValueError(
                 f"{where} holds a run with {key} = {before!r}, not {new.get(key)!r}: choose another --output, with "
                 "--checkpoint to start from its weights, or give --resume none to start over (the old folder is kept)"
             )
+
+
+def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run in today's form: mixup was the alpha of mixing within the batch, 0 for none."""
+    augment = settings.get("augment")
+    if not isinstance(augment, dict) or isinstance(alpha := augment.get("mixup", {}), dict):
+        return settings
+    mixup = {"kind": "batch", "alpha": alpha} if alpha else {"kind": "none"}
+    return settings | {"augment": augment | {"mixup": mixup}}
 
 
 def by_dotted_name(values: dict[str, Any], config: Any, prefix: str = "") -> dict[str, Any]:

@@ -56,8 +56,9 @@ class FinetuneTask(Task):
         super().__init__()
         if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
             raise ValueError(f"augment.mixup.alpha: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
-        masks = classifier.audio_encoder is not None and classifier.audio_encoder.config.get("mask_padding")
-        if masks and (spectrogram.warp or objectives):
+        encoder = classifier.audio_encoder
+        self.masks = encoder is not None and bool(encoder.config.get("mask_padding"))
+        if self.masks and (spectrogram.warp or objectives):
             raise ValueError(
                 "audio.options: mask_padding needs to know where a sound ends: turn augment.spec_warp off, and leave "
                 "objectives out"
@@ -86,7 +87,7 @@ class FinetuneTask(Task):
             drawn[first], partner, share = mixup(drawn[first], self.mixup_alpha, self.mixup_probability)
             drawn |= {name: blend(drawn[name], partner, share) for name in others}
             mixed = {head: labels[partner] for head, labels in batch.labels.items()}
-            valid = None if valid is None else torch.maximum(valid, valid[partner])
+            valid = None if valid is None else torch.where(share < 1, torch.maximum(valid, valid[partner]), valid)
         encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"), valid)
         logits = self.classifier.split(self.classifier.outputs(encoded.features))
         losses, report = self.head_loss(logits, batch.labels, mixed, share)
@@ -107,7 +108,8 @@ class FinetuneTask(Task):
         audio, frames, frontend, augment = batch.audio, batch.video, self.classifier.frontend, self.video
         if frontend is not None:
             assert audio is not None, "this classifier needs audio"
-            samples = frontend.told(batch.samples)
+            # Where padding is masked, a shift must not carry sound into it, whatever stands there.
+            samples = batch.samples if self.masks else frontend.told(batch.samples)
             draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio, samples), samples), inplace=True)
         if self.classifier.video_encoder is not None:
             assert frames is not None and augment is not None, "this classifier needs video and its augmentation"

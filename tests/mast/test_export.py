@@ -61,6 +61,43 @@ def test_onnx_equals_eager_at_any_length_and_batch(seconds, onnx_file, frontend)
             torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)
 
 
+def test_onnx_is_told_where_sounds_end(tmp_path) -> None:
+    """It pads by the last frame, and leaves the tokens of padding out; of clips that tell nothing all is sound."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = small(depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 2]], mask_padding=True)
+    padded = mast.LogMel(num_mels=32, pad="edge")
+    exported = mast.open_exported(mast.export_onnx(model, padded, tmp_path / "model.onnx", labels=LABELS), threads=1)
+    assert exported.metadata["inputs"] == ["waveform", "samples"]
+    for batch, seconds in ((1, 0.3), (3, 0.7)):
+        waveform, samples = ending(batch, seconds)
+        for told in (samples, None):
+            whole = torch.full((batch,), waveform.shape[1]) if told is None else told
+            with torch.no_grad():
+                frames = padded.valid_frames(whole, waveform.shape[1])
+                expected = model.features(padded(waveform, whole), frames)
+            found = exported(waveform, told)
+            torch.testing.assert_close(found["features"], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found["logits"], model.head(expected), rtol=0, atol=1e-5)
+
+
+def ending(batch: int, seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of which ever less is sound, and how many samples are."""
+    waveform = noise(batch, seconds)
+    samples = torch.linspace(waveform.shape[1], 500, batch + 1)[1:].long()
+    return waveform * (torch.arange(waveform.shape[1]) < samples[:, None]), samples
+
+
+@pytest.mark.parametrize("pad", mast.frontend.PADS)
+def test_a_frontend_without_branches_pads_alike(pad: str) -> None:
+    for frames in (None, 40, 100):  # of clips that have 68
+        frontend = mast.LogMel(num_mels=32, pad=pad, fixed_frames=frames)
+        waveform, samples = ending(3, 0.7)
+        for told in (samples, torch.full((3,), waveform.shape[1])):
+            found = ExportableLogMel(frontend)(waveform, told)
+            torch.testing.assert_close(found, frontend(waveform, told), rtol=0, atol=1e-5)
+
+
 def test_the_file_says_what_it_is(onnx_file, frontend) -> None:
     import onnx
 

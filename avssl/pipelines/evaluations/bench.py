@@ -64,6 +64,11 @@ class Bench:
         """How a row is scored, for names of metrics."""
         return self.clips if self.subject.classifier is None else self.protocol.words()
 
+    @property
+    def clip_protocol(self) -> str:
+        """Which clips of a row are scored, for result.json: of a checkpoint without classes its features count."""
+        return self.protocol.told("features" if self.subject.classifier is None else None)
+
     @cached_property
     def _clip_scores(self) -> ClipScores:
         several = self.split.multilabel

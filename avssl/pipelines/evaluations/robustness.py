@@ -72,12 +72,11 @@ def _scores(bench: Bench, conditions: list[Degradation]) -> dict[str, dict[str, 
 
 def _damaged(batch: Batch, condition: Degradation, sample_rate: int, seed: int) -> Batch:
     """The batch with its sound damaged; the zeros that fill up a short clip are no sound and stay."""
-    assert batch.audio is not None
+    assert batch.audio is not None and batch.samples is not None
     audio = torch.zeros_like(batch.audio)
-    for row, (clip_id, start, fraction) in enumerate(
-        zip(batch.clip_ids, batch.start.tolist(), batch.audio_fraction.tolist(), strict=True)
+    for row, (clip_id, start, samples) in enumerate(
+        zip(batch.clip_ids, batch.start.tolist(), batch.samples.tolist(), strict=True)
     ):
-        samples = round(fraction * audio.shape[1])
         waveform = batch.audio[row, :samples].numpy()
         audio[row, :samples] = torch.from_numpy(condition(waveform, sample_rate, f"{clip_id}@{start:.3f}", seed))
     return replace(batch, audio=audio)

@@ -19,6 +19,7 @@ from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.places import read_boxes
 from avssl.data.scan import scan
 from avssl.data.shards import store, write
 from avssl.data.shards.encode import Settings
@@ -140,6 +141,20 @@ def test_processes_make_the_same_cache_and_a_finished_one_is_left_alone(tmp_path
     made(manifest, tmp_path / "two", workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert made(manifest, tmp_path / "two").kept == 2
+
+
+def test_a_cache_keeps_where_in_the_picture_what_sounds_is(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path / "media", 2).with_columns({"box": ["0.1 0.2 0.5 0.6", None]})
+    made(manifest, tmp_path / "out")
+    assert read_boxes(open_data(str(tmp_path / "out"))) == read_boxes(manifest) != [None, None]
+
+
+def test_a_protocol_that_a_yaml_changes_loses_its_name_also_of_a_cache(tmp_path: Path) -> None:
+    made(clocks(tmp_path / "media", 2), tmp_path / "out", entry=find_entry("epic-kitchens").stated)
+    yaml = tmp_path / "mine.yaml"
+    for line, name in (("eval_clips: 10", "Auditory SlowFast"), ("eval_clips: 1", ""), ("eval_average: logits", "")):
+        yaml.write_text(f"dataset: cache\noptions: {{location: {tmp_path / 'out'}}}\n{line}\n")
+        assert find_entry(str(yaml)).protocol == name
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import avssl  # noqa: F401
+from avssl.data.batch import Batch
 from avssl.evaluation.codec import through_codec
 from avssl.evaluation.degradations import degradations
+from avssl.pipelines.evaluations.robustness import _damaged
 
 RATE = 16000
 BY_NAME = {damage.name: damage for damage in degradations(RATE)}
@@ -100,3 +103,15 @@ def test_filters_beyond_half_the_rate_are_left_out():
     names = {damage.name for damage in degradations(8000)}
     assert "low-pass 4 kHz" not in names and "telephone band" in names
     assert "telephone band" not in {damage.name for damage in degradations(6000)}
+
+
+def test_all_that_the_media_cover_is_damaged_and_padding_alone_is_not() -> None:
+    """A gap within a clip is no end of it."""
+    wave = chirp()
+    wave[4000:8000] = 0
+    none = torch.zeros(1)
+    fraction, samples = torch.tensor([0.5]), torch.tensor([12000])  # a quarter is a gap, another is padding
+    wave[12000:] = 0
+    batch = Batch(torch.from_numpy(wave)[None], None, {}, none.long(), ["clip"], none.double(), fraction, samples)
+    heard = _damaged(batch, BY_NAME["gain -20 dB"], RATE, 0).audio[0].numpy()
+    np.testing.assert_allclose(heard, wave / 10, atol=2e-5)

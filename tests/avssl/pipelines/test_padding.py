@@ -162,3 +162,59 @@ def test_what_cannot_know_where_a_sound_ends_refuses_the_mask() -> None:
         AudioVisualPair.build(audio="mast_pico", audio_options=options, video="tiny")
     with pytest.raises(ValueError, match="input waveform, not spectrogram"):
         describe(model, None)
+    ast = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2)
+    with pytest.raises(ValueError, match=r"audio\.options: AST has no argument mask_padding"):
+        with_settings(AudioEncoder(ast, mast.LogMel(), {}), AudioConfig(options={"mask_padding": True}))
+
+
+def masking(**frontend) -> AudioClassifier:
+    torch.manual_seed(0)
+    options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "mask_padding": True}
+    model = mast.create_model("mast_pico", num_classes=2, **options).eval()
+    return AudioClassifier(model, mast.LogMel(num_mels=32, **frontend), {"label": ["a", "b"]})
+
+
+def seen_by(task: FinetuneTask, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spectrograms and their valid frames, as a step hands them to the classifier."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    encode = task.classifier.encode
+    monkeypatch.setattr(task.classifier, "encode", lambda x, f, v: seen.append((x, v)) or encode(x, f, v))
+    task(batch)
+    return seen[0]
+
+
+def short_batch() -> Batch:
+    none, samples = torch.zeros(4), torch.tensor([16000, 4000, 4000, 8000])
+    waves = torch.randn(4, 16000) * 0.1 * (torch.arange(16000) < samples[:, None])
+    return Batch(waves, None, {"label": none.long()}, none.long(), list("abcd"), none, none, samples)
+
+
+def test_a_shift_carries_no_sound_to_where_the_mask_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = FinetuneTask(masking(pad="wave"), WaveAugment(gain_db=0.0, time_shift=1.0), SpectrogramAugment(masks=0))
+    spectrogram, valid = seen_by(task.train(), short_batch(), monkeypatch)
+    silence = task.classifier.frontend(torch.zeros(1, 16000))[0, 0, 0, 0]
+    for clip, frames in zip(spectrogram, valid.tolist(), strict=True):
+        assert (clip[..., frames + 2 :] == silence).all() and (clip[..., :frames] != silence).any(dim=1).all()
+
+
+def test_a_clip_that_is_not_blended_keeps_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = FinetuneTask(masking(), WaveAugment(0.0), SpectrogramAugment(masks=0), 0.3)
+    partner, share = torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 1.0])
+    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, *_: (x, partner, share))
+    _, valid = seen_by(task.train(), short_batch(), monkeypatch)
+    assert valid.tolist() == [98, 98, 23, 48]
+
+
+def test_sound_to_the_end_of_a_clip_is_the_same_told_or_not(tmp_path: Path) -> None:
+    """Also where all spectrograms have more frames than the clip: there is the padding that its model has."""
+    waves = torch.randn(2, 8000) * 0.1
+    whole = torch.full((2,), 8000)
+    for pad in ("edge", "repeat", "zero", "wave"):
+        classifier = masking(pad=pad, fixed_frames=80)
+        assert torch.equal(classifier.frontend(waves), classifier.frontend(waves, whole)), pad
+        with torch.no_grad():
+            untold, told = classifier.classify(waves)["label"], classifier.classify(waves, whole)["label"]
+        assert torch.equal(untold, told)
+    mast.save_pretrained(classifier.encoder, tmp_path, frontend=classifier.frontend, labels=classifier.labels)
+    subject = _Subject(tmp_path, "waveform")
+    torch.testing.assert_close(subject.outputs(waves)["logits"], told)

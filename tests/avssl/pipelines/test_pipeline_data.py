@@ -2,7 +2,9 @@
 
 import pytest
 
-from avssl.pipelines.data import ClipProtocol
+from avssl.config import DataConfig
+from avssl.data.catalog import find_entry
+from avssl.pipelines.data import ClipProtocol, _protocol
 
 
 def test_it_is_told_in_words() -> None:
@@ -11,7 +13,16 @@ def test_it_is_told_in_words() -> None:
     published = ClipProtocol(2.0, 10, "logits", "X")
     assert str(published) == "10 clips of 2 s, logits averaged, as in X"
     assert published.words() == "mean logits of 10 clips of 2 s, as in X"
-    assert published.words("features") == "mean features of 10 clips of 2 s, as in X"
+    assert published.words("probabilities") == "mean probabilities of 10 clips of 2 s", "X averages logits"
+    assert published.words("features") == "mean features of 10 clips of 2 s"
+    assert published.told("features") == "10 clips of 2 s, features averaged"
+    assert ClipProtocol(2.0, 1, "logits", "X").words("features") == "centre clip of 2 s, as in X"
+
+
+def test_a_work_on_sound_is_not_named_where_pictures_alone_are_judged() -> None:
+    entry = find_entry("epic-kitchens")
+    named = {seen: _protocol(DataConfig(), entry, seen).name for seen in (("audio",), ("audio", "video"), ("video",))}
+    assert list(named.values()) == ["Auditory SlowFast", "Auditory SlowFast", ""]
 
 
 @pytest.mark.parametrize(

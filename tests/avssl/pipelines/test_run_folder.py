@@ -8,18 +8,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from lightning_fabric import Fabric
 
 import mast
 from avssl.checkpoint import BEST, LAST, run_settings
-from avssl.config import FinetuneConfig, LogConfig, WandbConfig, to_dict, to_yaml
+from avssl.config import FinetuneConfig, LogConfig, MixupConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.manifest import Manifest
 from avssl.errors import SettingsError
 from avssl.evaluation.files import DamagedError, seal_text
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
-from avssl.pipelines.run import Run, read_held_out, seen_in_training
+from avssl.pipelines.run import Run, check_same, read_held_out, seen_in_training
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.tracking import read_rows
 
@@ -78,6 +79,26 @@ def test_other_options_are_told_whole(config: FinetuneConfig) -> None:
     (Path(str(config.output)) / "config.yaml").write_text(to_yaml(changed))
     with pytest.raises(ValueError, match=r"holds a run with data\.options = \{'foo': 1\}, not \{\}: choose"):
         open_run(config)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_run_of_before_some_settings_goes_on_with_what_they_stood_for(config: FinetuneConfig, alpha: float) -> None:
+    """It had no padding, and mixup was the alpha of mixing within the batch."""
+    values = to_dict(config)
+    values["augment"]["mixup"] = alpha
+    for name in ("pad", "divide_by", "frame_shift_ms", "fixed_frames"):
+        del values["audio"][name]
+    mixup = MixupConfig("batch", alpha=alpha) if alpha else MixupConfig()
+    audio = replace(config.audio, pad="wave", divide_by="2*std", frame_shift_ms=10.0)
+    now = replace(config, augment=replace(config.augment, mixup=mixup), audio=audio)
+    folder = Path(str(config.output))
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    check_same(folder, now)
+    with pytest.raises(ValueError, match=r"holds a run with audio\.pad = None, not 'zero'"):
+        check_same(folder, replace(now, audio=replace(audio, pad="zero")))
+    other = replace(now, augment=replace(now.augment, mixup=MixupConfig("waveform")))
+    with pytest.raises(ValueError, match=r"holds a run with augment\.mixup\.(alpha|kind) = "):
+        check_same(folder, other)
 
 
 @pytest.mark.parametrize("seconds", [0.0, float("nan")])
