@@ -218,6 +218,7 @@ def _evaluate(
         "split": "test" if splits.test is not None else None if splits.val is None else "val",
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "clip_protocol": splits.protocol.told("embeddings"),
+        "pad": pair.frontend.pad,
         "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,
