@@ -11,7 +11,7 @@ import yaml
 # What is predicted on each set that is pretrained on; the first stands for it where there is room for one.
 HEADS = {"demo": ("event",), "grid": ("digit", "colour")}
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
-FEW_LABELS = ("data", "trained", "start", *(f"{share:.0%} of the labels" for share in SHARES))
+FEW_LABELS = ("data", "trained", *(f"{share:.0%} of the labels" for share in SHARES), "revision")
 NOTHING = "Not measured yet."
 # Of each kind of damage the steps that make a curve.
 CONDITIONS = (
@@ -43,14 +43,18 @@ def _top1(row: dict[str, Any]) -> float:
 
 
 def evidence_table(*results: dict[str, Any]) -> str:
-    """MAST against AST: a line a set, model and budget; means over splits with their deviation.
+    """MAST against AST: a line a set and result; means over splits with their deviation.
 
     Differences are split by split, between runs of the same split and result.
     """
     lines = [line for result in results for line in _evidence_lines(result)]
-    header = ["data", "model", "passes", "steps take", "top-1", "ahead of AST (splits)", "NMI"]
-    header += ["random weights, probe", "lr", "splits", "revision"]
+    header = ["data", "AST", "MAST, equal passes", "ahead (splits)", "MAST, equal time", "ahead (splits)", "passes"]
+    header += ["minutes of steps", "NMI", "random weights, probe", "lr", "revision"]
     return markdown(header, sorted(lines, key=lambda line: line[0])) if lines else ""
+
+
+# As the columns with several values have them.
+_BUDGETS = (("ast", "passes"), ("mast", "passes"), ("mast", "time"))
 
 
 def _evidence_lines(result: dict[str, Any]) -> list[list[str]]:
@@ -58,35 +62,35 @@ def _evidence_lines(result: dict[str, Any]) -> list[list[str]]:
     for name in result["plan"]["epochs"]:
         rows = [row for row in result["rows"] if row["data"] == name]
         trained = [row for row in rows if row["kind"] == "trained"]
-        ast = {row["split"]: _top1(row) for row in trained if row["model"] == "ast"}
-        for model, budget, label in (
-            ("ast", "passes", "AST"),
-            ("mast", "passes", "MAST, equal passes"),
-            ("mast", "time", "MAST, equal time"),
-        ):
-            mine = [row for row in trained if (row["model"], row["budget"]) == (model, budget)]
-            if not mine:
-                continue
-            random = [row for row in rows if (row["model"], row["kind"]) == (model, "random")]
-            ahead = [_top1(row) - ast[row["split"]] for row in mine if model == "mast" and row["split"] in ast]
+        runs = {key: [row for row in trained if (row["model"], row["budget"]) == key] for key in _BUDGETS}
+        if not runs["ast", "passes"]:
+            continue  # there is nothing to compare with yet
+        ast = {row["split"]: _top1(row) for row in runs["ast", "passes"]}
+        cells = [percent(list(ast.values()))]
+        for key in _BUDGETS[1:]:
+            ahead = [_top1(row) - ast[row["split"]] for row in runs[key] if row["split"] in ast]
             wins = f" ({sum(value > 0 for value in ahead)} of {len(ahead)})" if ahead else ""
-            minutes = _step_minutes(result, name, model, mine[0]["passes"])
-            nmi = [values["NMI"] for row in mine for values in row["clustering"].values()]
-            lines.append(
-                [
-                    name,
-                    label,
-                    f"{mine[0]['passes']}",
-                    f"{minutes:.1f} min",
-                    percent([_top1(row) for row in mine]),
-                    percent(ahead, " points") + wins,
-                    spread(nmi, digits=2),
-                    percent([_top1(row) for row in random]) if budget == "passes" else "",
-                    f"{mine[0]['lr']:g}",
-                    f"{len(mine)}",
-                    f"{result['machine']['revision']}",
-                ]
-            )
+            cells += [percent([_top1(row) for row in runs[key]]), percent(ahead, " points") + wins]
+        done = {key: found for key, found in runs.items() if found}
+        random = {
+            model: [_top1(row) for row in rows if (row["model"], row["kind"]) == (model, "random")]
+            for model in ("ast", "mast")
+        }
+        nmi = [[values["NMI"] for row in found for values in row["clustering"].values()] for found in done.values()]
+        lines.append(
+            [
+                name,
+                *cells,
+                " / ".join(f"{found[0]['passes']}" for found in done.values()),
+                " / ".join(
+                    f"{_step_minutes(result, name, key[0], found[0]['passes']):.1f}" for key, found in done.items()
+                ),
+                " / ".join(spread(values, digits=2) for values in nmi),
+                " / ".join(percent(values) for values in random.values() if values),
+                " / ".join(f"{found[0]['lr']:g}" for found in done.values()),
+                f"{result['machine']['revision']}",
+            ]
+        )
     return lines
 
 
@@ -120,7 +124,8 @@ def pretraining_table(result: dict[str, Any]) -> str:
         heads = HEADS[data]
         probes = [_mean(rows, f"probe/{head}/top1") for head in heads]
         clusters = [
-            spread([row["metrics"][f"{heads[0]}/{name}"] for row in rows], digits=2) for name in ("NMI", "silhouette")
+            spread([row["metrics"][key] for row in rows if key in row["metrics"]], digits=2)
+            for key in (f"{heads[0]}/NMI", f"{heads[0]}/silhouette")
         ]
         retrieved = [_mean(rows, f"{way}/R@1") or "chance" for way in ("audio_to_video", "video_to_audio")]
         terms = rows[0].get("objectives")
@@ -151,26 +156,6 @@ def pretraining_table(result: dict[str, Any]) -> str:
     return markdown([*header, "NMI", "silhouette", "seeds", "revision"], lines) if lines else ""
 
 
-def demo_table(result: dict[str, Any]) -> str:
-    """The demo by the default loss: random weights beside pretrained ones, over seeds."""
-    groups = _groups(result)
-    random, pretrained = groups.get(("demo", "random"), []), groups.get(("demo", "default"), [])
-    if not random or not pretrained:
-        return ""
-    head = HEADS["demo"][0]
-    lines = [
-        [title, _mean(random, key, part), _mean(pretrained, key, part)]
-        for title, key, part in (
-            ("linear probe, top-1", f"probe/{head}/top1", "metrics"),
-            ("full fine-tune, top-1", f"{head}/top1", "full"),
-        )
-    ]
-    for way in ("audio_to_video", "video_to_audio"):
-        chance = f"{100 * pretrained[0]['metrics']['chance/R@1']:.1f} % (chance)"
-        lines.append([f"zero-shot retrieval, R@1, {way.replace('_', ' ')}", chance, _mean(pretrained, f"{way}/R@1")])
-    return markdown([f"{len(pretrained)} sets of videos", "random start", "pretrained start"], lines)
-
-
 def _term(term: dict[str, Any]) -> str:
     """0.5 vicreg (projection: infonce)"""
     options = {key: value for key, value in term.items() if key not in ("name", "weight")}
@@ -180,13 +165,15 @@ def _term(term: dict[str, Any]) -> str:
 
 
 def few_label_lines(result: dict[str, Any]) -> list[list[str]]:
-    """Linear probes on shares of the labels of the default loss and of random weights: lines of FEW_LABELS."""
+    """Linear probes on shares of the labels, of random weights and of the default loss: lines of FEW_LABELS."""
     lines = []
     for (data, loss), rows in _groups(result).items():
-        head = HEADS[data][0]
-        for start, prefix in (("random weights", "random_"), ("pretrained", "")) if loss == "default" else ():
-            shares = [_mean(rows, f"few_label/{head}/{share:.0%}/{prefix}top1") for share in SHARES]
-            lines.append([f"{data} {head}", "linear probe", start, *shares])
+        key = f"few_label/{HEADS[data][0]}"
+        rows = [row for row in rows if any(key in name for name in row["metrics"])]
+        if loss == "default" and rows:
+            found = [[_mean(rows, f"{key}/{share:.0%}/{start}top1") for start in ("random_", "")] for share in SHARES]
+            cells = [" / ".join(both) for both in found]
+            lines.append([f"{data} {HEADS[data][0]}", "linear probe", *cells, _revisions(rows)])
     return lines
 
 
@@ -194,17 +181,22 @@ def full_few_label_lines(result: dict[str, Any]) -> list[list[str]]:
     """Full fine-tuning on shares of the labels, both starts on the same draws: lines of FEW_LABELS."""
     lines = []
     for data in dict.fromkeys(row["data"] for row in result["rows"]):
-        for start, title in (("random", "random weights"), ("pretrained", "pretrained")):
-            mine = [row for row in result["rows"] if (row["data"], row["start"]) == (data, start)]
-            shares = [percent([_top1(row) for row in mine if row["share"] == share]) for share in SHARES]
-            if mine:
-                lines.append([f"{data} {mine[0]['head']}", "all weights", title, *shares])
+        mine = [row for row in result["rows"] if row["data"] == data]
+        found = [
+            [
+                percent([_top1(row) for row in mine if (row["share"], row["start"]) == (share, start)])
+                for start in ("random", "pretrained")
+            ]
+            for share in SHARES
+        ]
+        cells = [" / ".join(both) for both in found]
+        lines.append([f"{data} {mine[0]['head']}", "all weights", *cells, result["machine"]["revision"]])
     return lines
 
 
 def losses_table(results: Path) -> str:
     """Losses at one budget on validation clips, over seeds, the best probe first; those of the recipes are marked."""
-    lines, told = [], []
+    lines = []
     for file in sorted(results.glob("objectives_*validation.json")):
         result = json.loads(file.read_text())
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -217,9 +209,9 @@ def losses_table(results: Path) -> str:
             mark = ", the default" if loss == _default_loss(data) else ""
             keys = ("probe", "audio_to_video", "video_to_audio")
             lines.append([data, loss + mark, *(percent([row[key] for row in rows]) for key in keys), f"{len(rows)}"])
-        told.append(f"{told_of(result)}; `{file.name}`")
-    header = ["data", "loss", "linear probe", "R@1, audio to video", "video to audio", "seeds"]
-    return "\n\n".join([markdown(header, lines), *told]) if lines else NOTHING
+            lines[-1].append(result["machine"]["revision"])
+    header = ["data", "loss", "linear probe", "R@1, audio to video", "video to audio", "seeds", "revision"]
+    return markdown(header, lines) if lines else NOTHING
 
 
 def _default_loss(data: str) -> str:
@@ -228,18 +220,22 @@ def _default_loss(data: str) -> str:
 
 
 def localization_table(result: dict[str, Any]) -> str:
-    """Where the sound is in the picture: each loss, and what it must beat."""
+    """Where the sound is in the picture: a line a measure; the losses, and what they must beat."""
+    groups = {
+        loss: rows
+        for (_, loss), rows in _groups(result).items()
+        if any("localization/AUC" in row["metrics"] for row in rows)
+    }
+    if "default" not in groups:
+        return ""
+    others = {"another clip's sound": "other_sound/", "random weights": "random/", "the centre": "centre/"}
+    others |= {"the best possible": "best/"}
     lines = []
-    keys = ("cIoU@0.5", "AUC", "pointing")
-    others = {"random weights": "random/", "another clip's sound": "other_sound/", "the centre": "centre/"}
-    for (data, loss), rows in _groups(result).items():
-        if not any("localization/AUC" in row["metrics"] for row in rows):
-            continue
-        lines.append([data, loss, *(_mean(rows, f"localization/{key}") for key in keys)])
-        if loss == "default":
-            for title, prefix in (others | {"best possible": "best/"}).items():
-                lines.append([data, title, *(_mean(rows, f"localization/{prefix}{key}") for key in keys)])
-    return markdown(["data", "heat map of", *keys], lines) if lines else ""
+    for key in ("cIoU@0.5", "AUC", "pointing"):
+        cells = [_mean(rows, f"localization/{key}") for rows in groups.values()]
+        cells += [_mean(groups["default"], f"localization/{prefix}{key}") for prefix in others.values()]
+        lines.append([key, *cells])
+    return markdown(["", *groups, *(f"default, {name}" if "clip" in name else name for name in others)], lines)
 
 
 def robustness_table(result: dict[str, Any]) -> str:
@@ -247,7 +243,8 @@ def robustness_table(result: dict[str, Any]) -> str:
     lines = []
     for (data, loss), rows in _groups(result).items():
         head = HEADS[data][0]
-        if any(f"robustness/{CONDITIONS[0]}/{head}/top1" in row["metrics"] for row in rows):
+        rows = [row for row in rows if f"robustness/{CONDITIONS[0]}/{head}/top1" in row["metrics"]]
+        if rows:
             cells = [_mean(rows, f"robustness/{condition}/{head}/top1") for condition in CONDITIONS]
             lines.append([f"{data} {head}", loss, _mean(rows, f"probe/{head}/top1"), *cells])
     return markdown(["data", "loss", "clean", *CONDITIONS], lines) if lines else ""
@@ -296,10 +293,18 @@ def told_of(result: dict[str, Any]) -> str:
 
 def _evidence(results: Path) -> str:
     """Of every result that there is, the newest first."""
-    found = [json.loads(file.read_text()) | {"file": file.name} for file in sorted(results.glob("evidence*.json"))]
-    if not (lines := evidence_table(*found)):
-        return NOTHING
-    return "\n\n".join([lines, *(f"{told_of(result)}; `{result['file']}`" for result in found)])
+    return evidence_table(*(json.loads(file.read_text()) for file in sorted(results.glob("evidence*.json")))) or NOTHING
+
+
+def _pretraining(results: Path) -> dict[str, Any] | None:
+    """All results of pretraining as one; where two have a row of the same run, that of the first file stays."""
+    found = [dict(json.loads(file.read_text())) for file in sorted(results.glob("pretraining*.json"))]
+    found = [result for result in found if "rows" in result]  # that of speed has none
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for result in found:
+        for row in result["rows"]:
+            rows.setdefault((row["data"], row["loss"], row["seed"]), row)
+    return found[0] | {"rows": [rows[key] for key in sorted(rows)]} if found else None
 
 
 def _read(results: Path, name: str) -> dict[str, Any] | None:
@@ -308,34 +313,29 @@ def _read(results: Path, name: str) -> dict[str, Any] | None:
 
 
 def few_labels_table(results: Path) -> str:
-    """Linear probes and full fine-tuning on shares of the labels."""
-    linear, full = _read(results, "pretraining"), _read(results, "few_labels")
+    """Linear probes and full fine-tuning on shares of the labels, random weights / pretrained ones."""
+    linear, full = _pretraining(results), _read(results, "few_labels")
     lines = (few_label_lines(linear) if linear else []) + (full_few_label_lines(full) if full else [])
-    told = f"\n\nAll weights: {told_of(full)}; `few_labels.json`" if full else ""
-    return markdown(FEW_LABELS, lines) + told if lines else NOTHING
+    return markdown(FEW_LABELS, lines) if lines else NOTHING
 
 
-def _of(name: str, made: Callable[[dict[str, Any]], str], stated: bool = True) -> Callable[[Path], str]:
-    """A table of the result ``name``, and beneath it where and with what that was measured."""
+def _of(read: Callable[[Path], Any], made: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
+    """The table that is ``made`` of what is read of a folder, or that there is nothing."""
 
     def table(results: Path) -> str:
-        result = _read(results, name)
-        lines = made(result) if result else ""
-        if not result or not lines:
-            return NOTHING
-        return f"{lines}\n\n{told_of(result)}; `{name}.json`" if stated else lines
+        result = read(results)
+        return (made(result) if result else "") or NOTHING
 
     return table
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "mast-vs-ast": _evidence,
-    "recipes": _of("recipes", recipes_table, stated=False),
-    "pretraining": _of("pretraining", pretraining_table),
-    "demo": _of("pretraining", demo_table),
+    "recipes": _of(lambda results: _read(results, "recipes"), recipes_table),
+    "pretraining": _of(_pretraining, pretraining_table),
     "few-labels": few_labels_table,
     "losses": losses_table,
-    "localization": _of("pretraining", localization_table, stated=False),
-    "robustness": _of("pretraining", robustness_table, stated=False),
+    "localization": _of(_pretraining, localization_table),
+    "robustness": _of(_pretraining, robustness_table),
     "costs": costs_table,
 }
