@@ -156,6 +156,10 @@ def finished_result(cell: Cell) -> dict[str, Any] | None:
             f"{cell.folder} was trained with {before} clips a step, not {now}: choose another --output, or give "
             "--resume none to start over (the old folder is kept)"
         )
+    scored = str(result.get("clip_protocol"))
+    if " clips of " in scored and " averaged" not in scored:  # earlier versions averaged logits, and did not say so
+        logger.warning("%s: %s, of which logits were averaged: judging %s anew", path, scored, cell.fold)
+        return None
     return result
 
 

@@ -11,10 +11,19 @@ import pytest
 from scipy.io import wavfile
 
 from avssl.cli import parse
-from avssl.config import AudioConfig, CrossvalConfig, DataConfig, FinetuneConfig, WandbConfig, crossval_arguments
-from avssl.evaluation.result import read_result
+from avssl.config import (
+    AudioConfig,
+    CrossvalConfig,
+    DataConfig,
+    FinetuneConfig,
+    WandbConfig,
+    crossval_arguments,
+    to_dict,
+    to_yaml,
+)
+from avssl.evaluation.result import read_result, write_result
 from avssl.locks import HeldError, hold
-from avssl.pipelines.crossval import crossval, make_cells
+from avssl.pipelines.crossval import Cell, crossval, finished_result, make_cells
 from avssl.pipelines.finetune import finetune
 
 SPEAKERS = ["ann", "bob", "cleo"]
@@ -114,6 +123,16 @@ def test_a_damaged_result_of_a_fold_is_made_again(media: Path, tmp_path, caplog)
     for file, name in ((one, "ann"), (other, "bob")):
         assert f"running speaker {name}, seed 0 again" in caplog.text and str(file) in caplog.text
         assert read_result(file)["kind"] == "finetune-linear"
+
+
+def test_a_fold_that_was_scored_otherwise_is_not_pooled_with_others(tmp_path: Path, caplog) -> None:
+    """Earlier versions averaged the logits of several clips, and did not say so."""
+    cell = Cell("fold 1", 0, FinetuneConfig(output=tmp_path))
+    (tmp_path / "config.yaml").write_text(to_yaml(cell.config))
+    for told, kept in (("1 clip of 5 s", True), ("2 clips of 5 s", False), ("2 clips of 5 s, logits averaged", True)):
+        write_result(tmp_path / "result.json", {"config": to_dict(cell.config), "clip_protocol": told})
+        assert (finished_result(cell) is not None) == kept, told
+    assert "2 clips of 5 s, of which logits were averaged: judging fold 1 anew" in caplog.text
 
 
 def test_what_a_fold_failed_with_shows_no_password(media: Path, tmp_path, monkeypatch) -> None:
