@@ -22,7 +22,7 @@ class Exported:
         metadata: see ``mast.export.describe``.
         labels: head name -> ordered class names.
 
-    Example:
+    Examples:
         >>> model = mast.open_exported("model.onnx")  # doctest: +SKIP
         >>> model(torch.zeros(2, 16000))["logits"].shape  # doctest: +SKIP
         torch.Size([2, 10])

@@ -64,7 +64,7 @@ class LogMel(nn.Module):
             CAV-MAE pad; "edge": the last whole frame over and over, as Auditory SlowFast pads; "repeat": the waveform
             from its beginning again.
 
-    Example:
+    Examples:
         >>> import torch
         >>> LogMel()(torch.zeros(2, 16000)).shape
         torch.Size([2, 1, 128, 98])

@@ -46,7 +46,7 @@ class MAST(SpectrogramModel):
         mask_padding: ``features`` leaves tokens out of the mean that begin behind the sound of their clip, where it is
             told how many frames have sound.
 
-    Example:
+    Examples:
         >>> import torch, mast
         >>> model = mast.create_model("mast_pico", num_classes=10)
         >>> model(torch.zeros(2, 1, 128, 100)).shape

@@ -19,7 +19,7 @@ class StreamingLogMel:
     Raises:
         ValueError: the frontend centres clips, or fills them up.
 
-    Example:
+    Examples:
         >>> stream = StreamingLogMel(LogMel())
         >>> [stream.push(torch.zeros(1, size)).shape[-1] for size in (300, 300, 8000)]
         [0, 2, 50]

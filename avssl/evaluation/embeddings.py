@@ -118,7 +118,7 @@ class ClipScores:
         clips: Clips of a row; of a single one nothing is averaged.
         average: "probabilities" or "logits".
 
-    Example:
+    Examples:
         >>> import torch
         >>> scores = ClipScores({"sound": ["a", "b"]}, [], clips=2)
         >>> mean = scores.to_average(torch.tensor([[0.0, 4.0], [1.0, 0.0]])).mean(0, keepdim=True)

@@ -167,7 +167,7 @@ def _by_channel(statistics: Statistics) -> Tensor:
     return torch.tensor(statistics).view(1, 3, 1, 1, 1)
 
 
-Built = tuple[nn.Module, int, FeatureMap]
+Built = tuple[nn.Module, int, FeatureMap | None]
 Weights = dict[str, Tensor] | None
 Builder = Callable[..., Built]
 
@@ -198,12 +198,29 @@ class _Entry:
 _ENTRIES: dict[str, _Entry] = {}
 
 
-def _register(num_frames: int, frame_size: int | None = None, weights: WeightsEnum | None = None) -> Any:
-    """Registers an encoder with the frames of a clip, and their side, that it was made for: by default its weights'."""
+def register_video_encoder(
+    num_frames: int, frame_size: int | None = None, weights: WeightsEnum | None = None
+) -> Callable[[Builder], Builder]:
+    """Makes ``builder(num_frames, frame_size, weights, **options)`` the video encoder that is named as the function.
+
+    The builder returns the backbone, (B, 3, T, H, W) normalized -> (B, D), the width D, and where its features are
+    still on a grid, or None. Its keyword-only arguments are ``video.options``, true or false.
+
+    Args:
+        num_frames: Frames of a clip that it was made for.
+        frame_size: Their height and width in pixels; None: that of the weights.
+        weights: torchvision's, whose channel statistics are then used, too; None: there are none.
+
+    Raises:
+        ValueError: the name is taken, or there is no size.
+    """
+    side = int(weights.transforms().crop_size[0]) if frame_size is None and weights is not None else frame_size
+    if side is None:
+        raise ValueError("register_video_encoder: give frame_size, or weights that have one")
 
     def register(builder: Builder) -> Builder:
-        side = int(weights.transforms().crop_size[0]) if frame_size is None and weights is not None else frame_size
-        assert side is not None
+        if builder.__name__ in _ENTRIES:
+            raise ValueError(f"a video encoder named {builder.__name__!r} is registered already")
         _ENTRIES[builder.__name__] = _Entry(builder, num_frames, side, weights)
         return builder
 
@@ -318,7 +335,7 @@ def _headless(
     return model, width, FeatureMap(layer, width, arrange)
 
 
-@_register(16, weights=zoo.MViT_V2_S_Weights.KINETICS400_V1)
+@register_video_encoder(16, weights=zoo.MViT_V2_S_Weights.KINETICS400_V1)
 def mvit_v2_s(num_frames: int, frame_size: int, weights: Weights, *, scaled_positions: bool = False) -> Built:
     if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
         raise ValueError(
@@ -333,12 +350,12 @@ def mvit_v2_s(num_frames: int, frame_size: int, weights: Weights, *, scaled_posi
     return _headless(model, weights, "head", "norm", _mvit_tokens)
 
 
-@_register(16, weights=zoo.R2Plus1D_18_Weights.KINETICS400_V1)
+@register_video_encoder(16, weights=zoo.R2Plus1D_18_Weights.KINETICS400_V1)
 def r2plus1d_18(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.r2plus1d_18(), weights, "fc", "layer4")
 
 
-@_register(16, weights=zoo.Swin3D_T_Weights.KINETICS400_V1)
+@register_video_encoder(16, weights=zoo.Swin3D_T_Weights.KINETICS400_V1)
 def swin3d_t(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.swin3d_t(), weights, "head", "norm", _channels_last)
 
@@ -354,7 +371,7 @@ class _S3D(nn.Module):
         return self.features(frames).mean(dim=(2, 3, 4))
 
 
-@_register(16, weights=zoo.S3D_Weights.KINETICS400_V1)
+@register_video_encoder(16, weights=zoo.S3D_Weights.KINETICS400_V1)
 def s3d(num_frames: int, frame_size: int, weights: Weights) -> Built:
     model = zoo.s3d()
     if weights is not None:
@@ -387,13 +404,13 @@ class _Motion(nn.Module):
         return torch.cat([x, 3 * (x - x.mean(dim=2, keepdim=True))], dim=1)
 
 
-@_register(8, 48)
+@register_video_encoder(8, 48)
 def tiny(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
     return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
-@_register(8, 48)
+@register_video_encoder(8, 48)
 def tiny_motion(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
     return _small_resnet(_Motion(), channels=6, width=24)

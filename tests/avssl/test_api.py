@@ -141,7 +141,7 @@ def test_errors_are_exceptions_of_one_line(settings: dict, error: type[Exception
 
 def test_the_page_s_python_runs(pretrained: avssl.Result, folder: Path, tmp_path, monkeypatch, capsys) -> None:
     """On the demo's clips in the place of the page's, and for a few steps."""
-    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "videos").mkdir()
     for file in sorted((folder / "cache").rglob("pretrain/*.mp4")):
@@ -161,7 +161,7 @@ def test_the_page_s_python_runs(pretrained: avssl.Result, folder: Path, tmp_path
     monkeypatch.setattr("avssl.api.resolve", short)
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    exec(compile(code, "docs/python.md", "exec"), scope)
+    exec(compile(code, "docs/tutorial.md", "exec"), scope)
     assert scope["again"].metrics["event/top1"] == pytest.approx(scope["tuned"].metrics["event/top1"])
     assert Path("features.parquet").is_file() and "0.0 s: " in capsys.readouterr().out
 

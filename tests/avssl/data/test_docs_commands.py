@@ -25,6 +25,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "doc
 NOT_RUN = {
     "make demo": "sets an environment up and trains for minutes; tools/demo.py is run",
     "make test": "is what runs this",
+    "make docs": "sets an environment up; test_docs_site.py builds the site",
     "pip install": "needs a package index",
     "python tools/export.py": "takes half a minute, and tests of the exporter run it; its options are parsed instead",
     "python benchmarks": "measures for minutes or hours",
@@ -73,7 +74,7 @@ def commands(page: str) -> dict[str, list[str]]:
         found = [line for line in lines if re.match(r"(?:\w+ .*\| )?(?:python|avssl|torchrun|sbatch|make|pip) ", line)]
         runs = [line for line in found if not line.startswith(tuple(NOT_RUN))]
         sections.setdefault(part.split("\n")[0].lstrip("# "), []).extend(runs)
-    if page in ("README.md", "docs/guide.md"):  # most of whose commands stand in sentences
+    if page in ("README.md", "docs/tutorial.md"):  # most of whose commands stand in sentences
         inline = re.findall(r"`((?:python tools/|avssl )[^`]+? --[^`]+)`", text_of(page))
         sections["in the text"] = [line for line in inline if not line.startswith(tuple(NOT_RUN))]
     return {section: found for section, found in sections.items() if found}
@@ -226,9 +227,9 @@ def test_the_manifest_of_ones_own_data_is_written_by_its_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_examples("docs/own-data.md", tmp_path)
-    (code,) = blocks(text_of("docs/own-data.md"), "python")
-    exec(compile(code, "docs/own-data.md", "exec"), {})
+    write_examples("docs/data.md", tmp_path)
+    (code,) = blocks(text_of("docs/data.md"), "python")
+    exec(compile(code, "docs/data.md", "exec"), {})
     manifest = open_data("tags.parquet", cache_dir=tmp_path, workers=0)
     assert manifest.multilabel == {"tags"} and manifest.coverage(audio=True)["share"] == 1
     assert manifest.labels("tags").tolist() == [[1, 1], [0, 0], [1, 0], [-1, -1]]

@@ -1,27 +1,14 @@
-"""docs/objectives.md: its worked example works, and its table names every objective."""
+"""docs/objectives.md: its table names every objective, and its recipes are recipes."""
 
 import re
 from pathlib import Path
 
-import pytest
-from objective_steps import SHAPES, exact_batch, exact_task
+from objective_steps import SHAPES
 
 from avssl.config import PretrainConfig
-from avssl.objectives import base, create_objective, create_objectives, list_objectives
+from avssl.objectives import create_objectives, list_objectives
 
 PAGE = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
-
-
-def test_the_example_registers_and_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_OBJECTIVES", dict(base._OBJECTIVES))
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    exec(compile(code, "docs/objectives.md", "exec"), {"__name__": "docs"})
-    assert list_objectives()["cosine"].startswith("Pulls audio and video of a clip together")
-    task = exact_task([(name, create_objective(name, SHAPES), 1.0) for name in ("cosine", "vicreg")])
-    losses, report = task(exact_batch())
-    assert 0 <= losses["cosine"].item() <= 2 and "cosine/similarity" in report
-    sum(losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in task.pair.parameters())
 
 
 def test_the_page_names_every_objective() -> None:

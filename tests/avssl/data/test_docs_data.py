@@ -5,7 +5,7 @@ from avssl.config import PretrainConfig
 from avssl.config.cache import CacheConfig
 
 REPOSITORY = Path(__file__).parents[3]
-PAGE = (REPOSITORY / "docs" / "loading.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def test_defaults_and_options_that_the_page_names_are_so() -> None:
