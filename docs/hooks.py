@@ -29,7 +29,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         if not (ROOT / source).is_file():
             raise PluginError(f"a page links to {source}, which is not there")
         code = (ROOT / source).read_text(encoding="utf-8")
-        text = f"# {source}\n\n````{LANGUAGES[Path(source).suffix]} linenums=\"1\"\n{code}````\n"
+        text = f'# {source}\n\n````{LANGUAGES[Path(source).suffix]} linenums="1"\n{code}````\n'
         files.append(File.generated(config, f"code/{source}.md", content=text))
     return files
 

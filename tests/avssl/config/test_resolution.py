@@ -109,7 +109,8 @@ def test_spellings_of_one_command_line_add_up_in_any_order(order) -> None:
 def test_items_are_added_to_the_list_of_the_recipe_or_of_the_defaults() -> None:
     added = ["--objectives+", "{name: sync}"]
     infonce, vicreg, sync = {"name": "infonce"}, {"name": "vicreg", "weight": 0.5}, {"name": "sync"}
-    assert parse(PretrainConfig, added).objectives == [infonce, vicreg, sync]
+    beside = vicreg | {"projection": "infonce"}
+    assert parse(PretrainConfig, added).objectives == [infonce, beside, sync]
     assert parse(PretrainConfig, ["--config", "none", *added]).objectives == [infonce, sync]
     assert parse(PretrainConfig, ["--objectives", "[{name: vicreg, weight: 0.5}]", *added]).objectives == [vicreg, sync]
     assert parse(PretrainConfig, [*added, "--objectives+={name: avc}"]).objectives[2:] == [sync, {"name": "avc"}]

@@ -33,7 +33,7 @@ def test_the_python_runs(monkeypatch, capsys) -> None:
     model = mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1], mels=32).eval()
     frontend = mast.LogMel(num_mels=32)
     described = describe(model, frontend, {"kind": ["a", "b"]})
-    opened = Exported(lambda x: [model(frontend(x)), model.forward_features(frontend(x)).mean(1)], described)
+    opened = Exported(lambda given: [model(frontend(*given)), model.features(frontend(*given))], described)
     monkeypatch.setattr(mast, "open_exported", lambda path: {"model.onnx": opened}[path])
     first, second = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     scope: dict = {}
