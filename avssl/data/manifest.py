@@ -216,6 +216,11 @@ class Manifest:
             raise KeyError(f"no column {name!r}; there are {', '.join(self.table.column_names)}")
         return self.table[name].to_pylist()
 
+    def files(self) -> np.ndarray:
+        """(N,) int64 numbers of the media files: equal for segments of one, also where a cache keeps them apart."""
+        name = "source" if "cache_error" in self.table.column_names else "path"
+        return np.unique(np.asarray(self.column(name), dtype=object), return_inverse=True)[1].astype(np.int64)
+
     @cached_property
     def multilabel(self) -> frozenset[str]:
         """Heads whose clips have several labels."""

@@ -37,12 +37,14 @@ class Step(ABC):
 
     Attributes:
         index: (B,) int64 rows of the training split.
+        file: (B,) int64 numbers of the media files that the clips are of: several rows may be segments of one.
         labels: head -> (B,) int64 class, -1 where unlabelled.
         start: (B,) float64 second at which the clip starts in its file; on the CPU.
         seconds: Length of a clip.
     """
 
     index: Tensor
+    file: Tensor
     labels: Mapping[str, Tensor]
     start: Tensor
     seconds: float

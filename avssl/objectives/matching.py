@@ -81,8 +81,8 @@ class Matching(Objective):
         joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         with torch.no_grad(), torch.autocast(heard.device.type, enabled=False):
             audio, video = unit(joint_audio), unit(joint_video)
-            index = step.index.to(audio.device)
-            other = index[:, None] != gather_constant(index)
+            file = step.file.to(audio.device)
+            other = file[:, None] != gather_constant(file)
             video_of, video_similarity = self._negatives(audio @ gather_constant(video).T, other)
             audio_of, audio_similarity = self._negatives(video @ gather_constant(audio).T, other)
             exists = other.any(dim=1)

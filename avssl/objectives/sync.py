@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class Sync(Objective):
     """Tells a clip from other times of the same video: hard negatives of AVTS (Korbar et al. 2018).
 
-    For clip i with audio a_i and video v_i, N_i are the clips of the same row whose span shares at most ``max_overlap``
-    of its length with that of i. The loss is InfoNCE over them (instead of AVTS's margin loss, eq. 1),
+    For clip i with audio a_i and video v_i, N_i are the clips of its file whose span shares at most ``max_overlap`` of
+    its length with that of i. The loss is InfoNCE over them (instead of AVTS's margin loss, eq. 1),
     ``-log exp(a_i v_i / t) / (exp(a_i v_i / t) + sum over j in N_i of exp(a_i v_j / t))``, and the same with audio and
     video swapped; it is the mean over both directions and all clips of the global batch whose N_i is not empty. A batch
     without any has loss 0.
@@ -49,9 +49,9 @@ class Sync(Objective):
         joint_audio, joint_video = (step.project(self, modality) for modality in ("audio", "video"))
         with torch.autocast(joint_audio.device.type, enabled=False):
             audio, video = gather_with_gradient(unit(joint_audio)), gather_with_gradient(unit(joint_video))
-            index = gather_constant(step.index.to(audio.device))
+            file = gather_constant(step.file.to(audio.device))
             start = gather_constant(step.start.to(audio.device))
-            negative = self._negatives(index, start, step.seconds)
+            negative = self._negatives(file, start, step.seconds)
             own = torch.eye(len(audio), dtype=torch.bool, device=audio.device)
             logits = (audio @ video.T / self.temperature).masked_fill(~(negative | own), -torch.inf)
             target = torch.arange(len(audio), device=audio.device)
@@ -76,8 +76,8 @@ class Sync(Objective):
             }
         return loss, report
 
-    def _negatives(self, index: Tensor, start: Tensor, seconds: float) -> Tensor:
-        """(N, N) bool, symmetric: the clips of ``index`` (N,) and ``start`` (N,) in s that may be contrasted."""
+    def _negatives(self, file: Tensor, start: Tensor, seconds: float) -> Tensor:
+        """(N, N) bool, symmetric: the clips of ``file`` (N,) and ``start`` (N,) in s that may be contrasted."""
         overlap = (1 - (start[:, None] - start).abs() / seconds).clamp_min(0)
         # Starts are sums of floats: spans that touch may seem to overlap by a rounding error.
-        return (index[:, None] == index) & (overlap <= self.max_overlap + 1e-6)
+        return (file[:, None] == file) & (overlap <= self.max_overlap + 1e-6)

@@ -72,7 +72,7 @@ def segment_contrast(
     length = step.seconds / count
     middle = torch.arange(count, device=rows.device, dtype=torch.float64) + 0.5
     time = (step.start.to(rows.device, torch.float64)[:, None] + middle * length).flatten()
-    file = step.index.to(rows.device).repeat_interleave(count)
+    file = step.file.to(rows.device).repeat_interleave(count)
     every, times, files = gather_with_gradient(columns.flatten(0, 1)), gather_constant(time), gather_constant(file)
     target = rank() * clips * count + torch.arange(clips * count, device=rows.device)
     same = file[:, None] == files

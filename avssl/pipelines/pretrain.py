@@ -70,7 +70,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         fabric=fabric,
         held_out=run.held_out,
     )
-    task = build_task(config, len(splits.train), splits.protocol.seconds, start.pair)
+    task = build_task(config, len(splits.train), splits.protocol.seconds, start.pair, splits.train.files())
     check_training(config, fabric, run, task, splits)
     loaders = Loaders(
         config.data,
@@ -141,9 +141,14 @@ def _pretrain(
 
 
 def build_task(
-    config: PretrainConfig, clips: int, clip_seconds: float, pair: AudioVisualPair | None = None
+    config: PretrainConfig,
+    clips: int,
+    clip_seconds: float,
+    pair: AudioVisualPair | None = None,
+    files: np.ndarray | None = None,
 ) -> PretrainTask:
-    """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows."""
+    """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows, whose
+    ``files`` are those of ``Manifest.files``."""
     pair = pair or start_pair(config).pair
     _check_frames(pair.frontend, clip_seconds)
     shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
@@ -159,6 +164,7 @@ def build_task(
         objectives,
         Augmentation(wave_augment(augment), spectrogram_augment(augment), video),
         clip_seconds=clip_seconds,
+        files=None if files is None else torch.from_numpy(files),
         chunk=config.optim.chunk,
         teacher_momentum=config.teacher_momentum,
         diagnose_every=config.log.every,

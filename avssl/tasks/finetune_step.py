@@ -65,6 +65,7 @@ class FinetuneStep(Step):
 
     def __init__(self, batch: Batch, seconds: float, sides: dict[str, Side]) -> None:
         self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
+        self.file = batch.index
         self._sides = sides
 
     def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:

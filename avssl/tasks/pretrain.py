@@ -26,6 +26,7 @@ class PretrainTask(Task):
         objectives: (name, objective, weight) of each term.
         augmentation: Batched augmentation.
         clip_seconds: Length of a clip.
+        files: (N,) int64, the number of the media file of each row of the training split; None: each has its own.
         chunk: Clips encoded at a time, for batches beyond memory; None encodes all at once.
         teacher_momentum: Momentum of the teacher at the beginning; None is the objectives' own.
         diagnose_every: Steps between diagnostics of the embeddings in the report: as often as it is logged.
@@ -38,6 +39,7 @@ class PretrainTask(Task):
         augmentation: Augmentation,
         *,
         clip_seconds: float = 1.0,
+        files: Tensor | None = None,
         chunk: int | None = None,
         teacher_momentum: float | None = None,
         diagnose_every: int = 1,
@@ -60,6 +62,8 @@ class PretrainTask(Task):
         # Modules, so that train() and eval() reach them.
         self.wave, self.spectrogram, self.video = augmentation.wave, augmentation.spectrogram, augmentation.video
         self.clip_seconds, self.chunk = clip_seconds, chunk
+        self.files: Tensor | None
+        self.register_buffer("files", files, persistent=False)
         self.teacher_momentum = self.objectives.teacher_momentum(teacher_momentum)
         self.diagnose_every, self.diagnosing = diagnose_every, diagnose_every == 1
         self.teacher: AudioVisualPair | None = None
@@ -69,7 +73,7 @@ class PretrainTask(Task):
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by objective, whose sum is minimized, and scalars to log."""
         augmentation = Augmentation(self.wave, self.spectrogram, self.video)
-        step = PairStep(self.pair, self.teacher, augmentation, batch, self.clip_seconds, self.chunk)
+        step = PairStep(self.pair, self.teacher, augmentation, batch, self.clip_seconds, self.chunk, self.files)
         losses, report = self.objectives(step)
         if self.diagnosing:
             report |= self._diagnose(step)

@@ -46,6 +46,7 @@ class PairStep(Step):
         batch: Clips with audio and video, on the device.
         seconds: Length of a clip.
         chunk: Clips encoded at a time; None takes all.
+        files: (N,) the number of the media file of each row of the training split; None: each row has its own.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class PairStep(Step):
         batch: Batch,
         seconds: float,
         chunk: int | None = None,
+        files: Tensor | None = None,
     ) -> None:
         assert batch.audio is not None and batch.video is not None, "pretraining needs both modalities"
         self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
+        self.file = batch.index if files is None else files[batch.index]
         self._pair, self._teacher, self._augmentation = pair, teacher, augmentation
         self._waveform, self._frames = batch.audio, batch.video
         self._samples = pair.frontend.told(batch.samples)

@@ -82,6 +82,13 @@ def test_extra_columns_are_kept_as_strings(manifest):
     assert manifest.column("fold") == ["1", None, None, None]
 
 
+def test_rows_of_one_file_have_its_number(tmp_path):
+    rows = [{**ROWS[0], "clip_id": str(k), "path": path} for k, path in enumerate(["b.mp4", "a.mp4", "b.mp4"])]
+    assert Manifest.from_rows(rows, tmp_path, HEADS).files().tolist() == [1, 0, 1]
+    cached = [{**row, "path": f"0/{k}", "source": row["path"], "cache_error": ""} for k, row in enumerate(rows)]
+    assert Manifest.from_rows(cached, tmp_path, HEADS).files().tolist() == [1, 0, 1]
+
+
 def test_select_by_split_and_mask(manifest):
     assert manifest.select("test").column("clip_id") == ["c", "d"]
     assert manifest.select("train", mask=[False, True, True, True]).column("clip_id") == ["b"]

@@ -28,6 +28,7 @@ class FixedStep(Step):
         self._given |= {(True, "audio"): teacher_audio, (True, "video"): teacher_video}
         size = len(audio[0]) if isinstance(audio, list) else len(audio)
         self.index = torch.arange(size) if index is None else index
+        self.file = self.index
         self.labels = labels or {}
         self.start = torch.zeros(size, dtype=torch.float64) if start is None else start
         self.seconds = 1.0

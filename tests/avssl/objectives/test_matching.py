@@ -63,7 +63,8 @@ def test_negatives_are_drawn_by_the_softmax_of_the_similarity() -> None:
 
 @pytest.mark.parametrize("draw", [True, False])
 def test_clips_of_one_file_are_no_negatives(draw: bool) -> None:
-    objective, step, grid, frames = setting(index=torch.zeros(3, dtype=torch.int64), draw=draw)
+    objective, step, grid, frames = setting(index=torch.arange(3), draw=draw)
+    step.file = torch.zeros(3, dtype=torch.int64)  # of which there are three rows
     loss, report = objective(step)
     logits = objective.classifier(objective.fusion(grid, frames))
     torch.testing.assert_close(loss, (torch.logsumexp(logits, 1) - logits[:, 1]).mean())

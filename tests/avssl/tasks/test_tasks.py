@@ -55,6 +55,17 @@ def test_pretraining_sums_weighted_objectives_and_reaches_every_parameter() -> N
     assert missing == []
 
 
+def test_a_step_says_which_rows_are_segments_of_one_file() -> None:
+    batch, found = replace(make_batch(), index=torch.tensor([0, 1, 4, 2])), []
+    for files in (None, torch.tensor([7, 7, 3, 8, 7])):
+        task = pretrain_task([("infonce", create_objective("infonce", SHAPES), 1.0)])
+        task.register_buffer("files", files, persistent=False)
+        task.objectives.forward = lambda step: (found.append(step.file.tolist()), {})
+        task.diagnosing = False
+        task(batch)
+    assert found == [[0, 1, 4, 2], [7, 7, 7, 3]]
+
+
 def test_report_diagnoses_what_the_objectives_compared() -> None:
     task = pretrain_task([("infonce", create_objective("infonce", SHAPES), 1.0)])
     seen = {}
