@@ -38,7 +38,17 @@ def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
     return x * own + x[partner] * (1 - own)
 
 
-def mix_background(waveform: Tensor, chance: float, decibels: tuple[float, float]) -> Tensor:
+def level(waveform: Tensor, samples: Tensor | None = None) -> Tensor:
+    """Root mean square (B,) of the first ``samples`` (B,), None: all, of ``waveform`` (B, S)."""
+    if samples is None:
+        return waveform.square().mean(dim=1).sqrt()
+    sound = torch.arange(waveform.shape[1], device=waveform.device) < samples[:, None]
+    return ((waveform * sound).square().sum(dim=1) / samples.clamp_min(1)).sqrt()
+
+
+def mix_background(
+    waveform: Tensor, chance: float, decibels: tuple[float, float], samples: Tensor | None = None
+) -> Tensor:
     """Adds another clip of the batch to each clip, at a random ratio of their powers.
 
     A clip never is its own background; a batch of one clip, and a clip whose partner is silent, stay as they are.
@@ -47,14 +57,15 @@ def mix_background(waveform: Tensor, chance: float, decibels: tuple[float, float
         waveform: (B, S).
         chance: Probability that a clip gets a background.
         decibels: Smallest and largest ratio of the clip's power to the background's in dB.
+        samples: (B,) where the sound of each ends; None: all is sound.
     """
     size = len(waveform)
     if size < 2:
         return waveform
     step = torch.randint(1, size, (size,), device=waveform.device)
     partner = (torch.arange(size, device=waveform.device) + step) % size
-    level = waveform.square().mean(dim=1).sqrt()
+    own = level(waveform, samples)
     ratio = uniform(waveform, *decibels)
-    scale = level / level[partner].clamp_min(_SILENT) * 10 ** (-ratio / 20)
-    mixed = (uniform(waveform, 0, 1) < chance) & (level[partner] >= _SILENT)
+    scale = own / own[partner].clamp_min(_SILENT) * 10 ** (-ratio / 20)
+    mixed = (uniform(waveform, 0, 1) < chance) & (own[partner] >= _SILENT)
     return torch.where(mixed[:, None], waveform + waveform[partner] * scale[:, None], waveform)

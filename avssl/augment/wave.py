@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl.augment.draws import check, check_range, uniform
-from avssl.augment.mixing import mix_background
+from avssl.augment.mixing import level, mix_background
 from avssl.augment.noise import NOISE_COLORS, colored_noise
 
 
@@ -46,8 +46,8 @@ class WaveAugment(nn.Module):
 
         Args:
             waveform: (B, S).
-            samples: (B,) where the sound ends and padding begins: the shift is within the sound, and noise is relative
-                to its level. None: the whole clip is sound.
+            samples: (B,) where the sound ends and padding begins: the shift is within the sound, and noise and
+                background are relative to its level. None: the whole clip is sound.
         """
         if not self.training:
             return waveform
@@ -59,11 +59,10 @@ class WaveAugment(nn.Module):
             turned = (index - shift[:, None]) % length.clamp_min(1)[:, None]
             waveform = waveform.gather(1, torch.where(index < length[:, None], turned, index))
         if self.mix:
-            waveform = mix_background(waveform, self.mix, self.mix_db)
+            waveform = mix_background(waveform, self.mix, self.mix_db, samples)
         if self.noise_db is not None:
-            level = (waveform.square().sum(dim=1) / length.clamp_min(1)).sqrt()[:, None]
             ratio = uniform(waveform, self.noise_db, self.noise_db + 40)[:, None]
-            waveform = waveform + self._noise(waveform) * level * 10 ** (-ratio / 20)
+            waveform = waveform + self._noise(waveform) * level(waveform, samples)[:, None] * 10 ** (-ratio / 20)
         gain = uniform(waveform, -self.gain_db, self.gain_db)[:, None]
         return waveform * 10 ** (gain / 20)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchaudio.functional import add_noise
 
 from avssl.augment import WaveAugment, colored_noise, mix_background
+from avssl.augment.mixing import level
 
 OFF = {"gain_db": 0.0}
 
@@ -147,3 +148,18 @@ def test_a_shift_turns_the_sound_and_not_its_padding_and_noise_is_relative_to_th
     noisy = WaveAugment(gain_db=0.0, noise_db=0.0)(loud, torch.full((400,), 400)) - loud
     levels = 20 * noisy.square().mean(dim=1).sqrt().log10()
     assert -41 < levels.min() < -38 and -2 < levels.max() < 1  # of the sound; of the whole clip it would be 10 dB less
+
+
+def test_background_and_noise_are_relative_to_the_sound_not_to_its_padding() -> None:
+    """Also noise over a background that goes on behind a short sound."""
+    samples = torch.tensor([4000, 500])
+    wave = waves(2) * (torch.arange(4000) < samples[:, None])
+    out = mix_background(wave, 1.0, (6.0, 6.0), samples)
+    ratio = level(wave, samples) / level(out - wave, samples[[1, 0]])
+    torch.testing.assert_close(20 * ratio.log10(), torch.full((2,), 6.0), atol=1e-3, rtol=0)
+    torch.manual_seed(2)
+    mixed = WaveAugment(**OFF, mix=1.0, mix_db=(0.0, 0.0))(wave, samples)
+    torch.manual_seed(2)
+    noisy = WaveAugment(**OFF, mix=1.0, mix_db=(0.0, 0.0), noise_db=20.0)(wave, samples)
+    ratio = 20 * (level(mixed, samples) / level(noisy - mixed)).log10()
+    assert (ratio > 19).all() and (ratio < 61).all()
