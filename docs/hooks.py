@@ -23,8 +23,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for path in [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in PAGES)]:
         for link in LINK.finditer(path.read_text(encoding="utf-8")):
             target = (path.parent / link[2]).resolve()
-            if target.suffix in LANGUAGES and target.is_relative_to(ROOT):
-                sources.add(target.relative_to(ROOT).as_posix())
+            if not target.is_relative_to(ROOT):
+                continue
+            source = target.relative_to(ROOT).as_posix()
+            if target.suffix in LANGUAGES:
+                sources.add(source)
+            elif target.suffix == ".ipynb" and not files.get_file_from_path(source):
+                files.append(File.generated(config, source, abs_src_path=str(target)))
     for source in sorted(sources):
         if not (ROOT / source).is_file():
             raise PluginError(f"a page links to {source}, which is not there")
@@ -52,6 +57,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             path = path.removeprefix("docs/")
         elif files.get_file_from_path(f"code/{path}.md"):
             path = f"code/{path}.md"
+        elif not files.get_file_from_path(path):
+            return link[0]
         return f"{link[1]}{path}{link[3] or ''}{link[4]}"
 
     return LINK.sub(rewritten, markdown)

@@ -66,6 +66,11 @@ def test_every_link_and_anchor_of_the_site_is_valid(site: Path) -> None:
     assert not broken
 
 
+def test_no_row_of_a_table_is_shown_as_text(site: Path) -> None:
+    pages = [path for path in site.glob("*.html") if re.search(r"<p>\s*\|", path.read_text(encoding="utf-8"))]
+    assert not pages
+
+
 def test_the_site_has_the_readme_and_the_sources_that_pages_link_to(site: Path) -> None:
     start = (site / "index.html").read_text(encoding="utf-8")
     assert "Self-supervised audio-visual pretraining" in start and 'src="retrieval.png"' in start
