@@ -18,7 +18,7 @@ from avssl.pipelines.data import Loaders, open_splits
 from mast.files import atomic_path
 
 # Tried are the middle ones, and beyond them for as long as the best of those tried is at their edge.
-LEARNING_RATES = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
+LEARNING_RATES = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATES = (2.5e-4, 5e-4, 1e-3)
 # Rates that a model is expected to try.
 EXPECTED_RATES = 3.5

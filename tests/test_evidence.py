@@ -40,7 +40,7 @@ def plan() -> evidence_plan.Plan:
     [
         (5e-4, [2.5e-4, 5e-4, 1e-3]),
         (1e-4, [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3]),
-        (5e-5, [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3]),  # there is none below
+        (1e-5, [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3]),  # there is none below
         (2e-3, [2.5e-4, 5e-4, 1e-3, 2e-3]),
     ],
 )

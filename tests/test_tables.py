@@ -244,3 +244,7 @@ def test_mast_base_has_the_stages_and_the_stochastic_depth_of_mvitv2_b() -> None
     with torch.device("meta"):
         model = mast.create_model("mast_base")
     assert list(itertools.accumulate(model.config["depths"])) == [2, 5, 21, 24]
+
+
+def test_results_are_read_in_two_minutes() -> None:
+    assert len((ROOT / "docs" / "results.md").read_text().splitlines()) < 120
