@@ -62,3 +62,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return f"{link[1]}{path}{link[3] or ''}{link[4]}"
 
     return LINK.sub(rewritten, markdown)
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings mark names by role (``:func:`` and the like) and blocks of code by ``::``, which markdown has not."""
+    if page.file.src_uri != "api.md":
+        return html
+    html = re.sub(r":(?:func|class|meth|mod|attr|data):(?=<code>)", "", html)
+    return html.replace("::</p>", ":</p>")

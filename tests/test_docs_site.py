@@ -79,6 +79,8 @@ def test_the_site_has_the_readme_and_the_sources_that_pages_link_to(site: Path) 
     api = (site / "api.html").read_text(encoding="utf-8")
     for name in ("avssl.api.pretrain", "mast.create_model", "avssl.objectives.Objective", "avssl.tracking.Tracker"):
         assert f'id="{name}"' in api, name
+    prose = re.sub(r"<pre.*?</pre>", "", api, flags=re.DOTALL)
+    assert "Embeds any media" in prose and not re.search(r":(func|class|meth|mod):|&gt;&gt;&gt;|::</p>", prose)
 
 
 def test_the_readme_is_short() -> None:
