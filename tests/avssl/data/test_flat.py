@@ -94,13 +94,18 @@ def test_opens_of_media_leave_nothing_behind(name: str, tmp_path: Path, media_fa
 
     for number in range(20):
         open_it(number)
-    before, count = settled(), 3000 if long else 60
-    for number in range(count):
-        open_it(number)
-    after = settled()
-    logger.info("%s: %s before, %s after %d opens", name, before, after, count)
-    assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
-    assert after.memory - before.memory < 16, f"{before} before, {after} after {count} opens"
+    count, grown = 3000 if long else 60, []
+    for _ in range(3):  # what leaks grows each time, an allocator's pool does once
+        before = settled()
+        for number in range(count):
+            open_it(number)
+        after = settled()
+        logger.info("%s: %s before, %s after %d opens", name, before, after, count)
+        assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
+        grown.append(after.memory - before.memory)
+        if grown[-1] < 16:
+            break
+    assert grown[-1] < 16, f"MiB more each time after {count} opens: {grown}"
 
 
 def test_steps_of_training_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:

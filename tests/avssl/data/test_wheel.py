@@ -122,6 +122,6 @@ def test_every_known_name_has_the_same_protocol(site: Path, tmp_path: Path, monk
     assert json.loads((tmp_path / "installed" / "told.json").read_text()) == here
     assert (
         here["vggsound"]["clip_protocol"] == "1 clip of 10 s, as in CAV-MAE"
-        and here["run"]["clip_protocol"] == "1 clip of 5 s"
+        and here["run"]["clip_protocol"] == "1 clip of 5 s, as in AST"
     )
     assert here["epic-sounds"]["clip_protocol"] == "5 clips of 2 s, probabilities averaged, as in EPIC-Sounds"

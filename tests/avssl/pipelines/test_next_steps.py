@@ -48,7 +48,8 @@ def test_the_demo_tells_where_its_report_is(tmp_path, monkeypatch, capsys) -> No
     shares = {"random": 0.25, "pretrained": 0.75}
     accuracy = {"linear probe": shares, "full fine-tune": shares}
     intervals = {protocol: {start: (0.2, 0.8) for start in shares} for protocol in accuracy}
-    done = pipeline._summarize(DemoConfig(tmp_path), {"metrics": ways | {"count": 12.0}}, accuracy, intervals)
+    pretrained = {"metrics": ways | {"count": 12.0}, "retrieval": {"projection": "infonce"}}
+    done = pipeline._summarize(DemoConfig(tmp_path), pretrained, accuracy, intervals)
     monkeypatch.setattr(pipeline, "demo", lambda config: done)
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
