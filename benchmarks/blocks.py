@@ -17,7 +17,7 @@ import torch
 from common import compare, describe_machine, interleave, publish
 from torch import Tensor, nn
 
-from mast.attention import NORM_EPS, Block
+from mast.model import NORM_EPS, Block
 
 TOLERANCE = 1e-4
 

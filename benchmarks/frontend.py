@@ -20,7 +20,7 @@ from torch import Tensor
 
 import mast
 from avssl.augment import SpectrogramAugment
-from mast.native import frontend as native
+from mast.fast.cpu import frontend as native
 
 
 def torchaudio_loop(waveform: Tensor, masks: int = 0) -> Tensor:

@@ -32,7 +32,7 @@ from avssl.pipelines.run import Run
 from avssl.pipelines.training import build_engine, prepare_encoders
 from avssl.tasks import PretrainTask
 from avssl.tracking import read_rows
-from mast.layers import AddBranch
+from mast.model import AddBranch
 
 LARGE = Path(__file__).parents[1] / "configs" / "pretrain" / "large.yaml"
 TOLERANCE = 0.1

@@ -24,8 +24,8 @@ from common import add_run_options, compare, describe_machine, interleave, peak_
 from torch import Tensor, nn
 
 import mast
-from mast.attention import Block
 from mast.complexity import measure
+from mast.model import Block
 
 CLASSES = 527
 # Dense bf16 operations a second, in units of 1e12, by a part of the GPU's name (NVIDIA's data sheets, SXM).

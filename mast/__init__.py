@@ -4,11 +4,11 @@ from mast import binaries
 
 repaired = binaries.repair()  # before anything can import torchvision or torchaudio
 
-from mast import variants  # noqa: E402, F401  (registers the models)
 from mast.ast import AST  # noqa: E402
 from mast.base import SpectrogramModel  # noqa: E402
 from mast.export import export_onnx, export_program, quantize_onnx, save_program  # noqa: E402
 from mast.exported import open_exported  # noqa: E402
+from mast.fast import accelerate, backends  # noqa: E402
 from mast.frontend import LogMel  # noqa: E402
 from mast.hub import LoadError, Pretrained, from_pretrained, load_pretrained, save_pretrained  # noqa: E402
 from mast.model import MAST  # noqa: E402
@@ -23,6 +23,8 @@ __all__ = [
     "Pretrained",
     "SpectrogramModel",
     "StreamingLogMel",
+    "accelerate",
+    "backends",
     "create_model",
     "export_onnx",
     "export_program",

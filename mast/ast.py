@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast.base import SpectrogramModel
-from mast.layers import AddBranch, Mlp, PatchEmbed, check_spectrogram, init_weights, stochastic_depth_rule
+from mast.base import SpectrogramModel, check_spectrogram, init_weights
+from mast.model import AddBranch, Mlp, PatchEmbed, stochastic_depth_rule
 from mast.registry import build_with, register_model
 
 NORM_EPS = 1e-12
@@ -33,10 +33,6 @@ class AstBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.add1 = AddBranch(drop_path)
         self.add2 = AddBranch(drop_path)
-
-    def macs(self, tokens: int) -> int:
-        """Multiply-accumulates of the attention itself for one sample: q k^T and weights v."""
-        return 2 * tokens * tokens * self.proj.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, dim) -> (B, N, dim)."""
@@ -118,21 +114,9 @@ class AST(SpectrogramModel):
         """LayerNorm and linear, as in AST."""
         return nn.Sequential(nn.LayerNorm(self.num_features, eps=NORM_EPS), nn.Linear(self.num_features, num_classes))
 
-    @property
-    def num_layers(self) -> int:
-        """The layer of the final norm and the head: one more than there are blocks."""
-        return len(self.blocks) + 1
-
-    def layer_of(self, name: str) -> int:
-        """0 for patches, positions and special tokens, then the blocks, then the norm and the head."""
-        part, *rest = name.split(".")
-        if part == "blocks":
-            return int(rest[0]) + 1
-        return 0 if part in ("patch_embed", "positions", "special_tokens") else self.num_layers
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, tokens, positions."""
-        return {name for name, p in self.named_parameters() if p.ndim < 2} | {"special_tokens", "positions"}
+        return super().no_weight_decay() | {"special_tokens", "positions"}
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:

@@ -2,20 +2,22 @@
 
 Two conventions are in use for multiply-accumulates (MACs), and both are reported: *linear and convolution* only, as
 most profilers count, and *total*, with the products inside attention (q k^T, weights v, relative positions).
-Attention is counted as its formula says, not as it is evaluated: the widened heads of ``mast.relative`` don't count.
+The plain code is counted, not what ``mast.fast`` makes of it: the widened heads of ``mast.fast.widened`` don't count.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from mast.ast import AST, AstBlock
-from mast.attention import PoolingAttention
-from mast.model import MAST
+from mast.base import SpectrogramModel
+from mast.fast import accelerate
 from mast.registry import create_model
 
 
@@ -27,8 +29,8 @@ class Complexity:
         name: of the model.
         parameters: trained values.
         linear_macs: MACs of linear layers and convolutions.
-        attention_macs: MACs inside attention.
-        grids: per stage, (F, T) of its output; one entry (1, N) for a model without a grid.
+        attention_macs: MACs of all other products, which are those inside attention.
+        grids: (F, T) of the blocks' outputs, equal neighbours once; (1, N) for tokens without a grid.
     """
 
     name: str
@@ -61,43 +63,29 @@ class _LinearMacs(TorchFunctionMode):
 def measure(name: str, *, num_classes: int = 527, mels: int = 128, frames: int = 1024, **overrides: Any) -> Complexity:
     """Count a registered model for one spectrogram of ``mels`` x ``frames``; ``overrides`` go to ``create_model``."""
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes, **overrides).eval()
+        model = create_model(name, num_classes=num_classes, backend="reference", **overrides).eval()
     return measure_module(model, mels=mels, frames=frames)
 
 
 @torch.no_grad()
-def measure_module(model: nn.Module, *, mels: int = 128, frames: int = 1024) -> Complexity:
-    """Count a MAST or an AST for one spectrogram of ``mels`` x ``frames``, on the model's device."""
-    attention = 0
-    grids: list[tuple[int, int]] = []
+def measure_module(model: SpectrogramModel, *, mels: int = 128, frames: int = 1024) -> Complexity:
+    """Count any model of ``mast.base`` for one spectrogram of ``mels`` x ``frames``."""
+    twin = accelerate(copy.deepcopy(model).to("meta"), "reference")
+    outputs: list[tuple[int, ...]] = []
 
-    def count_attention(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal attention
-        if isinstance(module, PoolingAttention):
-            attention += module.macs((args[0].shape[1], args[0].shape[2]))
-        elif isinstance(module, AstBlock):
-            attention += module.macs(args[0].shape[1])
+    def note_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(tuple(output.shape))
 
-    def note_grid(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        grids.append((output.shape[1], output.shape[2]) if output.ndim == 4 else (1, output.shape[1]))
-
-    if isinstance(model, MAST):
-        stages = list(model.stages)
-    elif isinstance(model, AST):
-        stages = [model.blocks]
-    else:
-        raise TypeError(f"can't count a {type(model).__name__}; MAST and AST are known")
-    handles = [module.register_forward_hook(count_attention) for module in model.modules()]
-    handles += [stage.register_forward_hook(note_grid) for stage in stages]
-    device = next(model.parameters()).device
-    try:
-        with _LinearMacs() as linear:
-            model(torch.zeros(1, 1, mels, frames, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for block in twin.blocks:
+        block.register_forward_hook(note_output)
+    # The counter knows the products of the plain attention; the fused ones differ between devices.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as every, _LinearMacs() as linear:
+        twin(torch.zeros(1, 1, mels, frames, device="meta"))
+    distinct = [shape for shape, before in zip(outputs, [None, *outputs], strict=False) if shape != before]
+    grids = tuple((shape[1], shape[2]) if len(shape) == 4 else (1, shape[1]) for shape in distinct)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Complexity(model.name or type(model).__name__, parameters, linear.count, attention, tuple(grids))
+    attention = every.get_total_flops() // 2 - linear.count
+    return Complexity(model.name or type(model).__name__, parameters, linear.count, attention, grids)
 
 
 def table(rows: list[Complexity], baseline: Complexity) -> str:

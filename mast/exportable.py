@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.ast import AST
-from mast.attention import PoolingAttention
 from mast.base import SpectrogramModel
+from mast.fast import accelerate
 from mast.frontend import LogMel, repeated
-from mast.relative import RelativeTable
+from mast.model import PoolingAttention, RelativeTable
 
 Transform = Literal["fft", "product"]
 
@@ -129,7 +129,7 @@ class ExportableTable(nn.Module):
 
 
 class ExportableAttention(nn.Module):
-    """``PoolingAttention`` with plain scores: the sum of three terms, as ``mast.relative`` writes the formula."""
+    """``PoolingAttention`` with the scores of the sum of three terms, for any length."""
 
     def __init__(self, source: PoolingAttention) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
 
 def exportable(model: SpectrogramModel) -> SpectrogramModel:
     """A copy of ``model`` in eval mode that a tracer can follow at any length: to be traced, not to be run."""
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    twin = accelerate(copy.deepcopy(model), "reference").eval().requires_grad_(False)
     if isinstance(twin, AST):
         twin._positions = functools.partial(_stretched_positions, twin)  # type: ignore[method-assign]
     for module in list(twin.modules()):

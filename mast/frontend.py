@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast.native import frontend as native
-from mast.observers import observed, transformed
+from mast.fast.cpu import frontend as native
+from mast.fast.observers import observed, transformed
 
 # Frames worked on at a time. On a CPU the intermediate arrays of a chunk should stay in the cache.
 _CHUNK_FRAMES = {"cpu": 1024}

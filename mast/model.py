@@ -1,15 +1,315 @@
-"""MAST: a hierarchical spectrogram transformer that pools along time, and along time and frequency, stage by stage."""
+"""MAST (Multiscale Audio Spectrogram Transformer), whole, top to bottom, as its formulas are written.
+
+Spectrogram -> overlapping patches -> stages of blocks -> norm -> mean over tokens -> linear head. A block is pooling
+attention and an MLP. Queries, keys and values are pooled by strided depthwise convolutions; the first block of a stage
+doubles the channels and pools its queries, and so the grid, along time alone (1-D) or along frequency and time (2-D).
+
+This file is the reference: change it, and the model changes. ``mast.fast`` computes the same faster; it compares its
+blocks with these when it takes their place (``mast.accelerate``), and leaves these where the results differ.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mast.attention import NORM_EPS, Block, pooled
-from mast.base import SpectrogramModel
-from mast.layers import PatchEmbed, check_spectrogram, init_weights, stochastic_depth_rule
-from mast.relative import Grid
+from mast.base import SpectrogramModel, check_spectrogram, init_weights
+from mast.registry import build_with, register_model
+
+Grid = tuple[int, int]
+
+NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches of a spectrogram, as tokens on a grid.
+
+    Args:
+        dim: channels of a token.
+        kernel: patch size in (mels, frames).
+        stride: distance between patches in (mels, frames).
+        padding: zeros on both sides in (mels, frames).
+    """
+
+    def __init__(self, dim: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, dim, kernel, stride, padding)
+        # Like a linear layer: a patch is a vector of kernel[0] * kernel[1] values.
+        nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+
+    def grid(self, mels: int, frames: int) -> tuple[int, int]:
+        """Number of patches in (frequency, time). ValueError for an input smaller than one patch."""
+        size = []
+        for axis, length in enumerate((mels, frames)):
+            padded = length + 2 * self.proj.padding[axis] - self.proj.kernel_size[axis]  # type: ignore[operator]
+            if padded < 0:
+                shortest = self.proj.kernel_size[axis] - 2 * self.proj.padding[axis]  # type: ignore[operator]
+                what = ("mels", "frames")[axis]
+                raise ValueError(f"spectrogram has {length} {what}, the patch embedding needs at least {shortest}")
+            size.append(padded // self.proj.stride[axis] + 1)
+        return size[0], size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, mels, frames) -> (B, F, T, dim)."""
+        self.grid(x.shape[2], x.shape[3])
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()
+
+
+def pooled(grid: Grid, stride: Grid) -> Grid:
+    """Size of a grid after pooling with ``stride``: rounded up, as 3x3 convolution with padding 1 gives it."""
+    return -(-grid[0] // stride[0]), -(-grid[1] // stride[1])
+
+
+class DepthwisePool(nn.Module):
+    """3x3 depthwise convolution with a stride, then LayerNorm, both on each head's channels.
+
+    The heads share the weights, as in MViTv2.
+
+    Args:
+        dim: channels of one head.
+        stride: in (frequency, time).
+    """
+
+    def __init__(self, dim: int, stride: Grid) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(nn.Conv2d(dim, dim, 3, groups=dim, bias=False).weight.detach().clone())
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """(B, F, T, heads * dim) -> (B, F', T', heads, dim)."""
+        # Tokens lie in memory as a channels-last image, so this permutation copies nothing.
+        image = x.permute(0, 3, 1, 2)
+        weight = self.weight.repeat(heads, 1, 1, 1)
+        image = F.conv2d(image, weight, stride=self.stride, padding=1, groups=x.shape[-1])
+        out = image.permute(0, 2, 3, 1)
+        out = out.reshape(*out.shape[:3], heads, self.weight.shape[0])
+        return self.norm(out).to(out.dtype)
+
+
+class RelativeTable(nn.Module):
+    """One learned vector per relative distance along one axis.
+
+    Distances are counted in steps of the finer of the two grids (queries, keys), so that an entry means the same
+    distance at any input length. A shorter input uses the middle of the table; a longer one, the table linearly
+    interpolated to its length.
+
+    Args:
+        length: positions along the axis of the block's input, at the model's reference input.
+        q_stride, k_stride: pooling of queries and keys along the axis.
+        dim: channels of one head.
+        scaled: False gives vectors times sqrt(dim), which takes back what attention divides all scores by.
+    """
+
+    def __init__(self, length: int, q_stride: int, k_stride: int, dim: int, scaled: bool = True) -> None:
+        super().__init__()
+        self.q_stride, self.k_stride = q_stride, k_stride
+        self.factor = 1.0 if scaled else dim**0.5
+        self.table = nn.Parameter(torch.empty(2 * -(-length // min(q_stride, k_stride)) - 1, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, q_size: int, k_size: int) -> Tensor:
+        """Vectors for all pairs, (q_size, k_size, dim)."""
+        table = self.covering(max(q_size, k_size))
+        index = distance_index(q_size, k_size, self.q_stride, self.k_stride, table.shape[0], table.device)
+        return table.index_select(0, index).view(q_size, k_size, -1)
+
+    def covering(self, reach: int) -> Tensor:
+        """The table, of at least ``reach`` steps each way."""
+        table: Tensor = self.table if self.factor == 1.0 else self.table * self.factor
+        if 2 * reach - 1 > table.shape[0]:
+            table = F.interpolate(table.t()[None], size=2 * reach - 1, mode="linear", align_corners=True)[0].t()
+        return table
+
+
+def distance_index(
+    q_size: int, k_size: int, q_stride: int, k_stride: int, entries: int, device: torch.device
+) -> Tensor:
+    """Row of the table for each pair (query, key), flattened: the table's middle is distance 0."""
+    unit = min(q_stride, k_stride)
+    q = torch.arange(q_size, device=device)[:, None] * q_stride
+    k = torch.arange(k_size, device=device)[None, :] * k_stride
+    distance = torch.div(q - k, unit, rounding_mode="floor") + entries // 2
+    return distance.clamp_(0, entries - 1).flatten()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, r_freq: Tensor, r_time: Tensor) -> Tensor:
+    """softmax((q k^T + relative) / sqrt(dim)) v: MViTv2's equation 4, its positions decomposed into frequency and time.
+
+    The score of query i and key j is ``q_i . (k_j + R_f[f_i - f_j] + R_t[t_i - t_j]) / sqrt(dim)``.
+
+    Args:
+        q: (B, F_q, T_q, heads, dim).
+        k, v: (B, F_k, T_k, heads, dim).
+        r_freq: (F_q, F_k, dim).
+        r_time: (T_q, T_k, dim).
+
+    Returns:
+        (B, F_q, T_q, heads, dim).
+    """
+    batch, rows, columns, heads, dim = q.shape
+    content = torch.einsum("bfthc,bgshc->bhftgs", q, k)
+    along_freq = torch.einsum("bfthc,fgc->bhftg", q, r_freq)[..., None]
+    along_time = torch.einsum("bfthc,tsc->bhfts", q, r_time)[..., None, :]
+    scores = (content + along_freq + along_time) * dim**-0.5
+    weights = scores.flatten(4).softmax(dim=-1)
+    out = weights.flatten(2, 3) @ v.flatten(1, 2).transpose(1, 2)
+    return out.transpose(1, 2).reshape(batch, rows, columns, heads, dim)
+
+
+class PoolingAttention(nn.Module):
+    """Multi-head attention over pooled queries, keys and values, with relative positions and residual queries.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of queries, keys, values and output.
+        heads: must divide ``dim_out``.
+        grid: (F, T) of the input at the model's reference size; sets the length of the relative tables.
+        q_stride, kv_stride: pooling in (frequency, time).
+        scaled_positions: divide the scores of the relative positions by sqrt(dim of a head), too.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        grid: Grid,
+        q_stride: Grid,
+        kv_stride: Grid,
+        scaled_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        if dim_out % heads:
+            raise ValueError(f"{heads} heads do not divide {dim_out} channels")
+        self.heads = heads
+        head_dim = dim_out // heads
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.pool_q = DepthwisePool(head_dim, q_stride)
+        self.pool_k = DepthwisePool(head_dim, kv_stride)
+        self.pool_v = DepthwisePool(head_dim, kv_stride)
+        self.relative_freq = RelativeTable(grid[0], q_stride[0], kv_stride[0], head_dim, scaled_positions)
+        self.relative_time = RelativeTable(grid[1], q_stride[1], kv_stride[1], head_dim, scaled_positions)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, dim) -> (B, F', T', dim_out), with (F', T') the pooled grid of the queries."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.pool_q(q, self.heads), self.pool_k(k, self.heads), self.pool_v(v, self.heads)
+        r_freq = self.relative_freq(q.shape[1], k.shape[1]).to(q.dtype)
+        r_time = self.relative_time(q.shape[2], k.shape[2]).to(q.dtype)
+        out = q + attention(q, k, v, r_freq, r_time)  # the residual pooling connection
+        return self.proj(out.flatten(3))
+
+
+class Mlp(nn.Module):
+    """Linear -> GELU -> Linear on the last dimension."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class AddBranch(nn.Module):
+    """Residual addition with stochastic depth (Huang et al. 2016): in training, drops a sample's branch.
+
+    Args:
+        drop_path: probability that a sample's branch is dropped; the kept ones are scaled by ``1 / (1 - drop_path)``.
+    """
+
+    def __init__(self, drop_path: float) -> None:
+        super().__init__()
+        if not 0.0 <= drop_path < 1.0:
+            raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
+        self.drop_path = drop_path
+        # Compiled code is made for one value of a number, but serves all values of a tensor: one code for all blocks.
+        self.drops = drop_path > 0.0
+        self.keep = torch.tensor(1.0 - drop_path, dtype=torch.float32, device="cpu")
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """``x + branch``, both (B, ...)."""
+        shares = self.shares(branch)
+        if shares is None:
+            return x + branch
+        return torch.addcmul(x, branch, shares) if x.dtype == branch.dtype else x + branch * shares
+
+    def shares(self, branch: Tensor) -> Tensor | None:
+        """Factors of the samples' branches (B, 1, ...), drawn anew: 0 or ``1 / (1 - drop_path)``. None if all are 1."""
+        if not self.training or not self.drops:
+            return None
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        kept = torch.rand(shape, device=branch.device) < self.keep
+        return kept.to(branch.dtype) / self.keep
+
+    def extra_repr(self) -> str:
+        """Shown in the model's print."""
+        return f"drop_path={self.drop_path:.3g}"
+
+
+def stochastic_depth_rule(drop_path: float, blocks: int) -> list[float]:
+    """Drop probabilities rising linearly from 0 at the first block to ``drop_path`` at the last."""
+    return [drop_path * index / max(1, blocks - 1) for index in range(blocks)]
+
+
+class Block(nn.Module):
+    """Pooling attention and MLP, each with pre-norm and a residual connection.
+
+    Where the channels change, the residual is a projection of the normalised input; where the queries are pooled, it is
+    max-pooled to their grid.
+
+    Args:
+        dim, dim_out, heads, grid, q_stride, kv_stride: see PoolingAttention.
+        mlp_ratio: hidden width of the MLP in units of ``dim_out``.
+        drop_path: probability of stochastic depth, in training.
+        scaled_positions: see PoolingAttention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        grid: Grid,
+        q_stride: Grid,
+        kv_stride: Grid,
+        mlp_ratio: float,
+        drop_path: float,
+        scaled_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.q_stride, self.kv_stride = q_stride, kv_stride
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = PoolingAttention(dim, dim_out, heads, grid, q_stride, kv_stride, scaled_positions)
+        self.shortcut = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
+        self.add1 = AddBranch(drop_path)
+        self.add2 = AddBranch(drop_path)
+
+    def residual(self, x: Tensor, normed: Tensor) -> Tensor:
+        """``x`` with the channels and on the grid of the attention's result."""
+        x = self.shortcut(normed) if self.shortcut is not None else x
+        if self.q_stride == (1, 1):
+            return x
+        # An odd window centred on each kept position: the same output grid as the queries' convolution.
+        window = [s + 1 - s % 2 for s in self.q_stride]
+        image = F.max_pool2d(x.permute(0, 3, 1, 2), window, self.q_stride, [w // 2 for w in window])
+        return image.permute(0, 2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, dim) -> (B, F', T', dim_out)."""
+        normed = self.norm1(x)
+        x = self.add1(self.residual(x, normed), self.attn(normed))
+        return self.add2(x, self.mlp(self.norm2(x)))
 
 
 def pairs(name: str, values: Sequence[Sequence[int]], count: int) -> list[Grid]:
@@ -123,27 +423,16 @@ class MAST(SpectrogramModel):
         self.reset_classifier(num_classes)
 
     @property
-    def num_layers(self) -> int:
-        """The layer of the final norm and the head: one more than there are blocks."""
-        return sum(self.config["depths"]) + 1
-
-    def layer_of(self, name: str) -> int:
-        """0 for the patch embedding, then the blocks over all stages, then the norm and the head."""
-        part, *rest = name.split(".")
-        if part == "stages":
-            return sum(self.config["depths"][: int(rest[0])]) + int(rest[1]) + 1
-        return 0 if part == "patch_embed" else self.num_layers
+    def blocks(self) -> list[nn.Module]:  # type: ignore[override]
+        """All blocks from the input on."""
+        return [block for stage in self.stages for block in stage]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, relative positions."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(".table")}
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 1, mels, frames) -> tokens after the final norm (B, N, num_features), time the faster index."""
-        return self.forward_grid(x).flatten(1, 2)
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(".table")}
 
     def forward_grid(self, x: Tensor) -> Tensor:
-        """(B, 1, mels, frames) -> the same tokens on their grid of frequency and time (B, F', T', num_features)."""
+        """(B, 1, mels, frames) -> tokens after the final norm on their grid (B, F', T', num_features)."""
         check_spectrogram(x, self.name or type(self).__name__)
         x = self.patch_embed(x)
         for stage in self.stages:
@@ -165,7 +454,41 @@ class MAST(SpectrogramModel):
         kept = (torch.arange(by_time.shape[1], device=x.device) <= last[:, None]).to(by_time.dtype)[..., None]
         return (by_time * kept).sum(dim=1) / kept.sum(dim=1)
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, num_features) -> logits (B, num_classes), or their mean (B, num_features)."""
-        features = tokens.mean(dim=1)
-        return features if pre_logits else self.head(features)
+
+# By name. Parameters are for 527 classes, MACs for 128 x 1024 with attention (see mast.complexity).
+
+
+@register_model
+def mast_base(**overrides: Any) -> SpectrogramModel:
+    """51.39 M parameters, 26.30 G MACs."""
+    return build_with(MAST, {"embed_dim": 96, "depths": (2, 3, 16, 3), "drop_path": 0.1}, overrides)
+
+
+@register_model
+def mast_small(**overrides: Any) -> SpectrogramModel:
+    """34.69 M parameters, 18.17 G MACs."""
+    return build_with(MAST, {"embed_dim": 96, "depths": (1, 2, 11, 2), "drop_path": 0.1}, overrides)
+
+
+@register_model
+def mast_tiny(**overrides: Any) -> SpectrogramModel:
+    """23.94 M parameters, 11.41 G MACs."""
+    return build_with(MAST, {"embed_dim": 96, "depths": (1, 2, 5, 2), "drop_path": 0.1}, overrides)
+
+
+@register_model
+def mast_pico(**overrides: Any) -> SpectrogramModel:
+    """6.17 M parameters, 3.62 G MACs: for small data and for CPUs."""
+    return build_with(MAST, {"embed_dim": 48, "depths": (1, 2, 5, 2), "drop_path": 0.0}, overrides)
+
+
+@register_model
+def mast_micro(**overrides: Any) -> SpectrogramModel:
+    """1.82 M parameters, 1.66 G MACs: for sets of a few hundred clips."""
+    return build_with(MAST, {"embed_dim": 32, "depths": (1, 2, 4, 1), "drop_path": 0.0}, overrides)
+
+
+@register_model
+def mast_nano(**overrides: Any) -> SpectrogramModel:
+    """1.36 M parameters, 1.19 G MACs: for the demo and for tests."""
+    return build_with(MAST, {"embed_dim": 32, "depths": (1, 1, 2, 1), "drop_path": 0.0}, overrides)

@@ -20,7 +20,7 @@ from torchvision.models.video.swin_transformer import PatchMerging, SwinTransfor
 from avssl.models.fusion import FusionLayer
 from avssl.models.video import SmallBlock
 from mast.ast import AstBlock
-from mast.attention import Block
+from mast.model import Block
 
 BLOCKS = (
     Block,

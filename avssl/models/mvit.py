@@ -1,9 +1,9 @@
 """MViTv2's attention with relative positions within a fused kernel.
 
 torchvision's adds the positions to the whole matrix of scores, which costs memory, and gives wrong features when
-compiled for a GPU (seen with torch 2.11). Here queries and keys are widened as in ``mast.relative``: with the scores of
-a query along time, height and width behind it, and one-hot codes of the key's place behind the key, one product is
-their sum.
+compiled for a GPU (seen with torch 2.11). Here queries and keys are widened as in ``mast.fast.widened``: with the
+scores of a query along time, height and width behind it, and one-hot codes of the key's place behind the key, one
+product is their sum.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video.mvit import MultiscaleAttention, Pool
 
-from mast.relative import cached, filler_for, key_positions
+from mast.fast.widened import cached, filler_for, key_positions
 
 Size = tuple[int, int, int]
 

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from avssl.models.mvit import FusedAttention, scale_positions
 from avssl.progress import Meter
-from mast.layers import AddBranch
+from mast.model import AddBranch
 
 Statistics = tuple[float, float, float]
 

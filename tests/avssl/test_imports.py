@@ -15,7 +15,7 @@ for name in ("torchaudio", "timm", "transformers", "umap", "onnx", "onnxruntime"
 import mast
 for package in (mast, avssl):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__") and not module.name.startswith("mast.kernels"):
+        if not module.name.endswith("__main__") and not module.name.startswith("mast.fast.cuda"):
             importlib.import_module(module.name)
 assert "lightning_fabric" in sys.modules and "torchmetrics" not in sys.modules
 for name in [name for name, module in sys.modules.items() if module is None]:

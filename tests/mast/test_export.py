@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import mast
-from mast.attention import PoolingAttention
 from mast.export import describe, export_program, shortest_input
 from mast.exportable import ExportableAttention, ExportableLogMel, ExportableTable, exportable
-from mast.relative import RelativeTable
+from mast.fast.widened import RelativeTable
+from mast.model import PoolingAttention
 
 LABELS = {"kind": ["a", "b", "c"], "place": ["near", "far"]}
 RATE = 16000

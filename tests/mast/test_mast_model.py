@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mast
-from mast import attention as attention_module
-from mast import recompute, relative
+from mast import model as plain
 from mast.exportable import ExportableAttention
+from mast.fast import recompute, widened
+from mast.fast.blocks import FastMlp
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -70,15 +71,14 @@ def test_too_few_frames_is_an_error_that_says_how_many() -> None:
 
 
 @pytest.mark.parametrize("frames", [128, 203])
-def test_fast_attention_equals_the_formula(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_model_equals_the_plain_one(frames: int) -> None:
     model = large_tables(tiny(num_classes=4)).double().eval()
     x = torch.randn(2, 1, 128, frames, dtype=torch.float64)
     fast = model(x)
     fast.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr(attention_module, "attention", relative.reference_attention)
-    expected = model(x)
+    expected = mast.accelerate(model, "reference")(x)
     expected.square().sum().backward()
     torch.testing.assert_close(fast, expected, atol=1e-9, rtol=0)
     for name, parameter in model.named_parameters():
@@ -100,10 +100,10 @@ def test_widened_heads_equal_the_formula(q_grid, k_grid) -> None:
 
     q, k, v = random(2, *q_grid, 3, 8), random(2, *k_grid, 3, 8), random(2, *k_grid, 3, 8)
     arguments = (q, k, v, random(q_grid[0], k_grid[0], 8), random(q_grid[1], k_grid[1], 8))
-    expected = relative.reference_attention(*arguments)
+    expected = plain.attention(*arguments)
     weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), arguments)
-    fused = relative.attention(*arguments)
+    fused = widened.attention(*arguments)
     torch.testing.assert_close(fused, expected, atol=1e-9, rtol=0)
     torch.testing.assert_close(
         torch.autograd.grad((fused * weight).sum(), arguments), expected_gradients, atol=1e-9, rtol=0
@@ -111,21 +111,23 @@ def test_widened_heads_equal_the_formula(q_grid, k_grid) -> None:
 
 
 @pytest.mark.parametrize("kv_stride", [1, 2])
-@pytest.mark.parametrize("way", ["plain", "fused", "exported", "compiled"])
+@pytest.mark.parametrize("way", ["plain", "fused", "operators", "exported", "compiled"])
 def test_unscaled_positions_are_those_of_the_authors_code(way: str, kv_stride: int) -> None:
     torch.manual_seed(0)
     side, strides = 8, ((1, 1), (kv_stride, kv_stride))
 
     def build(scaled: bool) -> nn.Module:
-        block = attention_module.Block(32, 32, 2, (side, side), *strides, 4.0, 0.0, scaled_positions=scaled)
+        block = plain.Block(32, 32, 2, (side, side), *strides, 4.0, 0.0, scaled_positions=scaled)
         return large_tables(block) if scaled is False else block
 
     block = build(False)
     peer = blocks.of_timm(blocks.Size(32, 2, side, kv_stride), block, scaled_positions=False)
     x = torch.randn(2, side, side, 32)
+    if way != "plain":
+        mast.accelerate(block)
     printed = build(True)  # the other rule: the same weights are not the same block
     printed.load_state_dict(block.state_dict())
-    if way == "plain":
+    if way in ("plain", "operators"):
         block, peer, printed, x = block.double(), peer.double(), printed.double(), x.double()
     elif way == "exported":
         for module in (block, printed):
@@ -143,7 +145,7 @@ def test_a_model_saved_without_the_rule_of_positions_has_the_printed_one() -> No
     assert model.config["scaled_positions"] is True
     assert mast.create_model("mast_pico", **former).config == model.config
     other = mast.create_model("mast_pico", **former | {"scaled_positions": False})
-    assert {m.factor for m in other.modules() if isinstance(m, relative.RelativeTable)} == {8**0.5}
+    assert {m.factor for m in other.modules() if isinstance(m, plain.RelativeTable)} == {8**0.5}
 
 
 def test_mlp_keeps_one_of_its_two_wide_activations() -> None:
@@ -153,7 +155,7 @@ def test_mlp_keeps_one_of_its_two_wide_activations() -> None:
         kept[tensor.data_ptr()] = tensor.numel()  # one tensor may be kept by several
         return tensor
 
-    mlp, x = mast.layers.Mlp(8, 1000), torch.randn(5, 8, requires_grad=True)
+    mlp, x = FastMlp(8, 1000), torch.randn(5, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out = mlp(x)
     assert list(kept.values()).count(5000) == 1
@@ -205,7 +207,7 @@ def test_recomputed_value_serves_several_users_and_a_second_pass() -> None:
 
 
 def test_relative_table_is_indexed_by_distance() -> None:
-    table = relative.RelativeTable(16, q_stride=2, k_stride=1, dim=1)
+    table = plain.RelativeTable(16, q_stride=2, k_stride=1, dim=1)
     with torch.no_grad():
         table.table.copy_(torch.arange(31.0)[:, None] - 15)  # the entry is the distance itself
     q, k = torch.arange(8)[:, None] * 2, torch.arange(16)[None]
@@ -222,8 +224,9 @@ def test_relative_table_is_indexed_by_distance() -> None:
 def test_diagonals_hold_the_vectors_of_all_pairs(
     q_stride: int, k_stride: int, sizes: tuple[int, int], length: int
 ) -> None:
-    table = relative.RelativeTable(length, q_stride, k_stride, dim=3)
-    pairs, rows = table(*sizes), table.diagonals(*sizes)
+    table = plain.RelativeTable(length, q_stride, k_stride, dim=3)
+    pairs, rows = table(*sizes), widened.diagonals(table, *sizes)
+    assert torch.equal(widened.vectors(table, *sizes), pairs)
     assert rows is not None
     step = q_stride // k_stride
     for q, k in itertools.product(*map(range, sizes)):
@@ -232,7 +235,7 @@ def test_diagonals_hold_the_vectors_of_all_pairs(
 
 
 def test_keys_pooled_more_than_queries_lie_on_no_diagonal() -> None:
-    assert relative.RelativeTable(16, q_stride=1, k_stride=2, dim=3).diagonals(16, 8) is None
+    assert widened.diagonals(plain.RelativeTable(16, q_stride=1, k_stride=2, dim=3), 16, 8) is None
 
 
 def test_constants_made_in_inference_mode_do_not_break_training() -> None:
@@ -284,7 +287,7 @@ def test_stochastic_depth_acts_in_training_only() -> None:
 
 
 def test_stochastic_depth_keeps_the_expectation() -> None:
-    add = mast.layers.AddBranch(0.25).train()
+    add = mast.model.AddBranch(0.25).train()
     torch.manual_seed(0)
     out = add(torch.zeros(40000, 1), torch.ones(40000, 1))
     assert abs(out.mean() - 1) < 0.02

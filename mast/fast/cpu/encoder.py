@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast.native.build import load
+from mast.fast.cpu.build import load
 
 _FLAGS = ("-ffp-contract=fast", "-fno-trapping-math", "-mprefer-vector-width=512")
 _lanes: dict[bool, int] = {}  # channels of a vector, by whether they are narrow
@@ -114,7 +114,7 @@ def gelu_backward_(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 class Pooling:
-    """3x3 depthwise convolution and LayerNorm of each head's channels, as ``mast.attention.DepthwisePool``.
+    """3x3 depthwise convolution and LayerNorm of each head's channels, as ``mast.model.DepthwisePool``.
 
     Args:
         taps: (9, dim) contiguous, of the convolution.

@@ -1,12 +1,12 @@
 """Attention with decomposed relative positions as one kernel for GPUs, in Triton.
 
 Flash attention (Dao et al. 2022; Dao 2023) whose scores are ``q . k + a_f[f_k] + a_t[t_k]``, with the terms of
-`mast.relative`. A tile of keys lies within one row of the keys' grid: all its keys have one frequency, and their
+`mast.fast.widened`. A tile of keys lies within one row of the keys' grid: all its keys have one frequency, and their
 times are the same in every row. So ``a_f`` is one column for a tile, ``a_t`` one tile for all rows, and neither the
 heads are widened nor a bias is written out. Backward, sums over a tile's columns and over the rows give the gradients
 of both, without atomic additions.
 
-It takes half precision on CUDA. Everything else is served by `mast.relative.attention`.
+It takes half precision on CUDA. Everything else is served by `mast.fast.widened.attention`.
 """
 
 import math

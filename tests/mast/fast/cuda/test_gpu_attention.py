@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mast import kernels, relative
+from mast import model
+from mast.fast import cuda, widened
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -35,10 +36,10 @@ def test_equals_the_formula(
     shapes += [(queries[0], keys[0], dim), (queries[1], keys[1], dim)]
     inputs = [torch.randn(shape, dtype=dtype, device="cuda").requires_grad_() for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = relative.reference_attention(*exact)
+    expected = model.attention(*exact)
     grad = torch.randn_like(expected)
-    with mock.patch.object(kernels, "attention", wraps=kernels.attention) as kernel:
-        out = relative.attention(*inputs)
+    with mock.patch.object(cuda, "attention", wraps=cuda.attention) as kernel:
+        out = widened.attention(*inputs)
     assert kernel.called
     assert difference(out, expected) < TOLERANCE[dtype]
     wanted = torch.autograd.grad(expected, exact, grad)

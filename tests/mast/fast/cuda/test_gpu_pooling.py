@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mast import kernels
-from mast.attention import DepthwisePool
+from mast.fast import cuda
+from mast.fast.blocks import FastPool
 
 pytestmark = pytest.mark.gpu
 
@@ -23,7 +23,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 )
 def test_equals_convolution_and_norm(grid: tuple[int, int], heads: int, dim: int, stride: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    pool = DepthwisePool(dim, stride).cuda()
+    pool = FastPool(dim, stride).cuda()
     for parameter in pool.norm.parameters():
         nn.init.normal_(parameter)
     exact = copy.deepcopy(pool).double()
@@ -31,7 +31,7 @@ def test_equals_convolution_and_norm(grid: tuple[int, int], heads: int, dim: int
     exact_x = x.detach().double().requires_grad_()
     expected = exact(exact_x, heads)
     grad = torch.randn_like(expected)
-    with mock.patch.object(kernels, "pool", wraps=kernels.pool) as kernel:
+    with mock.patch.object(cuda, "pool", wraps=cuda.pool) as kernel:
         out = pool(x, heads)
     assert kernel.called
     assert difference(out, expected) < 1e-2

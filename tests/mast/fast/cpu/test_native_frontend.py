@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import mast
-from mast.native import frontend as native
-from mast.native import mkl
+from mast.fast.cpu import frontend as native
+from mast.fast.cpu import mkl
 
 
 @pytest.fixture(autouse=True)

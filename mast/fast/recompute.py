@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast.observers import transformed
+from mast.fast.observers import transformed
 
 
 @contextmanager

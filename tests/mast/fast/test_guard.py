@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mast
-from mast import attention, fused, relative
-from mast.attention import Block
+from mast.fast import accelerate, blocks, widened
+from mast.fast.cpu import fused
+from mast.model import Block
 
 HEAD = 16  # channels of a head: whole vectors on any processor
 # Neither computes on values: reinterpretations that torch does not call views, and memory that is not filled.
@@ -26,7 +27,7 @@ Watch = TypeVar("Watch", bound=TorchDispatchMode)
 
 
 class Kernels(TorchDispatchMode):
-    """Counts operators that compute or copy. The functions of mast.native are none of torch's: they are not seen."""
+    """Counts operators that compute or copy. The functions of mast.fast.cpu are none of torch's: they are not seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Which way the blocks compute: with the compiled functions, or operator by operator as on a GPU."""
     monkeypatch.setenv("MAST_NATIVE", "0" if request.param == "plain" else "1")
     # Where operators are counted, MAST runs only such, and makes its constants anew: here it should do as ever.
-    for module in (attention, relative):
+    for module in (blocks, widened):
         monkeypatch.setattr(module, "observed", lambda: False)
     if (fused.encoder.library() is not None) != (request.param == "fused"):
         pytest.skip("kernels cannot be built here")
@@ -52,7 +53,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def make_block(dim: int, stride: tuple[int, int] = (1, 1), widen: int = 1) -> tuple[Block, Tensor]:
     """A block and an input for it that it works on in one tile."""
     torch.manual_seed(0)
-    block = Block(dim, widen * dim, widen * dim // HEAD, (4, 10), stride, (1, 1), 4.0, 0.0)
+    block = accelerate(Block(dim, widen * dim, widen * dim // HEAD, (4, 10), stride, (1, 1), 4.0, 0.0))
     return block, torch.randn(1, 4, 10, dim, requires_grad=True)
 
 
@@ -176,7 +177,7 @@ def outputs_at(model: nn.Module, compiled, shape: list[int], axis: int, lengths:
 
 
 def test_compiled_training_of_a_block_has_one_graph_for_all_lengths(dynamo) -> None:
-    block = Block(HEAD, HEAD, 1, (8, 128), (1, 2), (1, 1), 4.0, 0.0)
+    block = accelerate(Block(HEAD, HEAD, 1, (8, 128), (1, 2), (1, 1), 4.0, 0.0))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(block, backend=counter, fullgraph=True)
     outputs_at(block, compiled, [2, 8, 0, HEAD], 2, [50, 51, 77, 80, 128, 17], dynamo)
@@ -199,7 +200,7 @@ def test_equal_blocks_share_their_compiled_training_at_any_drop_path(dynamo) -> 
     counter = CompileCounterWithBackend("aot_eager")
     x = torch.randn(2, 4, 10, HEAD)
     for rate in (0.1, 0.2, 0.3):
-        block = Block(HEAD, HEAD, 1, (4, 10), (1, 1), (1, 1), 4.0, rate)
+        block = accelerate(Block(HEAD, HEAD, 1, (4, 10), (1, 1), (1, 1), 4.0, rate))
         block.compile(backend=counter, dynamic=False)
         block(x).sum().backward()
     assert counter.frame_count == 1

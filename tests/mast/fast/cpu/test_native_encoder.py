@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mast.native import encoder
+from mast.fast.cpu import encoder
 
 EPS = 1e-6
 

@@ -83,7 +83,7 @@ constexpr int kBatch = 32;
 // DftiComputeForward of kBatch frames, out of place.
 typedef long (*Transform)(void* descriptor, const float* frames, float* spectra);
 
-// mast/native/frontend.py declares the same fields.
+// mast/fast/cpu/frontend.py declares the same fields.
 struct Job {
     const float* waveform;  // (clips, samples)
     int64_t clip_stride;

@@ -1,7 +1,7 @@
 """The two branches of a block on a CPU, each one differentiable function that keeps little and copies nothing.
 
-``mast.attention.Block`` says what they compute. Between the matrix products, which are torch's, work the compiled
-functions of ``mast.native.encoder``; where there is no compiler, the blocks run operator by operator.
+``mast.model.Block`` says what they compute. Between the matrix products, which are torch's, work the compiled
+functions of ``mast.fast.cpu.encoder``; where there is no compiler, the blocks run operator by operator.
 
 A step of training is bound by memory here: what is cheap to compute again (norms, pooling, activations) is, so that a
 branch keeps its input, the widest products and nothing in between.
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mast.native import encoder
-from mast.relative import Grid
+from mast.fast.cpu import encoder
+from mast.model import Grid
 
 # Scores worked on at a time: 4 MiB. More would leave the cache; fewer cost more calls, which pack the keys anew.
 _TILE_SCORES = 2**20
@@ -62,7 +62,7 @@ class AttentionWeights(NamedTuple):
         qkv, qkv_bias: (3 * dim_out, dim), (3 * dim_out,).
         q_taps, k_taps, v_taps: (dim_head, 1, 3, 3); their norms are (dim_head,).
         freq, time: relative positions (F_q, F_k, dim_head) and (T_q, T_k, dim_head), or, of time, the diagonals
-            (distances, dim_head) of `mast.relative.RelativeTable`.
+            (distances, dim_head) of `mast.fast.widened.diagonals`.
         proj, proj_bias: (dim_out, dim_out), (dim_out,).
     """
 
@@ -175,7 +175,7 @@ def _pairs(scores: Tensor, keys: int) -> Tensor:
 
 
 def _operands(projected: Tensor, poolings: list[encoder.Pooling], freq: Tensor, time: Tensor, heads: int) -> Operands:
-    """Pools (B, F, T, 3 * dim_out) and scores the positions; see ``mast.relative.position_scores``."""
+    """Pools (B, F, T, 3 * dim_out) and scores the positions; see ``mast.fast.widened.position_scores``."""
     q, k, v = (pool.forward(x, heads) for pool, x in zip(poolings, projected.chunk(3, dim=-1), strict=True))
     grid = q.flatten(0, 1)
     if time.ndim == 2:

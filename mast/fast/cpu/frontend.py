@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mast.native import mkl
-from mast.native.build import load
+from mast.fast.cpu import mkl
+from mast.fast.cpu.build import load
 
 # Frames that a thread works on at a time: 1 MiB with their spectra at 512 samples, which stays in a core's cache.
 _FRAMES_PER_THREAD = 256
@@ -63,7 +63,7 @@ class _Job(ctypes.Structure):
 
 
 def library(*flags: str) -> ctypes.CDLL | None:
-    """The compiled passes, or None where there are none; ``flags`` as for :func:`mast.native.load`."""
+    """The compiled passes, or None where there are none; ``flags`` as for :func:`mast.fast.cpu.load`."""
     kernels = load("frontend", *flags)
     if kernels is not None and kernels.mast_log_mel.argtypes is None:
         job = ctypes.POINTER(_Job)

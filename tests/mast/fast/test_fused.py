@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mast
-from mast import fused
+from mast.fast.cpu import fused
 
 WIDTH = 16  # channels of a head: whole vectors on any processor
 
@@ -124,7 +124,7 @@ def test_stochastic_depth_drops_the_same_branches() -> None:
     exact = copy.deepcopy(model).double()
     draws: list[Tensor] = []
     for module, twin in zip(model.modules(), exact.modules(), strict=True):
-        if isinstance(module, mast.layers.AddBranch):
+        if isinstance(module, mast.model.AddBranch):
             shares = module.shares(torch.empty(8, 1, 1, 1))
             draws += [] if shares is None else [shares]
             module.shares = lambda branch, shares=shares: shares  # type: ignore[method-assign]

@@ -5,18 +5,23 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from mast.observers import transformed
+from mast.fast.observers import transformed
 
 _INSTALLED = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
 
 if _INSTALLED:
-    from mast.kernels.attention import attention as attention
-    from mast.kernels.pooling import pool as pool
+    from mast.fast.cuda.attention import attention as attention
+    from mast.fast.cuda.pooling import pool as pool
+
+
+def fits(dim: int) -> bool:
+    """Whether there are kernels here, for heads of ``dim`` channels."""
+    return _INSTALLED and 16 <= dim <= 128
 
 
 def usable(x: Tensor, dim: int) -> bool:
     """Whether kernels take ``x`` with heads of ``dim`` channels: half precision on CUDA, and nobody transforms it."""
-    if not _INSTALLED or not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16) or not 16 <= dim <= 128:
+    if not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16) or not fits(dim):
         return False
     if torch.compiler.is_compiling():
         return not exporting()

@@ -1,5 +1,5 @@
 """CPU kernels in C++: compiled on first use with the system's compiler, absent where there is none."""
 
-from mast.native.build import load
+from mast.fast.cpu.build import load
 
 __all__ = ["load"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mast
-from mast.native import build
+from mast.fast.cpu import build
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not any(map(shutil.which, ("c++", "g++", "clang++"))),
@@ -113,7 +113,7 @@ def test_a_library_of_another_user_is_refused(
     (library,) = libraries(tmp_path)
     os.chown(library, 65534, -1)
     start_anew(monkeypatch)
-    caplog.set_level(logging.INFO, "mast.native.build")
+    caplog.set_level(logging.INFO, "mast.fast.cpu.build")
     assert build.load("seven").number() == 7
     assert "it is not this user's alone" in caplog.text and library.stat().st_uid == 0
 
@@ -129,7 +129,7 @@ def test_a_failed_build_is_said_once_and_leaves_nothing(
     sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (sources / "broken.cpp").write_text("int number( { }\n")
-    with caplog.at_level(logging.WARNING, "mast.native.build"):
+    with caplog.at_level(logging.WARNING, "mast.fast.cpu.build"):
         assert build.load("broken") is None and build.load("broken") is None
     (record,) = caplog.records
     assert "without its broken kernel" in record.message and "error" in record.message
@@ -145,7 +145,7 @@ def test_without_a_compiler_the_frontend_works_all_the_same(
     monkeypatch.setenv("MAST_NATIVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MAST_NATIVE", raising=False)
     start_anew(monkeypatch)
-    with caplog.at_level(logging.WARNING, "mast.native.build"):
+    with caplog.at_level(logging.WARNING, "mast.fast.cpu.build"):
         torch.testing.assert_close(frontend(waveform), expected, atol=1e-5, rtol=0)
         frontend(waveform)
     assert ["no C++ compiler" in record.message for record in caplog.records] == [True]

@@ -13,9 +13,9 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import mast
-from mast import fused
-from mast.attention import Block
-from mast.native import frontend as native
+from mast.fast.cpu import frontend as native
+from mast.fast.cpu import fused
+from mast.model import Block
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_inputs_that_do_not_fit_are_refused_by_torch(model: nn.Module) -> None:
 
 
 def test_an_input_of_odd_width_before_heads_that_fit() -> None:
-    block = Block(20, 2 * WIDTH, 2, (8, 8), (1, 1), (1, 1), 2.0, 0.0)
+    block = mast.accelerate(Block(20, 2 * WIDTH, 2, (8, 8), (1, 1), (1, 1), 2.0, 0.0))
     tokens = torch.randn(1, 8, 8, 20)
     torch.testing.assert_close(block(tokens), block.double()(tokens.double()).float(), atol=1e-5, rtol=1e-5)
 

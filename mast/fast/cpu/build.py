@@ -46,7 +46,7 @@ class BuildError(RuntimeError):
 
 
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """The library of ``mast/native/NAME.cpp``, built if it is not in the cache.
+    """The library of ``mast/fast/cpu/NAME.cpp``, built if it is not in the cache.
 
     Args:
         name: stem of the source.
@@ -71,7 +71,7 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
 def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
     source = SOURCES / f"{name}.cpp"
     if not source.is_file():
-        raise FileNotFoundError(f"mast.native: no kernel {name!r}, there is no {source}")
+        raise FileNotFoundError(f"mast.fast.cpu: no kernel {name!r}, there is no {source}")
     try:
         command = _command(flags)
         library = _cache_folder() / f"{name}-{_key(source, command)}.so"
