@@ -46,12 +46,8 @@ def kind_of(block: nn.Module) -> Kind:
     for name, module in block.named_modules():
         settings = ("stride", "q_stride", "kv_stride", "k_stride", "heads", "factor", "eps", "drops")
         kind.append((name, *(getattr(module, setting, None) for setting in settings)))
-        kind += [
-            (*parameter.shape[:1], parameter.ndim)
-            for parameter in module._parameters.values()
-            if parameter is not None and not isinstance(module, model.RelativeTable)
-        ]
-        kind += [name for name, parameter in module._parameters.items() if parameter is None]
+        if not isinstance(module, model.RelativeTable):
+            kind.append(tuple(None if p is None else tuple(p.shape) for p in module._parameters.values()))
     return tuple(kind)
 
 
@@ -179,17 +175,16 @@ def _differing(plain: nn.Module, fast: nn.Module, x: Tensor, way: str) -> str:
             found[f"gradient of {name}"] = torch.zeros(0) if parameter.grad is None else parameter.grad
         results.append(found)
     wanted, computed = ({name: value.detach() for name, value in found.items()} for found in results)
-    largest = max(
-        float(value.abs().max()) for name, value in wanted.items() if name.startswith("gradient") and value.numel()
-    )
+    gradients = [value for name, value in wanted.items() if name.startswith("gradient") and value.numel()]
+    largest = max(float(value.abs().max()) for value in gradients)
     for name, value in wanted.items():
         other = computed[name]
         if other.shape != value.shape:
             return f"{name} differs in shape"
-        # A shift of all keys changes no weight of the attention: gradients that are rounding alone count as zero.
-        scale = (
-            max(float(value.abs().max()), 1e-2 * largest) if name.startswith("gradient") else float(value.abs().max())
-        )
+        scale = float(value.abs().max()) if value.numel() else 0.0
+        if name.startswith("gradient"):
+            # A shift of all keys changes no weight of the attention: that gradient is rounding alone, and counts as 0.
+            scale = max(scale, 1e-2 * largest)
         error = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
         if not error <= TOLERANCE[way] * max(scale, 1e-6):
             return f"{name} differs from it by {error:.1e} of {scale:.1e}"

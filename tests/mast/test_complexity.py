@@ -121,7 +121,8 @@ def test_a_new_encoder_needs_blocks_stride_and_grid_alone(tmp_path: Path) -> Non
 import encoder_of_rows, mast, torch
 model = mast.create_model("rows", num_classes=3)
 assert model(torch.zeros(2, 1, 128, 64)).shape == (2, 3) and model.backends() == {}
-assert [model.layer_of(n) for n in ("embed.weight", "blocks.0.1.weight", "blocks.2.0.bias", "norm.bias")] == [0, 1, 3, 4]
+names = ("embed.weight", "blocks.0.1.weight", "blocks.2.0.bias", "norm.bias")
+assert [model.layer_of(name) for name in names] == [0, 1, 3, 4]
 assert model.num_layers == 4 and "norm.bias" in model.no_weight_decay()
 from mast.__main__ import main
 main(["rows", "--import", "encoder_of_rows", "--frames", "64"])

@@ -3,7 +3,7 @@
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,9 +33,9 @@ def x() -> Tensor:
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.WARNING, "mast")
-    yield caplog.messages
+    return lambda: caplog.messages
 
 
 def pool_with_relu(self: plain.DepthwisePool, x: Tensor, heads: int) -> Tensor:
@@ -66,17 +66,20 @@ EDITS: list[tuple[type[nn.Module], Callable]] = [
 
 @pytest.mark.parametrize(("kind", "forward"), EDITS)
 def test_an_edit_of_a_class_changes_the_logits(
-    kind: type[nn.Module], forward: Callable, x: Tensor, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    kind: type[nn.Module],
+    forward: Callable,
+    x: Tensor,
+    warnings: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = small()(x)
-    assert is_fused(before) and not warnings
+    assert is_fused(before) and not warnings()
     monkeypatch.setattr(kind, "forward", forward)
     edited = small()
     logits = edited(x)
     assert not torch.allclose(logits, before, atol=1e-4)
-    assert torch.equal(logits, mast.create_model("mast_pico", backend="reference", **edited.config).eval()(x)) is False
     assert torch.equal(logits, mast.accelerate(copy.deepcopy(edited), "reference")(x))
-    assert len(warnings) >= 1 and WARNING in warnings[0] and "stages.0.0" in warnings[0]
+    assert WARNING in warnings()[0] and "stages.0.0" in warnings()[0]
     assert all(way.startswith("reference: ") for way in edited.backends().values())
     monkeypatch.undo()
     assert is_fused(mast.accelerate(edited)(x)), "the code is what it was"
@@ -84,19 +87,23 @@ def test_an_edit_of_a_class_changes_the_logits(
 
 @pytest.mark.parametrize(("kind", "forward"), EDITS)
 def test_an_edit_in_a_running_process_reaches_models_that_are_fast(
-    kind: type[nn.Module], forward: Callable, x: Tensor, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    kind: type[nn.Module],
+    forward: Callable,
+    x: Tensor,
+    warnings: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = small()
     before = model(x)
     monkeypatch.setattr(kind, "forward", forward)
     logits = model(x)
     assert not torch.allclose(logits, before, atol=1e-4) and not is_fused(logits)
-    assert "differs" in warnings[0] and set(map(type, model.blocks)) == {plain.Block}
+    assert "differs" in warnings()[0] and set(map(type, model.blocks)) == {plain.Block}
 
 
 @pytest.mark.parametrize(("kind", "forward"), EDITS)
 def test_a_part_of_an_own_class_changes_the_logits(
-    kind: type[nn.Module], forward: Callable, x: Tensor, warnings: list[str]
+    kind: type[nn.Module], forward: Callable, x: Tensor, warnings: Callable[[], list[str]]
 ) -> None:
     own = type("Mine", (kind,), {"forward": forward})
     model = mast.accelerate(small(), "reference")
@@ -106,7 +113,7 @@ def test_a_part_of_an_own_class_changes_the_logits(
             module.__class__ = own
     logits = mast.accelerate(model)(x)
     assert not torch.allclose(logits, before, atol=1e-4) and not is_fused(logits)
-    assert "stages.0.0" in warnings[0] and "is a Mine" in warnings[0]
+    assert "stages.0.0" in warnings()[0] and "is a Mine" in warnings()[0]
 
 
 def test_an_edit_that_changes_gradients_alone_counts(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +123,7 @@ def test_an_edit_that_changes_gradients_alone_counts(x: Tensor, monkeypatch: pyt
     assert not model.blocks[0].mlp.fc1.weight.grad and "gradient" in model.backends()["stages.0.0"]
 
 
-def test_a_patched_part_and_a_block_of_an_own_class_stay_plain(x: Tensor, warnings: list[str]) -> None:
+def test_a_patched_part_and_a_block_of_an_own_class_stay_plain(x: Tensor, warnings: Callable[[], list[str]]) -> None:
     model = mast.accelerate(small(), "reference")
     model.blocks[0].attn.pool_q.forward = lambda x, heads: (
         2 * plain.DepthwisePool.forward(model.blocks[0].attn.pool_q, x, heads)
@@ -125,7 +132,7 @@ def test_a_patched_part_and_a_block_of_an_own_class_stay_plain(x: Tensor, warnin
     ways = mast.accelerate(model).backends()
     assert "forward of attn.pool_q is replaced" in ways["stages.0.0"] and "Mine" in ways["stages.1.0"]
     assert ways["stages.2.0"] == ways["stages.3.0"] == "cpu"
-    assert sum(WARNING in message for message in warnings) == 2
+    assert sum(WARNING in message for message in warnings()) == 2
 
 
 def test_back_and_forth_keeps_names_values_hooks_and_objects(x: Tensor) -> None:
@@ -156,14 +163,13 @@ def test_random_numbers_and_gradients_stay_as_they_were(x: Tensor, monkeypatch: 
 
 
 def test_the_comparison_sees_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small()
+    model = small(depths=(2, 1, 2, 1))
     seen: list[str] = []
     monkeypatch.setattr(comparison, "_results", {})
     monkeypatch.setattr(comparison, "_compare", lambda block, way: seen.append(way) or "")
     mast.accelerate(model)
     mast.accelerate(copy.deepcopy(model))
-    assert sorted(seen) == ["cpu"] * 4 + ["operators"] * 4  # the second block of the third stage is like no other
-    assert len(model.blocks) == 5
+    assert sorted(seen) == ["cpu"] * 5 + ["operators"] * 5 and len(model.blocks) == 6  # the first two are of a kind
 
 
 def test_copies_and_pickles_are_fast_too(x: Tensor) -> None:
