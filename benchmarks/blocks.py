@@ -17,6 +17,7 @@ import torch
 from common import compare, describe_machine, interleave, publish
 from torch import Tensor, nn
 
+import mast
 from mast.model import NORM_EPS, Block
 
 TOLERANCE = 1e-4
@@ -37,7 +38,8 @@ SIZES = {"stage 1": Size(96, 1, 64, 4), "stage 3": Size(384, 4, 24, 1)}
 
 def ours(size: Size) -> Block:
     stride = (size.kv_stride, size.kv_stride)
-    return Block(size.dim, size.dim, size.heads, (size.side, size.side), (1, 1), stride, mlp_ratio=4.0, drop_path=0.0)
+    grid = (size.side, size.side)
+    return mast.accelerate(Block(size.dim, size.dim, size.heads, grid, (1, 1), stride, mlp_ratio=4.0, drop_path=0.0))
 
 
 def of_timm(size: Size, block: Block, scaled_positions: bool = True) -> nn.Module:

@@ -8,7 +8,7 @@ from mast.ast import AST  # noqa: E402
 from mast.base import SpectrogramModel  # noqa: E402
 from mast.export import export_onnx, export_program, quantize_onnx, save_program  # noqa: E402
 from mast.exported import open_exported  # noqa: E402
-from mast.fast import accelerate, backends  # noqa: E402
+from mast.fast import accelerate, backends, set_backend  # noqa: E402
 from mast.frontend import LogMel  # noqa: E402
 from mast.hub import LoadError, Pretrained, from_pretrained, load_pretrained, save_pretrained  # noqa: E402
 from mast.model import MAST  # noqa: E402
@@ -36,4 +36,5 @@ __all__ = [
     "register_model",
     "save_pretrained",
     "save_program",
+    "set_backend",
 ]

@@ -1,6 +1,6 @@
 """Waveform to log-mel spectrogram: Kaldi's filter banks as AST and CAV-MAE use them, for a whole batch on its device.
 
-On a CPU compiled kernels do the work (``mast/native``), where they can be built; elsewhere torch's operators do.
+On a CPU compiled kernels do the work (``mast/fast/cpu``), where they can be built; elsewhere torch's operators do.
 
 The steps and their order of rounding are those of ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
 window_type="hanning", dither=0, use_energy=False``. The order matters: pre-emphasis attenuates low frequencies by 30 dB

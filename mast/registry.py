@@ -24,14 +24,15 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, *, num_classes: int = 0, backend: str = "auto", **overrides: Any) -> SpectrogramModel:
+def create_model(name: str, *, num_classes: int = 0, backend: str | None = None, **overrides: Any) -> SpectrogramModel:
     """Build a model with fresh weights.
 
     Args:
         name: one of ``list_models()``.
         num_classes: width of the head; 0 for features.
-        backend: what computes the blocks, see ``mast.accelerate``: the fastest that equals the plain code by default,
-            "reference" for the plain code itself, which is also what a class called directly (``mast.MAST()``) gives.
+        backend: what computes the blocks, see ``mast.accelerate``. Default: what ``mast.set_backend`` chose, else
+            "auto", the fastest that equals the plain code. "reference" is the plain code itself, which is also what a
+            class called directly, as ``mast.MAST()``, gives.
         overrides: constructor arguments of the model that replace the variant's.
 
     Returns:
@@ -41,7 +42,7 @@ def create_model(name: str, *, num_classes: int = 0, backend: str = "auto", **ov
         ValueError: unknown name, or a value that the model refuses.
         TypeError: an argument that the model does not have.
     """
-    from mast.fast import accelerate  # it knows the models, which register themselves here
+    from mast.fast import accelerate, default_backend  # it knows the models, which register themselves here
 
     if name not in _BUILDERS:
         close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
@@ -49,7 +50,7 @@ def create_model(name: str, *, num_classes: int = 0, backend: str = "auto", **ov
         raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")
     model = _BUILDERS[name](num_classes=num_classes, **overrides)
     model.name = name  # type: ignore[assignment]
-    return accelerate(model, backend)  # type: ignore[arg-type]
+    return accelerate(model, backend or default_backend())  # type: ignore[arg-type]
 
 
 def build_with(cls: type[SpectrogramModel], defaults: dict[str, Any], overrides: dict[str, Any]) -> SpectrogramModel:

@@ -296,6 +296,8 @@ class RuntimeConfig:
         precision: 32-true, bf16-mixed (slow on a CPU without AVX512 or AMX), or 16-mixed (fp16 with a gradient scaler;
             GPU only, a CPU uses bf16).
         matmul: Precision of float32 products on a GPU: highest, high (TF32) or medium.
+        backend: What computes the blocks of MAST and AST (``mast.accelerate``): auto (the fastest that equals their
+            plain code on the device), reference (the plain code), cpu or cuda (the kernels of this device alone).
         compile: Compile the encoders with torch.compile.
         checkpoint_activations: Keep only the input of each encoder block and compute the rest again when needed.
         threads: CPU threads of the process that trains; default: torch's own. In evaluation and embedding the default
@@ -308,6 +310,7 @@ class RuntimeConfig:
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     matmul: Literal["highest", "high", "medium"] = "high"
+    backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     compile: bool = False
     checkpoint_activations: bool = False
     threads: int | None = None

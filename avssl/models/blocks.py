@@ -19,12 +19,10 @@ from torchvision.models.video.swin_transformer import PatchMerging, SwinTransfor
 
 from avssl.models.fusion import FusionLayer
 from avssl.models.video import SmallBlock
-from mast.ast import AstBlock
-from mast.model import Block
+from mast import SpectrogramModel
 
+# Those of video encoders and fusion; an audio encoder names its own (``SpectrogramModel.blocks``).
 BLOCKS = (
-    Block,
-    AstBlock,
     MultiscaleBlock,
     SwinTransformerBlock,
     PatchMerging,
@@ -37,7 +35,9 @@ BLOCKS = (
 
 def encoder_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks within ``module``."""
-    return (child for child in module.modules() if isinstance(child, BLOCKS))
+    audio = (child for child in module.modules() if isinstance(child, SpectrogramModel))
+    named = {id(getattr(block, "_checkpoint_wrapped_module", block)) for model in audio for block in getattr(model, "blocks", ())}
+    return (child for child in module.modules() if isinstance(child, BLOCKS) or id(child) in named)
 
 
 def checkpoint_activations(module: nn.Module) -> None:
@@ -48,13 +48,14 @@ def checkpoint_activations(module: nn.Module) -> None:
     Raises:
         ValueError: when there is no block in it that is known.
     """
-    if not any(True for _ in encoder_blocks(module)):
+    blocks = {id(block) for block in encoder_blocks(module)}
+    if not blocks:
         raise ValueError(f"runtime.checkpoint_activations: no block of {type(module).__name__} is known")
 
     def wrap(block: nn.Module) -> nn.Module:
         return checkpoint_wrapper(block, context_fn=lambda: (nullcontext(), batch_norms_still(block)))
 
-    apply_activation_checkpointing(module, checkpoint_wrapper_fn=wrap, check_fn=lambda child: isinstance(child, BLOCKS))
+    apply_activation_checkpointing(module, checkpoint_wrapper_fn=wrap, check_fn=lambda child: id(child) in blocks)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric, seed_everything
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
 
+import mast
 from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
 from avssl.engine import is_lost_process
@@ -47,11 +48,15 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
     """Starts Fabric on the devices of ``runtime`` and seeds every process alike.
 
     Raises:
-        ValueError: when this machine has no such device.
+        ValueError: when this machine has no such device, or not the kernels of ``runtime.backend``.
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision(runtime.matmul)
+    try:  # for every model that this process makes from here on: trained ones, evaluated ones, and their copies
+        mast.set_backend(runtime.backend)
+    except RuntimeError as error:
+        raise ValueError(f"runtime.{error}") from error
     try:
         fabric = Fabric(
             accelerator=runtime.accelerator,

@@ -23,6 +23,34 @@ Backend = Literal["auto", "reference", "cpu", "cuda"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+_default: Backend = "auto"
+
+
+def set_backend(backend: Backend) -> None:
+    """Choose the backend of the models that ``create_model`` and ``from_pretrained`` build from now on.
+
+    Raises:
+        ValueError, RuntimeError: see :func:`accelerate`.
+    """
+    global _default
+    _check(backend)
+    _default = backend
+
+
+def default_backend() -> Backend:
+    """What :func:`set_backend` chose; "auto" at first."""
+    return _default
+
+
+def _check(backend: str) -> None:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend={backend!r} must be one of {', '.join(get_args(Backend))}")
+    if backend == "cpu" and encoder.library() is None:
+        raise RuntimeError("backend=cpu: no kernels can be built here (no C++ compiler, or MAST_NATIVE=0); use auto")
+    if backend == "cuda" and not (cuda.fits(16) and torch.cuda.is_available()):
+        raise RuntimeError("backend=cuda: there is no GPU with Triton here; use auto")
+
+
 def accelerate(model: Model, backend: Backend = "auto") -> Model:
     """Put fast blocks in the place of the plain ones of ``mast.model`` and ``mast.ast`` within ``model``, or back.
 
@@ -44,12 +72,7 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
         ValueError: an unknown backend, or blocks that were sharded while they were fast.
         RuntimeError: the kernels that were asked for by name cannot run here.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend={backend!r} must be one of {', '.join(get_args(Backend))}")
-    if backend == "cpu" and encoder.library() is None:
-        raise RuntimeError("backend=cpu: no kernels can be built here (no C++ compiler, or MAST_NATIVE=0); use auto")
-    if backend == "cuda" and not (cuda.fits(16) and torch.cuda.is_available()):
-        raise RuntimeError("backend=cuda: there is no GPU with Triton here; use auto")
+    _check(backend)
     kernels = ("cpu", "cuda") if backend == "auto" else (backend,)
     kept: dict[str, list[str]] = {}
     for name, block in _blocks(model):

@@ -5,10 +5,12 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+import mast
 from avssl.config import FinetuneConfig, PretrainConfig, RuntimeConfig
 from avssl.errors import LostProcessError
 from avssl.pipelines import finetune, launch, pretrain
@@ -77,3 +79,20 @@ def test_a_run_keeps_what_tensors_free_unless_the_user_chose(chosen: dict[str, s
     pages = 3 * 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert before > pages / 2, "each tensor is mapped anew"
     assert after < pages / 10 if kept else after > pages / 2
+
+
+@pytest.fixture
+def chosen_backend() -> Iterator[None]:
+    yield
+    mast.set_backend("auto")
+
+
+@pytest.mark.usefixtures("chosen_backend")
+def test_backend_holds_for_every_model_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.launch(RuntimeConfig(accelerator="cpu", backend="reference"), 0)
+    assert set(mast.create_model("mast_nano").backends().values()) == {"reference"}
+    launch.launch_single(RuntimeConfig(accelerator="cpu"), 0, 0)
+    assert "reference" not in set(mast.create_model("mast_nano").backends().values())
+    monkeypatch.setenv("MAST_NATIVE", "0")
+    with pytest.raises(ValueError, match=r"runtime\.backend=cpu: no kernels can be built here"):
+        launch.launch(RuntimeConfig(accelerator="cpu", backend="cpu"), 0)
