@@ -209,6 +209,18 @@ def test_a_backend_that_cannot_be_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         mast.accelerate(small(), "cpu")
 
 
+def test_half_precision_is_judged_by_the_rounding_of_the_plain_code(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    for block in model.blocks:
+        exact = comparison._sample(block)
+        fast = mast.accelerate(copy.deepcopy(exact))
+        tokens = comparison._input(block)
+        found = [comparison._run(each, tokens, half) for each, half in ((exact, False), (fast, True), (exact, True))]
+        assert comparison._differing_in_half(*found) == ""
+        wrong = {name: -value if name.startswith("gradient of attn.qkv") else value for name, value in found[1].items()}
+        assert "gradient differ" in comparison._differing_in_half(found[0], wrong, found[2])
+
+
 @pytest.mark.gpu
 def test_kernels_of_a_gpu_are_compared_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mast.accelerate(small(embed_dim=32).cuda())
