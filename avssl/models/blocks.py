@@ -36,7 +36,11 @@ BLOCKS = (
 def encoder_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks within ``module``."""
     audio = (child for child in module.modules() if isinstance(child, SpectrogramModel))
-    named = {id(getattr(block, "_checkpoint_wrapped_module", block)) for model in audio for block in getattr(model, "blocks", ())}
+    named = {
+        id(getattr(block, "_checkpoint_wrapped_module", block))
+        for model in audio
+        for block in getattr(model, "blocks", ())
+    }
     return (child for child in module.modules() if isinstance(child, BLOCKS) or id(child) in named)
 
 
