@@ -58,6 +58,8 @@ class AST(SpectrogramModel):
         mels, frames: reference input size.
     """
 
+    blocks: nn.Sequential
+
     def __init__(
         self,
         *,

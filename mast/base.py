@@ -1,7 +1,7 @@
 """What all models of this package share: head, features, and saving."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class SpectrogramModel(nn.Module, ABC):
         num_classes: width of the head, 0 for none.
     """
 
-    blocks: Sequence[nn.Module]
+    blocks: Iterable[nn.Module]
     head: nn.Module
 
     def __init__(self, config: dict[str, Any], num_features: int) -> None:
@@ -85,7 +85,7 @@ class SpectrogramModel(nn.Module, ABC):
     @property
     def num_layers(self) -> int:
         """The layer of the final norm and the head; embeddings are layer 0, the blocks 1, 2, ... from the input on."""
-        return len(self.blocks) + 1
+        return len(list(self.blocks)) + 1
 
     def layer_of(self, name: str) -> int:
         """The layer, 0 to ``num_layers``, that the parameter ``name`` belongs to: for layer-wise learning rates.

@@ -23,6 +23,7 @@ from mast.base import SpectrogramModel
 from mast.exportable import ExportableLogMel, Transform, exportable
 from mast.files import atomic_path
 from mast.frontend import LogMel
+from mast.model import PatchEmbed
 
 INSTALL = "pip install 'avssl[export]'"
 METADATA = "mast.json"
@@ -63,8 +64,9 @@ def describe(
     Raises:
         ValueError: there are not as many classes as logits.
     """
-    patches = model.patch_embed.proj
-    frames = max(1, patches.kernel_size[1] - 2 * int(patches.padding[1]))
+    frames = 1
+    if isinstance(patches := getattr(model, "patch_embed", None), PatchEmbed):
+        frames = max(1, patches.proj.kernel_size[1] - 2 * int(patches.proj.padding[1]))
     classes = sum(len(names) for names in (labels or {}).values())
     if labels and classes != model.num_classes:
         raise ValueError(f"labels name {classes} classes, the model's head has {model.num_classes}")

@@ -425,7 +425,7 @@ class MAST(SpectrogramModel):
     @property
     def blocks(self) -> list[nn.Module]:  # type: ignore[override]
         """All blocks from the input on."""
-        return [block for stage in self.stages for block in stage]
+        return [block for stage in self.stages for block in stage.children()]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, relative positions."""

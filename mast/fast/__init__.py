@@ -7,7 +7,7 @@ them together, ``comparison`` compares every kind of block with the plain one.
 
 import logging
 from collections.abc import Iterator
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mast.fast import comparison, cuda
 from mast.fast.blocks import BLOCKS, FastBlock, swap
 from mast.fast.cpu import encoder
 from mast.fast.observers import observed
+from mast.model import Block
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def backends(model: nn.Module) -> dict[str, str]:
     for name, block in _blocks(model):
         reason = block.__dict__.get("plain_because", "")
         if isinstance(block, tuple(BLOCKS.values())):
-            found[name] = ways(block, block.kernels)[-1]
+            found[name] = ways(block, cast(FastBlock, block).kernels)[-1]
         else:
             found[name] = f"reference: {reason}" if reason else "reference"
     return found
@@ -115,7 +116,7 @@ def ways(block: nn.Module, kernels: tuple[str, ...]) -> list[str]:
     """How ``block`` may be computed where its parameters are, the fastest last."""
     device = next(block.parameters()).device.type
     found = ["operators"]
-    if isinstance(block, tuple(plain for plain, fast in BLOCKS.items() if fast is FastBlock)) and device in kernels:
+    if isinstance(block, Block) and device in kernels:
         dim = block.attn.proj.in_features // block.attn.heads
         if device == "cuda" and cuda.fits(dim):
             found.append("cuda")
@@ -125,6 +126,7 @@ def ways(block: nn.Module, kernels: tuple[str, ...]) -> list[str]:
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    plain = tuple(BLOCKS)
     for name, module in model.named_modules():
-        if isinstance(module, tuple(BLOCKS)):
+        if isinstance(module, plain):
             yield name or type(module).__name__, module

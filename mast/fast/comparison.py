@@ -101,7 +101,7 @@ def confirmed(block: nn.Module, way: str) -> bool:
 def keep_plain(block: nn.Module, name: str, reason: str, warn: bool = True) -> None:
     """Make ``block`` plain, remember why for ``backends``, and warn."""
     swap(block, fast=False)
-    block.plain_because = reason
+    block.__dict__["plain_because"] = reason
     if warn:
         logger.warning("%s is computed by its plain code, more slowly: %s", name, reason)
 
@@ -153,7 +153,7 @@ def _sample(block: nn.Module) -> nn.Module:
 
 
 def _input(block: nn.Module) -> Tensor:
-    dim = block.norm1.normalized_shape[0]  # type: ignore[union-attr,index]
+    dim = int(block.norm1.weight.shape[0])  # type: ignore[union-attr,arg-type,index]
     shape = (2, 3, 5, dim) if isinstance(block, model.Block) else (2, 5, dim)  # odd, so that windows are cut off
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float32)
 
