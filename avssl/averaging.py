@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avssl.checkpoint import read_checkpoint
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.progress import track
 
 

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from avssl.errors import is_of_machine, machine_error
-from avssl.evaluation.files import DamagedError, is_sealed
+from avssl.files import DamagedError, is_sealed
 from mast.files import move_into_place
 
 if TYPE_CHECKING:

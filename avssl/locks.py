@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
-from avssl.evaluation.files import atomic_path, remove_leftovers
+from avssl.files import atomic_path, remove_leftovers
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from avssl.data.media.pool import available_cores, run_all
 from avssl.data.scan_report import warning_words
 from avssl.data.shards.layout import is_address
 from avssl.errors import printable
-from avssl.evaluation.files import DamagedError, atomic_path, remove_leftovers, seal, unseal
+from avssl.files import DamagedError, atomic_path, remove_leftovers, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 

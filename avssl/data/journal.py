@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from avssl.evaluation.files import naming
+from avssl.files import naming
 
 logger = logging.getLogger(__name__)
 

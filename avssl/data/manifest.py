@@ -35,7 +35,7 @@ from avssl.data.manifest_checks import (
 )
 from avssl.data.sampling import MIN_SHARE, NO_CHANNEL, covered, why_uncut
 from avssl.data.shards.layout import is_address
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 if TYPE_CHECKING:
     from avssl.data.media.audio import Channel

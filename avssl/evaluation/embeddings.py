@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avssl.evaluation.arrays import FloatArray, IntArray, unit_rows
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.progress import Meter
 
 if TYPE_CHECKING:

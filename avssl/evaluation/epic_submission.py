@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, as_matrix
 from avssl.evaluation.classification import ranking
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.progress import track
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avssl.evaluation.arrays import FloatArray
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from avssl.evaluation.files import atomic_path
 from avssl.evaluation.report import TEMPLATES, show
+from avssl.files import atomic_path
 
 _MODES = {
     True: "Every clip was decoded.",

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_matrix, to_numpy
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 FILE = "predictions.parquet"
 _KEY = b"avssl.predictions"

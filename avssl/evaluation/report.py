@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.io import wavfile
 
 from avssl.evaluation.arrays import Arrayish, to_numpy
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 

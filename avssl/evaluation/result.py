@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avssl.evaluation.files import atomic_path, seal, unseal
+from avssl.files import atomic_path, seal, unseal
 from avssl.urls import hidden
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "decord", "lightly", "numpy", "scikit-learn", "soxr")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mast
 from avssl.checkpoint import fitting, read_checkpoint, read_head
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from avssl.evaluation.compare import Difference, holm, is_significant, labelled_rows, mcnemar, paired_map, unpaired
-from avssl.evaluation.files import atomic_path
 from avssl.evaluation.predictions import FILE, Predictions, read_predictions
 from avssl.evaluation.report import is_share, show
 from avssl.evaluation.result import read_result
+from avssl.files import atomic_path
 from avssl.locks import hold
 from avssl.pipelines.comparison_tables import Cell, CellTable, render
 from avssl.progress import Meter

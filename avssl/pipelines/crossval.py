@@ -12,8 +12,8 @@ from torch import distributed
 
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
 from avssl.errors import is_of_machine
-from avssl.evaluation.files import DamagedError
 from avssl.evaluation.result import read_result
+from avssl.files import DamagedError
 from avssl.locks import hold_for_all
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint

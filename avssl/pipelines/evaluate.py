@@ -15,11 +15,11 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import SPLITS
 from avssl.evaluation.cache import EmbeddingCache
-from avssl.evaluation.files import remove_leftovers
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import provenance, write_result
+from avssl.files import remove_leftovers
 from avssl.locks import hold
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for

@@ -20,8 +20,8 @@ from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import Manifest
-from avssl.evaluation.files import atomic_path
 from avssl.evaluation.result import provenance, write_result
+from avssl.files import atomic_path
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier

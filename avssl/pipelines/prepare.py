@@ -25,9 +25,9 @@ from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.data.strata import learnable_heads
 from avssl.errors import SettingsError
-from avssl.evaluation.files import remove_leftovers
 from avssl.evaluation.health_page import write_health_page
 from avssl.evaluation.result import provenance, write_result
+from avssl.files import remove_leftovers
 from avssl.limits import set_limits
 from avssl.locks import hold
 

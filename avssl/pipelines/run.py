@@ -21,7 +21,7 @@ from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
-from avssl.evaluation.files import atomic_path, remove_leftovers, seal, seal_text, unseal
+from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.pipelines.encoders import EXPORT

@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
+from avssl.files import DamagedError, atomic_path, seal, unseal
 from avssl.tracking.tracker import Tracker
 from avssl.tracking.wandb_run import WANDB_ERRORS
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.tracking.tensorboard import TensorBoard, check_tensorboard
 from avssl.tracking.wandb_run import Mode, WandbRun, choose_mode, stated_mode
 

@@ -21,7 +21,7 @@ import wandb
 from scipy.io import wavfile
 
 from avssl.data.demo.writer import write_mp4
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.progress import Meter
 from avssl.urls import hidden
 

@@ -1,7 +1,11 @@
 """What an import of avssl brings, and what it does not."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import avssl
 
 # Every module, with packages that none of them needs absent, as where only the dependencies are installed.
 EVERYTHING = """
@@ -41,3 +45,12 @@ def test_nothing_but_the_dependencies_is_needed_and_torchmetrics_is_not_waited_f
 
 def test_avssl_and_its_settings_are_light() -> None:
     run(LIGHT)
+
+
+def test_data_import_nothing_of_what_stands_above_them() -> None:
+    data = Path(avssl.__file__).parent / "data"
+    above = re.compile(
+        r"^\s*(?:from|import) avssl\.(evaluation|pipelines|commands|tasks|objectives|models)\b", re.MULTILINE
+    )
+    found = {path.name for path in data.rglob("*.py") if above.search(path.read_text(encoding="utf-8"))}
+    assert not found

@@ -29,7 +29,7 @@ from avssl.data.demo.writer import write_mp4
 from avssl.data.places import BOX
 from avssl.data.processes import server
 from avssl.errors import is_of_machine
-from avssl.evaluation.files import atomic_path, seal, unseal
+from avssl.files import atomic_path, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 

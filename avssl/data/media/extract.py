@@ -16,7 +16,7 @@ from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import promised_end
 from avssl.data.media.probe import MediaInfo, probe
 from avssl.data.media.stream import stream_audio
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 CODECS = {"flac": "flac", "wav": "pcm_s16le"}
 

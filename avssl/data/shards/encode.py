@@ -20,7 +20,7 @@ from avssl.data.media.audio import check_channel
 from avssl.data.media.errors import raise_if_machine
 from avssl.data.media.timing import ROUNDING
 from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 # Frames are decoded so many seconds at a time: an hour of them would not fit into memory.
 _WINDOW = 20.0

@@ -17,7 +17,7 @@ from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.media.audio import Channel, check_channel
 from avssl.data.shards.layout import ADDRESS_END, is_address
 from avssl.data.shards.store import Store, is_url
-from avssl.evaluation.files import DamagedError, atomic_path, seal, unseal
+from avssl.files import DamagedError, atomic_path, seal, unseal
 
 logger = logging.getLogger(__name__)
 

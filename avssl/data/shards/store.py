@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.failures import DataError
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 from avssl.urls import hide_credentials, keep_back, reveal
 
 _OPEN_FILES = 64

@@ -24,7 +24,7 @@ from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.layout import END, Address
 from avssl.data.shards.plan import Shard, Span, plan
 from avssl.data.shards.store import Store
-from avssl.evaluation.files import DamagedError, naming, seal, unseal
+from avssl.files import DamagedError, naming, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from avssl.errors import is_of_machine
-from avssl.evaluation.files import atomic_path
+from avssl.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from avssl.data.shards import write
 from avssl.data.shards.encode import Job, Made, make
 from avssl.data.shards.verify import verify
 from avssl.errors import is_of_machine, machine_error
-from avssl.evaluation.files import atomic_path
 from avssl.evaluation.pictures import drawn
+from avssl.files import atomic_path
 
 
 def full(path: str | None = None) -> OSError:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from avssl.evaluation.feature_parts import FeatureParts, feature_column, read_features
-from avssl.evaluation.files import DamagedError
 from avssl.evaluation.predictions import read_predictions, write_predictions
 from avssl.evaluation.result import read_result, write_result
+from avssl.files import DamagedError
 
 VALUES = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
 TABLE = pa.table({"clip_id": [str(k) for k in range(50)], "features": feature_column(VALUES)})

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.evaluation.files import atomic_path
 from avssl.evaluation.result import provenance, read_result, write_result
+from avssl.files import atomic_path
 
 
 @dataclass

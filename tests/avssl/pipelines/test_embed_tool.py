@@ -19,7 +19,7 @@ from avssl.data.media import read_audio, read_frames
 from avssl.data.sampling import ClipSpan, frame_times
 from avssl.evaluation import feature_parts
 from avssl.evaluation.feature_parts import read_features
-from avssl.evaluation.files import seal
+from avssl.files import seal
 from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.pipelines.classifiers import save_classifier

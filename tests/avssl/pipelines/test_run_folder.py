@@ -16,7 +16,7 @@ from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, MixupConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.manifest import Manifest
 from avssl.errors import SettingsError
-from avssl.evaluation.files import DamagedError, seal_text
+from avssl.files import DamagedError, seal_text
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
