@@ -123,7 +123,7 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
     with nothing_dropped(task.pair.to(fabric.device).train()):  # as it is timed: other code would be compiled anew
         with torch.no_grad():
             expected = features(task.pair, config, fabric.device, bf16=False)
-        prepare_encoders(config.runtime, task.pair.audio, task.pair.video)
+        prepare_encoders(config.runtime, fabric, task.pair.audio, task.pair.video)
         found = features(task.pair, config, fabric.device, bf16=True)
     difference = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
     if not max(difference) <= TOLERANCE:

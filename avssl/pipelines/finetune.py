@@ -282,7 +282,7 @@ def _fit_full(
 ) -> tuple[Classifier, bool, dict[str, Any]]:
     """The classifier, whether its training came to an end, and which weights it has."""
     optim, classifier = config.optim, task.classifier
-    prepare_encoders(config.runtime, *classifier.trained_in_blocks)
+    prepare_encoders(config.runtime, fabric, *classifier.trained_in_blocks)
     settings = checkpoint_settings(classifier, _extra(config, splits))
     clips, val = len(splits.train), splits.val
     engine = build_engine(config, fabric, run, task, splits, monitor=_monitor(splits), settings=settings)

@@ -116,7 +116,7 @@ def launch_single(runtime: RuntimeConfig, seed: int, workers: int) -> Fabric:
         ValueError: also when ``runtime`` has a setting of training.
     """
     usual = RuntimeConfig()
-    for name in ("devices", "num_nodes", "strategy", "compile", "checkpoint_activations"):
+    for name in ("devices", "num_nodes", "strategy", "compile", "graphs", "checkpoint_activations"):
         if getattr(runtime, name) != getattr(usual, name):
             raise ValueError(f"runtime.{name}: is for training; this is one process on one device: leave it out")
     if not runtime.threads:

@@ -97,7 +97,7 @@ def _pretrain(
     """Trains, evaluates and reports."""
     fabric, optim, clips = run.fabric, config.optim, len(splits.train)
     run.record_clips(splits)
-    prepare_encoders(config.runtime, task.pair.audio, task.pair.video)
+    prepare_encoders(config.runtime, fabric, task.pair.audio, task.pair.video)
     settings = {"kind": "pair", "pair": task.pair.settings}
     engine = build_engine(config, fabric, run, task, splits, monitor="audio_to_video/R@1", settings=settings)
     logger.info(

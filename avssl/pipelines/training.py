@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
+import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import (
     AugmentConfig,
@@ -30,6 +31,7 @@ from avssl.pipelines.estimate import tell_long_run
 from avssl.pipelines.launch import check_alike
 from avssl.pipelines.run import Run, by_dotted_name
 from avssl.tasks import Task
+from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +189,12 @@ def _same_everywhere(config: PretrainConfig | FinetuneConfig, task: nn.Module, s
     }
 
 
-def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
-    """Activation checkpointing and compilation of ``encoders``, in place, where ``runtime`` asks for them."""
+def prepare_encoders(runtime: RuntimeConfig, fabric: Fabric, *encoders: nn.Module) -> None:
+    """Activation checkpointing, compilation and CUDA graphs of ``encoders``, in place, as ``runtime`` asks for them."""
+    on_gpu = fabric.device.type == "cuda"
     for encoder in encoders:
+        if runtime.compile and on_gpu:  # compiled code compares no kernels with the plain code: it is done before
+            mast.accelerate(encoder.to(fabric.device), runtime.backend)
         if runtime.checkpoint_activations:
             checkpoint_activations(encoder)
         if runtime.compile:
@@ -197,6 +202,10 @@ def prepare_encoders(runtime: RuntimeConfig, *encoders: nn.Module) -> None:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             for block in encoder_blocks(encoder):
                 block.compile(dynamic=False)
+        if runtime.graphs == "auto" and on_gpu and fabric.world_size == 1:
+            graph_training(encoder)
+    if runtime.graphs == "auto" and on_gpu and fabric.world_size > 1:
+        logger.info("runtime.graphs: several processes train without CUDA graphs")
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:

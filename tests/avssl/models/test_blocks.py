@@ -1,9 +1,10 @@
-"""Activation checkpointing and compilation change no value, gradient, name or statistic."""
+"""Activation checkpointing, compilation and graphs change no value, gradient, name or statistic."""
 
 import copy
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 import mast
@@ -63,7 +64,7 @@ def test_compiled_blocks_compute_the_same() -> None:
     strides = {"q_strides": [[1, 1]], "kv_strides": [[2, 4]]}
     model = mast.create_model("mast_pico", embed_dim=8, depths=[2], drop_path=0.0, **strides)
     compiled = copy.deepcopy(model)
-    prepare_encoders(RuntimeConfig(compile=True), compiled)
+    prepare_encoders(RuntimeConfig(compile=True), Fabric(accelerator="cpu", devices=1), compiled)
     assert list(compiled.state_dict()) == list(model.state_dict())
     x = torch.randn(2, 1, 32, 40)
     for module in (model, compiled):
@@ -72,3 +73,44 @@ def test_compiled_blocks_compute_the_same() -> None:
     for one, other in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_cuda_graphs_are_for_gpus() -> None:
+    model = mast.create_model("mast_pico", embed_dim=8, depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 4]])
+    names = set(vars(model))
+    prepare_encoders(RuntimeConfig(graphs="auto"), Fabric(accelerator="cpu", devices=1), model)
+    assert set(vars(model)) == names
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["operators", "compiled"])
+@pytest.mark.parametrize("name", ["mast", "ast", "tiny", "r2plus1d_18", "swin3d_t"])
+def test_cuda_graphs_change_nothing(name: str, compiled: bool) -> None:
+    model, x = encoders()[name]
+    model, x = model.cuda().train(), x.cuda()
+    graphed = copy.deepcopy(model)
+    runtime = RuntimeConfig(graphs="auto", compile=compiled)
+    prepare_encoders(runtime, Fabric(accelerator="cuda", devices=1), graphed)
+    for step in range(3):
+        for module in (model, graphed):
+            torch.manual_seed(step)
+            module.zero_grad()
+            module(x).square().mean().backward()
+        if not compiled or name == "tiny":  # compiled code draws other random numbers
+            for (key, one), other in zip(model.named_parameters(), graphed.parameters(), strict=True):
+                torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    for one, other in zip(model.buffers(), graphed.buffers(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+    assert next(value for key, value in vars(graphed).items() if key.startswith("forward")).passes is not None
+
+
+@pytest.mark.gpu
+def test_kernels_are_compared_before_compiled_code_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mast.fast import comparison
+
+    compared = []
+    monkeypatch.setattr(comparison, "_compare", lambda block, way: compared.append(way) or "")
+    comparison._results.clear()
+    model = mast.create_model("mast_pico", depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 4]])
+    prepare_encoders(RuntimeConfig(compile=True), Fabric(accelerator="cuda", devices=1), model)
+    assert "cuda" in compared
