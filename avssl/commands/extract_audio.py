@@ -15,7 +15,7 @@ import yaml
 from avssl.cli import CommandParser
 from avssl.data.catalog import list_data, names
 from avssl.data.extraction import SUMMARY, extract_all
-from avssl.data.media.extract import CODECS
+from avssl.data.media.write import CODECS
 from avssl.data.scan_report import warning_words
 
 LOG_LEVEL = logging.WARNING  # what it did is told on standard output

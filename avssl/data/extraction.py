@@ -11,8 +11,8 @@ from typing import Any
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import MISSING_SECONDS, Channel, check_channel
-from avssl.data.media.extract import CODECS, Extraction, extract_audio
 from avssl.data.media.pool import available_cores, run_all
+from avssl.data.media.write import CODECS, Extraction, extract_audio
 from avssl.data.scan_report import warning_words
 from avssl.data.shards.layout import is_address
 from avssl.errors import printable

@@ -20,7 +20,7 @@ import numpy as np
 import wandb
 from scipy.io import wavfile
 
-from avssl.data.demo.writer import write_mp4
+from avssl.data.media.write import write_mp4
 from avssl.files import atomic_path
 from avssl.progress import Meter
 from avssl.urls import hidden

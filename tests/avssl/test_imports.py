@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import avssl
 
 # Every module, with packages that none of them needs absent, as where only the dependencies are installed.
@@ -47,10 +49,9 @@ def test_avssl_and_its_settings_are_light() -> None:
     run(LIGHT)
 
 
-def test_data_import_nothing_of_what_stands_above_them() -> None:
-    data = Path(avssl.__file__).parent / "data"
-    above = re.compile(
-        r"^\s*(?:from|import) avssl\.(evaluation|pipelines|commands|tasks|objectives|models)\b", re.MULTILINE
-    )
-    found = {path.name for path in data.rglob("*.py") if above.search(path.read_text(encoding="utf-8"))}
-    assert not found
+@pytest.mark.parametrize("package", ["data", "demo", "augment"])
+def test_what_brings_data_imports_nothing_of_what_stands_above_it(package: str) -> None:
+    names = ("evaluation", "pipelines", "commands", "tasks", "objectives", "engine", "tracking", "api")
+    above = re.compile(rf"^\s*(?:from|import) avssl\.({'|'.join(names)})\b", re.MULTILINE)
+    files = sorted((Path(avssl.__file__).parent / package).rglob("*.py"))
+    assert files and not [path.name for path in files if above.search(path.read_text(encoding="utf-8"))]

@@ -16,8 +16,8 @@ from small_runs import small_pretraining
 
 from avssl.checkpoint import verify
 from avssl.config import PrepareOptions
-from avssl.data.demo import build_demo, demo_rows, ensure_demo
 from avssl.data.manifest import Manifest
+from avssl.demo import build_demo, demo_rows, ensure_demo
 from avssl.evaluation.pictures import drawn
 from avssl.evaluation.pictures.style import new_figure, save
 from avssl.evaluation.report import write_report

@@ -73,7 +73,7 @@ WRITES = re.compile(
     r"|\bParquetWriter\(|\bZipFile\([^)]*\"w|\b(fd)?open\([^)]*\"[wa]b?\"|\bjson\.dump\(|\bcopyfile\("
 )
 OTHERWISE = {
-    "avssl/data/demo/build.py": "in a folder that gets its name when it is whole, and a journal to append to",
+    "avssl/demo/build.py": "in a folder that gets its name when it is whole, and a journal to append to",
     "avssl/data/journal.py": "a journal, to append to",
     "avssl/evaluation/codec.py": "to memory",
     "avssl/evaluation/embeddings.py": "to the open temporary file",

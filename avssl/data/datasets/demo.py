@@ -9,7 +9,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
 if TYPE_CHECKING:
-    from avssl.data.demo.build import Recipe
+    from avssl.demo.build import Recipe
 
 
 # Two clips cover all of the 2.4 s.
@@ -25,7 +25,7 @@ def demo(
         pretrain: Number of unlabelled clips, split "pretrain".
         train_per_class, test_per_class: Numbers of labelled clips.
     """
-    from avssl.data.demo.events import DemoRecipe  # the generator is imported only by those who use it
+    from avssl.demo.events import DemoRecipe  # the generator is imported only by those who use it
 
     return _made(DemoRecipe(seed, pretrain, train_per_class, test_per_class), root)
 
@@ -63,7 +63,7 @@ def demo_sources(
     Raises:
         DataError: an option cannot have its value.
     """
-    from avssl.data.demo.sources import SourcesRecipe
+    from avssl.demo.sources import SourcesRecipe
 
     try:
         recipe = SourcesRecipe(seed, pretrain, train, val, test, sources, shortcut, motion, noise, distractors)
@@ -73,7 +73,7 @@ def demo_sources(
 
 
 def _made(recipe: "Recipe", root: Path | None) -> Manifest:
-    from avssl.data.demo.build import ensure_set, set_rows
+    from avssl.demo.build import ensure_set, set_rows
 
     folder = ensure_set(recipe, root, workers=min(8, os.cpu_count() or 1))
     rows, heads = set_rows(folder, recipe)

@@ -16,9 +16,9 @@ from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import probe, read_audio
-from avssl.data.media.extract import Extraction, extract_audio
 from avssl.data.media.probe import RESTARTS
 from avssl.data.media.stream import stream_audio
+from avssl.data.media.write import Extraction, extract_audio
 from avssl.data.scan import scan
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "extract_audio.py"

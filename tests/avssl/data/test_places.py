@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from avssl.data.datasets.demo import demo
-from avssl.data.demo import clip as demo_clip
-from avssl.data.demo.clip import CLASSES, make_clip
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.places import Box, has_boxes, read_boxes
+from avssl.demo import events as demo_clip
+from avssl.demo.events import CLASSES, make_clip
 
 
 def manifest(*values: str | None) -> Manifest:

@@ -24,7 +24,7 @@ with (folder / "runs.txt").open("a") as file:
 
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
-from avssl.data.demo import build, build_demo
+from avssl.demo import build, build_demo
 from avssl.data.loader import make_eval_loader
 from avssl.data.media.pool import probe_all
 

@@ -25,9 +25,10 @@ import av
 import numpy as np
 import scipy
 
-from avssl.data.demo.writer import write_mp4
+from avssl.data.media.write import write_mp4
 from avssl.data.places import BOX
 from avssl.data.processes import server
+from avssl.demo.sounds import FPS, SAMPLE_RATE
 from avssl.errors import is_of_machine
 from avssl.files import atomic_path, seal, unseal
 from avssl.locks import hold
@@ -325,7 +326,7 @@ def _make(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     folder, recipe, split, index = job
     made = recipe.make(split, index)
     path = Path(split) / f"{index:04d}.mp4"
-    write_mp4(Path(folder) / path, made.frames, made.audio)
+    write_mp4(Path(folder) / path, made.frames, made.audio, fps=FPS, sample_rate=SAMPLE_RATE)
     size = (Path(folder) / path).stat().st_size
     row = {"clip_id": _clip_id(split, index), "path": path.as_posix(), "split": split, "bytes": size}
     return row | made.columns, made.truth

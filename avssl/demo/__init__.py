@@ -3,15 +3,14 @@
 What is heard is what is seen: size follows register, motion follows rhythm, glow follows loudness. Colour, place and
 background tell nothing about the kind; equalizer, room and noise hide it from the mean spectrum.
 
-The set of sources beside it is in `avssl.data.demo.sources`; both are made by `avssl.data.demo.build`.
+The set of sources beside it is in `avssl.demo.sources`; both are made by `avssl.demo.build`.
 
     folder = ensure_demo()
     rows, heads = demo_rows(folder)
     manifest = Manifest.from_rows(rows, folder, heads)
 """
 
-from avssl.data.demo.build import DemoError
-from avssl.data.demo.clip import CLASSES
-from avssl.data.demo.events import build_demo, demo_rows, ensure_demo
+from avssl.demo.build import DemoError
+from avssl.demo.events import CLASSES, build_demo, demo_rows, ensure_demo
 
 __all__ = ["CLASSES", "DemoError", "build_demo", "demo_rows", "ensure_demo"]

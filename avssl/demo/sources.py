@@ -16,11 +16,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from avssl.data.demo.audio import Rng, add_at, equalize, harmonics, level, room, shaped_noise
-from avssl.data.demo.build import Made, Recipe
-from avssl.data.demo.painter import Painter
-from avssl.data.demo.scene import Palette, paint_background, paint_distractors
-from avssl.data.demo.timing import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, frame_times
+from avssl.demo.build import Made, Recipe
+from avssl.demo.pictures import Painter, Palette, paint_background, paint_distractors
+from avssl.demo.sounds import (
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    Rng,
+    add_at,
+    equalize,
+    frame_times,
+    harmonics,
+    level,
+    room,
+    shaped_noise,
+)
 
 NUM_FRAMES = 20
 FRAME_SIZE = 56

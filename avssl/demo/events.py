@@ -1,17 +1,29 @@
-"""One demo clip, wholly determined by (seed, split, index): what sounds, how it looks, what else is heard."""
+"""The demo set: its clips, each wholly determined by (seed, split, index), and what its manifest says of them."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
-# Importing the modules of kinds registers them, in this order.
-from avssl.data.demo import struck, tonal, textures  # noqa: F401  # isort: skip
-from avssl.data.demo.audio import Rng, equalize, frame_energy, level, room, shaped_noise
-from avssl.data.demo.kinds import KINDS, Performance, Style
-from avssl.data.demo.painter import Painter
-from avssl.data.demo.scene import Palette, paint_background, paint_distractors
-from avssl.data.demo.timing import FPS, FRAME_SIZE, NUM_SAMPLES
+from avssl.demo.build import Made, Recipe, build_set, ensure_set, set_rows
+from avssl.demo.kinds import KINDS
+from avssl.demo.pictures import Painter, Palette, paint_background, paint_distractors
+from avssl.demo.sounds import (
+    FPS,
+    FRAME_SIZE,
+    NUM_SAMPLES,
+    Performance,
+    Rng,
+    Style,
+    equalize,
+    frame_energy,
+    level,
+    room,
+    shaped_noise,
+)
 
+HEAD = "event"
 CLASSES: tuple[str, ...] = tuple(KINDS)
 SPLITS = ("pretrain", "train", "test")
 NOISE_SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}
@@ -101,3 +113,58 @@ def _channel(rng: Rng, sound: np.ndarray, style: Style, unseen: bool) -> np.ndar
     sound = sound + 10 ** (-rng.uniform(12, 28) / 20) * noise
     sound = sound * 10 ** ((-34 + 20 * style.loudness) / 20) / level(sound)
     return (0.98 * np.tanh(sound / 0.98)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DemoRecipe(Recipe):
+    """Seed and numbers of clips of the demo set.
+
+    Attributes:
+        seed: another seed gives other clips of the same kinds.
+        pretrain: clips without labels.
+        train_per_class, test_per_class: labelled clips of each of the `CLASSES`.
+        version: raised whenever the clips change.
+    """
+
+    name: ClassVar[str] = "demo"
+    standing: ClassVar[int | None] = FRAME_SIZE
+
+    seed: int = 0
+    pretrain: int = 800
+    train_per_class: int = 24
+    test_per_class: int = 12
+    version: int = 2
+
+    @property
+    def heads(self) -> dict[str, list[str]]:
+        return {HEAD: list(CLASSES)}
+
+    def clips(self) -> list[tuple[str, int]]:
+        counts = {
+            "pretrain": self.pretrain,
+            "train": self.train_per_class * len(CLASSES),
+            "test": self.test_per_class * len(CLASSES),
+        }
+        return [(split, index) for split, count in counts.items() for index in range(count)]
+
+    def make(self, split: str, index: int) -> Made:
+        """Pretraining clips get no label."""
+        clip = make_clip(self.seed, split, index)
+        truth = {"onsets": np.round(clip.onsets, 5).tolist(), "body": np.round(clip.box, 2).tolist()}
+        label = {} if split == "pretrain" else {f"label.{HEAD}": clip.event}
+        return Made(clip.frames, clip.audio, label, {**asdict(clip.style), **truth})
+
+
+def ensure_demo(root: Path | None = None, *, workers: int = 2, **counts: int) -> Path:
+    """`ensure_set` of the demo; ``counts`` are the fields of `DemoRecipe`."""
+    return ensure_set(DemoRecipe(**counts), root, workers=workers)
+
+
+def build_demo(root: Path, *, workers: int = 2, **counts: int) -> Path:
+    """`build_set` of the demo; ``counts`` are the fields of `DemoRecipe`."""
+    return build_set(DemoRecipe(**counts), root, workers=workers)
+
+
+def demo_rows(root: Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Manifest rows and heads of a finished demo set; see `set_rows`. Rows have ``label.event`` where labelled."""
+    return set_rows(root, DemoRecipe.of(Path(root)))

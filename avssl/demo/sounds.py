@@ -1,11 +1,33 @@
-"""Synthesis primitives: struck modes, plucked strings, harmonics, noise, and the channel that colours them all."""
+"""How the clips sound: their clock, the synthesis of struck, plucked and blown notes and of noise, the channel that
+colours them, and the phrase that a clip plays.
+
+Every synthesizer and painter of a set shares the rates; the lengths are the demo's.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.signal import fftconvolve, lfilter
 
-from avssl.data.demo.timing import NUM_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, sample_times
+SAMPLE_RATE = 16000
+FPS = 12.5
+NUM_FRAMES = 30
+FRAME_SIZE = 80
+SECONDS = NUM_FRAMES / FPS
+SAMPLES_PER_FRAME = 1280  # a whole number at 12.5 frames a second: sound and picture share one grid
+NUM_SAMPLES = NUM_FRAMES * SAMPLES_PER_FRAME
+
+
+def frame_times(count: int = NUM_FRAMES) -> np.ndarray:
+    """Mid-exposure time of each frame in seconds, shape (count,): frame i shows [i, i + 1) / FPS."""
+    return (np.arange(count) + 0.5) / FPS
+
+
+def sample_times() -> np.ndarray:
+    """Time of each audio sample in seconds, shape (NUM_SAMPLES,)."""
+    return np.arange(NUM_SAMPLES) / SAMPLE_RATE
+
 
 Rng = np.random.Generator
 
@@ -133,3 +155,132 @@ def level(sound: np.ndarray) -> float:
 def frame_energy(sound: np.ndarray) -> np.ndarray:
     """Root mean square of the sound during each video frame; (S,) -> (T,), S being T * SAMPLES_PER_FRAME."""
     return np.sqrt(np.mean(sound.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1))
+
+
+BANDS = 5
+UNSEEN_SHARE = 0.3
+SCALE = np.array([-7, -5, -3, 0, 2, 4, 7])  # semitones round the register
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one clip sounds and moves, each in 0..1 and drawn alike for every kind.
+
+    Attributes:
+        pitch: register; as it rises the body shrinks.
+        tempo: pace of the phrase.
+        loudness: level of the sound; the glow of the body follows it.
+    """
+
+    pitch: float
+    tempo: float
+    loudness: float
+
+    @classmethod
+    def draw(cls, rng: Rng, unseen: bool) -> "Style":
+        """Pitch and tempo lie in bands: the upper 30 % of each of five bands is kept for the unseen test clips."""
+
+        def banded() -> float:
+            low, high = (1 - UNSEEN_SHARE, 1.0) if unseen else (0.0, 1 - UNSEEN_SHARE)
+            return float((rng.integers(BANDS) + rng.uniform(low, high)) / BANDS)
+
+        return cls(pitch=banded(), tempo=banded(), loudness=float(rng.random()))
+
+    @property
+    def frequency(self) -> float:
+        """Register in Hz: 180 to 1250, even on the log axis."""
+        return 180 * 2 ** (2.8 * self.pitch)
+
+    @property
+    def period(self) -> float:
+        """Beat in seconds: 0.5 down to 0.17."""
+        return 0.5 * 2 ** (-1.55 * self.tempo)
+
+
+@dataclass
+class Performance:
+    """A phrase as it sounds.
+
+    Attributes:
+        audio: (S,) waveform before the channel.
+        onsets: (K,) seconds at which something is struck, plucked or begun (empty for textures).
+        pitches: (K,) place of each note within the phrase, -1..1, as the picture shows it.
+        strengths: (K,) loudness of each note, 0..1.
+        tracks: further curves that the picture follows, (S,) or as the kind likes.
+    """
+
+    audio: np.ndarray
+    onsets: np.ndarray
+    pitches: np.ndarray
+    strengths: np.ndarray
+    tracks: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def phrase(rng: Rng, period: float, start: float | None = None) -> np.ndarray:
+    """Onsets (K,) in seconds of a short rhythm: even, dotted, galloping or with rests, hardly jittered."""
+    pattern = [[1.0], [1.5, 0.5], [0.5, 0.5, 1.0], [1.0, 1.0, 2.0], [0.75, 0.75, 0.5]][rng.integers(5)]
+    steps = np.tile(pattern, 40) * period
+    first = rng.uniform(0.03, 0.03 + period) if start is None else start
+    onsets = first + np.concatenate([[0.0], np.cumsum(steps)])
+    onsets = onsets + rng.normal(0, 0.006, len(onsets))
+    return onsets[onsets < SECONDS - 0.08]
+
+
+def since_last(times: np.ndarray, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each time, (index of the last onset, or -1; seconds since it, or 9): both of the shape of ``times``."""
+    index = np.searchsorted(onsets, times, side="right") - 1
+    if len(onsets) == 0:
+        return index, np.full(np.shape(times), 9.0)
+    return index, np.where(index >= 0, times - onsets[np.maximum(index, 0)], 9.0)
+
+
+def until_next(times: np.ndarray, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each time, (index of the next onset, or K; seconds until it, or 9)."""
+    index = np.searchsorted(onsets, times, side="right")
+    padded = np.append(onsets, np.inf)
+    return index, np.minimum(padded[index] - times, 9.0)
+
+
+def knocks(onsets: np.ndarray, strengths: np.ndarray, sounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Place one sound (N,) of the given strength at every onset; (S,)."""
+    audio = np.zeros(NUM_SAMPLES)
+    for onset, strength, sound in zip(onsets, strengths, sounds, strict=True):
+        add_at(audio, strength * sound, onset)
+    return audio
+
+
+def at_frames(track: np.ndarray) -> np.ndarray:
+    """Sample a curve (S,) in the middle of every frame: (NUM_FRAMES,)."""
+    return track[SAMPLES_PER_FRAME // 2 :: SAMPLES_PER_FRAME]
+
+
+def melody(rng: Rng, count: int) -> np.ndarray:
+    """Semitones (count,) of a random walk on the scale."""
+    steps = np.clip(np.cumsum(rng.integers(-2, 3, count)) + rng.integers(2, 5), 0, len(SCALE) - 1)
+    return SCALE[steps]
+
+
+def sustained(rng: Rng, style: Style, vibrato: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Slow notes: (onsets (K,), semitones (K,), pitch curve in Hz (S,), loudness curve (S,) in 0..1)."""
+    onsets = phrase(rng, 2.2 * style.period, start=rng.uniform(-0.1, 0.3))
+    semitones = melody(rng, len(onsets))
+    ends = np.append(onsets[1:], SECONDS + 0.2) - rng.uniform(0.03, 0.1)
+    loudness = np.zeros(NUM_SAMPLES)
+    for onset, end in zip(onsets, ends, strict=True):
+        loudness = np.maximum(loudness, rng.uniform(0.5, 1) * note_envelope(onset, end - onset, 0.07, 0.08))
+    t = sample_times()
+    index, _ = since_last(t, onsets)
+    wobble = vibrato * np.sin(2 * np.pi * rng.uniform(4.5, 6.5) * t + rng.uniform(0, 6.3))
+    curve = style.frequency * 2 ** ((semitones[np.maximum(index, 0)] + wobble) / 12)
+    return onsets, semitones, curve, loudness
+
+
+def resonance(frequency: float, ring: float) -> tuple[list[float], list[float]]:
+    """Two-pole resonator at ``frequency`` Hz that rings for ``ring`` seconds, as (numerator, denominator)."""
+    radius, angle = np.exp(-1 / (ring * SAMPLE_RATE)), 2 * np.pi * frequency / SAMPLE_RATE
+    return [np.sin(angle)], [1.0, -2 * radius * np.cos(angle), radius**2]
+
+
+def knots_for(style: Style) -> int:
+    """Turning points of a slow curve: 3 to 7 in a clip, more when the tempo is high."""
+    return 3 + round(4 * style.tempo)

@@ -12,12 +12,11 @@ from sklearn.model_selection import cross_val_score
 
 from avssl.config import DataConfig
 from avssl.data.catalog import open_data
-from avssl.data.demo.audio import frame_energy
-from avssl.data.demo.build import build_set, set_rows
-from avssl.data.demo.sources import CONTENTS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SourcesRecipe
-from avssl.data.demo.timing import FPS, SAMPLE_RATE
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.demo.build import build_set, set_rows
+from avssl.demo.sounds import FPS, SAMPLE_RATE, frame_energy
+from avssl.demo.sources import CONTENTS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SourcesRecipe
 from avssl.pipelines.data import open_splits
 
 PLAIN = SourcesRecipe(pretrain=0, train=48, val=4, test=8, sources=4, motion=1.0, noise=0.0, distractors=False)

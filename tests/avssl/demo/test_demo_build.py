@@ -13,10 +13,10 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.demo import CLASSES, DemoError, build_demo, demo_rows, ensure_demo
-from avssl.data.demo import build as demo_build
-from avssl.data.demo.timing import FPS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SAMPLE_RATE
 from avssl.data.manifest import Manifest
+from avssl.demo import CLASSES, DemoError, build_demo, demo_rows, ensure_demo
+from avssl.demo import build as demo_build
+from avssl.demo.sounds import FPS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SAMPLE_RATE
 
 SMALL = {"pretrain": 3, "train_per_class": 1, "test_per_class": 1, "workers": 0}
 
@@ -97,10 +97,10 @@ def test_a_build_that_was_stopped_goes_on_with_what_it_had_made(
 ) -> None:
     write, written = demo_build.write_mp4, []
 
-    def interrupted(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
+    def interrupted(path: Path, frames: np.ndarray, audio: np.ndarray, **rates: float) -> None:
         if path.name == "0002.mp4":
             raise KeyboardInterrupt
-        write(path, frames, audio)
+        write(path, frames, audio, **rates)
 
     monkeypatch.setattr(demo_build, "write_mp4", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -111,9 +111,9 @@ def test_a_build_that_was_stopped_goes_on_with_what_it_had_made(
         journal.write('[{"clip_id": "torn')
     (left / "pretrain" / "0001.mp4").write_bytes(b"damaged since")
 
-    def counted(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
+    def counted(path: Path, frames: np.ndarray, audio: np.ndarray, **rates: float) -> None:
         written.append(path.name)
-        write(path, frames, audio)
+        write(path, frames, audio, **rates)
 
     monkeypatch.setattr(demo_build, "write_mp4", counted)
     build_demo(tmp_path / "demo", **SMALL)
@@ -123,7 +123,7 @@ def test_a_build_that_was_stopped_goes_on_with_what_it_had_made(
 
 
 def test_what_was_stopped_is_not_taken_for_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **rates: float) -> None:
         raise KeyboardInterrupt
 
     sizes = {"pretrain": 1, "train_per_class": 0, "test_per_class": 0, "workers": 0}
@@ -204,7 +204,7 @@ def test_a_read_only_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
 def test_errors_of_the_disk_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
-    def fails(path: Path, frames: np.ndarray, audio: np.ndarray) -> None:
+    def fails(path: Path, frames: np.ndarray, audio: np.ndarray, **rates: float) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(demo_build, "write_mp4", fails)

@@ -8,12 +8,20 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from avssl.data.demo.audio import frame_energy, pluck
-from avssl.data.demo.clip import CLASSES, make_clip
-from avssl.data.demo.kinds import KINDS, Style
-from avssl.data.demo.struck import Ball
-from avssl.data.demo.timing import FPS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SAMPLE_RATE, frame_times
-from avssl.data.demo.writer import write_mp4
+from avssl.data.media.write import write_mp4
+from avssl.demo.events import CLASSES, make_clip
+from avssl.demo.kinds import KINDS, Ball
+from avssl.demo.sounds import (
+    FPS,
+    FRAME_SIZE,
+    NUM_FRAMES,
+    NUM_SAMPLES,
+    SAMPLE_RATE,
+    Style,
+    frame_energy,
+    frame_times,
+    pluck,
+)
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +42,9 @@ def test_a_ball_is_heard_in_the_file_when_it_touches_the_floor(tmp_path: Path, p
     frames = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     low = Ball.height(frame_times(), performance)
     frames[:] = (255 * (1 - low / low.max()))[:, None, None, None]
-    write_mp4(tmp_path / "ball.mp4", frames, (0.5 * performance.audio).astype(np.float32))
+    write_mp4(
+        tmp_path / "ball.mp4", frames, (0.5 * performance.audio).astype(np.float32), fps=FPS, sample_rate=SAMPLE_RATE
+    )
     seen, heard = decode(tmp_path / "ball.mp4")
 
     envelope = np.abs(heard[:NUM_SAMPLES])
@@ -51,7 +61,7 @@ def test_a_ball_is_heard_in_the_file_when_it_touches_the_floor(tmp_path: Path, p
 
 def test_sound_survives_the_file_without_a_shift(tmp_path: Path) -> None:
     clip = make_clip(0, "train", CLASSES.index("drum"))
-    write_mp4(tmp_path / "clip.mp4", clip.frames, clip.audio)
+    write_mp4(tmp_path / "clip.mp4", clip.frames, clip.audio, fps=FPS, sample_rate=SAMPLE_RATE)
     _, heard = decode(tmp_path / "clip.mp4")
     heard = heard[:NUM_SAMPLES]
     spectrum = np.fft.rfft(heard) * np.conj(np.fft.rfft(clip.audio))
