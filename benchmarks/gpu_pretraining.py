@@ -26,12 +26,12 @@ from avssl.config import PretrainConfig
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.encoders import complete_pair
-from avssl.pipelines.launch import launch
 from avssl.pipelines.pretrain import build_task
-from avssl.pipelines.run import Run
 from avssl.pipelines.training import build_engine, prepare_encoders
-from avssl.tasks import PretrainTask
 from avssl.tracking import read_rows
+from avssl.training.launch import launch
+from avssl.training.pretraining import PretrainTask
+from avssl.training.run import Run
 from mast.model import AddBranch
 
 LARGE = Path(__file__).parents[1] / "configs" / "pretrain" / "large.yaml"

@@ -25,7 +25,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from avssl.data.batch import Batch
     from avssl.models import AudioVisualPair
     from avssl.objectives import Shapes, create_objective
-    from avssl.tasks import Augmentation, PretrainTask
+    from avssl.training.pretraining import Augmentation, PretrainTask
 
     torch.manual_seed(0)
     gpu = args.device.startswith("cuda")

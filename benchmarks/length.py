@@ -63,7 +63,7 @@ def main() -> None:
     add_run_options(parser)
     args = parser.parse_args()
     if args.keep_memory:
-        from avssl.pipelines.launch import keep_freed_memory
+        from avssl.training.launch import keep_freed_memory
 
         keep_freed_memory()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")

@@ -200,7 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
     if args.keep_memory:
-        from avssl.pipelines.launch import keep_freed_memory
+        from avssl.training.launch import keep_freed_memory
 
         keep_freed_memory()
     if args.peak_of:

@@ -156,7 +156,7 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
     from avssl.pipelines.encoders import AudioEncoder, load_pair
     from avssl.pipelines.finetune import embed_features
     from avssl.pipelines.pretrain import embed_pair
-    from avssl.pipelines.run import read_held_out
+    from avssl.training.run import read_held_out
 
     torch.set_num_threads(1)
     run, cpu = folder / "pretrain", torch.device("cpu")

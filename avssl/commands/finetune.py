@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.finetune import finetune
-        from avssl.pipelines.run import tell_next
+        from avssl.training.run import tell_next
 
     result = finetune(config)
     tell_next(result)

@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     check_data(config.data.name)
     with Meter("starting"):
         from avssl.pipelines.pretrain import pretrain
-        from avssl.pipelines.run import tell_next
+        from avssl.training.run import tell_next
 
     result = pretrain(config)
     tell_next(result)

@@ -27,8 +27,8 @@ from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.pipelines.data import Splits
-from avssl.pipelines.run import Run, next_command
 from avssl.tracking import read_rows
+from avssl.training.run import Run, next_command
 
 logger = logging.getLogger(__name__)
 

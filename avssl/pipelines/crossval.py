@@ -18,10 +18,10 @@ from avssl.locks import hold_for_all
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
-from avssl.pipelines.run import check_same
 from avssl.pipelines.starts import check_start, complete_start
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
+from avssl.training.run import check_same
 from avssl.urls import hide_credentials
 
 logger = logging.getLogger(__name__)

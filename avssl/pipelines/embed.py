@@ -34,9 +34,9 @@ from avssl.models.classifier import Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
-from avssl.pipelines.launch import launch_single
 from avssl.pipelines.trained import own_data, trained_with
 from avssl.progress import Meter
+from avssl.training.launch import launch_single
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from avssl.locks import hold
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for
 from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
-from avssl.pipelines.launch import launch_single
-from avssl.pipelines.run import read_held_out, seen_in_training
 from avssl.pipelines.trained import Trained, own_data, run_folder, trained_with
+from avssl.training.launch import launch_single
+from avssl.training.run import read_held_out, seen_in_training
 
 logger = logging.getLogger(__name__)
 

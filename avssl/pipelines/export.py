@@ -27,9 +27,9 @@ from avssl.models.classifier import AudioClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
-from avssl.pipelines.run import read_held_out
 from avssl.pipelines.trained import Trained, run_folder, trained_with
 from avssl.progress import Meter, track
+from avssl.training.run import read_held_out
 from mast.export import require
 from mast.exported import Exported
 from mast.frontend import all_samples

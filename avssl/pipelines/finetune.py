@@ -24,9 +24,7 @@ from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
 from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
-from avssl.pipelines.launch import launch, lost_processes_told
 from avssl.pipelines.pretrain import pretrain
-from avssl.pipelines.run import Run, seen_in_training
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.pipelines.training import (
@@ -41,10 +39,11 @@ from avssl.pipelines.training import (
     wave_augment,
 )
 from avssl.progress import Meter
-from avssl.tasks import FinetuneTask
-from avssl.tasks.finetune import JOINT
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
+from avssl.training.finetuning import JOINT, FinetuneTask
+from avssl.training.launch import launch, lost_processes_told
+from avssl.training.run import Run, seen_in_training
 
 logger = logging.getLogger(__name__)
 

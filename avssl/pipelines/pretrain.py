@@ -12,7 +12,6 @@ from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
-from avssl.engine import Engine
 from avssl.evaluation.collapse import CollapseMonitor
 from avssl.evaluation.diagnostics import diagnose
 from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
@@ -25,9 +24,7 @@ from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
-from avssl.pipelines.launch import launch, lost_processes_told
 from avssl.pipelines.online_probe import OnlineProbe
-from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.starts import StartedPair, complete_pretraining, start_pair
 from avssl.pipelines.training import (
     build_engine,
@@ -39,9 +36,12 @@ from avssl.pipelines.training import (
     wave_augment,
 )
 from avssl.progress import Meter
-from avssl.tasks import Augmentation, PretrainTask
 from avssl.tracking import read_rows, sweep_folder
 from avssl.tracking.lineage import log_model, use_model
+from avssl.training.engine import Engine
+from avssl.training.launch import launch, lost_processes_told
+from avssl.training.pretraining import Augmentation, PretrainTask
+from avssl.training.run import Run, next_command
 
 logger = logging.getLogger(__name__)
 

@@ -22,15 +22,14 @@ from avssl.config import (
 from avssl.data.failures import FailureMonitor
 from avssl.data.mixing import SetMixup
 from avssl.data.shards.index import shard_numbers
-from avssl.engine import Engine, Schedule
 from avssl.evaluation.cache import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
-from avssl.optim import make_optimizer, make_scheduler, scaled_lr
 from avssl.pipelines.data import Splits
-from avssl.pipelines.estimate import tell_long_run
-from avssl.pipelines.launch import check_alike
-from avssl.pipelines.run import Run, by_dotted_name
-from avssl.tasks import Task
+from avssl.training.engine import Engine, Schedule, Task
+from avssl.training.estimate import tell_long_run
+from avssl.training.launch import check_alike
+from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
+from avssl.training.run import Run, by_dotted_name
 from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)

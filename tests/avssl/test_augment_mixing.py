@@ -11,7 +11,7 @@ from avssl.config import AugmentConfig, PretrainConfig
 from avssl.data.batch import Batch
 from avssl.models import AudioClassifier
 from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
-from avssl.tasks import FinetuneTask
+from avssl.training.finetuning import FinetuneTask
 
 HEADS = {"verb": ["a", "b"], "noun": ["x", "y", "z"]}
 
@@ -37,7 +37,7 @@ def test_mixup_with_heads_and_unlabelled_items_is_the_formula(monkeypatch, smoot
     task.classifier.eval()  # no stochastic depth
     labels = {"verb": torch.tensor([0, -1, 1, -1, 0]), "noun": torch.tensor([2, 1, -1, -1, 0])}
     drawn: list[tuple[torch.Tensor, ...]] = []
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda *given: drawn.append(mixup(*given)) or drawn[0])
+    monkeypatch.setattr("avssl.training.finetuning.mixup", lambda *given: drawn.append(mixup(*given)) or drawn[0])
     empty = torch.zeros(5)
     batch = Batch(torch.randn(5, 8000), None, labels, torch.arange(5), list("abcde"), empty.double(), empty + 1)
     losses, _ = task(batch)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import make_engine, stream
+from small_engine import make_engine, stream
 from torch import nn
 
 from avssl.averaging import ExponentialAverage, average_checkpoints

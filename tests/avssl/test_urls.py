@@ -20,9 +20,9 @@ from avssl.data.media import MediaError
 from avssl.data.processes import server
 from avssl.evaluation.result import write_result
 from avssl.limits import Limits
-from avssl.pipelines.run import Run, next_command
 from avssl.pipelines.trained import Trained
 from avssl.tracking import Tracker
+from avssl.training.run import Run, next_command
 from avssl.urls import hidden, hide_credentials, keep_back, reveal
 
 URL, SHOWN = "s3://key:SECRET/x@bucket/clips?token=SECRET", "s3://bucket/clips"

@@ -79,7 +79,7 @@ OTHERWISE = {
     "avssl/evaluation/embeddings.py": "to the open temporary file",
     "avssl/evaluation/feature_parts.py": "to the temporary path that the caller gives",
     "avssl/evaluation/report.py": "to memory",
-    "avssl/pipelines/run.py": "to the temporary path in the line after",
+    "avssl/training/run.py": "to the temporary path in the line after",
     "avssl/tracking/tracker.py": "rows, to append to",
     "mast/hub.py": "two files at once, the second of another name",
 }

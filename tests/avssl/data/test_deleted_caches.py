@@ -16,9 +16,9 @@ from avssl.data.loader import make_train_loader
 from avssl.data.media import MediaInfo
 from avssl.data.shards import write
 from avssl.data.shards.verify import verify
-from avssl.engine import Engine
 from avssl.pipelines.pretrain import pretrain
 from avssl.tracking import read_rows
+from avssl.training.engine import Engine
 
 
 def test_a_scan_whose_cache_is_deleted_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

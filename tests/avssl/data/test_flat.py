@@ -23,8 +23,8 @@ from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, probe
 from avssl.data.media.stream import stream_audio
 from avssl.data.source import open_source
-from avssl.engine import Engine
 from avssl.pipelines.pretrain import pretrain
+from avssl.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -15,7 +15,7 @@ from avssl.models import AudioVisualPair
 from avssl.models.projection import Projection
 from avssl.models.video import FeatureMap, VideoEncoder
 from avssl.objectives import Objective, Shapes, Step, projections_of
-from avssl.tasks import Augmentation, PretrainTask
+from avssl.training.pretraining import Augmentation, PretrainTask
 
 SHAPES = Shapes(joint=6, audio=64, video=10, clips=16, audio_stride=(32, 32))
 
@@ -142,5 +142,7 @@ def exact_batch(size: int = 8, seed: int = 1) -> Batch:
 
 def start_processes(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
     """Runs ``function(rank, *arguments)`` in ``count`` processes, which fork from one that has the imports."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["avssl.tasks", "torch.distributed.fsdp"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["avssl.training.pretraining", "torch.distributed.fsdp"]
+    )
     mp.start_processes(function, arguments, nprocs=count, start_method="forkserver")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from avssl.data.batch import Batch
 from avssl.objectives import create_objective, create_objectives, list_objectives
 from avssl.objectives.base import find_objective
-from avssl.tasks import PretrainTask
+from avssl.training.pretraining import PretrainTask
 
 BATCHES = [exact_batch(8, seed) for seed in (1, 2, 3)]
 

@@ -5,7 +5,7 @@ import torch
 from objective_steps import SHAPES, FixedStep, exact_batch, exact_task
 from torch import Tensor, nn
 
-import avssl.tasks.step
+import avssl.training.pretraining
 from avssl.models.places import place_code
 from avssl.objectives import create_objective
 from avssl.objectives.base import Shapes
@@ -180,7 +180,7 @@ def test_masks_are_the_same_when_chunks_are_computed_again(monkeypatch: pytest.M
         return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 
     again = gradients()
-    monkeypatch.setattr(avssl.tasks.step, "checkpoint", lambda function, rows, **_: function(rows))
+    monkeypatch.setattr(avssl.training.pretraining, "checkpoint", lambda function, rows, **_: function(rows))
     once = gradients()
     assert again.keys() == once.keys()
     assert {"pair.audio.patch_embed.proj.weight", "pair.video.backbone.2.weight"} < once.keys()

@@ -9,7 +9,7 @@ from avssl.cli import read_settings
 from avssl.commands import main
 from avssl.config import DataConfig, DemoConfig, EvaluateConfig, FinetuneConfig
 from avssl.pipelines import demo as pipeline
-from avssl.pipelines.run import next_command
+from avssl.training.run import next_command
 
 
 @pytest.mark.parametrize(

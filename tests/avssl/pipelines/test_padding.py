@@ -23,7 +23,7 @@ from avssl.pipelines.encoders import AudioEncoder, random_encoder, with_settings
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.export import _Subject
 from avssl.pipelines.predict import Predictor
-from avssl.tasks import FinetuneTask
+from avssl.training.finetuning import FinetuneTask
 from mast.export import describe
 
 RATE, SECONDS, HEARD = 16000, 0.5, 3400  # a clip, and samples of the sound
@@ -200,7 +200,7 @@ def test_a_shift_carries_no_sound_to_where_the_mask_leaves_it_out(monkeypatch: p
 def test_a_clip_that_is_not_blended_keeps_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     task = FinetuneTask(masking(), WaveAugment(0.0), SpectrogramAugment(masks=0), 0.3)
     partner, share = torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 1.0])
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, *_: (x, partner, share))
+    monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (x, partner, share))
     _, valid = seen_by(task.train(), short_batch(), monkeypatch)
     assert valid.tolist() == [98, 98, 23, 48]
 

@@ -17,9 +17,9 @@ from torch import distributed
 import mast
 from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
-from avssl.engine import is_lost_process
 from avssl.errors import LostProcessError
 from avssl.models.blocks import shard
+from avssl.training.engine import is_lost_process
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.tasks.heads import HeadLoss
+from avssl.training.finetuning import HeadLoss
 
 LABELS = {"verb": ["a", "b", "c"], "sound": ["x", "y", "z", "w"]}
 VERB = torch.tensor([0, 2, -1, 1])

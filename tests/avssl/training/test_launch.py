@@ -13,7 +13,8 @@ import torch
 import mast
 from avssl.config import FinetuneConfig, PretrainConfig, RuntimeConfig
 from avssl.errors import LostProcessError
-from avssl.pipelines import finetune, launch, pretrain
+from avssl.pipelines import finetune, pretrain
+from avssl.training import launch
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ FAULTS = """
 import resource
 import torch
 from avssl.config import RuntimeConfig
-from avssl.pipelines.launch import launch
+from avssl.training.launch import launch
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

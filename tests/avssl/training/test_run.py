@@ -20,9 +20,9 @@ from avssl.files import DamagedError, seal_text
 from avssl.pipelines.classifiers import has_classifier
 from avssl.pipelines.data import HoldOut
 from avssl.pipelines.encoders import used_checkpoint
-from avssl.pipelines.run import Run, check_same, read_held_out, seen_in_training
 from avssl.pipelines.trained import run_folder, trained_with
 from avssl.tracking import read_rows
+from avssl.training.run import Run, check_same, read_held_out, seen_in_training
 
 
 def open_run(config: FinetuneConfig) -> Run:
@@ -118,7 +118,7 @@ def test_starting_over_keeps_the_old_folder(damaged: FinetuneConfig) -> None:
 
 def test_starting_over_twice_by_the_same_clock_keeps_both_folders(config: FinetuneConfig, monkeypatch) -> None:
     """As after the clock was set back."""
-    monkeypatch.setattr("avssl.pipelines.run.time.strftime", lambda *_: "20260101-000000")
+    monkeypatch.setattr("avssl.training.run.time.strftime", lambda *_: "20260101-000000")
     for step in (4, 5):
         with open_run(replace(config, resume="none", seed=step)) as run:
             run.tracker.log({"train/loss": 1.0}, step)

@@ -11,7 +11,8 @@ from avssl.data.batch import Batch
 from avssl.evaluation.diagnostics import diagnose
 from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.objectives import Objective, Shapes, create_objective
-from avssl.tasks import Augmentation, FinetuneTask, PretrainTask
+from avssl.training.finetuning import FinetuneTask
+from avssl.training.pretraining import Augmentation, PretrainTask
 
 SHAPES = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
@@ -184,7 +185,7 @@ def test_mixup_loss_is_the_blend_of_both_labels(monkeypatch) -> None:
     task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
     task.classifier.eval()  # no stochastic depth
     partner, weight = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, *_: (x, partner, weight))
+    monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (x, partner, weight))
     target = torch.tensor([0, 1, 2, 0])
     batch = make_batch(labels={"c": target})
     loss = task(batch)[0]["c"]

@@ -11,7 +11,7 @@ from avssl.data.batch import Batch
 from avssl.models.pair import center_crop
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.objectives import Objective, Shapes, create_objective
-from avssl.tasks import FinetuneTask
+from avssl.training.finetuning import FinetuneTask
 
 SIDE = 24
 HEADS = {"c": ["x", "y", "z"]}
@@ -106,7 +106,7 @@ def test_sound_and_picture_are_mixed_alike(monkeypatch) -> None:
     batch.labels["c"][3] = 2
     task.classifier.eval()
     partner, weight = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
-    monkeypatch.setattr("avssl.tasks.finetune.mixup", lambda x, *_: (blend(x, partner, weight), partner, weight))
+    monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (blend(x, partner, weight), partner, weight))
     losses, _ = task(batch)
     with torch.no_grad():
         frames = center_crop(batch.video, SIDE)

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import mast
-from avssl.optim import make_optimizer, make_scheduler, scaled_lr
+from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
 
 
 class Regression(nn.Module):

@@ -8,6 +8,7 @@ same metrics, value for value, as one that was not.
 import copy
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,9 +32,8 @@ from avssl.data.prefetch import prefetched
 from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
 from avssl.signals import stop_signals
-from avssl.tasks.base import Task
 from avssl.tracking import Tracker
-from avssl.utilization import UtilizationMeter, Window
+from avssl.training.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,22 @@ def is_lost_process(error: RuntimeError) -> bool:
         return False
     told = str(error).lower()
     return isinstance(error, torch.distributed.DistError) or any(sign in told for sign in _LOST_PROCESS)
+
+
+class Task(nn.Module, ABC):
+    """A model with its losses: ``task(batch) -> losses, report``."""
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """What is evaluated and exported."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by name, whose sum is minimized, and scalars to log."""
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Called after each optimizer step, of which ``step`` were taken."""
 
 
 @dataclass

@@ -16,11 +16,11 @@ from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.averaging import ExponentialAverage
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
-from avssl.engine import Engine, Schedule
 from avssl.models import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
-from avssl.optim import make_optimizer, make_scheduler
-from avssl.tasks import Augmentation, PretrainTask
+from avssl.training.engine import Engine, Schedule
+from avssl.training.optimizer import make_optimizer, make_scheduler
+from avssl.training.pretraining import Augmentation, PretrainTask
 
 # Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
 WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
@@ -29,7 +29,7 @@ COPYING = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tens
 OURS = tuple(str(Path(package.__file__).parent) for package in (avssl, mast))
 # Lines that ask for a value in the CPU's memory, whatever the device.
 ON_THE_CPU = {
-    "step.py": "self._seed = int(torch.randint(2**62, ()).item())",  # of the CPU's generator
+    "pretraining.py": "self._seed = int(torch.randint(2**62, ()).item())",  # of the CPU's generator
     "averaging.py": "updates = int(self.n_averaged)",
     "spectrogram.py": "for clip, first, end in zip(x, start.tolist(), stop.tolist(), strict=True):",  # of a CPU alone
 }

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
-from avssl.pipelines import estimate
 from avssl.pipelines.encoders import complete_pair
-from avssl.pipelines.estimate import macs_of_clip, macs_per_second, tell_long_run
 from avssl.pipelines.starts import complete_start
+from avssl.training import estimate
+from avssl.training.estimate import macs_of_clip, macs_per_second, tell_long_run
 from mast.complexity import measure
 
 

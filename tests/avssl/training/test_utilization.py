@@ -5,7 +5,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from avssl.utilization import UtilizationMeter, peak_flops
+from avssl.training.utilization import UtilizationMeter, peak_flops
 
 
 def test_counts_forward_and_backward_once() -> None:

@@ -1,0 +1,331 @@
+"""Fine-tuning: a classifier under the losses of its heads, and further objectives beside them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
+from avssl.augment.mixing import blend
+from avssl.data.batch import Batch
+from avssl.models.classifier import Classifier, Encoded
+from avssl.models.projection import build_heads
+from avssl.objectives import Objective, Step, WeightedObjectives, projections_of
+from avssl.training.engine import Task
+
+# Width of the projections of further objectives that have none of their own (SupCon, Khosla et al. 2020).
+JOINT = 128
+
+
+class FinetuneTask(Task):
+    """Augments a batch, classifies it, and applies its loss to every head.
+
+    Args:
+        classifier: The model.
+        wave: Augmentation of waveforms (B, S).
+        spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
+        mixup_alpha: Beta parameter of mixup within the batch; 0 turns it off. Sound and picture of a clip are mixed
+            alike. Batches whose clips were blended when they were read say so themselves.
+        mixup_probability: That a clip is mixed within the batch.
+        label_smoothing: Label smoothing; see :class:`HeadLoss`.
+        objectives: (name, objective, weight) of terms beside the heads' losses, on projections of the features.
+        clip_seconds: Length of a clip.
+        video: Augmentation of frames (B, 3, T, H, W) uint8; a classifier that sees needs it.
+        head_weights: Weight of the loss of a head; 1 where none is given.
+
+    Raises:
+        ValueError: mixup beside objectives, because a mixed clip has no one class to contrast; a projection with
+            ``time_bins``; or weights or a smoothing that :class:`HeadLoss` refuses.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        wave: WaveAugment,
+        spectrogram: SpectrogramAugment,
+        mixup_alpha: float = 0.0,
+        label_smoothing: float = 0.1,
+        objectives: Sequence[tuple[str, Objective, float]] = (),
+        clip_seconds: float = 1.0,
+        video: VideoAugment | None = None,
+        head_weights: Mapping[str, float] | None = None,
+        mixup_probability: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if mixup_alpha < 0 or (mixup_alpha > 0 and objectives):
+            raise ValueError(f"augment.mixup.alpha: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
+        encoder = classifier.audio_encoder
+        self.masks = encoder is not None and bool(encoder.config.get("mask_padding"))
+        if self.masks and (spectrogram.warp or objectives):
+            raise ValueError(
+                "audio.options: mask_padding needs to know where a sound ends: turn augment.spec_warp off, and leave "
+                "objectives out"
+            )
+        self.classifier = classifier
+        self.wave, self.spectrogram, self.video = wave, spectrogram, video
+        self.mixup_alpha, self.mixup_probability = mixup_alpha, mixup_probability
+        self.head_loss = HeadLoss(classifier.labels, label_smoothing, head_weights)
+        self.objectives = WeightedObjectives(objectives)
+        self.clip_seconds = clip_seconds
+        encoders = {"audio": classifier.audio_encoder, "video": classifier.video_encoder}
+        inputs = {name: encoder.num_features for name, encoder in encoders.items() if encoder is not None}
+        projections = projections_of(objectives)
+        for name, projection in projections.items():
+            if projection.time_bins not in (None, 1):
+                raise ValueError(f"objectives: {name}: projection.time_bins is for pretraining; leave it out")
+        self.projections = build_heads(projections, inputs)
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
+        draws = self._draws(batch)
+        drawn = {name: draw() for name, draw in draws.items()}
+        mixed, share, valid = batch.mixed_labels, batch.mixed_share, self.classifier.valid_frames(batch)
+        if self.training and self.mixup_alpha > 0:
+            first, *others = drawn
+            drawn[first], partner, share = mixup(drawn[first], self.mixup_alpha, self.mixup_probability)
+            drawn |= {name: blend(drawn[name], partner, share) for name in others}
+            mixed = {head: labels[partner] for head, labels in batch.labels.items()}
+            valid = None if valid is None else torch.where(share < 1, torch.maximum(valid, valid[partner]), valid)
+        encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"), valid)
+        logits = self.classifier.split(self.classifier.outputs(encoded.features))
+        losses, report = self.head_loss(logits, batch.labels, mixed, share)
+        if len(self.objectives):
+            sides = self._sides(draws, drawn, encoded)
+            terms, details = self.objectives(FinetuneStep(batch, self.clip_seconds, sides))
+            losses |= terms
+            report |= details
+        return losses, report
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Lets objectives move what they keep."""
+        self.objectives.after_step(step, max_steps)
+
+    def _draws(self, batch: Batch) -> dict[str, Callable[[], Tensor]]:
+        """What makes an augmented input of ``batch``, by the modalities of the classifier."""
+        draws: dict[str, Callable[[], Tensor]] = {}
+        audio, frames, frontend, augment = batch.audio, batch.video, self.classifier.frontend, self.video
+        if frontend is not None:
+            assert audio is not None, "this classifier needs audio"
+            # Where padding is masked, a shift must not carry sound into it, whatever stands there.
+            samples = batch.samples if self.masks else frontend.told(batch.samples)
+            draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio, samples), samples), inplace=True)
+        if self.classifier.video_encoder is not None:
+            assert frames is not None and augment is not None, "this classifier needs video and its augmentation"
+            draws["video"] = lambda: augment(frames)
+        return draws
+
+    def _sides(
+        self, draws: dict[str, Callable[[], Tensor]], drawn: dict[str, Tensor], encoded: Encoded
+    ) -> "dict[str, Side]":
+        """The modalities for the objectives, with the view that was classified."""
+        model, sides = self.classifier, {}
+        known = {
+            "audio": (model.audio_encoder, model.encode_audio, encoded.audio),
+            "video": (model.video_encoder, model.encode_video, encoded.video),
+        }
+        for name, draw in draws.items():
+            encoder, encode, features = known[name]
+            assert encoder is not None and features is not None
+            heads = {each: self.projections.get_submodule(f"{each}.{name}") for each in self.projections}
+            sides[name] = Side(draw, encoder, encode, heads)
+            sides[name].first(drawn[name], features)
+        return sides
+
+    @property
+    def model(self) -> Classifier:
+        """What is evaluated and exported."""
+        return self.classifier
+
+
+class HeadLoss:
+    """The loss of each head, by its labels: (B,) int64 classes, or (B, C) zeros and ones; -1 where unlabelled.
+
+    Both kinds share one formula for the targets: with smoothing ``s``, ``(1 - s) t + s / C``, of which the sum over the
+    classes stays 1 where a clip has one label (Szegedy et al. 2016).
+
+    - One label: cross-entropy of the softmax.
+    - Several labels: binary cross-entropy of the sigmoid, the mean over the classes.
+
+    A head's loss is the mean over its labelled clips, times the weight of the head.
+
+    Args:
+        labels: Class names of each head.
+        label_smoothing: ``s``, at least 0 and below 1.
+        weights: Weight of the loss of a head, above 0; 1 where none is given.
+
+    Raises:
+        ValueError: an unknown head, or a weight or a smoothing out of its range.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, list[str]],
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: must be at least 0 and below 1, got {label_smoothing}")
+        for head, weight in (weights or {}).items():
+            if head not in labels:
+                raise ValueError(f"head_weights: no head {head!r}; the heads that are trained: {', '.join(labels)}")
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"head_weights: {head}: must be above 0, got {weight}; data.heads tells which heads to train"
+                )
+        self.label_smoothing = label_smoothing
+        self.weights = {head: 1.0 for head in labels} | dict(weights or {})
+
+    def __call__(
+        self,
+        logits: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        mixed: Mapping[str, Tensor] | None = None,
+        share: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by head, and ``HEAD/train_top1`` of the heads with one label.
+
+        Args:
+            logits: head -> (B, C).
+            labels: head -> labels of the clips.
+            mixed: head -> labels of the clips that mixup blended these with.
+            share: (B,) each clip's own share of its blend; None without mixup.
+        """
+        losses, report = {}, {}
+        for head, scores in logits.items():
+            target = labels[head]
+            loss, counted = self._by_clip(scores, target)
+            if mixed is not None and share is not None:
+                # A blend of a labelled and an unlabelled clip counts by the share whose label is known.
+                other, other_counted = self._by_clip(scores, mixed[head])
+                loss = share * loss + (1 - share) * other
+                counted = share * counted + (1 - share) * other_counted
+            losses[head] = self.weights[head] * loss.sum() / counted.sum().clamp_min(1)
+            if target.ndim == 1:
+                right = (scores.detach().argmax(1) == target)[target >= 0]
+                report[f"{head}/train_top1"] = right.float().mean().nan_to_num()
+        return losses, report
+
+    def _by_clip(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (B,), 0 where unlabelled, and (B,) float, 1 where labelled."""
+        logits, smoothing = logits.float(), self.label_smoothing
+        if target.ndim == 1:
+            loss = F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=smoothing, reduction="none")
+            return loss, (target >= 0).float()
+        labelled = (target >= 0).all(dim=1)
+        wanted = (1 - smoothing) * target.clamp_min(0) + smoothing / target.shape[1]
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+        return torch.where(labelled, loss, 0), labelled.float()
+
+
+@dataclass
+class Side:
+    """One modality of the batch.
+
+    Attributes:
+        draw: Makes an augmented input of the batch: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1].
+        encoder: What is fine-tuned.
+        encode: Such an input -> features (B, A) or (B, V).
+        heads: Projection heads, by the name of the projection.
+        inputs: Inputs by view, as far as they were drawn.
+        known: Features by view, as far as they were asked for.
+        projected: Embeddings by projection and view, as far as they were asked for.
+    """
+
+    draw: Callable[[], Tensor]
+    encoder: nn.Module
+    encode: Callable[[Tensor], Tensor]
+    heads: dict[str, nn.Module]
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict)
+    projected: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def first(self, drawn: Tensor, features: Tensor) -> None:
+        """Takes over view 0, which the classifier has seen already, with its features."""
+        self.inputs[0], self.known[0] = drawn, features
+
+    def input(self, view: int) -> Tensor:
+        """The input of ``view``."""
+        if view not in self.inputs:
+            self.inputs[view] = self.draw()
+        return self.inputs[view]
+
+    def features(self, view: int) -> Tensor:
+        """Features (B, A) or (B, V) of ``view``."""
+        if view not in self.known:
+            self.known[view] = self.encode(self.input(view))
+        return self.known[view]
+
+    def embedding(self, name: str, view: int) -> Tensor:
+        """Embeddings (B, D) of ``view`` by the projection ``name``."""
+        if (name, view) not in self.projected:
+            self.projected[name, view] = self.heads[name](self.features(view))
+        return self.projected[name, view]
+
+
+class FinetuneStep(Step):
+    """A labelled batch under fine-tuning.
+
+    Args:
+        batch: The batch.
+        seconds: Length of a clip.
+        sides: The modalities that are fine-tuned, by name.
+    """
+
+    def __init__(self, batch: Batch, seconds: float, sides: dict[str, Side]) -> None:
+        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
+        self.file = batch.index
+        self._sides = sides
+
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
+        """See :meth:`Step.audio`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side("audio", teacher or bool(patch_drop)).features(view)
+
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
+        """See :meth:`Step.video`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side("video", teacher).features(view)
+
+    def project(
+        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        """See :meth:`Step.project`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        return self._side(modality, teacher or bool(patch_drop)).embedding(str(objective.projected_by), view)
+
+    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
+        """See :meth:`Step.head`."""
+        return self._side(modality, teacher).heads[str(objective.projected_by)]
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_audio`."""
+        side = self._side("audio")
+        return function(side.encoder, side.input(view))
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_video`."""
+        side = self._side("video")
+        return function(side.encoder, side.input(view))
+
+    def _side(self, name: str, teacher: bool = False) -> Side:
+        if teacher:
+            raise ValueError("objectives: one with a momentum teacher is for pretraining, not for fine-tuning")
+        if name not in self._sides:
+            (other,) = self._sides
+            raise ValueError(
+                f"objectives: fine-tuning sees {other} only; set modality to both, or choose an objective of {other}, "
+                f"for example by {{modality: {other}}}"
+            )
+        return self._sides[name]
