@@ -5,7 +5,6 @@
 them together, ``comparison`` compares every kind of block with the plain one.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Literal, TypeVar, cast, get_args
 
@@ -17,8 +16,6 @@ from mast.fast.blocks import BLOCKS, FastBlock, swap
 from mast.fast.cpu import encoder
 from mast.fast.observers import observed
 from mast.model import Block
-
-logger = logging.getLogger(__name__)
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,6 +77,7 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
         if comparison.plain_class(block) is None and isinstance(block, tuple(BLOCKS.values())):
             raise ValueError(f"{name} is sharded (a {type(block).__name__}); call accelerate before sharding")
         block.__dict__.pop("plain_because", None)
+        block.__dict__["place"] = name  # for warnings
         if backend == "reference":
             swap(block, fast=False)
             continue
@@ -87,12 +85,12 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
         for way in [] if reason or observed() else ways(block, kernels):
             reason = reason or comparison.difference(block, way)
         if reason:
-            comparison.keep_plain(block, name, reason, warn=False)
+            comparison.keep_plain(block, reason)
             kept.setdefault(reason, []).append(name)
         else:
             swap(block, fast=True, kernels=kernels)
     for reason, names in kept.items():
-        logger.warning("computed by the plain code, more slowly: %s (%s)", ", ".join(names), reason)
+        comparison.warn_of_plain(names, reason)
     return model
 
 

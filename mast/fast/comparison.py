@@ -8,6 +8,8 @@ objects: a class that is edited in a running process is compared anew.
 import copy
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -92,24 +94,29 @@ def confirmed(block: nn.Module, way: str) -> bool:
         return True
     differs = difference(block, way)
     if differs:
-        keep_plain(block, type(block).__name__, differs)
+        keep_plain(block, differs)
+        warn_of_plain([block.__dict__.get("place", type(block).__name__)], differs)
         return False
     _seen.setdefault(block, {})[way] = now
     return True
 
 
-def keep_plain(block: nn.Module, name: str, reason: str, warn: bool = True) -> None:
-    """Make ``block`` plain, remember why for ``backends``, and warn."""
+def keep_plain(block: nn.Module, reason: str) -> None:
+    """Make ``block`` plain, and remember why for ``backends``."""
     swap(block, fast=False)
     block.__dict__["plain_because"] = reason
-    if warn:
-        logger.warning("%s is computed by its plain code, more slowly: %s", name, reason)
+
+
+def warn_of_plain(names: list[str], reason: str) -> None:
+    """Say which blocks stay plain, and why."""
+    logger.warning("%s: computed by the plain code, more slowly: %s", ", ".join(names), reason)
 
 
 def _compare(block: nn.Module, way: str) -> str:
     device = torch.device("cuda", torch.cuda.current_device()) if way == "cuda" else torch.device("cpu")
     try:
         with (
+            _one_thread(),
             torch.random.fork_rng([device] if way == "cuda" else []),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -128,6 +135,17 @@ def _compare(block: nn.Module, way: str) -> str:
             return _differing(_run(plain, x), _run(fast, x), TOLERANCE[way])
     except Exception as error:  # whatever an edited block raises: its own caller shall see it, from its own code
         return f"it could not be compared ({type(error).__name__}: {error})"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from several threads, and on a busy machine these wait for each other for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _sample(block: nn.Module) -> nn.Module:
@@ -185,14 +203,14 @@ def _differing(wanted: dict[str, Tensor], computed: dict[str, Tensor], tolerance
     largest = max(float(value.abs().max()) for name, value in wanted.items() if name.startswith("gradient"))
     for name, value in wanted.items():
         if computed[name].shape != value.shape:
-            return f"{name} differs in shape"
+            return f"fast and plain code differ in the shape of the {name}"
         scale = float(value.abs().max())
         if name.startswith("gradient"):
             # A shift of all keys changes no weight of the attention: that gradient is rounding alone, and counts as 0.
             scale = max(scale, 1e-2 * largest)
         error = float((computed[name] - value).abs().max())
         if not error <= tolerance * max(scale, 1e-6):
-            return f"{name} differs from it by {error:.1e} of {scale:.1e}"
+            return f"fast and plain code differ in the {name}, by {error:.1e} at a largest value of {scale:.1e}"
     return ""
 
 
@@ -204,10 +222,13 @@ def _differing_in_half(wanted: dict[str, Tensor], computed: dict[str, Tensor], r
             for found in (wanted, computed, rounded)
         )
         if ours.shape != exact.shape:
-            return f"{group} differ in shape"
+            return f"fast and plain code differ in the shape of the {group}"
         error, allowed = ((other - exact).norm() / exact.norm() for other in (ours, plain))
         if not error <= 3 * allowed + 0.02:
-            return f"{group} differ from it by {float(error):.1e}, where its own rounding is {float(allowed):.1e}"
+            return (
+                f"fast and plain code differ in the {group}, by {float(error):.1e} of its norm, where the plain code "
+                f"rounds by {float(allowed):.1e}"
+            )
     return ""
 
 

@@ -98,7 +98,9 @@ def test_an_edit_in_a_running_process_reaches_models_that_are_fast(
     monkeypatch.setattr(kind, "forward", forward)
     logits = model(x)
     assert not torch.allclose(logits, before, atol=1e-4) and not is_fused(logits)
-    assert "differs" in warnings()[0] and set(map(type, model.blocks)) == {plain.Block}
+    assert set(map(type, model.blocks)) == {plain.Block}
+    for name, warning in zip(model.backends(), warnings(), strict=True):
+        assert warning.startswith(f"{name}: {WARNING}: fast and plain code differ in the values, by ")
 
 
 @pytest.mark.parametrize(("kind", "forward"), EDITS)
@@ -162,6 +164,18 @@ def test_random_numbers_and_gradients_stay_as_they_were(x: Tensor, monkeypatch: 
     assert model.training
 
 
+def test_a_comparison_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, threads, seen = mast.accelerate(small(), "reference"), torch.get_num_threads(), set()
+    monkeypatch.setattr(comparison, "_results", {})
+    monkeypatch.setattr(comparison, "_differing", lambda *found: seen.add(torch.get_num_threads()) or "")
+    torch.set_num_threads(2)
+    try:
+        mast.accelerate(model)
+        assert seen == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_comparison_sees_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(depths=(2, 1, 2, 1))
     seen: list[str] = []
@@ -218,7 +232,7 @@ def test_half_precision_is_judged_by_the_rounding_of_the_plain_code(x: Tensor, m
         found = [comparison._run(each, tokens, half) for each, half in ((exact, False), (fast, True), (exact, True))]
         assert comparison._differing_in_half(*found) == ""
         wrong = {name: -value if name.startswith("gradient of attn.qkv") else value for name, value in found[1].items()}
-        assert "gradient differ" in comparison._differing_in_half(found[0], wrong, found[2])
+        assert "differ in the gradient" in comparison._differing_in_half(found[0], wrong, found[2])
 
 
 @pytest.mark.gpu
