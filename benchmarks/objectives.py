@@ -150,12 +150,11 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
 
     from avssl.checkpoint import run_settings
     from avssl.config import DataConfig
+    from avssl.evaluation.embeddings import embed_features, embed_pair
     from avssl.evaluation.probe import linear_probe
     from avssl.evaluation.retrieval import retrieval_metrics
     from avssl.pipelines.data import Loaders, open_splits
     from avssl.pipelines.encoders import AudioEncoder, load_pair
-    from avssl.pipelines.finetune import embed_features
-    from avssl.pipelines.pretrain import embed_pair
     from avssl.training.run import read_held_out
 
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ import recipe_tables  # noqa: E402  (a script, of no package)
 import result_tables  # noqa: E402
 import table  # noqa: E402
 
-from avssl.evaluation.degradations import degradations  # noqa: E402
+from avssl.evaluation.robustness import degradations  # noqa: E402
 
 RECIPES = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))]
 MACHINE = {"processor": "P", "threads": 2, "cores": 2, "torch": "2.13", "date": "2026-01-02T03", "revision": "abc"}

@@ -141,12 +141,12 @@ class EvaluateConfig:
             given are those of that run, and so are, of a classifier on the data that it was fine-tuned on, the options
             and the clips' length and number.
         split: Split to evaluate; probe, knn and few_label are fitted on the training split.
-        evaluations: What to do, of accuracy, retrieval, probe, knn, few_label, clustering, pictures, worst and
+        evaluations: What to do, of accuracy, retrieval, probe, knn, few_label, clustering, pictures, error_analysis,
             robustness, and for EPIC-Kitchens unseen_tail and, on its unlabelled test split, submission; default: all
             quick ones that apply, which leaves out few_label and robustness.
         knn_k: Neighbours that vote; default: chosen among 1, 5, 10, 20 and 50 by leaving one training clip out.
         few_label_draws: Random draws of each share of the training labels.
-        worst_classes: Classes to look at in worst.
+        worst_classes: Classes to look at in error_analysis.
         sls: Levels of supervision that the submission states, 0 to 5, of pretraining (3: self-supervised on public
             data, 4: also on EPIC-Kitchens), of labels and of training data (github.com/epic-kitchens/sls).
         cache: Keep embeddings under $AVSSL_CACHE/embeddings, and use those that are there; false embeds anew.

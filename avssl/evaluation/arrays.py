@@ -61,3 +61,8 @@ def unit_rows(matrix: FloatArray) -> FloatArray:
     """Rows divided by their Euclidean length; a row of zeros stays zero."""
     length = np.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix / np.where(length > 0, length, 1.0)
+
+
+def labelled(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N,) whether a row has a label, of a head with one label a clip (N,) or with several (N, C)."""
+    return np.asarray(labels >= 0 if labels.ndim == 1 else (labels >= 0).all(axis=1))

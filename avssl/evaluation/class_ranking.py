@@ -12,9 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
 from avssl.evaluation.arrays import FloatArray, IntArray
-
-# Two-sided 95 % of a normal distribution.
-_Z = 1.959964
+from avssl.evaluation.intervals import Z95
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def rank_classes(scores: FloatArray, truth: NDArray[np.bool_], *, resamples: int
     means = total[counted > 0] / counted[counted > 0]
     if len(means) < 2:
         return ranking
-    spread = _Z * means.std(ddof=1)
+    spread = Z95 * means.std(ddof=1)
     low, high = np.clip((ranking.mean_ap - spread, ranking.mean_ap + spread), 0, 1)
     return ClassRanking(ap, auc, float(low), float(high))
 

@@ -1,16 +1,25 @@
 """Classification metrics under their standard names, as fractions 0..1, with the uncertainty beside the headline."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix, to_numpy
+from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
 from avssl.evaluation.class_ranking import rank_classes
+from avssl.evaluation.error_analysis import confusion_matrix
 from avssl.evaluation.intervals import proportion_interval
-from avssl.evaluation.multilabel import MultilabelReport, multilabel_report
+from avssl.evaluation.plots import drawn
+from avssl.evaluation.report import Section, Table
+
+if TYPE_CHECKING:
+    from avssl.evaluation.context import EvaluationContext
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +114,66 @@ def classification_report(scores: Arrayish, labels: Arrayish, *, seed: int = 0) 
     ranked = rank_classes(one_vs_rest(matrix), positive, resamples=200, seed=seed)
     metrics |= ranked.metrics | {"count": float(len(truth))}
     return ClassificationReport(metrics, confusion.astype(np.int64), per_class, support.astype(np.int64), ranked.ap)
+
+
+@dataclass(frozen=True)
+class MultilabelReport:
+    """Metrics of one head.
+
+    Attributes:
+        metrics: ``mAP``, ``mAP_low``, ``mAP_high`` (95 % interval), ``mAUC``, ``d_prime`` (absent where mAUC is 1), and
+            ``count``, the number of labelled rows.
+        ap: (C,) average precision of each class, NaN for classes without a positive row.
+        auc: (C,) area under the ROC curve of each class, NaN for classes without positive or without negative rows.
+        support: (C,) int64 positive rows of each class.
+    """
+
+    metrics: dict[str, float]
+    ap: FloatArray
+    auc: FloatArray
+    support: IntArray
+
+
+def multilabel_report(scores: Arrayish, labels: Arrayish, *, resamples: int = 200, seed: int = 0) -> MultilabelReport:
+    """All metrics of one head.
+
+    Args:
+        scores: (N, C) logits or probabilities; each class ranks the rows.
+        labels: (N, C) zeros and ones, rows of -1 to leave out.
+        resamples: Draws of the bootstrap; see :func:`rank_classes`.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: NaN or infinite scores, labels of another shape or value, not one labelled row or positive label.
+    """
+    matrix = as_matrix(scores, "scores")
+    targets, known = as_targets(labels, "labels", *matrix.shape)
+    if not known.any():
+        raise ValueError("labels: every row is unlabelled (-1); choose a head or a split that has labels")
+    truth = targets[known] > 0
+    if not truth.any():
+        raise ValueError("labels: not one row has a class; nothing can be ranked")
+    ranking = rank_classes(matrix[known], truth, resamples=resamples, seed=seed)
+    metrics = ranking.metrics | {"count": float(known.sum())}
+    return MultilabelReport(metrics, ranking.ap, ranking.auc, truth.sum(axis=0).astype(np.int64))
+
+
+def as_targets(values: Arrayish, name: str, rows: int, classes: int) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Targets (rows, classes) and which rows are labelled (rows,) bool.
+
+    Raises:
+        ValueError: another shape, other values than 0, 1 and -1, or a row that is -1 in a part of its classes only.
+    """
+    targets = to_numpy(values)
+    if targets.shape != (rows, classes):
+        raise ValueError(f"{name}: shape {tuple(targets.shape)} does not match scores {(rows, classes)}")
+    unknown = targets == -1
+    if not (unknown | (targets == 0) | (targets == 1)).all():
+        raise ValueError(f"{name}: must be 0 and 1, or -1 in all of an unlabelled row")
+    if (unknown.any(axis=1) != unknown.all(axis=1)).any():
+        row = int((unknown.any(axis=1) & ~unknown.all(axis=1)).argmax())
+        raise ValueError(f"{name}: row {row} is -1 in a part of its classes; a row is labelled as a whole")
+    return targets, ~unknown.any(axis=1)
 
 
 def action_metrics(
@@ -203,3 +272,105 @@ def multi_head_metrics(
         action = action_metrics(scores["verb"], scores["noun"], labels["verb"], labels["noun"])
         metrics |= {f"action/{name}": value for name, value in action.items()}
     return metrics
+
+
+# What the table shows of each head, where a head has it, and how.
+_COLUMNS = {
+    "top1": ("top-1", "{:.1%}"),
+    "top5": ("top-5", "{:.1%}"),
+    "mean_class_accuracy": ("mean class accuracy", "{:.1%}"),
+    "mAP": ("mAP", "{:.1%}"),
+    "mAUC": ("mAUC", "{:.1%}"),
+    "d_prime": ("d'", "{:.2f}"),
+}
+
+
+def head_metrics(context: "EvaluationContext", scores: Mapping[str, FloatArray]) -> dict[str, float]:
+    """``HEAD/METRIC`` of the evaluated rows."""
+    return multi_head_metrics(scores, {head: context.truth(head) for head in scores}, seed=context.config.seed)
+
+
+def classification_result(
+    context: "EvaluationContext",
+    scores: Mapping[str, FloatArray],
+    *,
+    title: str,
+    text: str,
+    prefix: str = "",
+    by: str = "",
+    confusion: bool = False,
+) -> EvaluationResult:
+    """Metrics of some scores of the evaluated rows, with intervals, and headlines that name the protocol.
+
+    Args:
+        context: of the evaluation.
+        scores: head -> (N, classes).
+        title, text: of the section.
+        prefix: before every metric's key, with its slash.
+        by: what classified, for the headline: "linear probe".
+        confusion: draw the confusion matrix of every head with one label a clip.
+
+    Returns:
+        With the numbers of each class, by head, as details.
+    """
+    reports = head_reports(scores, {head: context.truth(head) for head in scores}, seed=context.config.seed)
+    metrics = multi_head_metrics(scores, context.features.labels, reports=reports)
+    heads = [*scores, *(["action"] if "action/top1" in metrics else [])]
+    columns = {key: column for key, column in _COLUMNS.items() if any(f"{head}/{key}" in metrics for head in heads)}
+    rows, headlines = [], []
+    clips = context.clips if by else context.scored_clips
+    for head in heads:
+        name = headline(metrics, head)
+        key = f"{head}/{name}"
+        low, high = (metrics.get(f"{key}_{side}", float("nan")) for side in ("low", "high"))
+        what = f"{head} {HEADLINES[name]}" + (f" by {by}" if by else "")
+        headlines.append(Headline(f"{what}, {clips}", prefix + key, metrics[key], low, high))
+        values = [(metrics.get(f"{head}/{key}"), form) for key, (_, form) in columns.items()]
+        shown = [None if value is None else form.format(value) for value, form in values]
+        interval = f"{low:.1%} to {high:.1%}" if np.isfinite(low) else None
+        rows.append([head, *shown, interval, int(metrics[f"{head}/count"])])
+    first = HEADLINES[headline(metrics, heads[0])]
+    table = Table(
+        title,
+        ["head", *(name for name, _ in columns.values()), f"95 % interval of {first}", "clips"],
+        rows,
+        f"Scores: {clips}. Intervals: Wilson's of top-1, bootstrap over clips of mAP.",
+    )
+    pictures = _confusion_pictures(context, reports, by) if confusion else []
+    details = {head: _by_class(report, context.labels[head]) for head, report in reports.items()}
+    metrics = {prefix + key: value for key, value in metrics.items()}
+    return EvaluationResult(Section(title, text, [table], pictures), metrics, headlines, details)
+
+
+def _by_class(report: ClassificationReport | MultilabelReport, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Numbers of each class for result.json; those that do not exist become null there."""
+    if isinstance(report, MultilabelReport):
+        columns = {"clips": report.support, "AP": report.ap, "AUC": report.auc}
+    else:
+        columns = {"clips": report.support, "accuracy": report.per_class, "AP": report.ap}
+    return {name: {key: values[k].item() for key, values in columns.items()} for k, name in enumerate(names)}
+
+
+def _confusion_pictures(
+    context: "EvaluationContext", reports: Mapping[str, ClassificationReport | MultilabelReport], by: str
+) -> list[tuple[Path, str]]:
+    pictures: list[tuple[Path, str]] = []
+    for head, report in reports.items():
+        if isinstance(report, ClassificationReport):
+            path, of = context.picture(f"confusion-{head}"), f" of the {by}" if by else ""
+            caption, title = f"Confusion matrix{of}, {head}; rows are the truth", f"Confusion{of}, {head}"
+            names = context.labels[head]
+            pictures += drawn(path, caption, confusion_matrix, report.confusion, names, path, title=title)
+    return pictures
+
+
+@register_evaluation("accuracy", needs=("classifier", "labels"), default_for=("classifier",))
+def accuracy(context: "EvaluationContext") -> EvaluationResult:
+    """Top-1 and the rest of every head of a classifier."""
+    text = f"The classifier's own heads on split {context.config.split!r}."
+    if context.protocol.eval_clips > 1:
+        what = context.protocol.average
+        text += f" Of each file, the {what} of {context.protocol.eval_clips} clips, evenly spread, are averaged."
+    if "video" in context.model.modalities:
+        text += " Frames are seen in their centre crop only: clips are spread in time, not in space."
+    return classification_result(context, context.scores(), title="Classification", text=text, confusion=True)

@@ -1,27 +1,36 @@
-"""Embed a set of clips once; probe, retrieval, clustering and pictures all work on what comes out."""
+"""Embed a set of clips once; probe, retrieval, clustering and pictures all work on what comes out, kept in a cache."""
 
+import hashlib
 import json
 import logging
 import os
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from avssl.errors import is_of_machine
 from avssl.evaluation.arrays import FloatArray, IntArray, unit_rows
 from avssl.files import atomic_path
 from avssl.progress import Meter
 
 if TYPE_CHECKING:
     from avssl.data.batch import Batch
+    from avssl.data.manifest import Manifest
+    from avssl.models.classifier import Classifier
+    from avssl.models.pair import AudioVisualPair
+    from avssl.pipelines.data import Loaders
+    from avssl.pipelines.encoders import AudioEncoder
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def embed_many(
         reason = f"{len(failures)} failures, the first {failures[0][0]}: {failures[0][1]}" if failures else "no batches"
         raise ValueError(f"{description}: not one clip was embedded ({reason})")
     seconds = time.perf_counter() - started
-    log.info(
+    logger.info(
         "%s: %d clips of %d rows in %.1f s (%.1f clips/s), %d failures",
         *(description, clips, len(clip_ids), seconds, clips / seconds, len(failures)),
     )
@@ -248,6 +257,66 @@ def embed(
     return result[description]
 
 
+def embed_pair(
+    pair: "AudioVisualPair", loaders: "Loaders", manifest: "Manifest", device: torch.device
+) -> tuple[Embeddings, Embeddings]:
+    """Joint audio and video embeddings of every readable clip of ``manifest``."""
+    training = pair.training
+    pair.eval()
+
+    def encode(batch: "Batch") -> dict[str, Tensor]:
+        batch = batch.to(device)
+        assert batch.audio is not None and batch.video is not None
+        return {"audio": pair.embed_audio(batch.audio, batch.samples), "video": pair.embed_video(batch.video)}
+
+    both = embed_many(encode, loaders.evaluate(manifest), normalize=True)
+    pair.train(training)
+    return both["audio"], both["video"]
+
+
+def embed_features(
+    source: "AudioEncoder | Classifier",
+    loaders: "Loaders",
+    manifest: "Manifest",
+    device: torch.device,
+    through: nn.Module | None = None,
+) -> Embeddings:
+    """Features (N, D), before any head, of every readable clip; ``source`` is on ``device``.
+
+    ``through``, where it is given, is a part of the head that they pass first.
+    """
+    model = source if isinstance(source, nn.Module) else source.encoder
+    training = model.training
+    model.eval()
+
+    def encode(batch: "Batch") -> Tensor:
+        found = source.features(batch.to(device))
+        return found if through is None else through(found)
+
+    features = embed(encode, loaders.evaluate(manifest), description="features")
+    model.train(training)
+    return features
+
+
+def classify_split(
+    classifier: "Classifier", loaders: "Loaders", manifest: "Manifest", device: torch.device
+) -> tuple[Embeddings, dict[str, FloatArray]]:
+    """Features (N, D) and scores (N, classes) by head of every readable row, see `ClipScores`."""
+    training = classifier.training
+    classifier.eval()
+    protocol = loaders.protocol
+    clips = ClipScores(classifier.labels, manifest.multilabel, protocol.eval_clips, protocol.average)
+
+    def encode(batch: "Batch") -> dict[str, Tensor]:
+        features = classifier.features(batch.to(device))
+        return {"features": features, "scores": clips.to_average(classifier.outputs(features))}
+
+    both = embed_many(encode, loaders.evaluate(manifest), description="classify")
+    classifier.train(training)
+    scores = clips.of_average(torch.from_numpy(both["scores"].features))
+    return both["features"], {head: values.numpy() for head, values in scores.items()}
+
+
 def coverage(expected: int, got: int, failures: Iterable[tuple[str, str]] = ()) -> dict[str, object]:
     """What stands beside every metric: how many of the expected clips it was computed on, and why not on all.
 
@@ -262,3 +331,78 @@ def coverage(expected: int, got: int, failures: Iterable[tuple[str, str]] = ()) 
     reasons = Counter(reason for _, reason in failures)
     share = got / expected if expected else 0.0
     return {"expected": expected, "evaluated": got, "share": share, "reasons": dict(reasons.most_common())}
+
+
+# Part of the key of every kept embedding: raise it when the same weights and clips give other embeddings than before.
+CACHE_VERSION = 2
+
+
+class EmbeddingCache:
+    """A folder of embeddings.
+
+    Args:
+        folder: where the files are; None keeps nothing and computes every time.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(
+        self, key: Mapping[str, Any], names: Sequence[str], make: Callable[[], Mapping[str, Embeddings]]
+    ) -> dict[str, Embeddings]:
+        """What ``make`` gives, or gave when it was called for the same ``key`` before.
+
+        Args:
+            key: all that the embeddings depend on, as plain values; see :func:`model_digest`, :func:`media_digest`.
+            names: what ``make`` returns; a file is kept for each.
+        """
+        if self.folder is None:
+            return dict(make())
+        text = json.dumps({**key, "version": CACHE_VERSION}, sort_keys=True)
+        stem = hashlib.sha256(text.encode()).hexdigest()[:20]
+        files = {name: self.folder / f"{stem}-{name}.npz" for name in names}
+        found = _read(files)
+        if found is not None:
+            logger.info("embeddings read from %s", next(iter(files.values())))
+            return found
+        made = dict(make())
+        for name, file in files.items():
+            made[name].save(file)
+        return made
+
+
+def _read(files: Mapping[str, Path]) -> dict[str, Embeddings] | None:
+    if not all(file.is_file() for file in files.values()):
+        return None
+    try:
+        return {name: Embeddings.load(file) for name, file in files.items()}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if is_of_machine(error):
+            raise
+        logger.warning("cannot read cached embeddings (%s): computing them again", error)
+        return None
+
+
+def model_digest(*modules: nn.Module, settings: Mapping[str, Any]) -> str:
+    """Hash of all weights and buffers, wherever they were loaded from, and of ``settings``."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"\n{name}:{array.dtype}:{tuple(array.shape)}:".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
+def media_digest(manifest: "Manifest") -> str:
+    """Hash of the rows and labels of a manifest, and of the sizes and times of its files."""
+    digest = hashlib.sha256(manifest.digest.encode())
+    for path in sorted(set(manifest.column("path"))):
+        try:
+            found = (manifest.root / path).stat()
+            digest.update(f"{path}:{found.st_size}:{found.st_mtime_ns}\n".encode())
+        except OSError as error:
+            if is_of_machine(error):
+                raise
+            digest.update(f"{path}:absent\n".encode())
+    return digest.hexdigest()[:20]

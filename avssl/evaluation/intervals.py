@@ -1,9 +1,11 @@
-"""95 % intervals: Wilson's of shares, else the bootstrap over clips, and the jackknife where that would be biased."""
+"""95 % intervals: Wilson's of shares, the bootstrap over clips, and of metrics over repeated runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.stats import binomtest
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, to_numpy
@@ -11,7 +13,7 @@ from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, to_numpy
 # Draws at a time: resamples x rows int64 stay below about 32 MB.
 _CHUNK = 4_000_000
 # Two-sided 95 % of a normal distribution.
-_Z = 1.959964
+Z95 = 1.959964
 
 
 def proportion_interval(successes: float, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -67,66 +69,73 @@ def bootstrap(
     return float(low), float(high)
 
 
-def contingency(truth: Arrayish, found: Arrayish) -> FloatArray:
-    """(classes, clusters) counts of two labellings of the same rows, without empty rows or columns."""
-    _, a = np.unique(to_numpy(truth), return_inverse=True)
-    _, b = np.unique(to_numpy(found), return_inverse=True)
-    shape = int(a.max(initial=-1)) + 1, int(b.max(initial=-1)) + 1
-    return np.bincount(a * shape[1] + b, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+@dataclass(frozen=True)
+class Spread:
+    """A metric over runs.
+
+    Attributes:
+        mean: Mean over runs.
+        std: Standard deviation of the runs (n - 1); NaN of a single one.
+        low, high: 95 % interval of the mean by Student's t over the runs. Folds share training rows, so it is rather
+            too narrow (Bengio & Grandvalet 2004); NaN of a single run, and of runs that are all equal, which would
+            have no width.
+        runs: Number of runs with a finite value.
+        repeat_std: Standard deviation (n - 1) of the means of the repetitions; NaN of fewer than two.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    runs: int
+    repeat_std: float
 
 
-def jackknife_clusters(table: FloatArray) -> dict[str, tuple[float, float]]:
-    """95 % intervals of ``NMI`` and ``ARI`` between two fixed labellings, by leaving out one row at a time.
-
-    Drawing rows with replacement repeats rows, which always agree with themselves, and so lifts both numbers; the
-    delete-one jackknife does not (Efron and Stein 1981). All rows of one cell of the table are alike, so one value for
-    each cell is enough. The interval is the value of all rows, give or take 1.96 standard errors.
+def spread(values: Sequence[float], repeats: Sequence[int]) -> Spread:
+    """The spread of a metric.
 
     Args:
-        table: (classes, clusters) counts; see :func:`contingency`. Fewer than 3 rows give NaN.
+        values: (R,) one value a run; those that are not finite do not count.
+        repeats: (R,) the repetition (the seed) of each run.
     """
-    rows = table.sum()
-    if rows < 3:
-        return {"NMI": (float("nan"),) * 2, "ARI": (float("nan"),) * 2}
-    i, j = np.nonzero(table)
-    counts = table[i, j]
-    intervals = {}
-    for name, function, lowest in (("NMI", _nmi_without, 0.0), ("ARI", _ari_without, -1.0)):
-        whole, left = function(table, None), function(table, (i, j))
-        mean = (counts * left).sum() / rows
-        error = np.sqrt((rows - 1) / rows * (counts * (left - mean) ** 2).sum())
-        low, high = np.clip((whole - _Z * error, whole + _Z * error), lowest, 1.0)
-        intervals[name] = float(low), float(high)
-    return intervals
+    kept = [(value, repeat) for value, repeat in zip(values, repeats, strict=True) if math.isfinite(value)]
+    if not kept:
+        return Spread(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
+    array = np.array([value for value, _ in kept], dtype=np.float64)
+    mean, std, low, high = float(array.mean()), math.nan, math.nan, math.nan
+    if len(array) > 1:
+        std = float(array.std(ddof=1))
+        reach = float(stats.t.ppf(0.975, len(array) - 1)) * std / math.sqrt(len(array))
+        low, high = (mean - reach, mean + reach) if reach > 0 else (math.nan, math.nan)
+    means = [np.mean([v for v, r in kept if r == repeat]) for repeat in dict.fromkeys(r for _, r in kept)]
+    repeat_std = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    return Spread(mean, std, low, high, len(array), repeat_std)
 
 
-def _sums(
-    table: FloatArray, cells: tuple[IntArray, IntArray] | None, term: Callable[[FloatArray], FloatArray]
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Sums of ``term`` over cells, rows and columns, and the number of rows, each without one row of every cell."""
-    a, b, n = table.sum(axis=1), table.sum(axis=0), table.sum()
-    totals = [term(part).sum() for part in (table, a, b)]
-    if cells is None:
-        return np.asarray(totals[0]), np.asarray(totals[1]), np.asarray(totals[2]), np.asarray(n)
-    i, j = cells
-    inner, rows, columns = (
-        total + term(part - 1) - term(part) for total, part in zip(totals, (table[i, j], a[i], b[j]), strict=True)
-    )
-    return inner, rows, columns, np.full(len(i), n - 1)
+def pooled_rate(rates: Sequence[float], counts: Sequence[float], repeats: Sequence[int]) -> tuple[float, float, float]:
+    """The share of right rows over all test rows together, and its 95 % interval (Wilson's).
+
+    Repetitions test the same rows again and tell nothing new of other rows: the interval is that of one repetition's
+    number of rows.
+
+    Args:
+        rates: (R,) share of right rows of each run.
+        counts: (R,) its test rows.
+        repeats: (R,) its repetition.
+    """
+    rows, total = np.array(counts, dtype=np.float64), float(np.sum(counts))
+    if not total:
+        return math.nan, math.nan, math.nan
+    rate = float(np.dot(rates, rows) / total)
+    once = round(total / len(set(repeats)))
+    return rate, *proportion_interval(rate * once, once)
 
 
-def _nmi_without(table: FloatArray, cells: tuple[IntArray, IntArray] | None) -> FloatArray:
-    """Mutual information over the mean of both entropies (scikit-learn's default, which also is the V-measure)."""
-    inner, rows, columns, n = _sums(table, cells, lambda x: x * np.log(np.maximum(x, 1)))
-    entropies = 2 * n * np.log(n) - rows - columns
-    mutual = inner - rows - columns + n * np.log(n)
-    return np.where(entropies > 1e-9, 2 * mutual / np.maximum(entropies, 1e-9), 1.0)
-
-
-def _ari_without(table: FloatArray, cells: tuple[IntArray, IntArray] | None) -> FloatArray:
-    """Adjusted Rand index (Hubert and Arabie 1985)."""
-    inner, rows, columns, n = _sums(table, cells, lambda x: x * (x - 1) / 2)
-    pairs = n * (n - 1) / 2
-    chance, most = rows * columns / np.maximum(pairs, 1), (rows + columns) / 2
-    same = np.abs(most - chance) < 1e-12
-    return np.where(same, 1.0, (inner - chance) / np.where(same, 1.0, most - chance))
+def spreads(metrics: Sequence[Mapping[str, float]], repeats: Sequence[int]) -> dict[str, Spread]:
+    """The spread of every metric that some run has; intervals and counts of single runs are left out."""
+    names = dict.fromkeys(name for run in metrics for name in run)
+    return {
+        name: spread([run.get(name, math.nan) for run in metrics], repeats)
+        for name in names
+        if not name.endswith(("_low", "_high", "/count"))
+    }

@@ -2,12 +2,18 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avssl.evaluation.arrays import FloatArray, as_matrix, unit_rows
+from avssl.evaluation.base import EvaluationResult, register_evaluation
+from avssl.evaluation.classification import classification_result
 from avssl.evaluation.embeddings import Embeddings
 from avssl.evaluation.probe import labelled_rows, targets_of
+
+if TYPE_CHECKING:
+    from avssl.evaluation.context import EvaluationContext
 
 logger = logging.getLogger(__name__)
 
@@ -102,3 +108,28 @@ def _votes(
             for column in range(share.shape[1]):  # k rows of targets at once would be k times the memory
                 scores[start : start + len(rows)] += share[:, column : column + 1] * targets[nearest[:, column]]
     return results
+
+
+@register_evaluation("knn", needs=("labels", "training"), default_for=("pair", "encoder"))
+def knn(context: "EvaluationContext") -> EvaluationResult:
+    """The k-NN classifier of every head.
+
+    Raises:
+        ValueError: ``knn_k`` is below 1.
+    """
+    given = context.config.knn_k
+    if given is not None and given < 1:
+        raise ValueError(f"knn_k: must be at least 1, got {given}")
+    ks, scores = {}, {}
+    for head, names in context.heads.items():
+        train = context.training_features
+        ks[head] = given or choose_k(train, head, len(names), seed=context.config.seed)
+        scores[head] = knn_scores(train, context.features, head, len(names), k=ks[head])
+    chosen = ", ".join(f"k = {k} for {head}" for head, k in ks.items())
+    how = "given" if given else "chosen by leaving one training clip out"
+    text = (
+        f"The nearest training clips by cosine similarity vote with weight exp(similarity / {TEMPERATURE:g}); "
+        f"{chosen}, {how}. Nothing is trained here."
+    )
+    found = classification_result(context, scores, title="Nearest neighbours", text=text, prefix="knn/", by="k-NN")
+    return EvaluationResult(found.section, found.metrics, found.headlines, {"k": ks})

@@ -23,7 +23,7 @@ from avssl.data.clips import Modality
 from avssl.data.failures import DataError
 from avssl.data.mixing import SetMixup, mix_waveforms
 from avssl.evaluation.arrays import FloatArray
-from avssl.evaluation.pictures import View, contact_sheet
+from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.files import atomic_path
 from avssl.limits import set_limits
 from avssl.locks import hold

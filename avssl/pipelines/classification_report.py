@@ -13,15 +13,18 @@ from avssl.config import FinetuneConfig, to_dict, to_yaml
 from avssl.evaluation.classification import (
     HEADLINES,
     ClassificationReport,
+    MultilabelReport,
     head_reports,
     headline,
     multi_head_metrics,
 )
 from avssl.evaluation.clustering import cluster_metrics
+from avssl.evaluation.curves import loss_curves
 from avssl.evaluation.embeddings import Embeddings, coverage
 from avssl.evaluation.epic import epic_metrics
-from avssl.evaluation.multilabel import MultilabelReport
-from avssl.evaluation.pictures import confusion_matrix, drawn, loss_curves, tsne_before_after
+from avssl.evaluation.error_analysis import confusion_matrix
+from avssl.evaluation.feature_maps import tsne_before_after
+from avssl.evaluation.plots import drawn
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report

@@ -9,10 +9,10 @@ from typing import Any
 
 from avssl.config import CrossvalConfig, to_dict, to_yaml
 from avssl.evaluation.classification import HEADLINES
-from avssl.evaluation.pictures import drawn, head_to_head
+from avssl.evaluation.intervals import Spread, pooled_rate, spreads
+from avssl.evaluation.plots import drawn, head_to_head
 from avssl.evaluation.report import Table, is_share, write_report
 from avssl.evaluation.result import provenance, write_result
-from avssl.evaluation.spread import Spread, pooled_rate, spreads
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settings
-from avssl.evaluation.pictures import drawn, head_to_head
+from avssl.evaluation.plots import drawn, head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.locks import hold_for_all

@@ -14,16 +14,14 @@ from avssl.data.datasets import nearest
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import SPLITS
-from avssl.evaluation.cache import EmbeddingCache
-from avssl.evaluation.predictions import FILE as PREDICTIONS
-from avssl.evaluation.predictions import write_predictions
-from avssl.evaluation.report import write_report
-from avssl.evaluation.result import provenance, write_result
+from avssl.evaluation.base import EvaluationResult, choose, report_evaluations, run_evaluations
+from avssl.evaluation.context import EvaluationContext
+from avssl.evaluation.embeddings import EmbeddingCache
+from avssl.evaluation.model import EvaluatedModel, load_evaluated
 from avssl.files import remove_leftovers
 from avssl.locks import hold
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import frame_size_for
-from avssl.pipelines.evaluations import Bench, Finding, Subject, choose, open_subject, run_all
 from avssl.pipelines.trained import Trained, own_data, run_folder, trained_with
 from avssl.training.launch import launch_single
 from avssl.training.run import read_held_out, seen_in_training
@@ -41,22 +39,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
-    subject = open_subject(checkpoint, fabric.device)
+    model = load_evaluated(checkpoint, fabric.device)
     known = trained_with(checkpoint)
-    config = replace(config, data=data_as_trained(config.data, known, subject))
-    modalities: tuple[Modality, ...] = ("audio", "video") if subject.pair is not None else subject.modalities
+    config = replace(config, data=data_as_trained(config.data, known, model))
+    modalities: tuple[Modality, ...] = ("audio", "video") if model.pair is not None else model.modalities
     _check_split(config.split)
     # Pretraining holds out its "val" from the split "pretrain".
-    pretraining = subject.pair is not None and known.is_of(config.data.name)
+    pretraining = model.pair is not None and known.is_of(config.data.name)
     labelled = config.split == "train" or (not pretraining and config.split != "pretrain")
     held_out = read_held_out(run_folder(checkpoint))
-    if subject.classifier is not None:  # a draw of its own would be judged on clips that it was trained on
+    if model.classifier is not None:  # a draw of its own would be judged on clips that it was trained on
         config = replace(config, data=replace(config.data, test_fraction=0.0))
     splits = open_splits(
         config.data, modalities=modalities, labelled=labelled, seed=config.seed, need_train=False, held_out=held_out
     )
     split = _named(splits, config)
-    _check_classes(subject, split)
+    _check_classes(model, split)
     seen = seen_in_training(run_folder(checkpoint), split)
     if seen is None and config.split in splits.held_out.keys() - held_out.keys() and known.is_of(config.data.name):
         seen = len(split)
@@ -66,30 +64,31 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "flatter it",
             *(config.data.name, seen, len(split), config.split),
         )
-    bench = Bench(
+    context = EvaluationContext(
         config=config,
-        subject=subject,
+        model=model,
         split=split,
-        training=_training(config, subject, split, splits),
-        labels=subject.labels or splits.labels,
+        training=_training(config, model, split, splits),
+        labels=model.labels or splits.labels,
         protocol=splits.protocol,
         loaders=Loaders(
-            config.data, splits.protocol, subject.modalities, subject.sample_rate, config.batch_size, config.seed
+            config.data, splits.protocol, model.modalities, model.sample_rate, config.batch_size, config.seed
         ),
         folder=config.output or run_folder(checkpoint) / f"evaluate-{Path(config.data.name).stem}",
-        fabric=fabric,
+        device=fabric.device,
+        autocast=fabric.autocast,
         cache=EmbeddingCache(cache_folder() / "embeddings" if config.cache else None),
     )
-    names = choose(config.evaluations, bench)
+    names = choose(config.evaluations, context)
     if not names:
         raise DataError(f"split {config.split!r} of {config.data.name}: no labels, and no pair to retrieve with")
-    with hold(bench.folder, "evaluation"):
-        for folder in (bench.folder, bench.folder / "pictures"):
+    with hold(context.folder, "evaluation"):
+        for folder in (context.folder, context.folder / "pictures"):
             remove_leftovers(folder)
-        return _write(bench, splits, run_all(names, bench), seen)
+        return _write(context, splits, run_evaluations(names, context), seen)
 
 
-def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataConfig:
+def data_as_trained(data: DataConfig, known: Trained, model: EvaluatedModel) -> DataConfig:
     """``data`` with what is not given in it taken from the run that the checkpoint is of.
 
     Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
@@ -97,7 +96,7 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
     """
     data = own_data(data, known)
     taken: dict[str, Any] = {}
-    sizes = subject.frames
+    sizes = model.frames
     if sizes is not None:
         number, crop = sizes
         for name, value in (
@@ -108,7 +107,7 @@ def data_as_trained(data: DataConfig, known: Trained, subject: Subject) -> DataC
                 taken[name] = value
     if data.channel == DataConfig().channel != known.channel:
         taken["channel"] = known.channel
-    if subject.classifier is not None and known.is_of(data.name):
+    if model.classifier is not None and known.is_of(data.name):
         entry = find_entry(data.name)
         for name in ("clip_seconds", "eval_clips", "eval_average"):
             if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):
@@ -146,12 +145,12 @@ def _check_split(name: str) -> None:
         raise DataError(f"split: there is no split {name!r}{nearest(name, known)}; the splits are {', '.join(known)}")
 
 
-def _training(config: EvaluateConfig, subject: Subject, split: Manifest, evaluated_of: Splits) -> Manifest | None:
+def _training(config: EvaluateConfig, model: EvaluatedModel, split: Manifest, evaluated_of: Splits) -> Manifest | None:
     """The rows that probes are fitted on, without those that are evaluated; None where no labelled one is left."""
     try:
         splits = open_splits(
             replace(config.data, test_fraction=0.0),
-            modalities=subject.modalities,
+            modalities=model.modalities,
             labelled=True,
             seed=config.seed,
             held_out=evaluated_of.held_out,
@@ -168,8 +167,8 @@ def _training(config: EvaluateConfig, subject: Subject, split: Manifest, evaluat
     return rows if known else None
 
 
-def _check_classes(subject: Subject, split: Manifest) -> None:
-    for head, names in subject.labels.items():
+def _check_classes(model: EvaluatedModel, split: Manifest) -> None:
+    for head, names in model.labels.items():
         if split.heads.get(head) != names:
             have = {name: len(classes) for name, classes in split.heads.items()}
             raise ValueError(
@@ -178,55 +177,33 @@ def _check_classes(subject: Subject, split: Manifest) -> None:
             )
 
 
-def _write_predictions(bench: Bench, findings: dict[str, Finding]) -> None:
-    """What the classifier, or else the linear probes, said of every clip; heads are named as in the metrics."""
-    if not findings.keys() & {"accuracy", "probe"}:
-        return
-    prefix = "" if "accuracy" in findings else "probe/"
-    scores = {prefix + head: values for head, values in bench.scores().items()}
-    truth = {prefix + head: bench.truth(head) for head in bench.heads}
-    classes = {prefix + head: names for head, names in bench.labels.items()}
-    write_predictions(bench.folder / PREDICTIONS, bench.features.clip_ids, scores, truth, classes)
-
-
-def _write(bench: Bench, splits: Splits, findings: dict[str, Finding], seen: int | None) -> dict[str, Any]:
-    config, name = bench.config, Path(bench.config.data.name).stem
-    metrics = {key: value for finding in findings.values() for key, value in finding.metrics.items()}
-    headlines = [headline for finding in findings.values() for headline in finding.headlines]
-    result: dict[str, Any] = {
+def _write(
+    context: EvaluationContext, splits: Splits, results: dict[str, EvaluationResult], seen: int | None
+) -> dict[str, Any]:
+    config = context.config
+    covered = context.coverage()
+    facts: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoint": config.checkpoint,
-        "checkpoint_digest": bench.subject.digest,
+        "checkpoint_digest": context.model.digest,
         "split": config.split,
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "seen_in_training": seen,
-        "evaluations": list(findings),
-        "headlines": headlines,
-        "metrics": metrics,
-        "clip_protocol": bench.clip_protocol,
-        "pad": bench.subject.pad,
-        "coverage": splits.coverage | {"evaluated": bench.covered()},
+        "clip_protocol": context.clip_protocol,
+        "pad": context.model.pad,
+        "coverage": splits.coverage | {"evaluated": covered},
         "manifest": splits.digest,
         "seed": config.seed,
-        "details": {key: finding.details for key, finding in findings.items() if finding.details},
         "config": to_dict(config),
-        "provenance": provenance(),
     }
-    write_result(bench.folder / "result.json", result)
-    _write_predictions(bench, findings)
-    covered = result["coverage"]["evaluated"]
-    clips = f"{covered['evaluated']} of {covered['expected']} clips"
-    write_report(
-        bench.folder,
-        title=f"{bench.subject.name} on {name}",
-        summary={f"split {config.split!r}": clips}
-        | ({"clips that it was trained on": str(seen)} if seen else {})
-        | {headline.name: headline.words() for headline in headlines},
-        sections=[finding.section for finding in findings.values()],
+    summary = {f"split {config.split!r}": f"{covered['evaluated']} of {covered['expected']} clips"}
+    result = report_evaluations(
+        context.folder,
+        results,
+        title=f"{context.model.name} on {Path(config.data.name).stem}",
+        facts=facts,
         config_yaml=to_yaml(config),
-        provenance=result["provenance"],
+        summary=summary | ({"clips that it was trained on": str(seen)} if seen else {}),
     )
-    for headline in headlines:
-        logger.info("%s: %s", headline.name, headline)
-    logger.info("result: %s, report: %s", bench.folder / "result.json", bench.folder / "report.html")
-    return result | {"folder": str(bench.folder)}
+    context.write_predictions(results)
+    return result | {"folder": str(context.folder)}

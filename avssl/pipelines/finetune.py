@@ -12,18 +12,17 @@ from torch import nn
 
 from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
-from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.embeddings import ClipScores, Embeddings, embed, embed_many
+from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
-from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE, AudioEncoder
+from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE
 from avssl.pipelines.pretrain import pretrain
 from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
 from avssl.pipelines.trained import run_folder, trained_with
@@ -185,49 +184,6 @@ def _what(config: FinetuneConfig) -> str:
     if config.modality == "both":
         parts.append(config.fusion)
     return "-".join(parts)
-
-
-def embed_features(
-    source: AudioEncoder | Classifier,
-    loaders: Loaders,
-    manifest: Manifest,
-    device: torch.device,
-    through: nn.Module | None = None,
-) -> Embeddings:
-    """Features (N, D), before any head, of every readable clip; ``source`` is on ``device``.
-
-    ``through``, where it is given, is a part of the head that they pass first.
-    """
-    model = source.encoder if isinstance(source, AudioEncoder) else source
-    training = model.training
-    model.eval()
-
-    def encode(batch: Batch) -> torch.Tensor:
-        found = source.features(batch.to(device))
-        return found if through is None else through(found)
-
-    features = embed(encode, loaders.evaluate(manifest), description="features")
-    model.train(training)
-    return features
-
-
-def classify_split(
-    classifier: Classifier, loaders: Loaders, manifest: Manifest, device: torch.device
-) -> tuple[Embeddings, dict[str, np.ndarray]]:
-    """Features (N, D) and scores (N, classes) by head of every readable row, see `ClipScores`."""
-    training = classifier.training
-    classifier.eval()
-    protocol = loaders.protocol
-    clips = ClipScores(classifier.labels, manifest.multilabel, protocol.eval_clips, protocol.average)
-
-    def encode(batch: Batch) -> dict[str, torch.Tensor]:
-        features = classifier.features(batch.to(device))
-        return {"features": features, "scores": clips.to_average(classifier.outputs(features))}
-
-    both = embed_many(encode, loaders.evaluate(manifest), description="classify")
-    classifier.train(training)
-    scores = clips.of_average(torch.from_numpy(both["scores"].features))
-    return both["features"], {head: values.numpy() for head, values in scores.items()}
 
 
 def _fit_linear(

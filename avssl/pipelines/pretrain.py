@@ -10,21 +10,20 @@ import torch
 import mast
 from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
-from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
-from avssl.evaluation.collapse import CollapseMonitor
-from avssl.evaluation.diagnostics import diagnose
-from avssl.evaluation.embeddings import Embeddings, coverage, embed_many
-from avssl.evaluation.pictures import RetrievalExample, drawn, loss_curves, retrieval_examples
+from avssl.evaluation.curves import loss_curves
+from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
+from avssl.evaluation.embeddings import Embeddings, coverage, embed_pair
+from avssl.evaluation.online_probe import OnlineProbe
+from avssl.evaluation.plots import drawn
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
-from avssl.evaluation.retrieval import nearest, retrieval_metrics
+from avssl.evaluation.retrieval import RetrievalExample, nearest, retrieval_examples, retrieval_metrics
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.encoders import EXPORT, export_audio_encoder
-from avssl.pipelines.online_probe import OnlineProbe
 from avssl.pipelines.starts import StartedPair, complete_pretraining, start_pair
 from avssl.pipelines.training import (
     build_engine,
@@ -179,23 +178,6 @@ def _check_frames(frontend: mast.LogMel, clip_seconds: float) -> None:
             f"audio.fixed_frames: clips of {clip_seconds:g} s have {frames} frames, not {fixed}: their times would not "
             f"be those of the video; give --audio.fixed_frames {frames}"
         )
-
-
-def embed_pair(
-    pair: AudioVisualPair, loaders: Loaders, manifest: Manifest, device: torch.device
-) -> tuple[Embeddings, Embeddings]:
-    """Joint audio and video embeddings of every readable clip of ``manifest``."""
-    training = pair.training
-    pair.eval()
-
-    def encode(batch: Batch) -> dict[str, torch.Tensor]:
-        batch = batch.to(device)
-        assert batch.audio is not None and batch.video is not None
-        return {"audio": pair.embed_audio(batch.audio, batch.samples), "video": pair.embed_video(batch.video)}
-
-    both = embed_many(encode, loaders.evaluate(manifest), normalize=True)
-    pair.train(training)
-    return both["audio"], both["video"]
 
 
 def _evaluate(

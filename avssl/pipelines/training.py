@@ -22,7 +22,7 @@ from avssl.config import (
 from avssl.data.failures import FailureMonitor
 from avssl.data.mixing import SetMixup
 from avssl.data.shards.index import shard_numbers
-from avssl.evaluation.cache import model_digest
+from avssl.evaluation.embeddings import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.pipelines.data import Splits
 from avssl.training.engine import Engine, Schedule, Task

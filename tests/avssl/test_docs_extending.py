@@ -13,9 +13,9 @@ from scipy.io import wavfile
 import avssl
 import mast
 from avssl.data import datasets
+from avssl.evaluation import base as evaluations
 from avssl.models import video
 from avssl.objectives import base as objectives
-from avssl.pipelines.evaluations import base as evaluations
 from mast import registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -18,8 +18,7 @@ from avssl.checkpoint import verify
 from avssl.config import PrepareOptions
 from avssl.data.manifest import Manifest
 from avssl.demo import build_demo, demo_rows, ensure_demo
-from avssl.evaluation.pictures import drawn
-from avssl.evaluation.pictures.style import new_figure, save
+from avssl.evaluation.plots import drawn, new_figure, save
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import write_result
 from avssl.pipelines.prepare import prepare

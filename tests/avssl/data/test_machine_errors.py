@@ -26,7 +26,7 @@ from avssl.data.shards import write
 from avssl.data.shards.encode import Job, Made, make
 from avssl.data.shards.verify import verify
 from avssl.errors import is_of_machine, machine_error
-from avssl.evaluation.pictures import drawn
+from avssl.evaluation.plots import drawn
 from avssl.files import atomic_path
 
 

@@ -9,8 +9,7 @@ from torch import nn
 
 import avssl  # noqa: F401
 from avssl.data.manifest import Manifest
-from avssl.evaluation.cache import EmbeddingCache, media_digest, model_digest
-from avssl.evaluation.embeddings import Embeddings
+from avssl.evaluation.embeddings import EmbeddingCache, Embeddings, media_digest, model_digest
 
 
 def made(value: float) -> dict[str, Embeddings]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from avssl.evaluation.collapse import CollapseMonitor
+from avssl.evaluation.diagnostics import CollapseMonitor
 
 
 def told(monitor: CollapseMonitor, ranks: list[float], name: str = "audio", first: int = 1) -> list[int]:

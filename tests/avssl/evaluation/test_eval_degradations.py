@@ -6,9 +6,7 @@ import torch
 
 import avssl  # noqa: F401
 from avssl.data.batch import Batch
-from avssl.evaluation.codec import through_codec
-from avssl.evaluation.degradations import degradations
-from avssl.pipelines.evaluations.robustness import _damaged
+from avssl.evaluation.robustness import damaged, degradations, through_codec
 
 RATE = 16000
 BY_NAME = {damage.name: damage for damage in degradations(RATE)}
@@ -113,5 +111,5 @@ def test_all_that_the_media_cover_is_damaged_and_padding_alone_is_not() -> None:
     fraction, samples = torch.tensor([0.5]), torch.tensor([12000])  # a quarter is a gap, another is padding
     wave[12000:] = 0
     batch = Batch(torch.from_numpy(wave)[None], None, {}, none.long(), ["clip"], none.double(), fraction, samples)
-    heard = _damaged(batch, BY_NAME["gain -20 dB"], RATE, 0).audio[0].numpy()
+    heard = damaged(batch, BY_NAME["gain -20 dB"], RATE, 0).audio[0].numpy()
     np.testing.assert_allclose(heard, wave / 10, atol=2e-5)

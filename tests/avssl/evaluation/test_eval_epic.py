@@ -8,8 +8,7 @@ import pytest
 
 from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.epic import Subsets, is_epic, subset_metrics
-from avssl.evaluation.epic_submission import best_actions, validate_submission, write_submission
+from avssl.evaluation.epic import Subsets, best_actions, is_epic, subset_metrics, validate_submission, write_submission
 
 N, VERBS, NOUNS = 400, 97, 300
 RNG = np.random.default_rng(3)

@@ -6,7 +6,8 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import avssl  # noqa: F401
-from avssl.evaluation.intervals import bootstrap_medians, contingency, jackknife_clusters, proportion_interval
+from avssl.evaluation.clustering import contingency, jackknife_clusters
+from avssl.evaluation.intervals import bootstrap_medians, proportion_interval
 
 
 def test_bootstrap_agrees_with_scipy():

@@ -5,15 +5,16 @@ import pytest
 from sklearn.metrics import auc
 
 from avssl.evaluation.localization import (
+    HeatExample,
     best_iou,
     centre_heat,
     consensus_iou,
+    heat_maps,
     hottest_half,
     localization_metrics,
     points_inside,
     success_area,
 )
-from avssl.evaluation.pictures import HeatExample, heat_maps
 
 
 def reference_iou(heat: np.ndarray, truth: np.ndarray) -> float:

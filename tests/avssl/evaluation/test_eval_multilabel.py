@@ -10,8 +10,12 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from avssl.evaluation.class_ranking import rank_classes
-from avssl.evaluation.classification import classification_report, mean_average_precision, multi_head_metrics
-from avssl.evaluation.multilabel import multilabel_report
+from avssl.evaluation.classification import (
+    classification_report,
+    mean_average_precision,
+    multi_head_metrics,
+    multilabel_report,
+)
 
 
 @pytest.fixture

@@ -11,34 +11,21 @@ import pytest
 from matplotlib.colors import to_hex
 
 import avssl  # noqa: F401
-from avssl.evaluation.pictures import (
-    RetrievalExample,
-    class_maps,
-    condition_bars,
-    confusion_matrix,
-    head_to_head,
-    loss_curves,
-    retrieval_examples,
-    share_curves,
-    tsne_before_after,
-)
-from avssl.evaluation.pictures import conditions as conditions_module
-from avssl.evaluation.pictures import confusion as confusion_module
-from avssl.evaluation.pictures import curves as curves_module
-from avssl.evaluation.pictures import lines as lines_module
-from avssl.evaluation.pictures import maps as maps_module
-from avssl.evaluation.pictures import matches as matches_module
-from avssl.evaluation.pictures.curves import collect, smooth
-from avssl.evaluation.pictures.maps import umap_map
-from avssl.evaluation.pictures.style import RIGHT, WRONG, class_style, save
-from avssl.evaluation.pictures.tsne import tsne_map
+from avssl.evaluation import curves, error_analysis, feature_maps, few_label, retrieval, robustness
+from avssl.evaluation.curves import collect, loss_curves, smooth
+from avssl.evaluation.error_analysis import confusion_matrix
+from avssl.evaluation.feature_maps import class_maps, tsne_before_after, tsne_map, umap_map
+from avssl.evaluation.few_label import share_curves
+from avssl.evaluation.plots import RIGHT, WRONG, class_style, head_to_head, save
+from avssl.evaluation.retrieval import RetrievalExample, retrieval_examples
+from avssl.evaluation.robustness import condition_bars
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that the pictures are saved from, for a look inside."""
     made = []
-    for module in (conditions_module, confusion_module, curves_module, lines_module, maps_module, matches_module):
+    for module in (robustness, error_analysis, curves, few_label, feature_maps, retrieval):
         monkeypatch.setattr(module, "save", lambda figure, path: (made.append(figure), save(figure, path)))
     return made
 
@@ -222,7 +209,15 @@ def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path):
     before = dict(mpl.rcParams)
     confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "c.png")
     assert dict(mpl.rcParams) == before
-    code = "import sys, avssl.evaluation.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys; from avssl.evaluation import base; base.available(); sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["classification", "retrieval", "diagnostics", "compare", "intervals"])
+def test_metrics_do_not_wait_for_what_draws_and_fits(module):
+    code = f"import sys, avssl.evaluation.{module}; sys.exit(bool({{'matplotlib', 'sklearn'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -254,7 +249,7 @@ def test_umap_separates_what_is_separate_and_is_the_same_again():
 
 
 def test_without_umap_the_error_says_what_to_install():
-    code = "import sys; sys.modules['umap'] = None; from avssl.evaluation.pictures.maps import umap_map, has_umap; "
+    code = "import sys; sys.modules['umap'] = None; from avssl.evaluation.feature_maps import umap_map, has_umap; "
     code += "import numpy as np; print(has_umap()); umap_map(np.eye(9))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False" and "pip install 'avssl[umap]'" in done.stderr.splitlines()[-1]

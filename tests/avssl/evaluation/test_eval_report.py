@@ -10,7 +10,7 @@ import pytest
 from scipy.io import wavfile
 
 import avssl  # noqa: F401
-from avssl.evaluation.pictures import confusion_matrix
+from avssl.evaluation.error_analysis import confusion_matrix
 from avssl.evaluation.report import Section, Sound, Table, is_number, show, write_report
 
 

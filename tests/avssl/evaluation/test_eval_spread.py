@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avssl.evaluation.spread import pooled_rate, spread, spreads
+from avssl.evaluation.intervals import pooled_rate, spread, spreads
 
 
 def test_the_interval_is_students() -> None:

@@ -21,9 +21,9 @@ from avssl.config import (
     PretrainConfig,
     to_yaml,
 )
-from avssl.evaluation.pictures import View, contact_sheet
-from avssl.evaluation.pictures import sheet as sheet_module
-from avssl.evaluation.pictures.style import save
+from avssl.evaluation import contact_sheet as sheet_module
+from avssl.evaluation.contact_sheet import View, contact_sheet
+from avssl.evaluation.plots import save
 from avssl.pipelines.augment import augment_sheet, in_words, write_wave
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ import pytest
 from scipy.io import wavfile
 
 from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, WandbConfig
-from avssl.evaluation.epic_submission import validate_submission
+from avssl.evaluation.epic import validate_submission
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.finetune import finetune
 

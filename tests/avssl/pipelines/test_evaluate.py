@@ -17,10 +17,10 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
+from avssl.evaluation.model import load_evaluated
 from avssl.evaluation.predictions import read_predictions
 from avssl.locks import HeldError, hold
 from avssl.pipelines.evaluate import data_as_trained, evaluate
-from avssl.pipelines.evaluations import open_subject
 from avssl.pipelines.trained import run_folder, trained_with
 
 CLASSES = ["high", "low", "middle"]
@@ -123,7 +123,7 @@ def test_accuracy_is_that_of_the_exported_model_on_the_same_samples(config, tone
     config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
     config.data.eval_clips, config.data.eval_average = 2, average
     result = evaluate(config)
-    assert result["evaluations"] == ["accuracy", "clustering", "pictures", "worst"]
+    assert result["evaluations"] == ["accuracy", "clustering", "pictures", "error_analysis"]
     loaded = mast.from_pretrained(tmp_path / "classifier")
     right, wanted = [], {}
     for path in sorted(tones.glob("test-*.wav")):
@@ -147,7 +147,16 @@ def test_accuracy_is_that_of_the_exported_model_on_the_same_samples(config, tone
 
 def test_every_evaluation_of_a_classifier_is_told_in_result_and_report(config, tmp_path):
     config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
-    config.evaluations = ["robustness", "worst", "probe", "few_label", "accuracy", "knn", "pictures", "clustering"]
+    config.evaluations = [
+        "robustness",
+        "error_analysis",
+        "probe",
+        "few_label",
+        "accuracy",
+        "knn",
+        "pictures",
+        "clustering",
+    ]
     config.few_label_draws, config.worst_classes = 2, 2
     evaluate(config)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -185,7 +194,7 @@ def test_data_without_a_training_split_is_evaluated_by_what_needs_none(config, t
     config.data.name = str(tones / "tests.csv")
     assert evaluate(config)["evaluations"] == ["clustering", "pictures"]
     config.checkpoint = str(export(tmp_path / "classifier", CLASSES))
-    assert evaluate(config)["evaluations"] == ["accuracy", "clustering", "pictures", "worst"]
+    assert evaluate(config)["evaluations"] == ["accuracy", "clustering", "pictures", "error_analysis"]
     with pytest.raises(ValueError, match="no labelled split 'train'"):
         evaluate(replace(config, evaluations=["knn"]))
 
@@ -201,7 +210,7 @@ def test_several_labels_of_a_clip(config, tones, tmp_path):
     scan(Manifest.from_rows(rows, tones, {"tags": CLASSES}), progress=False).save(tmp_path / "tags.parquet")
     config.data.name = str(tmp_path / "tags.parquet")
     assert evaluate(config)["evaluations"] == ["probe", "knn"]
-    config.evaluations, config.few_label_draws = ["probe", "knn", "few_label", "worst", "robustness"], 2
+    config.evaluations, config.few_label_draws = ["probe", "knn", "few_label", "error_analysis", "robustness"], 2
     metrics = evaluate(config)["metrics"]
     assert metrics["probe/tags/mAP"] > 0.7 and metrics["knn/tags/mAP"] > 0.7
     assert metrics["probe/tags/count"] == 11
@@ -219,7 +228,7 @@ def test_several_labels_of_a_clip(config, tones, tmp_path):
         ({"evaluations": ["knn"], "split": "train"}, "judged by itself"),
         ({"evaluations": ["knn"], "knn_k": 0}, "knn_k"),
         ({"evaluations": ["few_label"], "few_label_draws": 0}, "few_label_draws"),
-        ({"evaluations": ["worst"], "worst_classes": 0}, "worst_classes"),
+        ({"evaluations": ["error_analysis"], "worst_classes": 0}, "worst_classes"),
         ({"evaluations": []}, "evaluations: the list is empty"),
     ],
 )
@@ -264,7 +273,7 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     known = {"name": name, "clip_seconds": 0.5, "eval_clips": 3, "options": {"label": "label"}, "num_frames": 4}
     known["channel"] = 1
     (run / "config.yaml").write_text(yaml.safe_dump({"data": known}))
-    subject = open_subject(run / "audio_encoder", torch.device("cpu"))
+    subject = load_evaluated(run / "audio_encoder", torch.device("cpu"))
     assert (subject.kind, subject.name) == ("classifier", "run")
     lying = {run: run, run / "audio_encoder": run, run / "checkpoints" / "last.ckpt": run}
     lying |= {tmp_path / "mean.ckpt": tmp_path, tmp_path / "audio_encoder": tmp_path / "audio_encoder"}

@@ -23,14 +23,14 @@ from avssl.config import (
     VideoConfig,
     WandbConfig,
 )
-from avssl.evaluation.embeddings import Embeddings
+from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
 from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.encoders import load_audio_encoder, load_pair
 from avssl.pipelines.evaluate import evaluate
-from avssl.pipelines.finetune import classify_split, embed_features, finetune
+from avssl.pipelines.finetune import finetune
 from avssl.pipelines.pretrain import pretrain
 
 DATA = DataConfig(

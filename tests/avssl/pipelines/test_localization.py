@@ -12,10 +12,10 @@ import yaml
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.catalog import open_data
 from avssl.data.places import Box, read_boxes
+from avssl.evaluation.localization import heat
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives.vectors import unit
 from avssl.pipelines.evaluate import evaluate
-from avssl.pipelines.evaluations.localization import heat
 
 OPTIONS = {"pretrain": 1, "train_per_class": 1, "test_per_class": 1}
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}

@@ -9,9 +9,9 @@ import torch
 from avssl.config import DataConfig
 from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
-from avssl.pipelines import online_probe
+from avssl.evaluation import online_probe
+from avssl.evaluation.online_probe import MAX_ROWS, OnlineProbe
 from avssl.pipelines.data import ClipProtocol, Loaders, Splits
-from avssl.pipelines.online_probe import MAX_ROWS, OnlineProbe
 
 HEADS = {"event": ["a", "b"], "place": ["x", "y"]}
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from avssl.evaluation.arrays import FloatArray
-from avssl.evaluation.pictures.style import FAINT, PALETTE, new_figure, save, styled
+from avssl.evaluation.plots import FAINT, PALETTE, new_figure, save, styled
 
 # Title, axis label, and which keys of the metrics file belong to the panel. The first match takes the key.
 PANELS = (

@@ -1,13 +1,13 @@
-"""Where evaluations work: the checkpoint, the clips, and everything about them that more than one of them needs."""
+"""What evaluations share: the model, the clips, and everything about them that more than one of them needs."""
 
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,42 +16,69 @@ from avssl.data.batch import Batch
 from avssl.data.manifest import Manifest
 from avssl.data.places import HELP, has_boxes
 from avssl.evaluation.arrays import FloatArray
-from avssl.evaluation.cache import EmbeddingCache, media_digest
-from avssl.evaluation.embeddings import ClipScores, Embeddings, coverage, embed_many
+from avssl.evaluation.embeddings import (
+    ClipScores,
+    EmbeddingCache,
+    Embeddings,
+    coverage,
+    embed_many,
+    embed_pair,
+    media_digest,
+)
 from avssl.evaluation.epic import is_epic
+from avssl.evaluation.model import EvaluatedModel
+from avssl.evaluation.predictions import FILE as PREDICTIONS
+from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.probe import ProbeResult, linear_probe
 from avssl.pipelines.data import ClipProtocol, Loaders
-from avssl.pipelines.evaluations.subject import Subject
-from avssl.pipelines.pretrain import embed_pair
+
+
+@dataclass(frozen=True)
+class Before:
+    """Features of the evaluated rows before the training that is reported, for a picture.
+
+    Attributes:
+        features: of the same rows.
+        title: what they come from: "Before fine-tuning", "Random weights".
+        title_after: what the features after the training come from.
+    """
+
+    features: Embeddings
+    title: str
+    title_after: str
 
 
 @dataclass
-class Bench:
+class EvaluationContext:
     """The state that evaluations share; what is asked for twice is computed once.
 
     Attributes:
         config: of the evaluation.
-        subject: the loaded checkpoint.
+        model: what is evaluated.
         split: rows to evaluate.
-        training: labelled rows to fit probes on, none of them evaluated; None where the data has none.
         labels: class names of each head to evaluate.
         protocol: length and number of the clips of a row.
-        loaders: of the subject's modalities.
+        loaders: of the model's modalities.
         folder: of the result.
-        fabric: device and precision.
-        cache: of embeddings.
+        device: where the model is.
+        autocast: the precision of passes through the model; default: that of its weights.
+        training: labelled rows to fit probes on, none of them evaluated; None where the data has none.
+        cache: of embeddings; default: none are kept.
+        before: features before a training that this evaluation is the end of.
     """
 
     config: EvaluateConfig
-    subject: Subject
+    model: EvaluatedModel
     split: Manifest
-    training: Manifest | None
     labels: dict[str, list[str]]
     protocol: ClipProtocol
     loaders: Loaders
     folder: Path
-    fabric: Fabric
-    cache: EmbeddingCache
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    training: Manifest | None = None
+    cache: EmbeddingCache = field(default_factory=lambda: EmbeddingCache(None))
+    before: Before | None = None
     _probes: dict[str, ProbeResult] = field(default_factory=dict)
 
     @property
@@ -62,50 +89,54 @@ class Bench:
     @property
     def scored_clips(self) -> str:
         """How a row is scored, for names of metrics."""
-        return self.clips if self.subject.classifier is None else self.protocol.words()
+        return self.clips if self.model.classifier is None else self.protocol.words()
 
     @property
     def clip_protocol(self) -> str:
         """Which clips of a row are scored, for result.json: of a checkpoint without classes its features count."""
-        return self.protocol.told("features" if self.subject.classifier is None else None)
+        return self.protocol.told("features" if self.model.classifier is None else None)
 
     @cached_property
     def _clip_scores(self) -> ClipScores:
         several = self.split.multilabel
-        return ClipScores(self.subject.labels, several, self.protocol.eval_clips, self.protocol.average)
+        return ClipScores(self.model.labels, several, self.protocol.eval_clips, self.protocol.average)
 
-    def lacks(self, need: str) -> str:
+    def unmet(self, need: str) -> str:
         """Why ``need`` is not met, for an error; empty where it is.
 
         Args:
-            need: pair or classifier (kind of checkpoint); labels (the split has some); classes (a single-label head
-                among them); training (labelled training rows, other than the evaluated ones); scores (classes of the
-                checkpoint's own, or training rows for a linear probe); hearing (the checkpoint takes sound);
-                unlabelled (the split has no labels); epic (its heads are EPIC-KITCHENS's); places (the data say where
+            need: pair or classifier (kind of the model); labels (the split has some); single_label (a head with one
+                label a clip among them); training (labelled training rows, other than the evaluated ones); scores
+                (classes of the model's own, or training rows for a linear probe); audio (the model takes sound);
+                unlabelled (the split has no labels); epic (its heads are EPIC-KITCHENS's); boxes (the data say where
                 in the picture that which sounds is).
+
+        Raises:
+            ValueError: there is no such need.
         """
-        if need == "places":
-            return "" if has_boxes(self.split) else f"{self.config.data.name} does not say where what sounds is: {HELP}"
+        data, split = self.config.data.name, self.config.split
+        if need in ("pair", "classifier"):
+            return "" if self.model.kind == need else f"the checkpoint is no {need}"
+        if need == "boxes":
+            return "" if has_boxes(self.split) else f"{data} does not say where what sounds is: {HELP}"
         if need == "epic":
             return "" if is_epic(self.split.heads) else "the data has not the two heads verb and noun"
         if need == "unlabelled":
-            return f"split {self.config.split!r} has labels" if self.heads else ""
-        if need == "hearing":
-            return "" if "audio" in self.subject.modalities else "the checkpoint hears nothing"
-        if need == "scores" and self.subject.classifier is not None:
-            return ""
-        if need in ("pair", "classifier"):
-            return "" if self.subject.kind == need else f"the checkpoint is no {need}"
+            return f"split {split!r} has labels" if self.heads else ""
+        if need == "audio":
+            return "" if "audio" in self.model.modalities else "the checkpoint hears nothing"
         if need == "labels":
-            return "" if self.heads else f"split {self.config.split!r} has no labelled clip"
-        if need == "classes":
+            return "" if self.heads else f"split {split!r} has no labelled clip"
+        if need == "single_label":
             single = any(self.split.labels(head).ndim == 1 for head in self.heads)
-            return "" if single else f"split {self.config.split!r} has no head with one label for each clip"
-        if self.training is not None:
+            return "" if single else f"split {split!r} has no head with one label for each clip"
+        if need not in ("scores", "training"):
+            raise ValueError(f"an evaluation needs {need!r}, which is none of the needs that are known")
+        if self.training is not None or (need == "scores" and self.model.classifier is not None):
             return ""
-        if self.config.split == "train":
+        if split == "train":
             return "the training split would be judged by itself; evaluate another --split"
-        return f"data {self.config.data.name} has no labelled split 'train'"
+        return f"data {data} has no labelled split 'train'"
 
     @cached_property
     def heads(self) -> dict[str, list[str]]:
@@ -120,7 +151,7 @@ class Bench:
     def embedded(self) -> dict[str, Embeddings]:
         """Of the evaluated rows, ``features`` and, of a classifier, ``outputs`` (N, all classes), as
         `ClipScores` averages them."""
-        return self._embed(self.subject, self.split, "evaluated clips")
+        return self._embed(self.model, self.split, "evaluated clips")
 
     @property
     def features(self) -> Embeddings:
@@ -131,15 +162,15 @@ class Bench:
     def training_features(self) -> Embeddings:
         """Features of the training rows."""
         assert self.training is not None
-        return self._embed(self.subject, self.training, "training clips")["features"]
+        return self._embed(self.model, self.training, "training clips")["features"]
 
-    def twin_features(self) -> tuple[Embeddings, Embeddings] | None:
+    def random_features(self) -> tuple[Embeddings, Embeddings] | None:
         """Features of the training and of the evaluated rows by the same architecture with random weights."""
-        twin = self.subject.random_twin(self.config.seed)
-        if twin is None or self.training is None:
+        random = self.model.random_encoder(self.config.seed)
+        if random is None or self.training is None:
             return None
         train, test = (
-            self._embed(twin, rows, f"random weights, {name} clips")["features"]
+            self._embed(random, rows, f"random weights, {name} clips")["features"]
             for rows, name in ((self.training, "training"), (self.split, "evaluated"))
         )
         return train, test
@@ -152,18 +183,17 @@ class Bench:
     @cached_property
     def joint(self) -> tuple[Embeddings, Embeddings]:
         """Joint audio and video embeddings of the evaluated rows."""
-        pair = self.subject.pair
+        pair = self.model.pair
         assert pair is not None
         loaders = self.pair_loaders
 
         def make() -> dict[str, Embeddings]:
-            with self.fabric.autocast():
-                audio, video = embed_pair(pair, loaders, self.split, self.fabric.device)
+            with self.autocast():
+                audio, video = embed_pair(pair, loaders, self.split, self.device)
             return {"audio": audio, "video": video}
 
         frames = [self.config.data.num_frames, self.config.data.frame_size]
-        key = self._key(self.subject, self.split) | {"what": "joint", "frames": frames}
-        both = self.cache.get(key, ("audio", "video"), make)
+        both = self._kept(self.model, self.split, {"what": "joint", "frames": frames}, ("audio", "video"), make)
         return both["audio"], both["video"]
 
     def probe(self, head: str) -> ProbeResult:
@@ -182,7 +212,7 @@ class Bench:
         Args:
             averaged: What :meth:`to_average` gave, averaged over the clips of each row; default: of the evaluated rows.
         """
-        if self.subject.classifier is not None:
+        if self.model.classifier is not None:
             return {head: values for head, values in self.all_scores(averaged).items() if head in self.heads}
         if averaged is None:
             return {head: self.probe(head).scores for head in self.heads}
@@ -190,54 +220,75 @@ class Bench:
         return {head: rows @ self.probe(head).weight.T + self.probe(head).bias for head in self.heads}
 
     def all_scores(self, averaged: Embeddings | None = None) -> dict[str, FloatArray]:
-        """Those of all heads of the classifier, also of heads without labels."""
+        """Scores of all heads of the classifier, also of heads without labels."""
         mean = self.embedded["outputs"] if averaged is None else averaged
         found = self._clip_scores.of_average(torch.from_numpy(mean.features))
         return {head: values.numpy() for head, values in found.items()}
 
     def to_average(self, batch: Batch) -> Tensor:
         """(B, D) of a batch on the device: what is averaged over the clips of a row before :meth:`scores`."""
-        features, classifier = self.subject.features(batch), self.subject.classifier
+        features, classifier = self.model.features(batch), self.model.classifier
         return features if classifier is None else self._clip_scores.to_average(classifier.outputs(features))
 
     def truth(self, head: str) -> NDArray[Any]:
         """Labels of the evaluated rows."""
         return self.features.labels[head]
 
-    def covered(self) -> dict[str, Any]:
+    def coverage(self) -> dict[str, Any]:
         """How many of the rows were evaluated, and why not all."""
         done = self.joint[0] if "joint" in self.__dict__ else self.features
         return coverage(len(self.split), len(done), done.failures)
 
-    def _embed(self, subject: Subject, rows: Manifest, what: str) -> dict[str, Embeddings]:
-        classifier = subject.classifier
+    def write_predictions(self, evaluations: Collection[str]) -> None:
+        """Writes what the classifier, or else the linear probes, said of every clip, where one of these was evaluated.
+
+        Heads are named as in the metrics.
+        """
+        if not {"accuracy", "probe"} & set(evaluations):
+            return
+        prefix = "" if "accuracy" in evaluations else "probe/"
+        scores = {prefix + head: values for head, values in self.scores().items()}
+        truth = {prefix + head: self.truth(head) for head in self.heads}
+        classes = {prefix + head: names for head, names in self.labels.items()}
+        write_predictions(self.folder / PREDICTIONS, self.features.clip_ids, scores, truth, classes)
+
+    def _embed(self, model: EvaluatedModel, rows: Manifest, what: str) -> dict[str, Embeddings]:
+        classifier = model.classifier
 
         def encode(batch: Batch) -> dict[str, Tensor]:
-            features = subject.features(batch.to(self.fabric.device))
+            features = model.features(batch.to(self.device))
             if classifier is None:
                 return {"features": features}
             return {"features": features, "outputs": self._clip_scores.to_average(classifier.outputs(features))}
 
         def make() -> dict[str, Embeddings]:
-            with self.fabric.autocast():
+            with self.autocast():
                 return embed_many(encode, self.loaders.evaluate(rows), description=what)
 
         names = ("features", "outputs") if classifier else ("features",)
-        return self.cache.get(self._key(subject, rows) | {"what": "features"}, names, make)
+        return self._kept(model, rows, {"what": "features"}, names, make)
 
-    def _key(self, subject: Subject, rows: Manifest) -> dict[str, Any]:
+    def _kept(
+        self,
+        model: EvaluatedModel,
+        rows: Manifest,
+        what: dict[str, Any],
+        names: Sequence[str],
+        make: Callable[[], dict[str, Embeddings]],
+    ) -> dict[str, Embeddings]:
+        """What ``make`` gives, through the cache where there is one: its key needs a hash of all weights and files."""
+        if self.cache.folder is None:
+            return make()
+        return self.cache.get(self._key(model, rows) | what, names, make)
+
+    def _key(self, model: EvaluatedModel, rows: Manifest) -> dict[str, Any]:
         data = self.config.data
         return {
-            "model": subject.digest,
+            "model": model.digest,
             "clips": media_digest(rows),
             "protocol": [self.protocol.seconds, self.protocol.eval_clips, self.protocol.average],
-            "sample_rate": subject.sample_rate,
-            "frames": [data.num_frames, data.frame_size] if "video" in subject.modalities else None,
+            "sample_rate": model.sample_rate,
+            "frames": [data.num_frames, data.frame_size] if "video" in model.modalities else None,
             "channel": data.channel,
             "precision": self.config.runtime.precision,
         }
-
-
-def labelled(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """(N,) whether a row has a label, of a single- or multi-label head."""
-    return np.asarray(labels >= 0 if labels.ndim == 1 else (labels >= 0).all(axis=1))

@@ -10,7 +10,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Rectangle
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, to_numpy
-from avssl.evaluation.pictures.style import FAINT, PALETTE, WRONG, new_figure, save, shorten, styled
+from avssl.evaluation.plots import FAINT, PALETTE, WRONG, new_figure, save, shorten, styled
 
 _SHOWN_FRAMES = 4
 _COLUMNS = 300  # of a waveform's outline

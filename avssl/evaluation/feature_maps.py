@@ -1,20 +1,31 @@
-"""Maps of clips in the plane, classes told by colour and marker and named in a legend."""
+"""Maps of the clips' features in the plane, classes told by colour and marker and named in a legend."""
 
 import importlib.util
+import logging
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, as_labels, as_matrix, unit_rows
+from avssl.evaluation.base import EvaluationResult, register_evaluation
 from avssl.evaluation.clustering import silhouette
-from avssl.evaluation.pictures.style import bare, check_names, class_style, new_figure, save, shorten, styled
-from avssl.evaluation.pictures.tsne import tsne_map
+from avssl.evaluation.plots import bare, check_names, class_style, drawn, new_figure, save, shorten, styled
+from avssl.evaluation.report import Section
 
+if TYPE_CHECKING:
+    from avssl.evaluation.context import Before, EvaluationContext
+
+logger = logging.getLogger(__name__)
+
+# More points than this make a t-SNE slow and its picture unreadable.
+POINTS = 2000
 UMAP_MISSING = "UMAP needs umap-learn: pip install 'avssl[umap]' or pip install umap-learn"
 
 
@@ -60,6 +71,8 @@ def class_maps(
     Raises:
         ValueError: no labelled row, or panels of other lengths than the labels.
     """
+    from matplotlib.lines import Line2D
+
     names = check_names(class_names, len(class_names))
     truth = as_labels(labels, "labels", len(panels[0][1]), len(class_names))
     present = np.unique(truth[truth >= 0])
@@ -141,3 +154,71 @@ def with_silhouette(name: str, features: FloatArray, labels: Arrayish, seed: int
     """``name`` with the silhouette of the classes in the full space, where it is defined."""
     score = silhouette(unit_rows(features.astype(np.float64)), labels, seed=seed)
     return f"{name}, silhouette {score:+.2f}" if np.isfinite(score) else name
+
+
+def tsne_map(features: Arrayish, *, perplexity: float = 30.0, seed: int = 0) -> FloatArray:
+    """Plane coordinates ``(N, 2)`` by t-SNE (van der Maaten and Hinton 2008) on rows of length 1.
+
+    Starts from PCA, seeded. Perplexity is kept under a third of the rows; fewer than 5 rows, or rows that are all
+    the same, are drawn by PCA or at one point.
+    """
+    matrix = unit_rows(as_matrix(features, "features").astype(np.float64))
+    rows, spread = len(matrix), matrix.std(axis=0).max()
+    if spread < 1e-9:
+        return np.zeros((rows, 2))
+    if rows < 5 or matrix.shape[1] < 2:
+        flat = PCA(min(2, *matrix.shape)).fit_transform(matrix)
+        return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+    perplexity = max(1.0, min(perplexity, (rows - 1) / 3))
+    return TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(matrix)
+
+
+@register_evaluation("pictures", needs=("single_label",), default_for=("pair", "encoder", "classifier"))
+def pictures(context: "EvaluationContext") -> EvaluationResult:
+    """t-SNE and UMAP of the features for every head with one label a clip; of a run that trained, before and after."""
+    shown: list[tuple[Path, str]] = []
+    text = "Distances in a map cannot be read off; the silhouette is of the classes in the features themselves."
+    maps = {"t-SNE": tsne_map} | ({"UMAP": umap_map} if has_umap() else {})
+    if "UMAP" not in maps and context.before is None:
+        logger.info(UMAP_MISSING)
+        text += f" {UMAP_MISSING}."
+    seed, features = context.config.seed, context.features.features
+    for head, names in context.heads.items():
+        truth = context.truth(head)
+        if truth.ndim != 1:
+            continue
+        if context.before is not None:
+            shown += _before_and_after(context, context.before, head)
+            continue
+        rows = some_labelled(truth, POINTS, seed)
+        path = context.picture(f"map-{head}")
+        share = "" if len(rows) == (truth >= 0).sum() else f", {len(rows)} of {int((truth >= 0).sum())} clips"
+        caption = f"{' and '.join(maps)} of the features by {head}{share}"
+        shown += drawn(path, caption, _map, maps, features[rows], truth[rows], names, path, seed, f"Features by {head}")
+    return EvaluationResult(Section("Pictures", text, pictures=shown))
+
+
+def _before_and_after(context: "EvaluationContext", before: "Before", head: str) -> list[tuple[Path, str]]:
+    truth = context.truth(head)
+    rows = np.flatnonzero(truth >= 0)[:POINTS]
+    if len(rows) < 5:
+        return []
+    path, titles = context.picture(f"tsne-{head}"), (before.title, before.title_after)
+    caption = f"t-SNE of the features by {head}: {' and '.join(titles).lower()}"
+    points = before.features.features[rows], context.features.features[rows], truth[rows], context.heads[head]
+    return drawn(path, caption, tsne_before_after, *points, path, titles=titles, title=f"t-SNE by {head}")
+
+
+def _map(
+    maps: Mapping[str, Callable[..., FloatArray]],
+    features: FloatArray,
+    truth: np.ndarray,
+    names: list[str],
+    path: Path,
+    seed: int,
+    title: str,
+) -> None:
+    """The features (N, D) of N labelled clips on every map, side by side."""
+    panels = [(name, place(features, seed=seed)) for name, place in maps.items()]
+    panels[0] = with_silhouette(panels[0][0], features, truth, seed), panels[0][1]
+    class_maps(panels, truth, names, path, title=title)

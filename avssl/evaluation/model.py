@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import mast
 from avssl.data.batch import Batch
 from avssl.data.clips import Modality
-from avssl.evaluation.cache import model_digest
+from avssl.evaluation.embeddings import model_digest
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.classifiers import has_classifier, load_classifier
@@ -20,7 +20,7 @@ from avssl.pipelines.trained import run_folder
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A loaded checkpoint, on its device and in ``eval()``.
 
     Attributes:
@@ -82,16 +82,16 @@ class Subject:
             settings["frontend"] = self.classifier.frontend.config
         return model_digest(*modules, settings=settings)
 
-    def random_twin(self, seed: int) -> "Subject | None":
+    def random_encoder(self, seed: int) -> "EvaluatedModel | None":
         """The same audio encoder with random weights of its own; None of a classifier that sees."""
         if self.audio is None:
             return None
         encoder = self.audio.encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = mast.create_model(encoder.name, **encoder.config | {"num_classes": 0})
+            random = mast.create_model(encoder.name, **encoder.config | {"num_classes": 0})
         return _of_encoder(
-            AudioEncoder(twin, self.audio.frontend, {}), f"{self.name}, random", next(encoder.parameters()).device
+            AudioEncoder(random, self.audio.frontend, {}), f"{self.name}, random", next(encoder.parameters()).device
         )
 
     def random_pair(self, seed: int) -> AudioVisualPair:
@@ -99,13 +99,13 @@ class Subject:
         assert self.pair is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = AudioVisualPair.build(**self.pair.settings)
-        twin.video.mean.copy_(self.pair.video.mean)
-        twin.video.std.copy_(self.pair.video.std)
-        return twin.to(next(self.pair.parameters()).device).eval()
+            random = AudioVisualPair.build(**self.pair.settings)
+        random.video.mean.copy_(self.pair.video.mean)
+        random.video.std.copy_(self.pair.video.std)
+        return random.to(next(self.pair.parameters()).device).eval()
 
 
-def open_subject(checkpoint: Path, device: torch.device) -> Subject:
+def load_evaluated(checkpoint: Path, device: torch.device) -> EvaluatedModel:
     """Loads what ``--checkpoint`` names.
 
     Raises:
@@ -120,14 +120,14 @@ def open_subject(checkpoint: Path, device: torch.device) -> Subject:
         source = None
         if isinstance(classifier, AudioClassifier):
             source = AudioEncoder(classifier.encoder, classifier.frontend, classifier.labels)
-        return Subject(name, classifier.features, rate, classifier.modalities, source, classifier=classifier)
+        return EvaluatedModel(name, classifier.features, rate, classifier.modalities, source, classifier=classifier)
     if is_pair(checkpoint):
         pair = load_pair(checkpoint).to(device).eval()
-        subject = _of_encoder(AudioEncoder(pair.audio, pair.frontend, {}), name, device)
-        return Subject(name, subject.features, subject.sample_rate, ("audio",), subject.audio, pair=pair)
+        model = _of_encoder(AudioEncoder(pair.audio, pair.frontend, {}), name, device)
+        return EvaluatedModel(name, model.features, model.sample_rate, ("audio",), model.audio, pair=pair)
     return _of_encoder(load_audio_encoder(checkpoint), name, device)
 
 
-def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> Subject:
+def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> EvaluatedModel:
     source.encoder.to(device).eval(), source.frontend.to(device)
-    return Subject(name, source.features, source.frontend.sample_rate, ("audio",), source)
+    return EvaluatedModel(name, source.features, source.frontend.sample_rate, ("audio",), source)
