@@ -10,6 +10,8 @@ It takes half precision on CUDA. Everything else is served by `mast.fast.widened
 """
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -236,25 +238,41 @@ def _backward_keys(
         _store(dv_ptr + k_offset, key, n_ok, stride, dv2, D, D1, D2)
 
 
-# Queries of a tile, warps, stages of the pipeline: of the forward pass and of the two backward ones.
-FORWARD = (64, 4, 3)
-BACKWARD_QUERIES = (64, 4, 3)
-BACKWARD_KEYS = (32, 4, 3)
+class Tile(NamedTuple):
+    """How a kernel is cut: queries and keys at a time, warps, and stages of the pipeline of loads."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
 
 
-def _sizes(dim: int, columns: int) -> dict[str, int]:
-    """Channels in one power of two, or in two where that is less, as 64 + 32 for 96; keys of a tile.
+TILES = {"forward": Tile(64, 64, 4, 3), "queries": Tile(64, 64, 4, 3), "keys": Tile(32, 64, 4, 3)}
+# Without Hopper's products, which read shared memory, larger tiles spill registers.
+TILES_BEFORE_HOPPER = {"forward": Tile(64, 32, 4, 3), "queries": Tile(64, 32, 4, 3), "keys": Tile(16, 64, 4, 2)}
+
+
+@lru_cache
+def _before_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9
+
+
+def _tile(kernel: str, device: torch.device, columns: int) -> Tile:
+    """The tile of ``kernel`` for rows of ``columns`` keys."""
+    tile = (TILES_BEFORE_HOPPER if _before_hopper(device) else TILES)[kernel]
+    return tile._replace(keys=next((size for size in (16, 32) if columns <= size < tile.keys), tile.keys))
+
+
+def _sizes(dim: int, tile: Tile) -> dict[str, int]:
+    """What a kernel is compiled for. Channels are one power of two, or two where that is less, as 64 + 32 for 96.
 
     Only compared with numbers, so that a size that is not known yet when this is compiled needs no code of its own.
     """
     whole = next(size for size in (16, 32, 64, 128) if dim <= size)
     rest = next(size for size in (0, 16, 32, 64) if dim - whole // 2 <= size)
     first, second = (whole // 2, rest) if whole >= 32 and 0 < rest < whole // 2 else (whole, 0)
-    return {"D": dim, "D1": first, "D2": second, "N": next((size for size in (16, 32) if columns <= size), 64)}
-
-
-def _launch(m: int, warps: int, stages: int) -> dict[str, int]:
-    return {"M": m, "num_warps": warps, "num_stages": stages}
+    sizes = {"D": dim, "D1": first, "D2": second, "M": tile.queries, "N": tile.keys}
+    return sizes | {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 @custom_op("mast::attention", mutates_args=())
@@ -276,9 +294,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, a_freq: Tensor, a_time: Tensor) -
     out = q.new_empty(q.shape)
     lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
     scale = LOG2E / math.sqrt(q.shape[-1])
-    _forward[(batch * heads * triton.cdiv(queries, FORWARD[0]),)](
+    tile = _tile("forward", q.device, columns)
+    _forward[(batch * heads * triton.cdiv(queries, tile.queries),)](
         q, k, v, a_freq, a_time, out, lse, heads, queries, rows, columns, scale,
-        **_sizes(q.shape[-1], columns), **_launch(*FORWARD),
+        **_sizes(q.shape[-1], tile),
     )  # fmt: skip
     return out, lse
 
@@ -294,14 +313,15 @@ def attention_backward(
     dq, dk, dv, df, dt = (x.new_empty(x.shape) for x in (q, k, v, a_freq, a_time))
     delta = torch.empty_like(lse)
     scale, inverse = LOG2E / math.sqrt(dim), 1 / math.sqrt(dim)
-    sizes = _sizes(dim, columns)
-    _backward_queries[(batch * heads * triton.cdiv(queries, BACKWARD_QUERIES[0]),)](
+    tile = _tile("queries", q.device, columns)
+    _backward_queries[(batch * heads * triton.cdiv(queries, tile.queries),)](
         q, k, v, a_freq, a_time, out, lse, grad, dq, df, dt, delta, heads, queries, rows, columns, scale, inverse,
-        **sizes, R=triton.next_power_of_2(rows), **_launch(*BACKWARD_QUERIES),
+        **_sizes(dim, tile), R=triton.next_power_of_2(rows),
     )  # fmt: skip
-    _backward_keys[(batch * heads * rows * triton.cdiv(columns, sizes["N"]),)](
+    tile = _tile("keys", q.device, columns)
+    _backward_keys[(batch * heads * rows * triton.cdiv(columns, tile.keys),)](
         q, k, v, a_freq, a_time, lse, grad, delta, dk, dv, heads, queries, rows, columns, scale, inverse,
-        **sizes, **_launch(*BACKWARD_KEYS),
+        **_sizes(dim, tile),
     )  # fmt: skip
     return dq, dk, dv, df, dt
 

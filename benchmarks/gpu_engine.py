@@ -1,0 +1,63 @@
+"""The engine of pretraining on a batch that is on the device: its step alone, without data and log."""
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
+from avssl.config import RuntimeConfig
+from avssl.data.batch import Batch
+from avssl.data.failures import FailureMonitor
+from avssl.models import AudioVisualPair
+from avssl.objectives import Shapes, create_objective
+from avssl.pipelines.training import prepare_encoders
+from avssl.training.engine import Engine, Schedule
+from avssl.training.optimizer import make_optimizer, make_scheduler
+from avssl.training.pretraining import Augmentation, PretrainTask
+
+
+def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) -> tuple[Engine, Batch]:
+    """An engine that trains MAST-B and MViTv2-S under InfoNCE, as the large recipe has them, and a batch for it.
+
+    Args:
+        device: cuda, with bf16, or cpu.
+        batch: Clips of 10 s of sound and 16 frames, which are cropped to 224 x 224.
+        runtime: Settings of ``runtime``.
+        tiny: Small models and clips, to try it out.
+    """
+    torch.manual_seed(0)
+    names = {"audio": "mast_nano", "video": "tiny"} if tiny else {"audio": "mast_base", "video": "mvit_v2_s"}
+    frames, size, seconds = (4, 32, 1) if tiny else (16, 224, 10)
+    sizes = {"num_frames": frames, "crop_size": size, "embedding_dim": 256}
+    pair = AudioVisualPair.build(**names, **sizes, projections={"infonce": {}})
+    widths = {"audio": pair.audio.num_features, "video": pair.video.num_features, "audio_stride": pair.audio.stride}
+    objective = create_objective("infonce", Shapes(joint=256, clips=1000, **widths))
+    augment = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(size, crop_scale=0.3, flip=0.5, color=0.4))
+    task = PretrainTask(pair, [("infonce", objective, 1.0)], augment, clip_seconds=float(seconds), diagnose_every=1000)
+    mixed = "bf16-mixed" if device == "cuda" else "32-true"
+    fabric = Fabric(accelerator=device, devices=1, precision=mixed)
+    prepare_encoders(RuntimeConfig(**runtime), fabric, pair.audio, pair.video)
+    engine = Engine(
+        fabric,
+        task,
+        lambda module: make_optimizer(module, lr=1e-5, weight_decay=0.1),
+        lambda optimizer: make_scheduler(optimizer, max_steps=1000, warmup=0.1, lr=1e-5, min_lr=1e-6),
+        Schedule(1000),
+        None,  # type: ignore[arg-type]  # steps that are not logged need no tracker, and none is saved
+        None,  # type: ignore[arg-type]
+        FailureMonitor(),
+        {},
+    )
+    engine.task.train()
+    wide = (40, 48) if tiny else (256, 340)
+    data = Batch(
+        audio=0.1 * torch.randn(batch, 16000 * seconds),
+        video=torch.randint(0, 256, (batch, 3, frames, *wide), dtype=torch.uint8),
+        labels={},
+        index=torch.arange(batch),
+        clip_ids=[str(number) for number in range(batch)],
+        start=torch.zeros(batch, dtype=torch.float64),
+        audio_fraction=torch.ones(batch),
+    )
+    return engine, data.to(torch.device(device))

@@ -1,0 +1,89 @@
+"""Compiles the kernels for GPUs that are not there: registers, spills and shared memory of each, as JSON lines.
+
+    python tests/mast/fast/cuda/offline.py 90 80
+
+Needs Triton, whose package has NVIDIA's assembler and disassembler; torch may be for CPUs.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+attention = importlib.import_module("mast.fast.cuda.attention")
+pooling = importlib.import_module("mast.fast.cuda.pooling")
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FLOATS = ("lse_ptr", "delta_ptr", "w_ptr", "gain_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "sums_ptr")
+SCALARS = ("scale", "inverse", "eps")
+ALIGNED = ("queries", "columns", "count", "rows", "out_rows", "out_columns", "x_row", "x_sample")
+
+
+def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> dict[str, int]:
+    """Registers of a thread of ``kernel``, loads of spilled ones and bytes of shared memory on this architecture."""
+    options = {name: value for name, value in constants.items() if name.startswith("num_")}
+    values = {name: value for name, value in constants.items() if not name.startswith("num_")}
+    names = kernel.arg_names
+
+    def kind(name: str) -> str:
+        if name in values:
+            return "constexpr"
+        if name in SCALARS:
+            return "fp32"
+        return ("*fp32" if name in FLOATS else "*bf16") if name.endswith("_ptr") else "i32"
+
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if name.endswith("_ptr") or name in ALIGNED
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature={name: kind(name) for name in names},
+        constexprs={(names.index(name),): value for name, value in values.items()},
+        attrs=aligned,
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
+        code = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers and code, "NVIDIA's tools are not in Triton's package"
+    return {
+        "registers": int(registers[1]),
+        "spill_loads": len(re.findall(r"\bLDL\b", code)),
+        "shared": made.metadata.shared,
+    }
+
+
+def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
+    """Name, kernel and constants, as MAST-B's stages 3 and 4 have them."""
+    tiles = attention.TILES if architecture >= 90 else attention.TILES_BEFORE_HOPPER
+    for columns in (64, 32):
+        for name, tile in tiles.items():
+            kernel = getattr(attention, "_forward" if name == "forward" else f"_backward_{name}")
+            cut = tile._replace(keys=min(tile.keys, columns))
+            rows = {"R": 8} if name == "queries" else {}
+            yield f"attention {name} {columns}", kernel, attention._sizes(96, cut) | rows
+
+
+def main() -> None:
+    for architecture in map(int, sys.argv[1:] or ("90", "80")):
+        for name, kernel, constants in kernels(architecture):
+            found = {"name": name, "architecture": architecture, **compiled(kernel, constants, architecture)}
+            sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
