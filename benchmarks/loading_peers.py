@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from avssl.data.clips import ClipDataset, center_square
 from avssl.data.media.video import scaled_shape
-from avssl.data.sampling import frame_times
+from avssl.data.spans import frame_times
 
 RATE = 16000
 Decode = Callable[[str, float, float, np.ndarray, int], tuple[np.ndarray, np.ndarray]]

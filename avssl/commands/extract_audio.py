@@ -16,7 +16,7 @@ from avssl.cli import CommandParser
 from avssl.data.catalog import list_data, names
 from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.media.write import CODECS
-from avssl.data.scan_report import warning_words
+from avssl.data.scan import warning_words
 
 LOG_LEVEL = logging.WARNING  # what it did is told on standard output
 

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avssl.data.batch import Batch
+from avssl.data.batch import Allocate, Batch, separate_tensors
 from avssl.data.failures import Failure
 from avssl.data.file_stats import times_hold, unchanged
 from avssl.data.manifest import ClipRow, Manifest
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
-from avssl.data.mixing import SetMixup, mix_frames, mix_waveforms
-from avssl.data.packing import Allocate, apart
-from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans, why_uncut
-from avssl.data.shards.sample import CachedSample
-from avssl.data.source import open_source
+from avssl.data.mixup import SetMixup, mix_frames, mix_waveforms
+from avssl.data.shards.sample import CachedSample, open_source
+from avssl.data.spans import ClipSpan, center_span, frame_times, random_span, uniform_spans, why_not_cut
 
 Mode = Literal["random", "center", "uniform"]
 Modality = Literal["audio", "video"]
@@ -192,7 +190,7 @@ class ClipDataset(Dataset[Item]):
         wanted = min(self.clip_seconds, last - first)
         outside = any(end <= start for start, end in (row.span([name]) for name in self.modalities))
         padded = "audio" in self.modalities and wanted > 0  # pictures are not
-        why = why_uncut(low, high, outside, (high - low) / wanted if padded else 1.0)
+        why = why_not_cut(low, high, outside, (high - low) / wanted if padded else 1.0)
         if why:
             raise MediaError(row.path, why, f"{max(0.0, high - low):.2f} of {max(0.0, wanted):.2f} s")
         if self.mode == "random":
@@ -234,12 +232,12 @@ class ClipDataset(Dataset[Item]):
             video = center_square(frames, self.frame_size)
         return Clip(audio, video, row.labels, index, row.clip_id, span.start, fraction, samples)
 
-    def collate(self, items: Sequence[Item], allocate: Allocate = apart) -> Batch:
+    def collate(self, items: Sequence[Item], allocate: Allocate = separate_tensors) -> Batch:
         """Flattens the items' clips to a :class:`Batch`; with no clip at all its tensors have B = 0.
 
         Args:
             items: What keys of this dataset gave.
-            allocate: Makes the tensors of the batch, :func:`~avssl.data.packing.together` in one piece of memory.
+            allocate: Makes the tensors of the batch; see :func:`~avssl.data.batch.tensors_in_one_buffer`.
         """
         clips = [clip for item in items for clip in item.clips]
         small = {
@@ -297,7 +295,7 @@ class ClipDataset(Dataset[Item]):
 
 
 def _blend(own: Clip, other: Clip, share: float) -> Clip:
-    """``own`` blended with ``other``; see `avssl.data.mixing`."""
+    """``own`` blended with ``other``; see `avssl.data.mixup`."""
     audio, video = own.audio, own.video
     if audio is not None and other.audio is not None:
         audio = mix_waveforms(audio, own.samples, other.audio, other.samples, share)

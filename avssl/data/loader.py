@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from avssl.data.batch import Batch
+from avssl.data.batch import Batch, PackedBatch, pack, tensors_in_one_buffer
 from avssl.data.clips import ClipDataset, Item
 from avssl.data.failures import DataError
-from avssl.data.packing import PackedBatch, pack, together
 from avssl.data.processes import FROM_OUTSIDE, is_stopped, server
 from avssl.data.samplers import EvalSampler, Key, ShardSampler, StepSampler, WeightedSampler
 from avssl.errors import is_of_machine, machine_error
@@ -303,7 +302,7 @@ def _init_worker(worker: int, decoding: Tensor) -> None:
 
 
 def _packed(dataset: ClipDataset, items: Sequence[Item]) -> PackedBatch:
-    return pack(dataset.collate(items, together))
+    return pack(dataset.collate(items, tensors_in_one_buffer))
 
 
 def _report(decoding: np.ndarray, index: int) -> None:

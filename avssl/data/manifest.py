@@ -33,8 +33,8 @@ from avssl.data.manifest_checks import (
     normalise,
     to_array,
 )
-from avssl.data.sampling import MIN_SHARE, NO_CHANNEL, covered, why_uncut
 from avssl.data.shards.layout import is_address
+from avssl.data.spans import MIN_SHARE, NO_CHANNEL, covered, why_not_cut
 from avssl.files import atomic_path
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ class Manifest:
         outside = np.any([last <= first for first, last in alone or [(low, high)]], axis=0)
         shares = self.shares(modalities, clip_seconds) if clip_seconds else np.ones(len(self))
         for i in np.flatnonzero((high <= low) | (shares < MIN_SHARE)).tolist():
-            errors[i] = errors[i] or why_uncut(low[i], high[i], outside[i], shares[i])
+            errors[i] = errors[i] or why_not_cut(low[i], high[i], outside[i], shares[i])
         return errors
 
     def warned(self, warning: str) -> np.ndarray:

@@ -17,8 +17,8 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.pool import available_cores, run_all
-from avssl.data.sampling import random_span
-from avssl.data.source import read_audio
+from avssl.data.shards.sample import read_audio
+from avssl.data.spans import random_span
 from avssl.progress import track
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from avssl.data.manifest import LABEL_PREFIX, Manifest
 from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE
-from avssl.data.sampling import MIN_SHARE, center_span, uniform_spans
+from avssl.data.spans import MIN_SHARE, center_span, uniform_spans
 
 # Seconds below which two times are the same.
 _ROUNDING = 1e-6

@@ -25,8 +25,8 @@ import av
 import numpy as np
 import scipy
 
+from avssl.data.boxes import BOX
 from avssl.data.media.write import write_mp4
-from avssl.data.places import BOX
 from avssl.data.processes import server
 from avssl.demo.sounds import FPS, SAMPLE_RATE
 from avssl.errors import is_of_machine

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from avssl.config import EvaluateConfig
 from avssl.data.batch import Batch
+from avssl.data.boxes import HELP, has_boxes
 from avssl.data.manifest import Manifest
-from avssl.data.places import HELP, has_boxes
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.embeddings import (
     ClipScores,

@@ -15,9 +15,9 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from avssl.data.batch import Batch
+from avssl.data.boxes import Box, read_boxes
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.places import Box, read_boxes
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
 from avssl.evaluation.embeddings import Embeddings, embed_many

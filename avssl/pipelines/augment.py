@@ -21,7 +21,7 @@ from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
-from avssl.data.mixing import SetMixup, mix_waveforms
+from avssl.data.mixup import SetMixup, mix_waveforms
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.files import atomic_path

@@ -11,8 +11,7 @@ from avssl.config.cache import CacheConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.failures import DataError
 from avssl.data.shards.encode import Settings
-from avssl.data.shards.index import is_cache
-from avssl.data.shards.verify import verify
+from avssl.data.shards.index import is_cache, verify
 from avssl.data.shards.write import write_cache
 from avssl.limits import set_limits
 

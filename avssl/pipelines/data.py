@@ -12,7 +12,6 @@ from lightning_fabric import Fabric
 
 from avssl.config import DataConfig
 from avssl.config.bounds import check_bounds
-from avssl.data.balance import balanced_shares
 from avssl.data.catalog import Entry, find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
@@ -20,8 +19,9 @@ from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import some
 from avssl.data.media.probe import CANCELS
-from avssl.data.mixing import SetMixup
-from avssl.data.scan_report import cut_short, warning_words
+from avssl.data.mixup import SetMixup
+from avssl.data.samplers import balanced_shares
+from avssl.data.scan import cut_short, warning_words
 from avssl.data.shards.index import check_settings, shard_numbers
 from avssl.data.strata import held_out as draw_held_out
 from avssl.data.strata import learnable_heads, row_groups, training_share

@@ -23,7 +23,7 @@ from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import SPLITS, Manifest
 from avssl.data.media import Channel
-from avssl.data.scan_report import cut_short, warning_words
+from avssl.data.scan import cut_short, warning_words
 from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column

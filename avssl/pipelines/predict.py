@@ -15,7 +15,7 @@ import torch
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import MISSING_SECONDS, check_channel
 from avssl.data.media.stream import stream_audio, stream_raw
-from avssl.data.scan_report import warning_words
+from avssl.data.scan import warning_words
 from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
 from avssl.errors import printable
 from avssl.models.classifier import AudioClassifier

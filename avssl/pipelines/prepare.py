@@ -14,13 +14,12 @@ from avssl.config.prepare import PrepareOptions
 from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
 from avssl.data.datasets.layout import noting_left_out
 from avssl.data.failures import DataError
-from avssl.data.health import apply_looks, health_report
-from avssl.data.health_look import look_all
+from avssl.data.health import drop_undecodable_streams, health_report
+from avssl.data.inspection import inspect_clips
 from avssl.data.journal import Journal
 from avssl.data.manifest import Manifest
 from avssl.data.media.audio import check_channel
-from avssl.data.scan import FileFacts, fill, scan_files, scan_rules
-from avssl.data.scan_report import EXAMPLES, report_lines
+from avssl.data.scan import EXAMPLES, FileFacts, fill, report_lines, scan_files, scan_rules
 from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.data.strata import learnable_heads
@@ -36,7 +35,7 @@ _JOURNAL_VERSION = 3
 
 
 def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:
-    """Lists, scans, looks, saves and reports; a killed run, called again, goes on where it was.
+    """Lists, scans, inspections, saves and reports; a killed run, called again, goes on where it was.
 
     Args:
         options: What to prepare.
@@ -147,12 +146,12 @@ def health_lines(report: dict[str, Any]) -> list[str]:
 def _examined(
     manifest: Manifest, facts: FileFacts, options: PrepareOptions, clip_seconds: float, journal: Journal
 ) -> tuple[Manifest, dict[str, Any]]:
-    looks = None
+    inspections = None
     if options.deep:
-        looks = look_all(manifest, options.workers, options.progress, journal, options.channel)
-        manifest = apply_looks(manifest, looks)
+        inspections = inspect_clips(manifest, options.workers, options.progress, journal, options.channel)
+        manifest = drop_undecodable_streams(manifest, inspections)
     return health_report(
-        manifest, facts, looks, channel=options.channel, short_seconds=clip_seconds / 2, progress=options.progress
+        manifest, facts, inspections, channel=options.channel, short_seconds=clip_seconds / 2, progress=options.progress
     )
 
 

@@ -20,7 +20,7 @@ from avssl.config import (
     to_dict,
 )
 from avssl.data.failures import FailureMonitor
-from avssl.data.mixing import SetMixup
+from avssl.data.mixup import SetMixup
 from avssl.data.shards.index import shard_numbers
 from avssl.evaluation.embeddings import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks

@@ -7,8 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.annotations import find_annotations, headerless_rows
-from avssl.data.datasets.layout import read_table
+from avssl.data.datasets.layout import find_annotations, headerless_rows, read_table
 from avssl.data.datasets.youtube import Segment, checked_id, youtube_rows
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.annotations import find_annotations
 from avssl.data.datasets.epic_videos import locate, seconds
-from avssl.data.datasets.layout import read_table
+from avssl.data.datasets.layout import find_annotations, read_table
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 

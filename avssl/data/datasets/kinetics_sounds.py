@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avssl.data.datasets import register_dataset
-from avssl.data.datasets.annotations import find_annotations, first_file
-from avssl.data.datasets.layout import number, read_table
+from avssl.data.datasets.layout import find_annotations, first_file, number, read_table
 from avssl.data.datasets.youtube import Segment, checked_id, youtube_rows
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest

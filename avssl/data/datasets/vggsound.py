@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.annotations import find_annotations, headerless_rows
+from avssl.data.datasets.layout import find_annotations, headerless_rows
 from avssl.data.datasets.vggsound_classes import VGGSOUND_CLASSES
 from avssl.data.datasets.youtube import Segment, checked_id, youtube_rows
 from avssl.data.failures import DataError

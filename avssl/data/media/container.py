@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.frame import Frame
@@ -302,3 +303,24 @@ def begins_with_sound(container: InputContainer) -> float:
     """The second that a comment of `sound_from` names; 0 where there is none: before it, zeros fill the file."""
     told = re.fullmatch(r"sound from (\d+\.\d{6}) s", container.metadata.get("comment", ""))
     return float(told[1]) if told else 0.0
+
+
+# How far outside the pictures an instant may lie (sound often runs a little longer) and still get the nearest frame.
+_TOLERANCE = 0.5
+# Containers round timestamps, to 1 ms at worst; a frame that starts this much after an instant is already on.
+ROUNDING = 6e-4
+# Frames are shown at most so many packets after the one that is shown before them (H.264's and HEVC's largest delay).
+REORDER = 16
+
+
+def frame_indices(starts: np.ndarray, wanted: np.ndarray, path: str | Path) -> np.ndarray:
+    """Index of the frame on screen at each instant; ``starts`` (N,) ascending, ``wanted`` (T,), both in seconds.
+
+    A frame stays until the next one starts, whatever the frame rate does; the last one stays for a typical interval.
+    """
+    interval = float(np.median(np.diff(starts))) if len(starts) > 1 else 0.0
+    first, end, tolerance = starts[0], starts[-1] + interval, max(_TOLERANCE, interval)
+    if wanted.min() < first - tolerance or wanted.max() > end + tolerance:
+        span = f"asked {wanted.min():.2f} to {wanted.max():.2f} s, pictures {first:.2f} to {end:.2f} s"
+        raise MediaError(path, "frame outside video", span)
+    return np.clip(np.searchsorted(starts, wanted + ROUNDING, side="right") - 1, 0, len(starts) - 1)

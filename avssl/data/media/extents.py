@@ -20,6 +20,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from avssl.data.media.container import (
+    REORDER,
     Clocks,
     decoded,
     file_identity,
@@ -30,7 +31,6 @@ from avssl.data.media.container import (
     start_of,
 )
 from avssl.data.media.errors import MediaError, raise_if_machine
-from avssl.data.media.timing import REORDER
 
 Usable = AudioStream | VideoStream
 

@@ -18,9 +18,8 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from avssl.data.media.container import start_of
+from avssl.data.media.container import REORDER, frame_indices, start_of
 from avssl.data.media.orientation import upright
-from avssl.data.media.timing import REORDER, frame_indices
 
 # A container may index keyframes only roughly: if a seek lands too late, the next one aims so many seconds earlier.
 _RUN_UP = 1.0

@@ -18,9 +18,11 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from avssl.data.media.container import (
+    ROUNDING,
     decoded,
     file_identity,
     find_video,
+    frame_indices,
     frame_rate,
     open_media,
     packets_of,
@@ -31,7 +33,6 @@ from avssl.data.media.errors import MediaError, check_size
 from avssl.data.media.extents import LISTED, may_seek
 from avssl.data.media.orientation import upright
 from avssl.data.media.packets import PacketError, SequentialError, packet_starts, read_by_packets
-from avssl.data.media.timing import ROUNDING, frame_indices
 
 logger = logging.getLogger(__name__)
 

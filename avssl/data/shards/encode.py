@@ -17,8 +17,8 @@ from PIL import Image
 from avssl.data.file_stats import unchanged
 from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
+from avssl.data.media.container import ROUNDING
 from avssl.data.media.errors import raise_if_machine
-from avssl.data.media.timing import ROUNDING
 from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
 from avssl.files import atomic_path
 

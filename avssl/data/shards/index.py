@@ -17,7 +17,9 @@ from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.media.audio import Channel, check_channel
 from avssl.data.shards.layout import ADDRESS_END, is_address
 from avssl.data.shards.store import Store, is_url
+from avssl.errors import is_of_machine
 from avssl.files import DamagedError, atomic_path, seal, unseal
+from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -168,3 +170,31 @@ def check_settings(manifest: Manifest, frame_size: int | None, channel: Channel 
             f"data.frame_size: {frame_size} is more than the {side} pixels of the cache {manifest.root}; give at most "
             f"{side}, or make it again with --short_side {frame_size}"
         )
+
+
+def verify(location: str, progress: bool = True) -> list[str]:
+    """What is wrong with the shards of a finished cache: one line each, none where all is as it was written.
+
+    Raises:
+        DataError: there is no cache, or it is not finished.
+        OSError: the machine cannot read it now.
+    """
+    store, about = finished(location)
+    wrong: list[str] = []
+    with Meter("verifying", total=about["bytes"], unit="B", shown=progress) as meter:
+        for name, expected in about["shards"].items():
+            if not expected["samples"]:
+                continue
+            try:
+                digest, length = store.sha256(name)
+            except OSError as error:
+                if is_of_machine(error):  # no verdict on the shard
+                    raise
+                wrong.append(f"{name}: cannot be read ({error})")
+                continue
+            if length != expected["bytes"]:
+                wrong.append(f"{name}: has {length} bytes, not {expected['bytes']}")
+            elif digest != expected["sha256"]:
+                wrong.append(f"{name}: SHA-256 is {digest}, not {expected['sha256']}")
+            meter.update(expected["bytes"])
+    return wrong

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from avssl.data.media import Channel, MediaError
+from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import AudioClip, Sound, Track, checked
+from avssl.data.media.container import frame_indices
 from avssl.data.media.errors import check_size, raise_if_machine
 from avssl.data.media.file import check_span, checked_times
-from avssl.data.media.timing import frame_indices
 from avssl.data.media.video import scaled_shape
 from avssl.data.shards.index import store_of
-from avssl.data.shards.layout import WAV_HEADER, Address, crc
+from avssl.data.shards.layout import WAV_HEADER, Address, crc, is_address
 from avssl.data.shards.store import Store
 from avssl.limits import limits
 
@@ -197,3 +197,26 @@ def _scaled(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _store(folder: str) -> Store:
     """Of each cache one, whose files stay open."""
     return store_of(Path(folder))
+
+
+def open_source(path: str | Path) -> MediaFile | CachedSample:
+    """Opens the file, or the sample, of a row; both have ``audio`` and ``frames`` and are context managers."""
+    return CachedSample(path) if is_address(str(path)) else MediaFile(path)
+
+
+def read_audio(
+    path: str | Path,
+    start: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = 16000,
+    channel: Channel = "mean",
+) -> AudioClip:
+    """``audio`` of a source that is opened for it; see :meth:`avssl.data.media.MediaFile.audio`."""
+    with open_source(path) as source:
+        return source.audio(start, duration, sample_rate, channel)
+
+
+def read_frames(path: str | Path, times: Sequence[float] | np.ndarray, size: int | None = None) -> np.ndarray:
+    """``frames`` of a source that is opened for it; see :meth:`avssl.data.media.MediaFile.frames`."""
+    with open_source(path) as source:
+        return source.frames(times, size)

@@ -18,7 +18,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, read_audio
 from avssl.data.scan import scan
-from avssl.data.source import open_source
+from avssl.data.shards.sample import open_source
 from avssl.data.stats import logmel_stats
 from avssl.pipelines.cache import cache
 from avssl.pipelines.data import Loaders, open_splits

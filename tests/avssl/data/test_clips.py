@@ -6,9 +6,9 @@ import pytest
 import torch
 from loading_samples import wav_manifest, write_clock_video, write_ramp_wav
 
+from avssl.data.batch import pack, tensors_in_one_buffer
 from avssl.data.clips import ClipDataset, center_square
 from avssl.data.manifest import Manifest
-from avssl.data.packing import pack, together
 
 
 def seconds_of(audio: torch.Tensor) -> torch.Tensor:
@@ -62,11 +62,11 @@ def test_sound_and_frames_show_the_same_span(clock: Manifest, row: int, epoch: i
 def test_clips_are_collated_into_one_piece_of_memory(clock: Manifest) -> None:
     dataset = ClipDataset(clock, clip_seconds=1.0, num_frames=3, frame_size=24, mode="center")
     items = [dataset[0, row] for row in range(3)]
-    one, other = dataset.collate(items), dataset.collate(items, together)
+    one, other = dataset.collate(items), dataset.collate(items, tensors_in_one_buffer)
     for name in ("audio", "video", "index", "start", "audio_fraction"):
         assert torch.equal(getattr(one, name), getattr(other, name))
     assert one.clip_ids == other.clip_ids and pack(other).unpack().clip_ids == one.clip_ids
-    with pytest.raises(ValueError, match="lie together"):
+    with pytest.raises(ValueError, match="lie in one buffer"):
         pack(one)
 
 

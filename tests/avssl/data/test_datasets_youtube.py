@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data.datasets.annotations import find_annotations, headerless_rows
+from avssl.data.datasets.layout import find_annotations, headerless_rows
 from avssl.data.datasets.youtube import Segment, checked_id, youtube_rows
 from avssl.data.failures import DataError
 

@@ -15,7 +15,7 @@ from avssl.data.failures import DataError, FailureMonitor
 from avssl.data.loader import make_train_loader
 from avssl.data.media import MediaInfo
 from avssl.data.shards import write
-from avssl.data.shards.verify import verify
+from avssl.data.shards.index import verify
 from avssl.pipelines.pretrain import pretrain
 from avssl.tracking import read_rows
 from avssl.training.engine import Engine

@@ -22,7 +22,7 @@ from test_shards_write import clocks, made
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, probe
 from avssl.data.media.stream import stream_audio
-from avssl.data.source import open_source
+from avssl.data.shards.sample import open_source
 from avssl.pipelines.pretrain import pretrain
 from avssl.training.engine import Engine
 

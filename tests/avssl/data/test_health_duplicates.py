@@ -1,4 +1,4 @@
-"""Twins across splits: by YouTube id, by bytes, by sound in any codec; and nothing where sounds only resemble."""
+"""Duplicates across splits: by YouTube id, by bytes, by sound in any codec; and nothing where sounds only resemble."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 import soxr
 from media_factory import noise, tone, write_media
 
-from avssl.data.health_duplicates import find_twins, twins_report
-from avssl.data.health_fingerprint import DIFFERENT_BITS, WORDS, different_bits, fingerprint, same_sounds
+from avssl.data.health import duplicates_report, find_duplicates
+from avssl.data.inspection import DIFFERENT_BITS, WORDS, different_bits, fingerprint, same_sounds
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio
 
@@ -80,14 +80,14 @@ def test_bytes_spans_and_youtube_ids(tmp_path: Path) -> None:
         {"path": "lost.wav", "split": "test", "youtube_id": "four"},
     ]
     manifest = Manifest.from_rows([{"clip_id": str(k), **row} for k, row in enumerate(rows)], tmp_path)
-    twins = find_twins(manifest, np.zeros((len(rows), WORDS), dtype=np.uint32))
+    twins = find_duplicates(manifest, np.zeros((len(rows), WORDS), dtype=np.uint32))
     assert twins.bytes is not None and twins.youtube is not None
     assert np.flatnonzero(twins.bytes >= 0).tolist() == [0, 1]
     assert np.flatnonzero(twins.youtube >= 0).tolist() == [0, 3]
-    report = twins_report(manifest, twins)
+    report = duplicates_report(manifest, twins)
     assert report["same_bytes"] == {"clips": 2, "groups": 1, "examples": [[["train", "a.wav"], ["test", "b.wav"]]]}
     assert report["same_youtube_id"]["clips"] == 2 and report["same_sound"] == {"clips": 0, "groups": 0, "examples": []}
-    assert find_twins(manifest, None).rows().tolist() == [True, False, False, True, False, False, False]
+    assert find_duplicates(manifest, None).rows().tolist() == [True, False, False, True, False, False, False]
 
 
 @pytest.mark.realdata

@@ -24,7 +24,7 @@ from avssl.data.media import MediaError, extract, probe, read_audio
 from avssl.data.media.pool import run_all
 from avssl.data.shards import write
 from avssl.data.shards.encode import Job, Made, make
-from avssl.data.shards.verify import verify
+from avssl.data.shards.index import verify
 from avssl.errors import is_of_machine, machine_error
 from avssl.evaluation.plots import drawn
 from avssl.files import atomic_path

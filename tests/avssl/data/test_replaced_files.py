@@ -17,7 +17,7 @@ from avssl.data.loader import make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
 from avssl.data.shards import write
-from avssl.data.shards.verify import verify
+from avssl.data.shards.index import verify
 
 
 def scanned(root: Path, count: int = 6) -> Manifest:

@@ -16,8 +16,7 @@ from avssl.data import scan as scan_module
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaInfo, pool, probe
 from avssl.data.media.pool import probe_all
-from avssl.data.scan import scan
-from avssl.data.scan_report import report_lines, scan_report
+from avssl.data.scan import report_lines, scan, scan_report
 from avssl.limits import Limits
 
 

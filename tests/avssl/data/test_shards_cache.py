@@ -24,16 +24,14 @@ from avssl.data.failures import DataError
 from avssl.data.loader import make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, read_audio
-from avssl.data.sampling import frame_times
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
-from avssl.data.shards.index import about_of
+from avssl.data.shards.index import about_of, verify
 from avssl.data.shards.layout import Address
-from avssl.data.shards.plan import plan
+from avssl.data.shards.sample import open_source
 from avssl.data.shards.store import Store
-from avssl.data.shards.verify import verify
-from avssl.data.shards.write import write_cache
-from avssl.data.source import open_source
+from avssl.data.shards.write import plan, write_cache
+from avssl.data.spans import frame_times
 from avssl.limits import Limits
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare

@@ -15,15 +15,15 @@ from loading_samples import write_clock_video
 from shard_samples import make_data
 
 from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.data.boxes import read_boxes
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.places import read_boxes
 from avssl.data.scan import scan
 from avssl.data.shards import store, write
 from avssl.data.shards.encode import Settings
-from avssl.data.shards.verify import verify
+from avssl.data.shards.index import verify
 from avssl.data.shards.write import write_cache
 from avssl.locks import HeldError
 from avssl.pipelines.cache import cache

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import MIN_SHARE
+from avssl.data.spans import MIN_SHARE
 from avssl.data.windows import cut_into_windows, sliding_windows
 
 

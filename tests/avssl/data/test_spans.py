@@ -15,13 +15,12 @@ from avssl.config import DataConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import APART, BARELY, OUTSIDE
-from avssl.data.scan import scan
-from avssl.data.scan_report import report_lines, scan_report
+from avssl.data.scan import report_lines, scan, scan_report
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
+from avssl.data.shards.sample import read_audio, read_frames
 from avssl.data.shards.write import write_cache
-from avssl.data.source import read_audio, read_frames
+from avssl.data.spans import NO_COMMON_TIME, OUTSIDE, TOO_LITTLE
 from avssl.data.windows import cut_into_windows
 from avssl.pipelines.data import open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare
@@ -121,7 +120,7 @@ def test_every_clip_is_full_and_lies_in_its_span(scanned: Manifest, needs: tuple
     for row, name in enumerate(SPANS):
         item, (low, high) = dataset[3, row], common(name, needs)
         # One picture is enough where no sound is wanted: only sound is padded.
-        reason = APART if high < low else BARELY if high - low < 0.05 and len(needs) == 2 else ""
+        reason = NO_COMMON_TIME if high < low else TOO_LITTLE if high - low < 0.05 and len(needs) == 2 else ""
         assert [failure.reason for failure in item.failures] == ([reason] if reason else []), name
         assert len(item.clips) == (0 if reason else count)
         for clip in item.clips:
@@ -164,7 +163,7 @@ def test_segments_are_judged_by_the_streams_that_are_needed(root: Path) -> None:
     result = scan(Manifest.from_rows([*rows, {"clip_id": "past", "path": "cut.mp4", "start": 7.0}], root), workers=0)
     assert result.reasons(audio=True) == [OUTSIDE, "", "", "", "", OUTSIDE]
     assert result.reasons(video=True) == ["", "", "", "", OUTSIDE, OUTSIDE]
-    assert result.reasons(audio=True, video=True) == [OUTSIDE, "", "", APART, OUTSIDE, OUTSIDE]
+    assert result.reasons(audio=True, video=True) == [OUTSIDE, "", "", NO_COMMON_TIME, OUTSIDE, OUTSIDE]
     assert result.column("error") == ["", "", "", "", "", OUTSIDE]
     report = scan_report(result)
     assert report["usable"] == {"audio": 4, "video": 4, "both": 2}
@@ -192,7 +191,7 @@ def test_a_run_counts_clips_that_would_be_padding(root: Path, tmp_path: Path, ca
     with caplog.at_level(logging.WARNING):
         splits = open_splits(config, modalities=("audio", "video"), labelled=False)
     assert splits.train.column("clip_id") == ["cut.mp4", "late.mp4", "brief.mp4"]
-    assert splits.coverage["train"]["reasons"] == {BARELY: 1, APART: 1}
+    assert splits.coverage["train"]["reasons"] == {TOO_LITTLE: 1, NO_COMMON_TIME: 1}
     assert (
         splits.coverage["train"]["mostly_padding"] == 1 and "of 1 clips of 6 s more than half is padding" in caplog.text
     )

@@ -16,7 +16,7 @@ from avssl.config.inference import EmbedConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio, read_frames
-from avssl.data.sampling import ClipSpan, frame_times
+from avssl.data.spans import ClipSpan, frame_times
 from avssl.evaluation import feature_parts
 from avssl.evaluation.feature_parts import read_features
 from avssl.files import seal

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
+from avssl.data.boxes import Box, read_boxes
 from avssl.data.catalog import open_data
-from avssl.data.places import Box, read_boxes
 from avssl.evaluation.localization import heat
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives.vectors import unit

@@ -6,12 +6,11 @@ from dataclasses import fields
 import pytest
 import torch
 
-from avssl.data.batch import Batch
+from avssl.data.batch import Allocate, Batch, PackedBatch, pack, separate_tensors, tensors_in_one_buffer
 from avssl.data.failures import Failure
-from avssl.data.packing import Allocate, PackedBatch, apart, pack, together
 
 
-def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = together) -> Batch:
+def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = tensors_in_one_buffer) -> Batch:
     tensors = {
         "audio": torch.randn(size, 17),
         "video": torch.randint(256, (size, 2, 5, 5, 3), dtype=torch.uint8),
@@ -22,7 +21,7 @@ def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = toge
         "tags": torch.rand(size, 3),
     }
     made = allocate([(tensor.shape, tensor.dtype) for tensor in tensors.values()])
-    placed = {name: place.copy_(tensors[name]) for name, place in zip(tensors, made, strict=True)}
+    placed = {name: part.copy_(tensors[name]) for name, part in zip(tensors, made, strict=True)}
     return Batch(
         audio=placed["audio"] if "audio" in modalities else None,
         video=placed["video"].permute(0, 4, 1, 2, 3) if "video" in modalities else None,
@@ -58,8 +57,8 @@ def test_all_tensors_share_one_piece_of_memory() -> None:
 
 
 def test_what_lies_apart_is_not_packed() -> None:
-    with pytest.raises(ValueError, match="allocate=together"):
-        pack(make_batch(2, ("audio",), apart))
+    with pytest.raises(ValueError, match="allocate=tensors_in_one_buffer"):
+        pack(make_batch(2, ("audio",), separate_tensors))
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.loader import make_train_loader
-from avssl.data.mixing import SetMixup, mix_frames, mix_waveforms
+from avssl.data.mixup import SetMixup, mix_frames, mix_waveforms
 from avssl.errors import SettingsError
 from avssl.pipelines.cache import cache
 from avssl.pipelines.training import batch_mixup, set_mixup

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from avssl.data.sampling import ClipSpan, center_span, frame_times, random_span, uniform_spans
+from avssl.data.spans import ClipSpan, center_span, frame_times, random_span, uniform_spans
 
 SEGMENTS = [(0.0, 10.0), (3.0, 5.0), (3.0, 5.001), (0.0, 0.25), (3599.9, 3603.7), (1e5 + 0.1, 1e5 + 2.1)]
 

@@ -11,8 +11,8 @@ MIN_SHARE = 0.05
 # Why a clip cannot be cut.
 OUTSIDE = "segment outside file"
 NO_CHANNEL = "no such channel"  # of those that a file has
-APART = "sound and pictures do not overlap"
-BARELY = "streams cover too little of the clip"
+NO_COMMON_TIME = "sound and pictures do not overlap"
+TOO_LITTLE = "streams cover too little of the clip"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def covered(start: Any, end: Any, duration: Any, streams: Sequence[tuple[Any, An
     return low, high
 
 
-def why_uncut(low: float, high: float, outside: bool, share: float) -> str:
+def why_not_cut(low: float, high: float, outside: bool, share: float) -> str:
     """Why no clip is cut from `covered` ``low..high``; "" where one is.
 
     Args:
@@ -77,8 +77,8 @@ def why_uncut(low: float, high: float, outside: bool, share: float) -> str:
         share: Of a clip, how much is covered, 0 to 1.
     """
     if high <= low:
-        return OUTSIDE if outside else APART
-    return BARELY if share < MIN_SHARE else ""
+        return OUTSIDE if outside else NO_COMMON_TIME
+    return TOO_LITTLE if share < MIN_SHARE else ""
 
 
 def random_span(rng: np.random.Generator, low: float, high: float, seconds: float) -> ClipSpan:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from avssl.data.boxes import Box, has_boxes, read_boxes
 from avssl.data.datasets.demo import demo
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.places import Box, has_boxes, read_boxes
 from avssl.demo import events as demo_clip
 from avssl.demo.events import CLASSES, make_clip
 

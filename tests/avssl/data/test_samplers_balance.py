@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from loading_samples import wav_manifest
 
-from avssl.data.balance import balanced_shares
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.loader import WeightedSampler, make_train_loader
 from avssl.data.manifest import Manifest
+from avssl.data.samplers import balanced_shares
 
 CLASSES = {"kind": ["a", "b", "c", "d"], "sound": ["x", "y", "z"]}
 
