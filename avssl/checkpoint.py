@@ -23,6 +23,7 @@ import yaml
 
 from avssl.errors import is_of_machine, machine_error
 from avssl.files import DamagedError, is_sealed
+from avssl.plugins import want
 from mast.files import move_into_place
 
 if TYPE_CHECKING:
@@ -261,6 +262,9 @@ def _load(path: Path, file: Path | IO[bytes], mmap: bool) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of avssl: {_first_line(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
         raise ValueError(f"{path} is not a checkpoint of avssl: it has no settings")
+    config = state["settings"].get("config")
+    if isinstance(config, dict):
+        want(config.get("imports") or (), str(path))
     return state
 
 
@@ -281,6 +285,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = f"is damaged ({_first_line(error)})"
     if isinstance(values, dict) and values and not changed:
+        want(values.get("imports") or (), str(file))
         return values
     own = "; to have a change by hand count, take its last line out" if changed else ""
     for path in (folder / "checkpoints" / name for name in (LAST, PREVIOUS, BEST)):

@@ -8,12 +8,14 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from avssl import plugins
 from avssl.config import PretrainConfig, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials
 
 Config = TypeVar("Config")
 _PRINT = "--print_config"
+_IMPORT = "A module or .py file that registers parts of its own; may be given several times."
 _FLAGS = ("-h", "--help", _PRINT, "--list-objectives")
 
 
@@ -72,6 +74,7 @@ def _help_parser(config_class: type, command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"avssl {command}".strip(), description=described, epilog=known)
     what = "YAML file of settings, or the name of a recipe in configs/, or none; of several, the later wins."
     parser.add_argument("--config", help=what)
+    parser.add_argument("--import", dest="imports", metavar="PLUGIN", help=_IMPORT)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:
@@ -92,6 +95,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(f"avssl {command}", description=description, formatter_class=formatter, allow_abbrev=False)
+        self.add_argument("--import", action=_Imported, metavar="PLUGIN", help=_IMPORT)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, but an option that there is not comes before others that are missing."""
@@ -105,6 +109,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with ``message``."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class _Imported(argparse.Action):
+    """Imports a plug-in; the parsed options do not hold it."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        plugins.load([values])
 
 
 class _ListObjectives(argparse.Action):

@@ -1,11 +1,11 @@
 """``python -m mast``: the size and cost of the models, AST beside MAST, and what computes their blocks here."""
 
 import argparse
-import importlib
 from itertools import groupby
 
 from mast.complexity import measure, table
 from mast.fast import accelerate, backends
+from mast.plugins import PluginError, import_plugin
 from mast.registry import create_model, list_models
 
 BASELINE = "ast_base"
@@ -24,10 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--backends", action="store_true", help="what computes each block here, instead of the table")
     parser.add_argument("--backend", default="auto", help="for --backends: auto (default), reference, cpu or cuda")
     parser.add_argument("--device", default="cpu", help="for --backends: where the model is (default: cpu)")
-    parser.add_argument("--import", dest="packages", action="append", default=[], help="a module that registers models")
+    what = "a module or .py file that registers models; may be given several times"
+    parser.add_argument("--import", dest="plugins", action="append", default=[], metavar="PLUGIN", help=what)
     args = parser.parse_args(argv)
-    for package in args.packages:
-        importlib.import_module(package)
+    try:
+        for plugin in args.plugins:
+            import_plugin(plugin)
+    except PluginError as error:
+        parser.error(str(error))
     if args.backends:
         try:
             for name in args.models or list_models():

@@ -170,7 +170,7 @@ class AST(SpectrogramModel):
         return features if pre_logits else self.head(features)
 
 
-@register_model
+@register_model("ast_base")
 def ast_base(**overrides: Any) -> SpectrogramModel:
     """86.59 M parameters, 130.51 G MACs (527 classes, 128 x 1024, with attention)."""
     return build_with(AST, {}, overrides)

@@ -2,7 +2,8 @@
 
 ``config.json`` holds the model's name and constructor arguments, the frontend with its normalization, the class names
 of each head, free-form extras, and the SHA-256 of the weights and of itself, which are checked on loading. Nothing is
-pickled. Files are written beside their place and moved into it.
+pickled; but a model of a plug-in names the module that registers it, which is imported where the name is not known.
+Files are written beside their place and moved into it.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from mast.ast import from_hugging_face_state, hugging_face_arguments, hugging_fa
 from mast.base import SpectrogramModel
 from mast.files import atomic_path
 from mast.frontend import LogMel
-from mast.registry import create_model
+from mast.plugins import PluginError, import_plugin, places_of
+from mast.registry import author_of, create_model, is_registered
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ def save_pretrained(
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "extra": dict(extra or {}),
     }
+    if author := author_of(model.name):  # type: ignore[arg-type]
+        config["plugins"] = places_of(author)
     config = json.loads(json.dumps(config))  # as it is read again; what is not JSON fails before anything is written
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -185,6 +189,7 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
     arguments = dict(config["model"])
     if num_classes is not None:
         arguments["num_classes"] = num_classes
+    _import_author(folder, config)
     try:
         model = create_model(arguments.pop("name"), **arguments)
         frontend = None if config.get("frontend") is None else LogMel(**config["frontend"])
@@ -202,6 +207,24 @@ def load_pretrained(folder: str | Path, *, num_classes: int | None = None) -> Pr
 
 
 from_pretrained = load_pretrained
+
+
+def _import_author(folder: Path, config: Mapping[str, Any]) -> None:
+    """Imports the plug-in that registers the model of ``config``, where it has not been imported.
+
+    Raises:
+        LoadError: it is not there, and nothing else has registered the model.
+    """
+    name = config["model"]["name"]
+    if not config.get("plugins") or is_registered(name):
+        return
+    try:
+        for plugin in config["plugins"]:
+            import_plugin(plugin)
+    except PluginError as error:
+        raise LoadError(
+            f"{folder / CONFIG}: its model {name} is of a plug-in; {error}: if it has moved, import it first"
+        ) from error
 
 
 def _of_one_save(folder: Path) -> tuple[dict[str, Any], bytes]:

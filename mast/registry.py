@@ -1,27 +1,64 @@
-"""Models by name: a decorated function is a variant, and its name is the model's name."""
+"""Models by name: a decorated function is a variant."""
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from mast.base import SpectrogramModel
+from mast.plugins import import_installed
 
-_BUILDERS: dict[str, Callable[..., SpectrogramModel]] = {}
+Builder = Callable[..., SpectrogramModel]
+
+_BUILDERS: dict[str, Builder] = {}
+# What imports further models; called before a name is said to be unknown.
+more_models: list[Callable[[], object]] = [import_installed]
 
 
-def register_model(builder: Callable[..., SpectrogramModel]) -> Callable[..., SpectrogramModel]:
-    """Make ``create_model(builder.__name__, ...)`` call ``builder``. ValueError for a name that is taken."""
-    name = builder.__name__
-    if name in _BUILDERS:
-        raise ValueError(f"a model named {name!r} is registered already")
-    _BUILDERS[name] = builder
-    return builder
+def register_model(name: str) -> Callable[[Builder], Builder]:
+    """Makes ``create_model(name, ...)`` call the decorated function, with the constructor arguments of its model.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(builder: Builder) -> Builder:
+        if name in _BUILDERS:
+            raise ValueError(f"a model named {name!r} is registered already")
+        _BUILDERS[name] = builder
+        return builder
+
+    return register
 
 
 def list_models() -> list[str]:
     """Names of all registered models, sorted."""
+    _import_more()
     return sorted(_BUILDERS)
+
+
+def authors() -> list[str]:
+    """The modules outside of ``mast`` that have registered models."""
+    modules = dict.fromkeys(builder.__module__ for builder in _BUILDERS.values())
+    return [name for name in modules if name in sys.modules and name.split(".")[0] not in ("mast", "__main__")]
+
+
+def author_of(name: str) -> str | None:
+    """The module outside of ``mast`` that has registered the model ``name``; None for one of mast's own."""
+    return next((module for module in authors() if _BUILDERS[name].__module__ == module), None)
+
+
+def is_registered(name: str) -> bool:
+    """Whether ``create_model`` knows ``name``, once what can bring further models has been imported."""
+    if name not in _BUILDERS:
+        _import_more()
+    return name in _BUILDERS
+
+
+def _import_more() -> None:
+    for bring in more_models:
+        bring()
 
 
 def create_model(name: str, *, num_classes: int = 0, backend: str | None = None, **overrides: Any) -> SpectrogramModel:
@@ -44,7 +81,7 @@ def create_model(name: str, *, num_classes: int = 0, backend: str | None = None,
     """
     from mast.fast import accelerate, default_backend  # it knows the models, which register themselves here
 
-    if name not in _BUILDERS:
+    if not is_registered(name):
         close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")

@@ -15,7 +15,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
-from avssl.errors import user_errors
+from avssl import plugins
+from avssl.errors import SettingsError, user_errors
 from avssl.progress import lines_above_bars
 from avssl.urls import hide_credentials
 
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(name, COMMANDS, 1, cutoff=0.5)
         told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
         return _fail(f"no command {name!r}; {told} See avssl --help", 2)
+    try:
+        plugins.load(plugins.given_in(rest))
+    except SettingsError as error:
+        return _fail(str(error), 2)
     command = import_module(f"avssl.commands.{name.replace('-', '_')}")
     level = getattr(command, "LOG_LEVEL", logging.INFO)
     handler = logging.StreamHandler(sys.stderr)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.config.parts import ImportsConfig
 from avssl.limits import MAX_PIXELS, MAX_SAMPLE_BYTES
 from avssl.urls import keep_back
 
@@ -33,7 +34,7 @@ class SourceConfig:
 
 
 @dataclass
-class CacheConfig:
+class CacheConfig(ImportsConfig):
     """Caches a data set once, as small frames and 16 kHz sound in WebDataset shards, which train 20 times faster.
 
     A killed run, started again with the same arguments, goes on where it was. The other tools read it by
@@ -67,4 +68,5 @@ class CacheConfig:
     verify: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.output = keep_back(self.output)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avssl.config.parts import RuntimeConfig
+from avssl.config.parts import ImportsConfig, RuntimeConfig
 from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
 from avssl.urls import keep_back
 
@@ -51,7 +51,7 @@ class EmbedDataConfig:
 
 
 @dataclass
-class EmbedConfig:
+class EmbedConfig(ImportsConfig):
     """Embeddings of any media by a trained checkpoint, one for each window, as a Parquet or .npz file.
 
     Args:
@@ -119,7 +119,7 @@ class ExportDataConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(ImportsConfig):
     """A trained audio encoder or classifier as one file for other runtimes, compared with the model before it is kept.
 
     Args:

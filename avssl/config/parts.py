@@ -4,11 +4,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl import plugins
 from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
 from avssl.urls import keep_back
 
 # Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
 REGULARIZATION = ("drop_path", "mask_padding")
+
+
+@dataclass(kw_only=True)
+class ImportsConfig:
+    """What every command takes beside its own settings.
+
+    Args:
+        imports: Plug-ins to import first, modules or .py files, which register objectives, data sets, encoders,
+            evaluations or loggers; --import NAME adds one. A run records all of its process, by which it is found
+            again.
+    """
+
+    imports: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.imports = plugins.load(self.imports)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
+from avssl import plugins
 from avssl.config.bounds import check_bounds
 from avssl.config.crossval import CrossvalConfig
 from avssl.config.parts import REGULARIZATION, DataConfig, MixupConfig, former_mixup
@@ -59,6 +60,8 @@ def resolve(config_class: type[Config], given: Sequence[Source], files: Sequence
         SettingsError: an unknown or wrong setting, or a file that is none; one line that names it and the fix.
     """
     given = [_nested(source) for source in given]
+    _import_plugins(given)
+    _find_plugins(config_class, given)
     sources = [*_recipes(config_class, given, files), *given]
     for source in sources:
         check_keys(config_class, source)
@@ -86,9 +89,31 @@ def _recipes(config_class: type, given: Sequence[Source], files: Sequence[str]) 
         _say(line)
         recipes += read_recipe(file)
     recipes = [_nested(source) for source in recipes]
+    _import_plugins(recipes)
     if config_class is AugmentSheetConfig:
         recipes = [_of_sheet(source) for source in recipes]
     return _with_clips_of(_data_name(given), recipes)
+
+
+def _import_plugins(sources: Sequence[Source]) -> None:
+    """Imports what sources name, before anything else of them is looked at: data may be a plug-in's."""
+    for source in sources:
+        names = source.values.get("imports")
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):  # else told as a setting
+            try:
+                plugins.load(names)
+            except SettingsError as error:
+                raise SettingsError(f"{source.name}: {error}" if source.name else str(error)) from error
+
+
+def _find_plugins(config_class: type, given: Sequence[Source]) -> None:
+    """Has the plug-ins found that the run recorded which is continued, or started from."""
+    places = [_get(source.values, key) for source in given for key in ("checkpoint", "output")]
+    if config_class in RECIPES:
+        places.append(pretraining_folder(_data_name(given)))
+    for place in places:
+        if place not in _NO_CHECKPOINT:
+            plugins.want_of(Path(str(place)))
 
 
 def _tell_unused(command: str, data: str, files: Sequence[Path]) -> None:
@@ -200,6 +225,9 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
         name = option.removeprefix("--")
         if name == "config":
             files += rest
+            continue
+        if name == "import":
+            values = _merged(values, {"imports": _Added(plugins.given_in([option, *rest]))})
             continue
         _check_path(config_class, name)
         if _kind_of(config_class, name) is not None:

@@ -9,6 +9,7 @@ from avssl.config.parts import (
     AugmentConfig,
     BottleneckConfig,
     DataConfig,
+    ImportsConfig,
     LogConfig,
     OptimConfig,
     RuntimeConfig,
@@ -18,7 +19,7 @@ from avssl.config.parts import (
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(ImportsConfig):
     """Contrastive audio-visual pretraining on raw video.
 
     Args:
@@ -77,7 +78,7 @@ class PretrainConfig:
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(ImportsConfig):
     """Classification of audio, video or both, with a linear or a full head on the encoders.
 
     Args:
@@ -132,7 +133,7 @@ class FinetuneConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(ImportsConfig):
     """Evaluation of a pretrained pair, an audio encoder or a fine-tuned classifier.
 
     Args:
@@ -172,7 +173,7 @@ class EvaluateConfig:
 
 
 @dataclass
-class AugmentSheetConfig:
+class AugmentSheetConfig(ImportsConfig):
     """A contact sheet of augmented clips, to look at and to listen to.
 
     Args:
@@ -203,7 +204,7 @@ def _demo_of(config_class: type[Any]) -> Any:
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(ImportsConfig):
     """The whole way on the demo set: pretraining, then four ways to a classifier, and a table of them.
 
     Args:

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from avssl import plugins
 from avssl.limits import Limits, limits, set_limits
 from avssl.urls import hide_credentials, known, learn
 
@@ -38,11 +39,13 @@ def server() -> ForkServerContext:
 class _Process(ForkServerProcess):
     _urls: dict[str, str]
     _limits: Limits
+    _plugins: list[str]
 
     def run(self) -> None:
         _end_with_parent()
         learn(self._urls)
         set_limits(self._limits)
+        plugins.want(self._plugins, "the process that started this one")
         try:
             super().run()
         except Exception:  # a defect: as multiprocessing tells it, but without the passwords of URLs
@@ -53,6 +56,7 @@ class _Process(ForkServerProcess):
     def _Popen(process_obj: BaseProcess) -> Any:
         process_obj._urls = known()  # type: ignore[attr-defined]  # told by a pipe, which no other process reads
         process_obj._limits = limits()  # type: ignore[attr-defined]
+        process_obj._plugins = plugins.known()  # type: ignore[attr-defined]
         usual = spawn.get_preparation_data
 
         def without_main(name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Video encoders behind one interface: frames (B, 3, T, H, W) in [0, 1] -> features (B, D)."""
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torchvision.models import video as zoo
 from torchvision.ops import StochasticDepth
 
 from avssl.models.mvit import FusedAttention, scale_positions
+from avssl.plugins import Registry
 from avssl.progress import Meter
 from mast.model import AddBranch
 
@@ -173,55 +173,65 @@ Builder = Callable[..., Built]
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A registered encoder: how it is built, its own size, and torchvision's weights, which bring their statistics."""
+class Registered:
+    """A registered encoder; the fields are the arguments of :func:`register_video_encoder`."""
 
     build: Builder
     num_frames: int
     frame_size: int
-    weights: WeightsEnum | None
+    weights: WeightsEnum | Callable[[], dict[str, Tensor]] | None
+    mean: Statistics
+    std: Statistics
 
     @property
-    def statistics(self) -> tuple[Statistics, Statistics]:
-        """Channel means and standard deviations."""
-        if self.weights is None:
-            return KINETICS_MEAN, KINETICS_STD
-        transforms = self.weights.transforms()
-        return tuple(transforms.mean), tuple(transforms.std)
-
-    @property
-    def options(self) -> list[str]:
-        """Names of the options that it takes."""
-        return [p.name for p in inspect.signature(self.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    def options(self) -> dict[str, Any]:
+        """Its options, with their defaults."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-_ENTRIES: dict[str, _Entry] = {}
+VIDEO_ENCODERS = Registry[Registered]("video.model", "video encoder")
 
 
 def register_video_encoder(
-    num_frames: int, frame_size: int | None = None, weights: WeightsEnum | None = None
+    name: str,
+    *,
+    num_frames: int,
+    frame_size: int | None = None,
+    weights: WeightsEnum | Callable[[], dict[str, Tensor]] | None = None,
+    mean: Statistics | None = None,
+    std: Statistics | None = None,
 ) -> Callable[[Builder], Builder]:
-    """Makes ``builder(num_frames, frame_size, weights, **options)`` the video encoder that is named as the function.
+    """Makes ``builder(num_frames, frame_size, weights, **options)`` the video encoder ``name``.
 
     The builder returns the backbone, (B, 3, T, H, W) normalized -> (B, D), the width D, and where its features are
-    still on a grid, or None. Its keyword-only arguments are ``video.options``, true or false.
+    still on a grid, or None. Its keyword-only arguments, each with a default, are ``video.options``.
 
     Args:
+        name: What ``video.model`` takes.
         num_frames: Frames of a clip that it was made for.
-        frame_size: Their height and width in pixels; None: that of the weights.
-        weights: torchvision's, whose channel statistics are then used, too; None: there are none.
+        frame_size: Their height and width in pixels; None: that of torchvision's weights.
+        weights: Of ``video.pretrained``: torchvision's, or a function that returns the ``state_dict`` that the builder
+            is then given; None: there are none.
+        mean: Channel means of the frames in [0, 1] that are subtracted; None: as torchvision's weights have them, else
+            those of Kinetics-400.
+        std: Channel deviations that are divided by; None: the same.
 
     Raises:
-        ValueError: the name is taken, or there is no size.
+        ValueError: the name is taken, there is no size, or an option has no default.
     """
-    side = int(weights.transforms().crop_size[0]) if frame_size is None and weights is not None else frame_size
+    transforms = weights.transforms() if isinstance(weights, WeightsEnum) else None
+    side = int(transforms.crop_size[0]) if frame_size is None and transforms is not None else frame_size
     if side is None:
-        raise ValueError("register_video_encoder: give frame_size, or weights that have one")
+        raise ValueError(f"video encoder {name!r}: give frame_size, or weights of torchvision, which have one")
+    mean = mean or (KINETICS_MEAN if transforms is None else tuple(transforms.mean))
+    std = std or (KINETICS_STD if transforms is None else tuple(transforms.std))
 
     def register(builder: Builder) -> Builder:
-        if builder.__name__ in _ENTRIES:
-            raise ValueError(f"a video encoder named {builder.__name__!r} is registered already")
-        _ENTRIES[builder.__name__] = _Entry(builder, num_frames, side, weights)
+        entry = Registered(builder, num_frames, side, weights, mean, std)
+        if bare := [option for option, default in entry.options.items() if default is inspect.Parameter.empty]:
+            raise ValueError(f"video encoder {name!r}: its option {bare[0]} has no default; give it one")
+        VIDEO_ENCODERS.add(name, entry, builder)
         return builder
 
     return register
@@ -229,7 +239,7 @@ def register_video_encoder(
 
 def list_video_encoders() -> list[str]:
     """Names that :func:`create_video_encoder` takes."""
-    return sorted(_ENTRIES)
+    return sorted(VIDEO_ENCODERS.names())
 
 
 def own_size(name: str) -> tuple[int, int]:
@@ -238,29 +248,38 @@ def own_size(name: str) -> tuple[int, int]:
     Raises:
         ValueError: for an unknown name.
     """
-    entry = _entry(name)
+    entry = VIDEO_ENCODERS.get(name)
     return entry.num_frames, entry.frame_size
 
 
-def _entry(name: str) -> _Entry:
-    if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, _ENTRIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"video.model: unknown video encoder {name!r}.{hint} Known: {', '.join(list_video_encoders())}"
-        )
-    return _ENTRIES[name]
+def video_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of the video encoder ``name``: its defaults, with what is ``given`` in their place.
 
-
-def check_video_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option that the video encoder ``name`` does not take, or whose value is none."""
-    known = _entry(name).options
-    for key, value in options.items():
+    Raises:
+        ValueError: for an option that it does not take, or a value of another type than that of the default.
+    """
+    known = VIDEO_ENCODERS.get(name).options
+    for key, value in given.items():
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"video.options: {name} has no option {key!r}; {takes}")
-        if not isinstance(value, bool):  # all that there are
-            raise ValueError(f"video.options: {key} of {name} must be true or false, got {value!r}")
+        kinds = _types_like(known[key])
+        if kinds and ((type(value) is bool) != (bool in kinds) or not isinstance(value, kinds)):
+            must = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+            raise ValueError(f"video.options: {key} of {name} must be {must}, got {value!r}")
+    return known | dict(given)
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+
+
+def _types_like(default: Any) -> tuple[type, ...]:
+    """Types of the values that may stand in place of ``default``; none where it does not say."""
+    if default is None:
+        return ()
+    if isinstance(default, list | tuple):
+        return (list, tuple)
+    return (float, int) if type(default) is float else (type(default),)
 
 
 def create_video_encoder(
@@ -271,23 +290,23 @@ def create_video_encoder(
     pretrained: bool = False,
     **options: Any,
 ) -> VideoEncoder:
-    """Builds the video encoder ``name``, with the channel statistics that torchvision's weights of it expect.
+    """Builds the video encoder ``name``, with the channel statistics that it was registered with.
 
     Args:
-        name: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d.
+        name: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t, s3d, or one of a plug-in.
         num_frames: Frames T of a clip; mvit_v2_s takes 16 only; None: :func:`own_size`.
         frame_size: Height and width of the frames; mvit_v2_s takes 224 only; None: :func:`own_size`.
-        pretrained: Load torchvision's Kinetics-400 weights.
+        pretrained: Load its weights, torchvision's on Kinetics-400 or its own.
         options: mvit_v2_s takes ``scaled_positions``, see :class:`avssl.models.mvit.FusedAttention`.
 
     Raises:
         ValueError: for an unknown name or option, or weights that do not exist or do not fit.
         OSError: when the weights cannot be downloaded.
     """
-    entry = _entry(name)
-    check_video_options(name, options)
+    entry = VIDEO_ENCODERS.get(name)
+    video_options(name, options)
     if pretrained and entry.weights is None:
-        raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}")
+        raise ValueError(f"video.pretrained: there are no Kinetics weights for video.model {name}, nor others")
     frames, side = num_frames or entry.num_frames, frame_size or entry.frame_size
     try:
         weights = _trained(entry.weights) if pretrained else None
@@ -297,7 +316,7 @@ def create_video_encoder(
             "put them into torch's hub cache (TORCH_HOME) or set video.pretrained to false"
         ) from error
     backbone, num_features, feature_map = entry.build(frames, side, weights, **options)
-    return VideoEncoder(name, backbone, num_features, feature_map, *entry.statistics, options)
+    return VideoEncoder(name, backbone, num_features, feature_map, entry.mean, entry.std, options)
 
 
 class DropPath(AddBranch):
@@ -318,6 +337,8 @@ def _share_code(model: nn.Module) -> None:
 
 def _trained(weights: Any) -> dict[str, Tensor]:
     """The state of ``weights``, downloaded where it is not kept; torch's own bar would fill a log file."""
+    if not isinstance(weights, WeightsEnum):
+        return dict(weights())
     terminal = sys.stderr.isatty()
     with Meter(f"getting the weights {weights}", shown=not terminal):
         return dict(weights.get_state_dict(progress=terminal, check_hash=True))
@@ -335,7 +356,7 @@ def _headless(
     return model, width, FeatureMap(layer, width, arrange)
 
 
-@register_video_encoder(16, weights=zoo.MViT_V2_S_Weights.KINETICS400_V1)
+@register_video_encoder("mvit_v2_s", num_frames=16, weights=zoo.MViT_V2_S_Weights.KINETICS400_V1)
 def mvit_v2_s(num_frames: int, frame_size: int, weights: Weights, *, scaled_positions: bool = False) -> Built:
     if (num_frames, frame_size) != (16, 224):  # torchvision fixes the sizes of its relative position tables
         raise ValueError(
@@ -350,12 +371,12 @@ def mvit_v2_s(num_frames: int, frame_size: int, weights: Weights, *, scaled_posi
     return _headless(model, weights, "head", "norm", _mvit_tokens)
 
 
-@register_video_encoder(16, weights=zoo.R2Plus1D_18_Weights.KINETICS400_V1)
+@register_video_encoder("r2plus1d_18", num_frames=16, weights=zoo.R2Plus1D_18_Weights.KINETICS400_V1)
 def r2plus1d_18(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.r2plus1d_18(), weights, "fc", "layer4")
 
 
-@register_video_encoder(16, weights=zoo.Swin3D_T_Weights.KINETICS400_V1)
+@register_video_encoder("swin3d_t", num_frames=16, weights=zoo.Swin3D_T_Weights.KINETICS400_V1)
 def swin3d_t(num_frames: int, frame_size: int, weights: Weights) -> Built:
     return _headless(zoo.swin3d_t(), weights, "head", "norm", _channels_last)
 
@@ -371,7 +392,7 @@ class _S3D(nn.Module):
         return self.features(frames).mean(dim=(2, 3, 4))
 
 
-@register_video_encoder(16, weights=zoo.S3D_Weights.KINETICS400_V1)
+@register_video_encoder("s3d", num_frames=16, weights=zoo.S3D_Weights.KINETICS400_V1)
 def s3d(num_frames: int, frame_size: int, weights: Weights) -> Built:
     model = zoo.s3d()
     if weights is not None:
@@ -404,13 +425,13 @@ class _Motion(nn.Module):
         return torch.cat([x, 3 * (x - x.mean(dim=2, keepdim=True))], dim=1)
 
 
-@register_video_encoder(8, 48)
+@register_video_encoder("tiny", num_frames=8, frame_size=48)
 def tiny(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A small (2+1)D ResNet for CPUs. It keeps the frames' order and places to the end: they tell timing and pitch."""
     return _small_resnet(nn.Identity(), channels=3, width=16)
 
 
-@register_video_encoder(8, 48)
+@register_video_encoder("tiny_motion", num_frames=8, frame_size=48)
 def tiny_motion(num_frames: int, frame_size: int, weights: Weights) -> Built:
     """A wider ``tiny`` that sees motion apart from what stands still: for still cameras and slight motion (lips)."""
     return _small_resnet(_Motion(), channels=6, width=24)

@@ -1,6 +1,5 @@
 """The interface of an objective, what it may look at, and the registry that finds one by its name."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from avssl.models.projection import Projection
+from avssl.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -136,32 +136,21 @@ class Objective(nn.Module, ABC):
         """Called after each optimizer step, of which ``step`` were taken: for teachers and schedules of its own."""
 
 
-_OBJECTIVES: dict[str, type[Objective]] = {}
+OBJECTIVES = Registry[type[Objective]]("objectives", "objective")
 
 
 def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator: makes an objective available to ``objectives: [{name: ...}]``."""
-
-    def decorate(objective: type[Objective]) -> type[Objective]:
-        if name in _OBJECTIVES:
-            raise ValueError(f"an objective named {name!r} is registered already: {_OBJECTIVES[name]}")
-        _OBJECTIVES[name] = objective
-        return objective
-
-    return decorate
-
-
-def find_objective(name: str) -> type[Objective]:
-    """The class of the objective ``name``.
+    """Class decorator: makes an objective available to ``objectives: [{name: ...}]``.
 
     Raises:
-        ValueError: there is none, with the nearest known one.
+        ValueError: the name is taken.
     """
-    if name not in _OBJECTIVES:
-        near = difflib.get_close_matches(name, _OBJECTIVES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"objectives: unknown name {name!r}{hint} Known: {', '.join(list_objectives())}")
-    return _OBJECTIVES[name]
+
+    def register(objective: type[Objective]) -> type[Objective]:
+        OBJECTIVES.add(name, objective, objective)
+        return objective
+
+    return register
 
 
 def create_objective(name: str, shapes: Shapes, **options: Any) -> Objective:
@@ -171,7 +160,7 @@ def create_objective(name: str, shapes: Shapes, **options: Any) -> Objective:
     Raises:
         ValueError: for an unknown name or option.
     """
-    cls = find_objective(name)
+    cls = OBJECTIVES.get(name)
     try:
         objective = cls.build(shapes, **options)
     except TypeError as error:
@@ -183,4 +172,4 @@ def create_objective(name: str, shapes: Shapes, **options: Any) -> Objective:
 
 def list_objectives() -> dict[str, str]:
     """Names of all objectives with the first line of their documentation."""
-    return {name: (cls.__doc__ or "").split("\n")[0] for name, cls in sorted(_OBJECTIVES.items())}
+    return {name: (OBJECTIVES.get(name).__doc__ or "").split("\n")[0] for name in sorted(OBJECTIVES)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from avssl.models.projection import Projection
-from avssl.objectives.base import Objective, Shapes, create_objective, find_objective
+from avssl.objectives.base import OBJECTIVES, Objective, Shapes, create_objective
 from avssl.objectives.modalities import parse_modality
 
 # Of a pair that no objective projects: its embeddings are those of a random map.
@@ -62,7 +62,7 @@ def read_terms(terms: Sequence[Mapping[str, Any]], embedding_dim: int) -> list[T
         name, weight, given = options.pop("name"), options.pop("weight", 1.0), options.pop("projection", None)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"objectives: {name}: weight must be a number, got {weight!r}")
-        own = find_objective(name).projection
+        own = OBJECTIVES.get(name).projection
         if own is None and given is not None:
             raise ValueError(f"objectives: {label}: has no projection to set; leave projection out")
         if own is None or isinstance(given, str):
@@ -107,7 +107,7 @@ def trained_projections(terms: Sequence[Term]) -> list[str]:
     heads: dict[str, set[str]] = {}
     for term in terms:
         if term.owner is not None and term.weight:
-            trains = set(find_objective(term.name).trains)
+            trains = set(OBJECTIVES.get(term.name).trains)
             if "modality" in term.options:
                 trains &= set(parse_modality(term.name, term.options["modality"]))
             heads.setdefault(term.owner, set()).update(trains)
@@ -130,7 +130,7 @@ def retrieval_projection(terms: Sequence[Term], wanted: str | None = None) -> st
             )
         return str(projected[wanted].owner)
     trained = trained_projections(terms)
-    contrasting = [term for term in projected.values() if find_objective(term.name).retrieves and term.weight]
+    contrasting = [term for term in projected.values() if OBJECTIVES.get(term.name).retrieves and term.weight]
     owners = [str(term.owner) for term in contrasting] + trained + [str(term.owner) for term in projected.values()]
     return next(iter(owners), UNTRAINED)
 

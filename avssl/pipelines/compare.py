@@ -31,6 +31,7 @@ _UNIMPORTANT = (
     "resume",
     "wandb",
     "tensorboard",
+    "imports",
     "log",
     "cache",
     "batch_size",

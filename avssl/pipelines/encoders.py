@@ -14,7 +14,7 @@ from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, PretrainCo
 from avssl.config.parts import REGULARIZATION
 from avssl.data.batch import Batch
 from avssl.models.pair import AudioVisualPair
-from avssl.models.video import check_video_options, own_size
+from avssl.models.video import own_size, video_options
 
 PairConfig = TypeVar("PairConfig", PretrainConfig, AugmentSheetConfig)
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def complete_audio(config: AudioConfig) -> AudioConfig:
         with torch.device("meta"):
             model = mast.create_model(name, num_classes=0, **config.options)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        known = name in mast.list_models()
+        known = mast.registry.is_registered(name)
         setting = f"audio.options: {name} cannot be built with {config.options}" if known else "audio.model"
         raise ValueError(f"{setting}: {error}") from error
     rate = SAMPLE_RATE if config.sample_rate is None else config.sample_rate
@@ -76,7 +76,7 @@ def complete_video(video: VideoConfig, data: DataConfig) -> tuple[VideoConfig, D
     """
     name = VIDEO_MODEL if video.model is None else video.model
     frames, side = own_size(name)
-    check_video_options(name, video.options)
+    video_options(name, video.options)
     crop = side if video.crop_size is None else video.crop_size
     number = frames if data.num_frames is None else data.num_frames
     size = frame_size_for(crop) if data.frame_size is None else data.frame_size

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from avssl import plugins
 from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
 from avssl.data.catalog import find_entry
@@ -57,7 +58,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     find_entry(config.data.name)  # first, because a misspelt name has no pretraining run either
     checkpoint = resolve_checkpoint(config)
     check_start(config, checkpoint)
-    config = complete_start(config, checkpoint)
+    config = replace(complete_start(config, checkpoint), imports=plugins.recorded())
     fabric = launch(config.runtime, config.seed)
     start = "pretrained" if checkpoint else "random"
     name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"

@@ -1,6 +1,7 @@
 """Pretraining, from the config to the report."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 import mast
+from avssl import plugins
 from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.manifest import Manifest
@@ -56,7 +58,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds, and the run's ``folder``; ``finished`` is False when a signal ended the run early.
     """
-    config = complete_pretraining(config)
+    config = replace(complete_pretraining(config), imports=plugins.recorded())
     fabric = launch(config.runtime, config.seed)
     folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
     run = Run(config, folder, fabric, config.wandb, "pretrain")

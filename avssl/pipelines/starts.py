@@ -16,6 +16,7 @@ from avssl.data.clips import Modality
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.projection import Projection
+from avssl.models.video import video_options
 from avssl.models.visual_classifier import (
     AudioVisualClassifier,
     VideoClassifier,
@@ -236,11 +237,12 @@ def _seen_by(config: Training, checkpoint: Path) -> Training:
     own = {"model": pair["video"], "crop_size": int(pair["crop_size"])}
     number = int(pair["num_frames"])
     options = dict(pair.get("video_options") or {})
+    known = video_options(own["model"], options)
     told: dict[str, tuple[Any, Any]] = {
         f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()
     }
     for key, given in config.video.options.items():
-        told[f"video.options.{key}"] = (options.get(key, False), given)  # all options are off by default
+        told[f"video.options.{key}"] = (known.get(key), given)
     for key, (value, given) in (told | {"data.num_frames": (number, config.data.num_frames)}).items():
         if given not in (None, value):
             raise ValueError(

@@ -40,6 +40,7 @@ FREE_SETTINGS = (
     "log",
     "wandb",
     "tensorboard",
+    "imports",
     "resume",
     "output",
     "data.num_workers",

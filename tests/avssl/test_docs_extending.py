@@ -33,10 +33,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the page's blocks define; the names that they register are forgotten afterwards."""
     datasets.available()
     kept = (
-        (datasets, "_REGISTRY"),
-        (objectives, "_OBJECTIVES"),
+        (datasets.DATASETS, "_parts"),
+        (objectives.OBJECTIVES, "_parts"),
         (evaluations, "_REGISTRY"),
-        (video, "_ENTRIES"),
+        (video.VIDEO_ENCODERS, "_parts"),
         (registry, "_BUILDERS"),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -119,6 +119,6 @@ def test_the_logger_writes_every_row(examples: Any, run: avssl.Result, tmp_path:
 
 def test_names_that_are_taken_are_refused(examples: Any) -> None:
     with pytest.raises(ValueError, match="'patches3d' is registered already"):
-        video.register_video_encoder(4, 32)(examples["patches3d"])
+        video.register_video_encoder("patches3d", num_frames=4, frame_size=32)(examples["patches3d"])
     with pytest.raises(ValueError, match="give frame_size"):
-        video.register_video_encoder(4)
+        video.register_video_encoder("patches", num_frames=4)

@@ -109,7 +109,7 @@ class Rows(mast.SpectrogramModel):
             x = x + block(x)
         return self.norm(x)
 
-@mast.register_model
+@mast.register_model("rows")
 def rows(**overrides):
     return Rows(**overrides)
 """

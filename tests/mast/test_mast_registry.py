@@ -27,7 +27,7 @@ def test_a_name_can_be_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def mast_mine(**overrides):
         return registry.build_with(mast.MAST, {"embed_dim": 8, "depths": (1, 1, 1, 1)}, overrides)
 
-    mast.register_model(mast_mine)
+    mast.register_model("mast_mine")(mast_mine)
     assert mast.create_model("mast_mine", num_classes=2).config["embed_dim"] == 8
     with pytest.raises(ValueError, match="registered already"):
-        mast.register_model(mast_mine)
+        mast.register_model("mast_mine")(mast_mine)

@@ -11,13 +11,13 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.errors import printable
+from avssl.plugins import Registry
 
 Builder = Callable[..., Manifest]
 # What can be averaged over the clips of an item.
@@ -45,7 +45,12 @@ class Dataset:
         return {parameter.name: parameter.default for parameter in parameters} | dict(self.preset)
 
 
-_REGISTRY: dict[str, Dataset] = {}
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+DATASETS = Registry[Dataset]("data", "data set", error=DataError, load=_import_all)
 
 
 def register_dataset(
@@ -86,29 +91,20 @@ def register_dataset(
         raise ValueError(f"data set {name!r}: average must be {' or '.join(AVERAGES)}, got {average!r}")
 
     def register(builder: Builder) -> Builder:
-        if name in _REGISTRY:
-            raise ValueError(f"data set {name!r} is registered twice")
         preset = dict(options or {})
         dataset = Dataset(name, builder, clip_seconds, eval_clips, head, preset, average, protocol, needs_root)
         unknown = set(dataset.options) - set(inspect.signature(builder).parameters)
         if unknown:
             raise ValueError(f"data set {name!r}: its builder has no option {', '.join(sorted(unknown))}")
-        _REGISTRY[name] = dataset
+        DATASETS.add(name, dataset, builder)
         return builder
 
     return register
 
 
-@cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-
-
 def available() -> list[str]:
     """Names of all registered data sets."""
-    _import_all()
-    return sorted(_REGISTRY)
+    return sorted(DATASETS.names())
 
 
 def get_dataset(name: str) -> Dataset:
@@ -117,10 +113,7 @@ def get_dataset(name: str) -> Dataset:
     Raises:
         DataError: there is none of that name; the message gives the nearest.
     """
-    names = available()
-    if name not in _REGISTRY:
-        raise DataError(f"no data set {name!r}{nearest(name, names)}; there are {', '.join(names)}")
-    return _REGISTRY[name]
+    return DATASETS.get(name)
 
 
 def build_manifest(name: str, root: str | Path | None = None, **options: Any) -> Manifest:

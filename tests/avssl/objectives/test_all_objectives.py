@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avssl.data.batch import Batch
 from avssl.objectives import create_objective, create_objectives, list_objectives
-from avssl.objectives.base import find_objective
+from avssl.objectives.base import OBJECTIVES
 from avssl.training.pretraining import PretrainTask
 
 BATCHES = [exact_batch(8, seed) for seed in (1, 2, 3)]
@@ -102,12 +102,12 @@ def test_cached_gradients_equal_those_of_the_big_batch(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_heads_that_an_objective_trains_are_those_that_it_names(name: str) -> None:
     found = {key.split(".")[3] for key in next(train(make_task(name), BATCHES[:1])) if ".projections." in key}
-    assert found == (set() if find_objective(name).projection is None else set(find_objective(name).trains))
+    assert found == (set() if OBJECTIVES.get(name).projection is None else set(OBJECTIVES.get(name).trains))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "infonce"])
 def test_a_term_in_front_leaves_the_gradients_of_another_as_they_are(name: str) -> None:
-    shared = {} if find_objective(name).projection is None else {"projection": "infonce"}
+    shared = {} if OBJECTIVES.get(name).projection is None else {"projection": "infonce"}
     found = []
     for front in ([], [{"name": name, **CASES[name], **shared}]):
         task = exact_task(create_objectives([*front, {"name": "infonce"}], SHAPES))

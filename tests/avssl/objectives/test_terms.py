@@ -98,7 +98,7 @@ def test_retrieval_by_a_shared_projection() -> None:
         ([{"name": "infonce", "projection": "moco"}], "'moco' is of no other term; those with their own: none"),
         ([{"name": "infonce", "projection": "infonce"}], "'infonce' is of no other term"),
         ([{"name": "siglip"}, {"name": "infonce", "projection": "masked"}, {"name": "masked"}], "their own: siglip"),
-        ([{"name": "infonec"}], "unknown name 'infonec'; did you mean 'infonce'"),
+        ([{"name": "infonec"}], r"no objective 'infonec' \(did you mean 'infonce'\?\)"),
     ],
 )
 def test_terms_that_cannot_be_built_are_told(terms: list[dict[str, Any]], told: str) -> None:
