@@ -8,6 +8,7 @@ and the setting ``imports``, those that the run behind a checkpoint recorded, an
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -152,11 +153,16 @@ def import_wanted() -> list[str]:
             import_plugin(name)
         except PluginError as error:
             failed.append(f"{error} (named by {place}): if it has moved, give its place with --import")
-    if entry_points(group="avssl.plugins"):
+    if _has_installed():
         from mast.plugins import import_installed
 
         import_installed()
     return failed
+
+
+@cache
+def _has_installed() -> bool:
+    return bool(entry_points(group="avssl.plugins"))
 
 
 def recorded() -> list[str]:

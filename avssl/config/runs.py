@@ -46,6 +46,8 @@ class PretrainConfig(ImportsConfig):
         online_probe: Fit a linear probe on the audio features at each validation, where the data has labels.
         wandb: Weights & Biases.
         tensorboard: Write TensorBoard event files, too, into tensorboard/ of the run.
+        loggers: Further loggers, the name of each and its options, for example [{name: mine, every: 10}]; they are
+            registered as plug-ins are.
         checkpoint: Weights to start from, at step 0 of a schedule of its own: a run, an exported encoder or a .ckpt
             file; default: random ones. Encoders whose settings are not given are the checkpoint's. An export or a
             classifier of sound has an audio encoder alone; what is new is said.
@@ -71,6 +73,7 @@ class PretrainConfig(ImportsConfig):
     online_probe: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    loggers: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: str | None = None
     output: Path | None = None
     resume: str = "auto"
@@ -103,6 +106,8 @@ class FinetuneConfig(ImportsConfig):
         log: Logging and checkpoints.
         wandb: Weights & Biases.
         tensorboard: Write TensorBoard event files, too, into tensorboard/ of the run.
+        loggers: Further loggers, the name of each and its options, for example [{name: mine, every: 10}]; they are
+            registered as plug-ins are.
         output: Folder of the run; default: runs/finetune-NAME-HEAD-START, with the modality after HEAD where it is not
             audio.
         resume: auto continues the run that the output folder holds, if any; none starts over and keeps the old folder
@@ -127,6 +132,7 @@ class FinetuneConfig(ImportsConfig):
     log: LogConfig = field(default_factory=LogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    loggers: list[dict[str, Any]] = field(default_factory=list)
     output: Path | None = None
     resume: str = "auto"
     seed: int = 0
@@ -217,6 +223,7 @@ class DemoConfig(ImportsConfig):
             which decodes instead.
         wandb: Weights & Biases.
         tensorboard: Write TensorBoard event files, too, into tensorboard/ of each run.
+        loggers: Further loggers of each run, as in pretraining.
         seed: Seed of everything random.
     """
 
@@ -228,4 +235,5 @@ class DemoConfig(ImportsConfig):
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    loggers: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0

@@ -198,11 +198,9 @@ def _track(
 ) -> None:
     run.tracker.summary({f"test/{key}": value for key, value in metrics.items()})
     run.tracker.log_pictures({path.stem: path for path, _ in pictures})
-    if run.tracker.wandb is None:
-        return
     for head, names in splits.labels.items():
         target, scores = outcome.after.labels[head], outcome.scores[head]
-        run.tracker.wandb.log_predictions(head, outcome.after.clip_ids, target, scores, names)
+        run.tracker.log_predictions(head, outcome.after.clip_ids, target, scores, names)
         labelled = target >= 0
         if target.ndim == 1 and labelled.any():
-            run.tracker.wandb.log_confusion(head, target[labelled], scores[labelled].argmax(1), names)
+            run.tracker.log_confusion(head, target[labelled], scores[labelled].argmax(1), names)

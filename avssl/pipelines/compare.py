@@ -31,6 +31,7 @@ _UNIMPORTANT = (
     "resume",
     "wandb",
     "tensorboard",
+    "loggers",
     "imports",
     "log",
     "cache",

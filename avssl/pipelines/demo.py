@@ -30,7 +30,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _demo(config: DemoConfig) -> dict[str, Any]:
-    common: dict[str, Any] = {name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "seed")}
+    common: dict[str, Any] = {
+        name: getattr(config, name) for name in ("runtime", "wandb", "tensorboard", "loggers", "seed")
+    }
     folder = config.output / "pretrain"
     pretraining = replace(demo_settings(PretrainConfig), **common, optim=config.pretrain, output=folder)
     pretraining.data = replace(config.data, val_fraction=pretraining.data.val_fraction)

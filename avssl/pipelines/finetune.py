@@ -164,7 +164,7 @@ def resolve_checkpoint(config: FinetuneConfig) -> Path | None:
     if config.data.name == "demo":
         logger.info("no pretraining run of the demo yet: running it first")
         recipe = resolve(PretrainConfig, [Source("the demo", {"data": config.data.name})])
-        watched: dict[str, Any] = {"wandb": config.wandb, "tensorboard": config.tensorboard}
+        watched: dict[str, Any] = {"wandb": config.wandb, "tensorboard": config.tensorboard, "loggers": config.loggers}
         same = replace(recipe.data, options=config.data.options)
         before = replace(recipe, **watched, data=same, runtime=config.runtime, output=folder, seed=config.seed)
         if not pretrain(before)["finished"]:

@@ -319,11 +319,11 @@ def draw_retrieval(
 
 def _log_samples(run: Run, loaders: Loaders, manifest: Manifest) -> None:
     """Four clips for the tracker to play, once a run."""
-    if run.checkpoint or run.tracker.wandb is None:
+    if run.checkpoint or not run.tracker.takes("log_clips"):
         return
     with Meter("reading sample clips"):
         batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
     if batch.size:
         assert batch.audio is not None and batch.video is not None
         clips = batch.audio.numpy(), batch.video.numpy()
-        run.tracker.wandb.log_clips("clips", *clips, loaders.sample_rate, batch.clip_ids)
+        run.tracker.log_clips("clips", *clips, loaders.sample_rate, batch.clip_ids)

@@ -163,6 +163,7 @@ _OWN_SETTINGS = (
     "output",
     "wandb",
     "tensorboard",
+    "loggers",
     "imports",
     "data.root",
     "data.num_workers",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from avssl.tracking.loggers import LoggedRun, Logger, changing, register_logger
+
 FOLDER = "tensorboard"
 
 
@@ -22,37 +24,35 @@ def check_tensorboard() -> None:
         ) from error
 
 
-class TensorBoard:
-    """Scalars, pictures and the config's text in ``folder/tensorboard``.
+@register_logger("tensorboard")
+class TensorBoard(Logger):
+    """Scalars, pictures and the config's text in ``tensorboard`` inside the run's folder.
 
-    Args:
-        folder: Folder of the run.
-        config: Resolved config.
-        resumed: Keep the events that the folder holds, up to the step that :meth:`rewind` names.
+    Those of a resumed run are kept, up to the step that :meth:`rewind` names.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], *, resumed: bool = False) -> None:
-        self._folder = folder / FOLDER
+    def __init__(self, run: LoggedRun) -> None:
+        self._folder = run.folder / FOLDER
         self._step = 0
         self._writer: Any = None
-        if not resumed:
+        if not run.resumed:
             shutil.rmtree(self._folder, ignore_errors=True)
-            text = json.dumps(config, indent=2, default=str)
+            text = json.dumps(run.config, indent=2, default=str)
             self._open().add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, without: str | None = None) -> None:
         """Has TensorBoard drop what a resumed run writes again: the events after ``step``."""
         self._open(purge=step + 1)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """A row of metrics."""
         self._step = step
-        for name, value in row.items():
+        for name, value in changing(row).items():
             self._open().add_scalar(name, value, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final values: numbers as scalars of the last step, others as text."""
-        for name, value in values.items():
+        for name, value in changing(values).items():
             if isinstance(value, int | float):
                 self._open().add_scalar(name, value, self._step)
             else:
@@ -64,7 +64,7 @@ class TensorBoard:
             with Image.open(path) as picture:
                 self._open().add_image(name, np.asarray(picture.convert("RGB")), self._step, dataformats="HWC")
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int = 0) -> None:
         """Closes the file."""
         if self._writer is not None:
             self._writer.close()

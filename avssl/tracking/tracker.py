@@ -1,13 +1,14 @@
-"""Where the numbers of a run go: always its metrics files, and beside them W&B and TensorBoard."""
+"""Where the numbers of a run go: always its metrics files, and beside them the loggers that its config names."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avssl.files import atomic_path
+import numpy as np
+
+from avssl.tracking.loggers import LOGGERS, LoggedRun, Logger, MetricsFiles, read_loggers, read_rows
 from avssl.tracking.tensorboard import TensorBoard, check_tensorboard
 from avssl.tracking.wandb_run import Mode, WandbRun, choose_mode, stated_mode
 
@@ -17,15 +18,26 @@ logger = logging.getLogger(__name__)
 Watch = Callable[[Mapping[str, Any], int], str | None]
 
 
-def check_tracking(mode: Mode | None, tensorboard: bool) -> None:
+def check_tracking(mode: Mode | None, tensorboard: bool, loggers: Sequence[Mapping[str, Any]] = ()) -> None:
     """Checks, before a run writes anything, what a :class:`Tracker` would refuse.
 
     Raises:
-        ValueError: an unknown ``WANDB_MODE``, or TensorBoard is wanted and missing.
+        ValueError: an unknown ``WANDB_MODE``, TensorBoard is wanted and missing, or a logger that there is not.
     """
-    stated_mode(mode)
-    if tensorboard:
+    if "tensorboard" in _loggers(stated_mode(mode) or "disabled", tensorboard, {}, loggers):
         check_tensorboard()
+
+
+def _loggers(
+    mode: Mode, tensorboard: bool, wandb: Mapping[str, Any], further: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The options of all loggers of a run by name, in their order."""
+    named: dict[str, dict[str, Any]] = {"metrics": {}}
+    if tensorboard:
+        named["tensorboard"] = {}
+    if mode != "disabled":
+        named["wandb"] = {"mode": mode, **wandb}
+    return named | read_loggers(further, named)
 
 
 def sweep_folder() -> Path | None:
@@ -35,27 +47,22 @@ def sweep_folder() -> Path | None:
 
 
 class Tracker:
-    """Writes ``metrics.jsonl`` (one row a step, value for value reproducible), ``speed.jsonl``, and W&B.
+    """Tells the loggers of a run: its metrics files first, then TensorBoard, W&B and those of ``loggers``.
 
     Args:
         folder: Folder of the run.
-        config: Resolved config, logged to W&B and TensorBoard.
+        config: Resolved config, given to the loggers.
         mode: Of W&B: online, offline, disabled, or None for :func:`avssl.tracking.wandb_run.choose_mode`.
-        project: W&B project; this and the following: see :class:`avssl.tracking.wandb_run.WandbRun`.
-        entity: W&B user or team.
-        name: W&B run name.
-        group: W&B group.
-        notes: Notes of the run.
-        tags: W&B tags.
-        job_type: Kind of run: pretrain, finetune.
         tensorboard: Write TensorBoard's event files, too.
+        loggers: Further ones: the name of each and its options.
+        job_type: Kind of run: pretrain, finetune.
         run_id: W&B id of the run that is continued.
         resumed: Keep the rows that the metrics files hold.
-        enabled: False on all processes but one, which then write nothing.
+        enabled: False on all processes but one, which then have no loggers.
+        **wandb: Project, entity, name, group, notes and tags, see :class:`avssl.tracking.wandb_run.WandbRun`.
 
     Attributes:
-        wandb: The W&B run, where there is one.
-        tensorboard: TensorBoard's writer, where there is one.
+        loggers: In the order in which they are told.
         run_id: W&B id of the run.
     """
 
@@ -65,56 +72,61 @@ class Tracker:
         config: dict[str, Any],
         *,
         mode: Mode | None = None,
-        project: str | None = None,
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        notes: str | None = None,
-        tags: Sequence[str] = (),
-        job_type: str | None = None,
         tensorboard: bool = False,
+        loggers: Sequence[Mapping[str, Any]] = (),
+        job_type: str | None = None,
         run_id: str | None = None,
         resumed: bool = False,
         enabled: bool = True,
+        **wandb: Any,
     ) -> None:
-        self.folder, self.enabled = folder, enabled
-        self.wandb: WandbRun | None = None
-        self.tensorboard: TensorBoard | None = None
-        self.run_id = run_id
+        self.folder, self.enabled, self.run_id = folder, enabled, run_id
+        self.loggers: list[Logger] = []
         self._watches: list[Watch] = []
+        self._failed: set[tuple[int, str]] = set()
         if not enabled:
             return
-        self.metrics_path, self.speed_path = folder / "metrics.jsonl", folder / "speed.jsonl"
-        if not resumed:
-            self.metrics_path.write_text("")
-            self.speed_path.write_text("")
-        if tensorboard:
-            self.tensorboard = TensorBoard(folder, config, resumed=resumed)
-        mode = choose_mode(mode)
-        if mode != "disabled":
-            self.wandb = WandbRun(
-                folder,
-                config,
-                mode=mode,
-                project=project,
-                entity=entity,
-                name=name,
-                group=group,
-                notes=notes,
-                tags=tags,
-                job_type=job_type,
-                run_id=run_id,
-            )
+        run = LoggedRun(folder, config, resumed, job_type, run_id)
+        for name, options in _loggers(choose_mode(mode), tensorboard, wandb, loggers).items():
+            self.loggers.append(LOGGERS.get(name)(run, **options))
+        files = self.loggers[0]
+        assert isinstance(files, MetricsFiles)
+        self.metrics_path, self.speed_path = files.metrics_path, files.speed_path
+        if self.wandb is not None:
             self.run_id = self.wandb.run.id
+
+    @property
+    def wandb(self) -> WandbRun | None:
+        """The W&B run, where there is one."""
+        return next((each for each in self.loggers if isinstance(each, WandbRun)), None)
+
+    @property
+    def tensorboard(self) -> TensorBoard | None:
+        """TensorBoard's writer, where there is one."""
+        return next((each for each in self.loggers if isinstance(each, TensorBoard)), None)
+
+    def takes(self, method: str) -> bool:
+        """Whether any logger has the method, for what is costly to make."""
+        return any(getattr(type(each), method) is not getattr(Logger, method) for each in self.loggers)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for number, each in enumerate(self.loggers):
+            try:
+                getattr(each, method)(*arguments)
+            except Exception as error:
+                if type(each).__module__.startswith("avssl."):
+                    raise
+                if (number, method) not in self._failed:
+                    logger.warning("the logger %s fails in %s: %r", type(each).__name__, method, error)
+                self._failed.add((number, method))
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Logs one row of metrics."""
-        self._write(self.metrics_path if self.enabled else None, row, step)
+        self._tell("log", row, step)
         for watch in self._watches:
             if message := watch(row, step):
                 logger.warning(message)
-                if self.wandb is not None:
-                    self.wandb.alert("Training looks wrong", message)
+                self._tell("alert", "Training looks wrong", message)
 
     def watch(self, watch: Watch) -> None:
         """Shows every row that is logged to ``watch`` and warns of what it says.
@@ -128,93 +140,42 @@ class Tracker:
 
     def log_speed(self, row: dict[str, float], step: int) -> None:
         """Logs throughput, which no two runs share."""
-        self._write(self.speed_path if self.enabled else None, row, step)
-
-    def _write(self, path: Path | None, row: dict[str, float], step: int) -> None:
-        if path is None:
-            return
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step} | row) + "\n")
-        changing = {name: value for name, value in row.items() if not is_constant(name)}
-        if self.wandb is not None:
-            self.wandb.constants({name: value for name, value in row.items() if name not in changing})
-            self.wandb.log({"step": step} | changing)
-        if self.tensorboard is not None:
-            self.tensorboard.log(changing, step)
+        self._tell("log_speed", row, step)
 
     def sync(self) -> None:
         """Has the disk keep all rows so far: a checkpoint must not outlive the metrics of its steps."""
-        for path in (self.metrics_path, self.speed_path) if self.enabled else ():
-            with path.open("ab") as file:
-                os.fsync(file.fileno())
+        self._tell("sync")
 
     def rewind(self, step: int, without: str | None = None) -> None:
         """Drops rows after ``step``, which a resumed run writes again; rows that a crash or a disk damaged go too.
 
         Rows of ``step`` itself with metrics whose names begin with ``without`` are also written again.
         """
-        if not self.enabled:
-            return
-        for path in (self.metrics_path, self.speed_path):
-            if not path.is_file():
-                logger.warning("%s is missing: its rows up to step %d are lost", path, step)
-            rows = [
-                row for row in read_rows(path) if row["step"] < step or (row["step"] == step and not _has(row, without))
-            ]
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if self.tensorboard is not None:
-            self.tensorboard.rewind(step)
+        self._tell("rewind", step, without)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final values of the run; of those that do not change, W&B's config has the numbers."""
-        final = {name: value for name, value in values.items() if not is_constant(name)}
-        if self.wandb is not None:
-            self.wandb.constants({name: value for name, value in values.items() if name not in final})
-            self.wandb.summary(final)
-        if self.tensorboard is not None:
-            self.tensorboard.summary(final)
+        """Final values of the run."""
+        self._tell("summary", values)
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """PNG files, by name."""
-        for sink in (self.wandb, self.tensorboard):
-            if sink is not None:
-                sink.log_pictures(pictures)
+        self._tell("log_pictures", pictures)
+
+    def log_confusion(self, head: str, target: np.ndarray, predicted: np.ndarray, class_names: list[str]) -> None:
+        """See :meth:`Logger.log_confusion`."""
+        self._tell("log_confusion", head, target, predicted, class_names)
+
+    def log_predictions(
+        self, head: str, clip_ids: Sequence[str], target: np.ndarray, scores: np.ndarray, class_names: list[str]
+    ) -> None:
+        """See :meth:`Logger.log_predictions`."""
+        self._tell("log_predictions", head, clip_ids, target, scores, class_names)
+
+    def log_clips(self, name: str, waveforms: np.ndarray, frames: np.ndarray, sample_rate: int, ids: list[str]) -> None:
+        """See :meth:`Logger.log_clips`."""
+        self._tell("log_clips", name, waveforms, frames, sample_rate, ids)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Closes what is open."""
-        if self.tensorboard is not None:
-            self.tensorboard.finish()
-        if self.wandb is not None:
-            self.wandb.finish(exit_code)
-            self.wandb = None
-
-
-def is_constant(name: str) -> bool:
-    """Whether the metric follows from the data alone: chance, and numbers of clips and classes."""
-    parts = name.split("/")
-    return "chance" in parts or parts[-1] in ("count", "classes")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file. Lines that a crash cut short or a disk damaged are left out, with a warning."""
-    rows, damaged = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        else:
-            damaged.append(number)
-    if damaged:
-        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        logger.warning("%s: %d damaged lines left out: %s", path, len(damaged), shown)
-    return rows
-
-
-def _has(row: Mapping[str, Any], prefix: str | None) -> bool:
-    return prefix is not None and any(name.startswith(prefix) for name in row)
+        """Closes what is open; the metrics files can still be written to."""
+        self._tell("finish", exit_code)
+        del self.loggers[1:]

@@ -23,6 +23,7 @@ from scipy.io import wavfile
 from avssl.data.media.write import write_mp4
 from avssl.files import atomic_path
 from avssl.progress import Meter
+from avssl.tracking.loggers import LoggedRun, Logger, changing, is_constant, register_logger
 from avssl.urls import hidden
 
 logger = logging.getLogger(__name__)
@@ -103,17 +104,15 @@ def _answers(url: str) -> bool:
     return True
 
 
-class WandbRun:
+@register_logger("wandb")
+class WandbRun(Logger):
     """An open W&B run; what it refuses is warned of, and the run goes on.
 
     Args:
-        folder: Folder of the run.
-        config: Resolved config.
-        mode: online or offline.
+        run: The run, with the id of the one that it continues. ``WANDB_JOB_TYPE`` overrides its kind.
+        mode: online or offline; None: :func:`choose_mode`.
         project, entity, name, group, notes, tags: Of the run; None and no tags leave them to W&B's environment
             variables. The project then is avssl, the name the folder's.
-        job_type: Kind of run where ``WANDB_JOB_TYPE`` gives none.
-        run_id: W&B id of the run that is continued.
 
     Raises:
         ValueError: W&B takes the run not even offline.
@@ -121,25 +120,22 @@ class WandbRun:
 
     def __init__(
         self,
-        folder: Path,
-        config: dict[str, Any],
+        run: LoggedRun,
         *,
-        mode: Literal["online", "offline"],
+        mode: Mode | None = None,
         project: str | None = None,
         entity: str | None = None,
         name: str | None = None,
         group: str | None = None,
         notes: str | None = None,
         tags: Sequence[str] = (),
-        job_type: str | None = None,
-        run_id: str | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder = folder = run.folder
         self._constants: dict[str, float] = {}
         self._refused: set[str] = set()
         given = {
-            "id": run_id,
-            "resume": "allow" if run_id else None,
+            "id": run.run_id,
+            "resume": "allow" if run.run_id else None,
             "dir": os.environ.get("WANDB_DIR") or folder,
             "project": project or _setting("project") or "avssl",
             "entity": entity or _setting("entity"),
@@ -147,9 +143,12 @@ class WandbRun:
             "group": group or os.environ.get("WANDB_RUN_GROUP"),
             "notes": notes or os.environ.get("WANDB_NOTES"),
             "tags": list(tags) or None,
-            "job_type": os.environ.get("WANDB_JOB_TYPE") or job_type,
-            "config": config,
+            "job_type": os.environ.get("WANDB_JOB_TYPE") or run.job_type,
+            "config": run.config,
         }
+        mode = choose_mode(mode)
+        if mode == "disabled":
+            raise ValueError("loggers: wandb is disabled by its environment variable, and wanted here: leave one out")
         self.run: Any = _init(mode, given)
         # Metrics are drawn over our step: a resumed run may log a step again, which W&B's own counter refuses.
         self.run.define_metric("step")
@@ -158,14 +157,15 @@ class WandbRun:
         where = "offline" if self.offline else f"online: {self.run.url}"
         logger.info("W&B run %s, %s", self.run.id, where)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics with its step."""
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """A row of metrics; those that do not change go into the config."""
+        self._keep_constants(row)
         with self._forgiven("metrics"):
-            self.run.log(dict(row))
+            self.run.log({"step": step} | changing(row))
 
-    def constants(self, values: Mapping[str, float]) -> None:
-        """Numbers that do not change, which are config and not charts."""
-        new = {key: value for key, value in values.items() if self._constants.get(key) != value}
+    def _keep_constants(self, values: Mapping[str, Any]) -> None:
+        """Numbers that do not change are config and not charts."""
+        new = {key: value for key, value in values.items() if is_constant(key) and self._constants.get(key) != value}
         if new:
             self._constants |= new
             with self._forgiven("config"):
@@ -173,8 +173,9 @@ class WandbRun:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final values of the run."""
+        self._keep_constants(values)
         with self._forgiven("summary"):
-            self.run.summary.update(dict(values))
+            self.run.summary.update(changing(values))
 
     def alert(self, title: str, text: str) -> None:
         """A warning of W&B's, which it mails or posts where the user has set that up."""

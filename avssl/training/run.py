@@ -40,6 +40,7 @@ FREE_SETTINGS = (
     "log",
     "wandb",
     "tensorboard",
+    "loggers",
     "imports",
     "resume",
     "output",
@@ -79,7 +80,7 @@ class Run:
     def __init__(self, config: Any, folder: Path, fabric: Fabric, wandb: WandbConfig, job_type: str) -> None:
         check_bounds(config)
         self.folder, self.fabric, self.config, self.wandb, self.job_type = folder, fabric, config, wandb, job_type
-        check_tracking(wandb.mode, config.tensorboard)
+        check_tracking(wandb.mode, config.tensorboard, config.loggers)
         if fabric.is_global_zero:
             refuse_held(folder, "run")
         self.store = CheckpointStore(fabric, folder / "checkpoints")
@@ -138,6 +139,7 @@ class Run:
                 **vars(self.wandb),
                 job_type=self.job_type,
                 tensorboard=self.config.tensorboard,
+                loggers=self.config.loggers,
                 run_id=self._state.get("wandb_id"),
                 resumed=self.checkpoint is not None,
                 enabled=self.fabric.is_global_zero,

@@ -196,7 +196,7 @@ def test_tiny_motion_sees_small_motion_better() -> None:
 
 
 def test_errors_name_the_fix() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'mvit_v2_s'"):
+    with pytest.raises(ValueError, match="did you mean 'mvit_v2_s'"):
         create_video_encoder("mvit_v2")
     with pytest.raises(ValueError, match=r"data\.num_frames to 16"):
         create_video_encoder("mvit_v2_s", num_frames=8)

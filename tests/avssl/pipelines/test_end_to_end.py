@@ -15,7 +15,7 @@ from offline_runs import history, read_offline_run
 
 import mast
 from avssl.tracking import read_rows
-from avssl.tracking.tracker import is_constant
+from avssl.tracking.loggers import is_constant
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["--audio.options", "{embed_dim: 16, depths: [1, 1, 1, 1]}", "--audio.num_mels", "64"]

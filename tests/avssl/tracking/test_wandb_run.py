@@ -11,7 +11,7 @@ import pytest
 import wandb
 from offline_runs import read_offline_run
 
-from avssl.tracking import Tracker, check_tracking, read_rows, wandb_run
+from avssl.tracking import LoggedRun, Tracker, check_tracking, read_rows, wandb_run
 from avssl.tracking.wandb_run import choose_mode
 
 KEY = "a" * 40
@@ -160,7 +160,7 @@ def test_names_are_settings_then_environment_then_defaults(tmp_path, monkeypatch
 def test_what_not_even_an_offline_run_takes_is_one_clear_line(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match=r"^wandb: .*project.*--wandb.mode disabled does without"):
-        wandb_run.WandbRun(tmp_path / "run", {}, mode="offline", project="a/b")
+        wandb_run.WandbRun(LoggedRun(tmp_path / "run", {}), mode="offline", project="a/b")
 
 
 def test_a_run_outlives_wandb(tmp_path, monkeypatch, caplog) -> None:
