@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avssl.data.datasets import nearest
 from avssl.evaluation.report import Section, write_report
 from avssl.evaluation.result import provenance, write_result
+from avssl.plugins import Registry
 from avssl.progress import Meter
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ class _Evaluation:
     default_for: tuple[str, ...]
 
 
-_REGISTRY: dict[str, _Evaluation] = {}
 # The evaluations of this package, in the order of the report, and the modules that register them.
 _BUILT_IN = {
     "accuracy": "classification",
@@ -94,6 +93,14 @@ _BUILT_IN = {
 }
 
 
+def _import_built_in() -> None:
+    for module in dict.fromkeys(_BUILT_IN.values()):
+        importlib.import_module(f"avssl.evaluation.{module}")
+
+
+EVALUATIONS = Registry[_Evaluation]("evaluations", "evaluation", load=_import_built_in)
+
+
 def register_evaluation(
     name: str, *, needs: Iterable[str] = (), default_for: Iterable[str] = ()
 ) -> Callable[[Evaluate], Evaluate]:
@@ -109,10 +116,7 @@ def register_evaluation(
     """
 
     def register(function: Evaluate) -> Evaluate:
-        taken = _REGISTRY.get(name)
-        if taken is not None and taken.function.__module__ != function.__module__:
-            raise ValueError(f"evaluation {name!r} is registered already, by {taken.function.__module__}")
-        _REGISTRY[name] = _Evaluation(function, tuple(needs), tuple(default_for))
+        EVALUATIONS.add(name, _Evaluation(function, tuple(needs), tuple(default_for)), function)
         return function
 
     return register
@@ -120,9 +124,9 @@ def register_evaluation(
 
 def available() -> dict[str, _Evaluation]:
     """All evaluations by name, in the order of the report: those of this package, then others as registered."""
-    for module in dict.fromkeys(_BUILT_IN.values()):
-        importlib.import_module(f"avssl.evaluation.{module}")
-    return {name: _REGISTRY[name] for name in [*_BUILT_IN, *(name for name in _REGISTRY if name not in _BUILT_IN)]}
+    names = EVALUATIONS.names()
+    ordered = [*_BUILT_IN, *(name for name in names if name not in _BUILT_IN)]
+    return {name: EVALUATIONS.get(name) for name in ordered}
 
 
 def choose(names: Sequence[str] | None, context: "EvaluationContext") -> list[str]:
@@ -142,9 +146,7 @@ def choose(names: Sequence[str] | None, context: "EvaluationContext") -> list[st
     if not names:
         raise ValueError(f"evaluations: the list is empty; give some of {', '.join(known)}")
     for name in names:
-        if name not in known:
-            raise ValueError(f"evaluations: no {name!r}{nearest(name, list(known))}; there are {', '.join(known)}")
-        if obstacle := _obstacle(known[name], context):
+        if obstacle := _obstacle(EVALUATIONS.get(name), context):
             raise ValueError(f"evaluations: {name} is not possible here: {obstacle}")
     return [name for name in known if name in names]
 

@@ -1,6 +1,6 @@
 """docs/extending.md: each of its examples is registered, trains, is saved and loaded, and is evaluated."""
 
-import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from avssl.data import datasets
 from avssl.evaluation import base as evaluations
 from avssl.models import video
 from avssl.objectives import base as objectives
+from avssl.tracking import loggers, read_rows
 from mast import registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -35,8 +36,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Any:
     kept = (
         (datasets.DATASETS, "_parts"),
         (objectives.OBJECTIVES, "_parts"),
-        (evaluations, "_REGISTRY"),
+        (evaluations.EVALUATIONS, "_parts"),
         (video.VIDEO_ENCODERS, "_parts"),
+        (loggers.LOGGERS, "_parts"),
         (registry, "_BUILDERS"),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -55,8 +57,9 @@ def run(examples: Any, tmp_path_factory: pytest.TempPathFactory) -> avssl.Result
     return avssl.pretrain(
         data=DATA,
         audio={"model": "convnet", "options": {"width": 16}},
-        video={"model": "patches3d"},
+        video={"model": "patches3d", "options": {"width": 48}},
         objectives=[{"name": "cosine", "power": 2.0}, {"name": "vicreg"}],
+        loggers=[{"name": "best", "prefix": "train/"}],
         optim={"max_steps": 2, "batch_size": 4},
         output=tmp_path_factory.mktemp("runs") / "pretrain",
         **QUICK,
@@ -80,8 +83,10 @@ def test_the_encoders_and_the_objective_train(run: avssl.Result) -> None:
     assert tokens.shape == (1, 16 * 8, 16) and grid.shape == (1, 16, 8, 16) and loaded.stride == (8, 8)
 
 
-def test_the_grid_of_the_video_encoder_is_where_it_says(examples: Any) -> None:
+def test_the_grid_and_the_normalization_of_the_video_encoder_are_its_own(examples: Any) -> None:
     encoder = video.create_video_encoder("patches3d")
+    gray = torch.full((1, 3, 4, 32, 32), 0.5)
+    torch.testing.assert_close(encoder(gray), encoder.backbone(torch.zeros(1, 3, 4, 32, 32)))
     features, grid = encoder.forward_map(torch.rand(2, 3, 4, 32, 32))
     assert grid.shape == (2, 2, 4, 4, 64)
     torch.testing.assert_close(grid.mean(dim=(1, 2, 3)), features)
@@ -109,12 +114,12 @@ def test_the_evaluation_is_reported(run: avssl.Result) -> None:
     assert result.report is not None and "Class means" in result.report.read_text(encoding="utf-8")
 
 
-def test_the_logger_writes_every_row(examples: Any, run: avssl.Result, tmp_path: Path) -> None:
-    count = examples["metrics_to_csv"](run.folder, tmp_path / "metrics.csv")
-    with (tmp_path / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    (trained,) = [row for row in rows if row["train/loss"]]
-    assert count == len(rows) and trained["step"] == "2" and float(trained["train/loss"]) > 0
+def test_the_logger_sees_every_row(run: avssl.Result) -> None:
+    rows = read_rows(run.folder / "metrics.jsonl")
+    assert {row["step"] for row in rows} == {2}
+    best = json.loads((run.folder / "best.json").read_text())
+    assert best == {name: value for row in rows for name, value in row.items() if name.startswith("train/")}
+    assert best["train/loss"] > 0
 
 
 def test_names_that_are_taken_are_refused(examples: Any) -> None:
