@@ -2,13 +2,26 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avssl.api import Embeddings, Predictions, Result, embed, evaluate, finetune, predict, pretrain
+    from avssl.loading import Loaded, load
 
-__all__ = ["Embeddings", "Predictions", "Result", "embed", "evaluate", "finetune", "predict", "pretrain"]
+__all__ = [
+    "Embeddings",
+    "Loaded",
+    "Predictions",
+    "Result",
+    "embed",
+    "evaluate",
+    "finetune",
+    "load",
+    "predict",
+    "pretrain",
+]
 __version__ = "0.1.0"
 
 # OpenMP threads that spin while they wait take the core from the decoding processes, and each operator then waits for
@@ -41,12 +54,10 @@ sys.meta_path.insert(0, _Imports())
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of :mod:`avssl.api`, which are imported at first use."""
+    """The functions of :mod:`avssl.api` and :mod:`avssl.loading`, which are imported at first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from avssl import api
-
-    return getattr(api, name)
+    return getattr(import_module("avssl.loading" if name in ("Loaded", "load") else "avssl.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -153,11 +153,13 @@ def predict(
         FileNotFoundError: there is no classifier at ``checkpoint``.
         ValueError: it is none of sound alone, or an option makes no sense.
     """
+    from avssl.loading import load
     from avssl.pipelines.predict import Predictor, predict_files
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    predictor = Predictor(Path(checkpoint), window=window, hop=hop, device=device, channel=channel)
+    loaded = load(checkpoint, kind="classifier")
+    predictor = Predictor(loaded, window=window, hop=hop, device=device, channel=channel)
     collected = _Collected()
     names = [str(file) for file in ([files] if isinstance(files, str | Path) else files)]
     warnings: dict[str, str] = {}

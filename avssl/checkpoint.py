@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from avssl.errors import is_of_machine, machine_error
-from avssl.files import DamagedError, is_sealed
+from avssl.files import DamagedError, has_seal, is_sealed
 from avssl.plugins import want
 from mast.files import move_into_place
 
@@ -299,6 +299,14 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if changed:
         raise DamagedError(f"{file} {why}: put it back{own}")
     return {}
+
+
+def edited_by_hand(folder: Path) -> bool:
+    """Whether somebody took the checksum out of a run's ``config.yaml``, to have changes of his own count."""
+    try:
+        return not has_seal((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 @contextmanager

@@ -87,5 +87,10 @@ def is_sealed(text: str) -> bool:
     return not line or written.strip() == _digest(body)
 
 
+def has_seal(text: str) -> bool:
+    """Whether a text has the line of :func:`seal_text`, right or wrong."""
+    return _LINE in text
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

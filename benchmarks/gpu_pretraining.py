@@ -25,7 +25,7 @@ from avssl.cli import parse
 from avssl.config import PretrainConfig
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.data import Loaders, open_splits
-from avssl.pipelines.encoders import complete_pair
+from avssl.pipelines.initialization import complete_pair
 from avssl.pipelines.pretrain import build_task
 from avssl.pipelines.training import build_engine, prepare_encoders
 from avssl.tracking import read_rows

@@ -94,7 +94,8 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
     from avssl.data.clips import ClipDataset
     from avssl.data.windows import cut_into_windows
     from avssl.evaluation.feature_parts import read_features
-    from avssl.pipelines.embed import embed_media, open_source, select
+    from avssl.loading import load
+    from avssl.pipelines.embed import embed_media, format_for, select
 
     logging.getLogger("avssl").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as place:
@@ -102,7 +103,8 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
         run, output = write_checkpoint(Path(place), args), Path(place) / "features.parquet"
         options = ["--data", str(args.media), "--output", str(output), "--data.num_workers", str(args.workers)]
         config = parse(EmbedConfig, ["--checkpoint", str(run), *options, "--batch_size", str(args.batch)])
-        source = open_source(config, run, torch.device("cpu"))
+        model = load(run)
+        source = format_for(model, config)
         clips, _ = select(config, source)  # scans, so that the headers are in the cache of both
         windows, _ = cut_into_windows(clips, source.seconds, modalities=source.modalities)
         decoding = {"clip_seconds": source.seconds, "sample_rate": source.sample_rate, "mode": "center"}
@@ -110,7 +112,7 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
         dataset = ClipDataset(windows, modalities=source.modalities, **decoding, **frames)
         calls = {"embed": lambda: embed_media(config), "decode": lambda: decode_all(dataset, args.workers)}
         embed_media(config)
-        check_some(read_features(output), dataset, source)
+        check_some(read_features(output), dataset, model)
         times = interleave(calls, rounds=args.rounds, warmup=0)
     row = compare(times, "embed", "decode")
     speeds = {name: round(len(windows) / statistics.median(seconds), 1) for name, seconds in times.items()}
@@ -121,11 +123,11 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
     return {"clips": len(windows), "modalities": source.modalities, "clips_per_s": speeds, "share": share, **row}
 
 
-def check_some(features: dict[str, np.ndarray], dataset: Any, source: Any) -> None:
+def check_some(features: dict[str, np.ndarray], dataset: Any, model: Any) -> None:
     """Three rows of the file against the model on clips decoded here."""
     for row in (0, len(dataset) // 2, len(dataset) - 1):
         with torch.inference_mode():
-            expected = source.encode(dataset.collate([dataset[(0, row)]]))
+            expected = model.embeddings(dataset.collate([dataset[(0, row)]]))
         for name, values in expected.items():
             difference = np.abs(features[name][row] - values[0].numpy()).max()
             if not difference <= TOLERANCE:
@@ -182,6 +184,7 @@ def write_checkpoint(place: Path, args: argparse.Namespace) -> Path:
 
 def windows(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds for the spectrograms, and for the predictions, of a recording's windows; with and without reuse."""
+    from avssl.loading import load
     from avssl.pipelines.predict import Predictor
 
     torch.manual_seed(0)
@@ -190,7 +193,7 @@ def windows(args: argparse.Namespace) -> dict[str, Any]:
         model = mast.create_model("mast_pico", num_classes=10, embed_dim=32, depths=[1, 1, 2, 1])
         labels, extra = {"class": [str(k) for k in range(10)]}, {"clip_seconds": args.window}
         mast.save_pretrained(model, place, frontend=mast.LogMel(num_mels=64), labels=labels, extra=extra)
-        predictor = Predictor(Path(place), hop=args.hop, device="cpu")
+        predictor = Predictor(load(place), hop=args.hop, device="cpu")
     cut = list(predictor.windows(recording))
     batches = [cut[first : first + args.batch] for first in range(0, len(cut), args.batch)]
     cpu, frontend = torch.device("cpu"), predictor.classifier.frontend

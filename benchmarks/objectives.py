@@ -153,13 +153,15 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
     from avssl.evaluation.embeddings import embed_features, embed_pair
     from avssl.evaluation.probe import linear_probe
     from avssl.evaluation.retrieval import retrieval_metrics
+    from avssl.loading import load
     from avssl.pipelines.data import Loaders, open_splits
-    from avssl.pipelines.encoders import AudioEncoder, load_pair
     from avssl.training.run import read_held_out
 
     torch.set_num_threads(1)
     run, cpu = folder / "pretrain", torch.device("cpu")
-    pair, held_out = load_pair(run).eval(), read_held_out(run)
+    loaded, held_out = load(run, kind="pair"), read_held_out(run)
+    pair = loaded.pair
+    assert pair is not None
     rate = pair.frontend.config["sample_rate"]
     config = DataConfig(**run_settings(run)["data"] | {"num_workers": 0, "test_fraction": 0.0})
     splits = open_splits(config, modalities=("audio", "video"), labelled=False, seed=seed, held_out=held_out)
@@ -173,8 +175,7 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
     splits = open_splits(config, modalities=("audio",), labelled=True, seed=seed, held_out=same)
     assert splits.val is not None
     loaders = Loaders(config, splits.protocol, ("audio",), rate, BATCH, seed)
-    encoder = AudioEncoder(pair.audio, pair.frontend, {})
-    train, val = (embed_features(encoder, loaders, rows, cpu) for rows in (splits.train, splits.val))
+    train, val = (embed_features(loaded.audio_alone(), loaders, rows, cpu) for rows in (splits.train, splits.val))
     right = []
     for head in data.heads:
         found = linear_probe(train, val, head, len(splits.labels[head]), seed=seed).scores.argmax(axis=1)

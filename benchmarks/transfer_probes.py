@@ -18,7 +18,7 @@ from avssl.evaluation.diagnostics import diagnose, uniformity
 from avssl.evaluation.embeddings import embed, embed_pair
 from avssl.evaluation.model import load_evaluated
 from avssl.pipelines.data import Loaders, open_splits
-from avssl.pipelines.encoders import frame_size_for
+from avssl.pipelines.initialization import frame_size_for
 
 FOLDS = 4
 

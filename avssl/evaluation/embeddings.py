@@ -25,10 +25,10 @@ from avssl.progress import Meter
 if TYPE_CHECKING:
     from avssl.data.batch import Batch
     from avssl.data.manifest import Manifest
+    from avssl.loading import Loaded
     from avssl.models.classifier import Classifier
     from avssl.models.pair import AudioVisualPair
     from avssl.pipelines.data import Loaders
-    from avssl.pipelines.encoders import AudioEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ def embed_pair(
 
 
 def embed_features(
-    source: "AudioEncoder | Classifier",
+    source: "Loaded | Classifier",
     loaders: "Loaders",
     manifest: "Manifest",
     device: torch.device,
@@ -285,7 +285,7 @@ def embed_features(
 
     ``through``, where it is given, is a part of the head that they pass first.
     """
-    model = source if isinstance(source, nn.Module) else source.encoder
+    model = source if isinstance(source, nn.Module) else source.model
     training = model.training
     model.eval()
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import mast
 from avssl.data.batch import Batch
 from avssl.data.clips import Modality
 from avssl.evaluation.embeddings import model_digest
-from avssl.models.classifier import AudioClassifier, Classifier
+from avssl.loading import Loaded, load
+from avssl.models.classifier import Classifier
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.classifiers import has_classifier, load_classifier
-from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
-from avssl.pipelines.trained import run_folder
+from avssl.runs import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class EvaluatedModel:
         features: batch on the device -> (B, D), what a linear head sees.
         sample_rate: of the waveforms that it takes, in Hz.
         modalities: what ``features`` takes.
+        settings: of its training.
         audio: the audio encoder with its frontend; None of a classifier that sees.
         pair: both encoders with their projections; None otherwise.
         classifier: None of a pair or an encoder.
@@ -37,7 +36,8 @@ class EvaluatedModel:
     features: Callable[[Batch], Tensor]
     sample_rate: int
     modalities: tuple[Modality, ...]
-    audio: AudioEncoder | None = None
+    settings: TrainingSettings
+    audio: Loaded | None = None
     pair: AudioVisualPair | None = None
     classifier: Classifier | None = None
 
@@ -75,8 +75,9 @@ class EvaluatedModel:
         settings: dict[str, object] = {"kind": self.kind, "labels": self.labels, "modalities": self.modalities}
         modules: list[nn.Module] = [module for module in (self.pair, self.classifier) if module is not None]
         if self.audio is not None:
-            encoder = self.audio.encoder
-            settings |= {"model": encoder.name, "options": encoder.config, "frontend": self.audio.frontend.config}
+            encoder, frontend = self.audio.audio_encoder, self.audio.frontend
+            assert encoder is not None and frontend is not None
+            settings |= {"model": encoder.name, "options": encoder.config, "frontend": frontend.config}
             modules.append(encoder)
         elif self.classifier is not None and self.classifier.frontend is not None:
             settings["frontend"] = self.classifier.frontend.config
@@ -86,12 +87,9 @@ class EvaluatedModel:
         """The same audio encoder with random weights of its own; None of a classifier that sees."""
         if self.audio is None:
             return None
-        encoder = self.audio.encoder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            random = mast.create_model(encoder.name, **encoder.config | {"num_classes": 0})
-        return _of_encoder(
-            AudioEncoder(random, self.audio.frontend, {}), f"{self.name}, random", next(encoder.parameters()).device
+        random = self.audio.reinitialized(seed)
+        return EvaluatedModel(
+            f"{self.name}, random", random.features, random.sample_rate, ("audio",), random.settings, random
         )
 
     def random_pair(self, seed: int) -> AudioVisualPair:
@@ -112,22 +110,7 @@ def load_evaluated(checkpoint: Path, device: torch.device) -> EvaluatedModel:
         FileNotFoundError: when there is nothing there.
         ValueError: when it is of no kind that can be evaluated.
     """
-    name = run_folder(checkpoint).resolve().name
-    if has_classifier(checkpoint):
-        classifier = load_classifier(checkpoint).to(device).eval()
-        frontend = classifier.frontend
-        rate = 16000 if frontend is None else frontend.config["sample_rate"]  # without sound it matters to nothing
-        source = None
-        if isinstance(classifier, AudioClassifier):
-            source = AudioEncoder(classifier.encoder, classifier.frontend, classifier.labels)
-        return EvaluatedModel(name, classifier.features, rate, classifier.modalities, source, classifier=classifier)
-    if is_pair(checkpoint):
-        pair = load_pair(checkpoint).to(device).eval()
-        model = _of_encoder(AudioEncoder(pair.audio, pair.frontend, {}), name, device)
-        return EvaluatedModel(name, model.features, model.sample_rate, ("audio",), model.audio, pair=pair)
-    return _of_encoder(load_audio_encoder(checkpoint), name, device)
-
-
-def _of_encoder(source: AudioEncoder, name: str, device: torch.device) -> EvaluatedModel:
-    source.encoder.to(device).eval(), source.frontend.to(device)
-    return EvaluatedModel(name, source.features, source.frontend.sample_rate, ("audio",), source)
+    loaded = load(checkpoint, device)
+    audio = None if loaded.frontend is None or len(loaded.modalities) > 1 else loaded.audio_alone()
+    parts = {"audio": audio, "pair": loaded.pair, "classifier": loaded.classifier}
+    return EvaluatedModel(loaded.name, loaded.features, loaded.sample_rate, loaded.modalities, loaded.settings, **parts)

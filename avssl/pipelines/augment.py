@@ -26,9 +26,10 @@ from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.files import atomic_path
 from avssl.limits import set_limits
+from avssl.loading import SAMPLE_RATE
 from avssl.locks import hold
 from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
-from avssl.pipelines.encoders import SAMPLE_RATE, complete_pair, frontend_options
+from avssl.pipelines.initialization import complete_pair, frontend_options
 from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from avssl.locks import hold_for_all
 from avssl.pipelines.crossval_report import report_crossval
 from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
-from avssl.pipelines.starts import check_start, complete_start
+from avssl.pipelines.initialization import complete_finetuning, read_finetuning_start
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
 from avssl.training.run import check_same
@@ -60,8 +60,7 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     if config.resume not in ("auto", "none"):
         raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
     checkpoint = resolve_checkpoint(config)
-    check_start(config, checkpoint)
-    config = complete_start(config, checkpoint)
+    config = complete_finetuning(config, read_finetuning_start(config, checkpoint))
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
     with hold_for_all(folder, "cross-validation"):

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor
 from avssl.config import to_dict
 from avssl.config.bounds import check_bounds
 from avssl.config.inference import EmbedConfig
-from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError
@@ -29,42 +28,32 @@ from avssl.data.windows import cut_into_windows
 from avssl.evaluation.feature_parts import FeatureParts, feature_column
 from avssl.evaluation.result import provenance, write_result
 from avssl.limits import set_limits
+from avssl.loading import Loaded, load
 from avssl.locks import hold, refuse_held
-from avssl.models.classifier import Classifier
-from avssl.models.pair import AudioVisualPair, center_crop
-from avssl.pipelines.classifiers import has_classifier, load_classifier
-from avssl.pipelines.encoders import AudioEncoder, is_pair, load_audio_encoder, load_pair
-from avssl.pipelines.trained import own_data, trained_with
 from avssl.progress import Meter
+from avssl.runs import with_training_data
 from avssl.training.launch import launch_single
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[Batch], dict[str, Tensor]]
 
-
-@dataclass
-class Source:
-    """How to decode for a model, and what it makes of a batch.
+@dataclass(frozen=True)
+class ClipFormat:
+    """How clips are decoded for a model.
 
     Attributes:
-        encode: A batch with ``modalities`` -> features (B, D) by column.
+        modalities: What is decoded, of which the model makes its embeddings.
         sample_rate, seconds: Of the waveforms.
         num_frames, frame_size: Of the frames.
         channel: Of the waveforms: "mean", or the number of one.
-        projection: Of a pair, the projection that its embeddings are of.
-        pad: What stands behind the sound of a short window, see ``mast.LogMel``; None without sound.
     """
 
-    encode: Encode
     modalities: tuple[Modality, ...]
     sample_rate: int
     seconds: float
     num_frames: int
     frame_size: int
     channel: Channel
-    projection: str | None = None
-    pad: str | None = None
 
 
 def embed_media(config: EmbedConfig) -> dict[str, Any]:
@@ -81,20 +70,18 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
     """
     check_bounds(config)
     checkpoint = Path(config.checkpoint)
-    if not checkpoint.exists():
-        raise FileNotFoundError(
-            f"checkpoint: there is no {checkpoint}; give a run, an exported encoder or a .ckpt file"
-        )
     refuse_held(config.output, "embeddings")
-    config = replace(config, data=own_data(config.data, trained_with(checkpoint)))
+    model = load(checkpoint)
+    config = replace(config, data=with_training_data(config.data, model.settings))
     fabric = launch_single(config.runtime, 0, config.data.num_workers)
-    source = open_source(config, checkpoint, fabric.device)
-    clips, left_out = select(config, source)
+    model.to(fabric.device)
+    clip_format = format_for(model, config)
+    clips, left_out = select(config, clip_format)
     windows, rows = cut_into_windows(
         clips,
-        source.seconds,
+        clip_format.seconds,
         config.windows,
-        modalities=source.modalities,
+        modalities=clip_format.modalities,
         count=config.num_windows,
         hop=config.hop,
     )
@@ -103,24 +90,29 @@ def embed_media(config: EmbedConfig) -> dict[str, Any]:
         "windows": windows.digest,
         "root": str(windows.root),
         "decode": [
-            source.modalities,
-            source.sample_rate,
-            source.seconds,
-            source.num_frames,
-            source.frame_size,
-            source.channel,
+            clip_format.modalities,
+            clip_format.sample_rate,
+            clip_format.seconds,
+            clip_format.num_frames,
+            clip_format.frame_size,
+            clip_format.channel,
         ],
         "precision": config.runtime.precision,
     }
     ids = np.asarray(clips.column("clip_id"), dtype=object)[rows]
     with hold(config.output, "embeddings"):
         parts = FeatureParts(config.output, settings)
-        _embed_windows(config, source, windows, ids, parts, fabric)
-        return _finish(config, source, clips, left_out, parts)
+        _embed_windows(config, model, clip_format, windows, ids, parts, fabric)
+        return _finish(config, model, clip_format, clips, left_out, parts)
 
 
 def _finish(
-    config: EmbedConfig, source: Source, clips: Manifest, left_out: list[dict[str, Any]], parts: FeatureParts
+    config: EmbedConfig,
+    model: Loaded,
+    clip_format: ClipFormat,
+    clips: Manifest,
+    left_out: list[dict[str, Any]],
+    parts: FeatureParts,
 ) -> dict[str, Any]:
     """Writes the output and its summary."""
     failures = left_out + parts.failures
@@ -135,12 +127,12 @@ def _finish(
         "windows": total,
         "embedded": embedded,
         "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
-        "cut_short": int(cut_short(clips, source.modalities).sum()),
+        "cut_short": int(cut_short(clips, clip_format.modalities).sum()),
         "warnings": clips.warnings,
-        "clip_seconds": source.seconds,
-        "channel": source.channel,
-        "projection": source.projection,
-        "pad": source.pad,
+        "clip_seconds": clip_format.seconds,
+        "channel": clip_format.channel,
+        "projection": None if model.pair is None else model.pair.retrieval,
+        "pad": model.pad if "audio" in clip_format.modalities else None,
         "manifest": clips.digest,
         "config": to_dict(config),
         "provenance": provenance(),
@@ -155,104 +147,50 @@ def _finish(
     return summary
 
 
-def open_source(config: EmbedConfig, checkpoint: Path, device: torch.device) -> Source:
-    """The model of ``checkpoint`` on ``device``. ValueError for modalities that it does not take."""
-    known, data = trained_with(checkpoint), config.data
-    num_frames, size, pad = 1, 1, None
-    projection: str | None = None
-    own: tuple[Modality, ...] = ("audio",)
-    if is_pair(checkpoint):
-        own = ("audio", "video")
-        pair = load_pair(checkpoint).to(device).eval()
-        num_frames, size = int(pair.settings["num_frames"]), int(pair.settings["crop_size"])
-        encode, sample_rate, pad = _pair_encoder(pair, device), pair.frontend.sample_rate, pair.frontend.pad
-        projection = pair.retrieval
-        choices = ["both", "audio", "video"]
-    elif has_classifier(checkpoint):
-        model = load_classifier(checkpoint).to(device).eval()
-        own = model.modalities
-        num_frames, size = model.num_frames or 1, model.crop_size or 1
-        encode, sample_rate = _classifier_encoder(model, device), 16000
-        if model.frontend is not None:
-            sample_rate, pad = model.frontend.sample_rate, model.frontend.pad
-        choices = ["both" if len(own) == 2 else own[0]]
-    else:
-        single = load_audio_encoder(checkpoint)
-        encode, sample_rate, pad = _audio_encoder(single, device), single.frontend.sample_rate, single.frontend.pad
-        choices = ["audio"]
+def format_for(model: Loaded, config: EmbedConfig) -> ClipFormat:
+    """How ``config`` has clips decoded for ``model``: as in its training, where it says nothing else.
+
+    Raises:
+        ValueError: the model does not take these modalities.
+    """
+    data, settings = config.data, model.settings
+    own: tuple[Modality, ...] = ("audio", "video") if model.kind == "pair" else model.modalities
+    choices = [*(["both"] if len(own) == 2 else own), *(own if model.kind == "pair" else ())]
     wanted = choices[0] if config.modalities == "auto" else config.modalities
     if wanted not in choices:
-        raise ValueError(f"modalities: {checkpoint} takes {' or '.join(choices)}, not {wanted}; give it or auto")
+        raise ValueError(f"modalities: {model.path} takes {' or '.join(choices)}, not {wanted}; give it or auto")
     modalities = own if wanted == "both" else tuple(name for name in own if name == wanted)
-    seconds = data.clip_seconds or known.clip_seconds or find_entry(data.name).seconds()
+    num_frames, size = model.frames or (1, 1)
     if "video" in modalities:
-        size = max(size, known.frame_size or 0)
-    return Source(
-        encode,
+        size = max(size, settings.frame_size or 0)
+    return ClipFormat(
         modalities,
-        sample_rate,
-        seconds,
+        model.sample_rate,
+        data.clip_seconds or settings.clip_seconds or find_entry(data.name).seconds(),
         data.num_frames or num_frames,
         data.frame_size or size,
-        known.channel if data.channel is None else data.channel,
-        projection,
-        pad if "audio" in modalities else None,
+        settings.channel if data.channel is None else data.channel,
     )
 
 
-def _pair_encoder(pair: AudioVisualPair, device: torch.device) -> Encode:
-    crop = int(pair.settings["crop_size"])
-
-    def encode(batch: Batch) -> dict[str, Tensor]:
-        batch, out = batch.to(device), {}
-        if batch.audio is not None:
-            by_time = pair.encode_audio(pair.frontend(batch.audio, batch.samples))
-            out["audio_embedding"] = pair.project_audio(by_time, pair.retrieval)
-            out["audio_features"] = by_time.mean(dim=2)
-        if batch.video is not None:
-            features = pair.video(center_crop(batch.video, crop))
-            out |= {"video_embedding": pair.project_video(features, pair.retrieval), "video_features": features}
-        return out
-
-    return encode
-
-
-def _classifier_encoder(model: Classifier, device: torch.device) -> Encode:
-    def encode(batch: Batch) -> dict[str, Tensor]:
-        encoded = model.encode_batch(batch.to(device))
-        found = {"audio_features": encoded.audio, "video_features": encoded.video}
-        if len(model.modalities) > 1:
-            found["fused_features"] = encoded.features
-        return {name: values for name, values in found.items() if values is not None}
-
-    return encode
-
-
-def _audio_encoder(source: AudioEncoder, device: torch.device) -> Encode:
-    source.encoder.to(device).eval(), source.frontend.to(device)
-
-    def encode(batch: Batch) -> dict[str, Tensor]:
-        return {"audio_features": source.features(batch.to(device))}
-
-    return encode
-
-
-def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str, Any]]]:
+def select(config: EmbedConfig, clip_format: ClipFormat) -> tuple[Manifest, list[dict[str, Any]]]:
     """The clips to embed, and those that cannot be."""
     set_limits(config.data)
     manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
-    video = "video" in source.modalities
+    video = "video" in clip_format.modalities
     check_settings(
-        manifest, source.frame_size if video else None, source.channel if "audio" in source.modalities else None
+        manifest,
+        clip_format.frame_size if video else None,
+        clip_format.channel if "audio" in clip_format.modalities else None,
     )
     if config.data.split is not None:
         if config.data.split not in SPLITS:
             raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
         manifest = manifest.select(config.data.split)
     reasons = manifest.reasons(
-        "audio" in source.modalities, "video" in source.modalities, source.seconds, source.channel
+        "audio" in clip_format.modalities, "video" in clip_format.modalities, clip_format.seconds, clip_format.channel
     )
-    unknown = np.isnan(manifest.spans(source.modalities)[1])
+    unknown = np.isnan(manifest.spans(clip_format.modalities)[1])
     reasons = [
         reason or ("unknown duration" if nowhere else "") for reason, nowhere in zip(reasons, unknown, strict=True)
     ]
@@ -267,7 +205,8 @@ def select(config: EmbedConfig, source: Source) -> tuple[Manifest, list[dict[str
 
 def _embed_windows(
     config: EmbedConfig,
-    source: Source,
+    model: Loaded,
+    clip_format: ClipFormat,
     windows: Manifest,
     ids: np.ndarray,
     parts: FeatureParts,
@@ -277,12 +216,12 @@ def _embed_windows(
     first = parts.done
     dataset = ClipDataset(
         windows.take(np.arange(first, len(windows))),
-        modalities=source.modalities,
-        clip_seconds=source.seconds,
-        sample_rate=source.sample_rate,
-        num_frames=source.num_frames,
-        frame_size=source.frame_size,
-        channel=source.channel,
+        modalities=clip_format.modalities,
+        clip_seconds=clip_format.seconds,
+        sample_rate=clip_format.sample_rate,
+        num_frames=clip_format.num_frames,
+        frame_size=clip_format.frame_size,
+        channel=clip_format.channel,
         mode="center",
     )
     paths, starts = windows.column("path"), windows.column("start")
@@ -300,7 +239,7 @@ def _embed_windows(
             if batch.size:
                 found = first + batch.index.numpy()
                 with torch.inference_mode(), fabric.autocast():
-                    features = source.encode(batch)
+                    features = model.embeddings(batch)
                 tables.append(_table(features, windows.take(found), ids[found]))
             if done - parts.done >= config.part_size or done == len(windows):
                 parts.add(pa.concat_tables(tables) if tables else pa.table({}), done, failures)

@@ -21,8 +21,8 @@ from avssl.evaluation.model import EvaluatedModel, load_evaluated
 from avssl.files import remove_leftovers
 from avssl.locks import hold
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import frame_size_for
-from avssl.pipelines.trained import Trained, own_data, run_folder, trained_with
+from avssl.pipelines.initialization import frame_size_for
+from avssl.runs import TrainingSettings, run_folder, with_training_data
 from avssl.training.launch import launch_single
 from avssl.training.run import read_held_out, seen_in_training
 
@@ -40,12 +40,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
     model = load_evaluated(checkpoint, fabric.device)
-    known = trained_with(checkpoint)
+    known = model.settings
     config = replace(config, data=data_as_trained(config.data, known, model))
     modalities: tuple[Modality, ...] = ("audio", "video") if model.pair is not None else model.modalities
     _check_split(config.split)
     # Pretraining holds out its "val" from the split "pretrain".
-    pretraining = model.pair is not None and known.is_of(config.data.name)
+    pretraining = model.pair is not None and known.trained_on(config.data.name)
     labelled = config.split == "train" or (not pretraining and config.split != "pretrain")
     held_out = read_held_out(run_folder(checkpoint))
     if model.classifier is not None:  # a draw of its own would be judged on clips that it was trained on
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     split = _named(splits, config)
     _check_classes(model, split)
     seen = seen_in_training(run_folder(checkpoint), split)
-    if seen is None and config.split in splits.held_out.keys() - held_out.keys() and known.is_of(config.data.name):
+    if seen is None and config.split in splits.held_out.keys() - held_out.keys() and known.trained_on(config.data.name):
         seen = len(split)
     if seen and config.split not in ("train", "pretrain"):
         logger.warning(
@@ -88,13 +88,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _write(context, splits, run_evaluations(names, context), seen)
 
 
-def data_as_trained(data: DataConfig, known: Trained, model: EvaluatedModel) -> DataConfig:
+def data_as_trained(data: DataConfig, known: TrainingSettings, model: EvaluatedModel) -> DataConfig:
     """``data`` with what is not given in it taken from the run that the checkpoint is of.
 
     Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
     clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
     """
-    data = own_data(data, known)
+    data = with_training_data(data, known)
     taken: dict[str, Any] = {}
     sizes = model.frames
     if sizes is not None:
@@ -107,7 +107,7 @@ def data_as_trained(data: DataConfig, known: Trained, model: EvaluatedModel) -> 
                 taken[name] = value
     if data.channel == DataConfig().channel != known.channel:
         taken["channel"] = known.channel
-    if model.classifier is not None and known.is_of(data.name):
+    if model.classifier is not None and known.trained_on(data.name):
         entry = find_entry(data.name)
         for name in ("clip_seconds", "eval_clips", "eval_average"):
             if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):

@@ -22,13 +22,12 @@ from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import Manifest
 from avssl.evaluation.result import provenance, write_result
 from avssl.files import atomic_path
+from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
-from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import open_splits
-from avssl.pipelines.encoders import AudioEncoder, load_audio_encoder
-from avssl.pipelines.trained import Trained, run_folder, trained_with
 from avssl.progress import Meter, track
+from avssl.runs import TrainingSettings, run_folder
 from avssl.training.run import read_held_out
 from mast.export import require
 from mast.exported import Exported
@@ -106,17 +105,22 @@ class Comparison:
         return out
 
 
-class _Subject:
-    """The model with what belongs to it; called with waveforms (B, S), it gives the outputs that the file should."""
+class _Original:
+    """The model that a file is made of and compared with."""
 
-    def __init__(self, checkpoint: Path, input: str) -> None:
-        source = _open_model(checkpoint)
-        self.model, self.frontend = source.encoder.eval(), source.frontend
-        self.labels = source.labels if self.model.num_classes else {}
-        self.known = trained_with(checkpoint)
-        self.takes_waveform = input == "waveform"
+    def __init__(self, loaded: Loaded, input: str) -> None:
+        self.loaded, self.takes_waveform = loaded, input == "waveform"
+        self.labels = loaded.labels
+        if loaded.classifier is None:
+            loaded = loaded.audio_alone()
+        elif not isinstance(loaded.classifier, AudioClassifier):
+            raise ValueError(
+                f"checkpoint: {loaded.path} classifies {' and '.join(loaded.modalities)}; only audio is exported"
+            )
+        assert loaded.audio_encoder is not None and loaded.frontend is not None
+        self.model, self.frontend = loaded.audio_encoder, loaded.frontend
         frames = int(self.model.config["frames"])
-        self.seconds = self.known.clip_seconds or self.frontend.samples_for(frames) / self.frontend.sample_rate
+        self.seconds = loaded.settings.clip_seconds or self.frontend.samples_for(frames) / self.frontend.sample_rate
 
     def write(self, path: Path) -> None:
         frontend = self.frontend if self.takes_waveform else None
@@ -126,13 +130,14 @@ class _Subject:
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
+        """What the file should give for waveforms (B, S), of which ``samples`` (B,) are sound."""
         samples = all_samples(waveform) if samples is None else samples
         frames = self.frontend.valid_frames(samples, waveform.shape[1])
         features = self.model.features(self.frontend(waveform, samples), frames)
-        return {"features": features} | ({"logits": self.model.head(features)} if self.model.num_classes else {})
+        return {"features": features} | ({"logits": self.model.head(features)} if self.labels else {})
 
     def input(self, waveform: Tensor, samples: Tensor | None = None) -> Tensor:
-        """What the file takes for this waveform, of which ``samples`` (B,) are sound."""
+        """What the file takes for these waveforms."""
         return waveform if self.takes_waveform else self.frontend(waveform, samples)
 
 
@@ -159,13 +164,13 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
 def _export(config: ExportConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
-    subject = _Subject(Path(config.checkpoint), config.input)
-    clips = None if config.data.name is None else _open_clips(config, subject.known)
-    summary: dict[str, Any] = {"config": to_dict(config), "labels": subject.labels}
+    original = _Original(load(config.checkpoint), config.input)
+    clips = None if config.data.name is None else _open_clips(config, original.loaded.settings)
+    summary: dict[str, Any] = {"config": to_dict(config), "labels": original.labels}
     with tempfile.TemporaryDirectory() as folder, atomic_path(config.output) as temporary:
         whole = Path(folder) / config.output.name if config.quantize == "int8" else temporary
-        subject.write(whole)
-        summary["float32"] = _tell("float32", _compare(config, subject, whole, clips))
+        original.write(whole)
+        summary["float32"] = _tell("float32", _compare(config, original, whole, clips))
         if not summary["float32"]["largest_difference"] <= config.tolerance:  # NaN, too
             raise ValueError(
                 f"{config.output} was not written: the file differs from the model by "
@@ -174,7 +179,7 @@ def _export(config: ExportConfig) -> dict[str, Any]:
         if config.quantize == "int8":
             with Meter("quantizing"):
                 mast.quantize_onnx(whole, temporary)
-            summary["int8"] = _tell("int8", _compare(config, subject, temporary, clips))
+            summary["int8"] = _tell("int8", _compare(config, original, temporary, clips))
             summary["float32"]["bytes"] = whole.stat().st_size
         summary["bytes"] = temporary.stat().st_size
     summary["provenance"] = provenance()
@@ -193,27 +198,13 @@ def _check(config: ExportConfig) -> None:
     check_bounds(config)
 
 
-def _open_model(checkpoint: Path) -> AudioEncoder:
-    if not has_classifier(checkpoint):
-        source = load_audio_encoder(checkpoint)
-        if source.encoder.num_classes and not source.labels:
-            source.encoder.reset_classifier(0)
-        return source
-    classifier = load_classifier(checkpoint)
-    if not isinstance(classifier, AudioClassifier):
-        raise ValueError(
-            f"checkpoint: {checkpoint} classifies {' and '.join(classifier.modalities)}; only audio is exported"
-        )
-    return AudioEncoder(classifier.encoder, classifier.frontend, classifier.labels)
-
-
-def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
+def _open_clips(config: ExportConfig, settings: TrainingSettings) -> tuple[Manifest, float]:
     """Rows to compare on, and the seconds of a clip."""
     data = config.data
     assert data.name is not None
-    options = data.options or (known.options if known.is_of(data.name) else {})
-    seconds = data.clip_seconds or known.clip_seconds
-    channel = known.channel if data.channel is None else data.channel
+    options = data.options or (settings.options if settings.trained_on(data.name) else {})
+    seconds = data.clip_seconds or settings.clip_seconds
+    channel = settings.channel if data.channel is None else data.channel
     wanted = DataConfig(data.name, data.root, options, seconds, channel=channel, num_workers=data.num_workers)
     wanted = replace(wanted, max_pixels=data.max_pixels, max_clip_bytes=data.max_clip_bytes)
     wanted = replace(wanted, test_fraction=0.0)  # a draw could be of clips that it was trained on
@@ -227,29 +218,29 @@ def _open_clips(config: ExportConfig, known: Trained) -> tuple[Manifest, float]:
     return rows, splits.protocol.seconds
 
 
-def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[Manifest, float] | None) -> Comparison:
+def _compare(config: ExportConfig, original: _Original, path: Path, clips: tuple[Manifest, float] | None) -> Comparison:
     exported = mast.open_exported(path, threads=config.threads)
     comparison = Comparison()
-    for waveform in track(_noise(subject, exported), "checking the file with noise", "batch"):
-        _add(comparison, subject, exported, waveform)
+    for waveform in track(_noise(original, exported), "checking the file with noise", "batch"):
+        _add(comparison, original, exported, waveform)
         if "samples" in exported.metadata["inputs"]:  # of clips that end before their last sample
             size = waveform.shape[1]
-            samples = torch.linspace(size, subject.frontend.window, len(waveform) + 1)[1:].long()
-            _add(comparison, subject, exported, waveform, samples)
+            samples = torch.linspace(size, original.frontend.window, len(waveform) + 1)[1:].long()
+            _add(comparison, original, exported, waveform, samples)
     if clips is None:
         return comparison
     rows, seconds = clips
-    channel = subject.known.channel if config.data.channel is None else config.data.channel
+    channel = original.loaded.settings.channel if config.data.channel is None else config.data.channel
     dataset = ClipDataset(
         rows,
         modalities=("audio",),
         clip_seconds=seconds,
-        sample_rate=subject.frontend.sample_rate,
+        sample_rate=original.frontend.sample_rate,
         channel=channel,
         mode="center",
     )
-    single = [head for head in set(rows.heads) - rows.multilabel if subject.labels.get(head) == rows.heads[head]]
-    if subject.labels and not single:
+    single = [head for head in set(rows.heads) - rows.multilabel if original.labels.get(head) == rows.heads[head]]
+    if original.labels and not single:
         logger.warning("data: %s has no head of single labels with the model's classes: no accuracy", config.data.name)
     loader = make_eval_loader(dataset, config.batch_size, num_workers=config.data.num_workers)
     for batch in track(loader, "checking the file with clips", "batch", total=-(-len(rows) // config.batch_size)):
@@ -257,32 +248,32 @@ def _compare(config: ExportConfig, subject: _Subject, path: Path, clips: tuple[M
             continue
         if not comparison.clips:  # other lengths of real sound once
             for length in LENGTHS:
-                _add(comparison, subject, exported, _resized(batch.audio, round(length * batch.audio.shape[1])))
-        expected, found = _add(comparison, subject, exported, batch.audio, batch.samples)
+                _add(comparison, original, exported, _resized(batch.audio, round(length * batch.audio.shape[1])))
+        expected, found = _add(comparison, original, exported, batch.audio, batch.samples)
         comparison.clips += batch.size
-        if subject.labels:
+        if original.labels:
             truth = {head: batch.labels[head] for head in single}
-            comparison.judge(expected["logits"], found["logits"], subject.labels, truth)
+            comparison.judge(expected["logits"], found["logits"], original.labels, truth)
     return comparison
 
 
 def _add(
-    comparison: Comparison, subject: _Subject, exported: Exported, waveform: Tensor, samples: Tensor | None = None
+    comparison: Comparison, original: _Original, exported: Exported, waveform: Tensor, samples: Tensor | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    expected = subject.outputs(waveform, samples)
-    found = exported(subject.input(waveform, samples), samples)
+    expected = original.outputs(waveform, samples)
+    found = exported(original.input(waveform, samples), samples)
     comparison.add(expected, found)
-    comparison.lengths.append(round(waveform.shape[1] / subject.frontend.sample_rate, 3))
+    comparison.lengths.append(round(waveform.shape[1] / original.frontend.sample_rate, 3))
     return expected, found
 
 
-def _noise(subject: _Subject, exported: Exported) -> Iterator[Tensor]:
+def _noise(original: _Original, exported: Exported) -> Iterator[Tensor]:
     """Batches of 1, 2, 3 ... waveforms of noise that swells, from the shortest one that the file takes on."""
     shortest = exported.metadata["shortest"]
-    if not subject.takes_waveform:
-        shortest = subject.frontend.samples_for(shortest)
+    if not original.takes_waveform:
+        shortest = original.frontend.samples_for(shortest)
     generator = torch.Generator().manual_seed(0)
-    sizes = [round(length * subject.seconds * subject.frontend.sample_rate) for length in LENGTHS]
+    sizes = [round(length * original.seconds * original.frontend.sample_rate) for length in LENGTHS]
     for number, size in enumerate([shortest, *sizes], start=1):
         size = max(size, shortest)
         yield torch.randn(number, size, generator=generator) * torch.linspace(1e-3, 0.3, size)

@@ -18,15 +18,18 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
+from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classifier, with_random_weights
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.pipelines.classification_report import Outcome, report_classification
-from avssl.pipelines.classifiers import checkpoint_settings, export_classifier
 from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
-from avssl.pipelines.encoders import EXPORT, SAMPLE_RATE
+from avssl.pipelines.initialization import (
+    MODALITIES,
+    complete_finetuning,
+    initial_classifier,
+    read_finetuning_start,
+)
 from avssl.pipelines.pretrain import pretrain
-from avssl.pipelines.starts import MODALITIES, check_start, complete_start, random_twin, start_classifier
-from avssl.pipelines.trained import run_folder, trained_with
 from avssl.pipelines.training import (
     batch_mixup,
     build_engine,
@@ -39,6 +42,7 @@ from avssl.pipelines.training import (
     wave_augment,
 )
 from avssl.progress import Meter
+from avssl.runs import EXPORT, run_folder
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
 from avssl.training.finetuning import JOINT, FinetuneTask
@@ -57,8 +61,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     find_entry(config.data.name)  # first, because a misspelt name has no pretraining run either
     checkpoint = resolve_checkpoint(config)
-    check_start(config, checkpoint)
-    config = replace(complete_start(config, checkpoint), imports=plugins.recorded())
+    source = read_finetuning_start(config, checkpoint)
+    config = replace(complete_finetuning(config, source), imports=plugins.recorded())
     fabric = launch(config.runtime, config.seed)
     start = "pretrained" if checkpoint else "random"
     name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"
@@ -78,8 +82,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             "--log.use last does not",
             config.data.name,
         )
-    classifier = start_classifier(config, checkpoint, splits.labels).to(fabric.device)
-    _warn_of_known_clips(config, checkpoint, test, splits)
+    classifier = initial_classifier(config, source, splits.labels).to(fabric.device)
+    if source is not None:
+        _warn_of_known_clips(config, source, test, splits)
+    del source  # its weights are copied
     frontend, modalities = classifier.frontend, MODALITIES[config.modality]
     sample_rate = SAMPLE_RATE if frontend is None else frontend.config["sample_rate"]  # without sound it is not read
     loaders = Loaders(config.data, splits.protocol, modalities, sample_rate, config.optim.batch_size, config.seed)
@@ -112,7 +118,7 @@ def _finetune(
         finished = True
         _fit_linear(config, classifier, loaders, splits, fabric, before)
         if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
-            before = embed_features(random_twin(classifier).to(fabric.device), loaders, test, fabric.device)
+            before = embed_features(with_random_weights(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
         classifier, finished, weights = _fit_full(config, task, loaders, splits, fabric, run)
@@ -121,7 +127,7 @@ def _finetune(
         assert before is not None
         after, scores = classify_split(classifier, loaders, test, fabric.device)
         extra = _extra(config, splits)
-        export = export_classifier(run.folder, classifier, extra)
+        export = save_classifier(run.folder, classifier, extra)
         if task is None and not checkpoint:
             before = after  # nothing was trained that a picture could show
         outcome = Outcome(scores, after, before, len(test), "pretrained" if checkpoint else "random", weights, *titles)
@@ -134,12 +140,11 @@ def _finetune(
     return result | {"folder": str(run.folder)}
 
 
-def _warn_of_known_clips(config: FinetuneConfig, checkpoint: Path | None, test: Manifest, splits: Splits) -> None:
+def _warn_of_known_clips(config: FinetuneConfig, source: Loaded, test: Manifest, splits: Splits) -> None:
     """Warns where clips of the test are such that the encoder was pretrained on."""
-    if not checkpoint:
-        return
-    seen = seen_in_training(run_folder(checkpoint), test)
-    if seen is None and "test" in splits.held_out and trained_with(checkpoint).is_of(config.data.name):
+    assert source.path is not None
+    seen = seen_in_training(run_folder(source.path), test)
+    if seen is None and "test" in splits.held_out and source.settings.trained_on(config.data.name):
         seen = len(test)
     if seen:
         logger.warning(

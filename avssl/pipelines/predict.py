@@ -11,18 +11,18 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
+import mast
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import MISSING_SECONDS, check_channel
 from avssl.data.media.stream import stream_audio, stream_raw
 from avssl.data.scan import warning_words
 from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
 from avssl.errors import printable
+from avssl.loading import Loaded, load
 from avssl.models.classifier import AudioClassifier
-from avssl.pipelines.classifiers import read_classifier
 from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
-from avssl.pipelines.sliding import SlidingLogMel
-from avssl.pipelines.trained import trained_with
 from avssl.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -31,45 +31,95 @@ logger = logging.getLogger(__name__)
 STDIN, STDIN_NAME = "-", "stdin"
 
 
+class SlidingLogMel:
+    """Cuts the spectrograms of the windows of one recording out of the frames of the whole.
+
+    They equal those of the windows by themselves where every window begins at a frame: see :meth:`applies`. Frames
+    before the window at hand are let go.
+
+    Args:
+        frontend: Of the model.
+        hop: Seconds from window to window, less than the windows last.
+
+    Raises:
+        ValueError: the frames of these windows cannot be shared.
+    """
+
+    def __init__(self, frontend: mast.LogMel, hop: float) -> None:
+        if not self.applies(frontend, hop):
+            raise ValueError(
+                f"windows every {hop:g} s do not begin at frames of this frontend, or it centres or fills clips"
+            )
+        self.frontend = frontend
+        self._stream = mast.StreamingLogMel(frontend)
+        self._frames: Tensor | None = None  # (1, 1, F, T), of which the first is number `_first` of the recording
+        self._first = 0
+        self._reached = 0  # samples of the recording that were pushed
+
+    @staticmethod
+    def applies(frontend: mast.LogMel, hop: float) -> bool:
+        """Whether windows every ``hop`` seconds begin at frames, and frames do not depend on the rest of the clip."""
+        step = hop * frontend.sample_rate / frontend.shift
+        whole = frontend.center_clips or frontend.fixed_frames is not None
+        return not whole and round(step) >= 1 and abs(step - round(step)) < 1e-9 * step
+
+    @torch.inference_mode()
+    def __call__(self, windows: Sequence[Window], device: torch.device) -> Tensor:
+        """Spectrograms (N, 1, F, T) of the next N windows, on ``device``."""
+        begins = [round(window.start * self.frontend.sample_rate) for window in windows]
+        pieces = []
+        for begin, window in zip(begins, windows, strict=True):
+            if begin > self._reached:
+                raise ValueError(f"the window at {window.start:g} s leaves a gap after the one before")
+            pieces.append(window.waveform[self._reached - begin :])
+            self._reached = begin + len(window.waveform)
+        fresh = self._stream.push(torch.from_numpy(np.concatenate(pieces))[None].to(device))
+        frames = fresh if self._frames is None else torch.cat((self._frames, fresh), dim=-1)
+        shift, length = self.frontend.shift, self.frontend.num_frames(len(windows[0].waveform))
+        starts = [begin // shift - self._first for begin in begins]
+        cut = torch.cat([frames[..., start : start + length] for start in starts])
+        self._frames, self._first = frames[..., starts[-1] :].clone(), begins[-1] // shift
+        return cut
+
+
 class Predictor:
     """A fine-tuned classifier that judges windows of sound.
 
     Args:
-        checkpoint: A fine-tuning run, an exported classifier, or a .ckpt file of its training.
+        loaded: A classifier of audio, which is moved to ``device``.
         window: Seconds of a window; default: the clip length that the model was trained with.
         hop: Seconds from window to window; default: one after the other.
         device: "auto" takes a GPU where there is one.
         channel: What is heard of several channels: "mean", or the number of one; default: as in training.
 
     Raises:
-        FileNotFoundError: there is no classifier at ``checkpoint``.
         ValueError: it has no classes, or sees; no window is known, or one too short for a spectrogram; no such device.
     """
 
     def __init__(
         self,
-        checkpoint: Path,
+        loaded: Loaded,
         *,
         window: float | None = None,
         hop: float | None = None,
         device: str = "auto",
         channel: Channel | None = None,
     ) -> None:
-        saved = read_classifier(checkpoint)
-        model = saved.model
+        model = loaded.classifier
         if not isinstance(model, AudioClassifier):
+            takes = " and ".join(loaded.modalities)
             raise ValueError(
-                f"checkpoint: {checkpoint} classifies {' and '.join(model.modalities)}; predictions over time are of "
-                "sound alone: fine-tune with --modality audio, or judge this one with avssl evaluate"
+                f"checkpoint: {loaded.path} classifies {takes}; predictions over time are of sound alone: fine-tune "
+                "with --modality audio, or judge this one with avssl evaluate"
+                if model is not None
+                else f"checkpoint: {loaded.path} has no classes; fine-tune it first (avssl finetune)"
             )
-        self.labels, self.multilabel = model.labels, frozenset(saved.extra.get("multilabel", ()))
-        self.sample_rate = model.frontend.sample_rate
-        known = trained_with(checkpoint)
-        self.channel = known.channel if channel is None else channel
+        self.labels, self.sample_rate = loaded.labels, loaded.sample_rate
+        self.channel = loaded.settings.channel if channel is None else channel
         check_channel(self.channel)
-        seconds = known.clip_seconds if window is None else window
+        seconds = loaded.settings.clip_seconds if window is None else window
         if seconds is None:
-            raise ValueError(f"window: {checkpoint} does not say how long its clips were; give --window SECONDS")
+            raise ValueError(f"window: {loaded.path} does not say how long its clips were; give --window SECONDS")
         self.seconds, self.hop = seconds, seconds if hop is None else hop
         if not 0 < self.seconds < math.inf or not 0 < self.hop < math.inf:
             raise ValueError(f"window and hop must be positive and finite, got {self.seconds:g} s and {self.hop:g} s")
@@ -77,7 +127,7 @@ class Predictor:
             raise ValueError(f"window: {self.seconds:g} s are shorter than one frame of the spectrogram")
         try:
             self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-            self.classifier = model.to(self.device).eval()
+            self.loaded, self.classifier = loaded.to(self.device), model
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from error
 
@@ -107,10 +157,8 @@ class Predictor:
             spectrogram = frontend(waveform, sound)
         else:
             spectrogram = sliding(windows, self.device)
-        scores = {
-            head: (logits.float().sigmoid() if head in self.multilabel else logits.float().softmax(-1)).cpu().numpy()
-            for head, logits in self.classifier(spectrogram, frontend.valid_frames(sound, size)).items()
-        }
+        logits = self.classifier(spectrogram, frontend.valid_frames(sound, size))
+        scores = {head: values.cpu().numpy() for head, values in self.loaded.probabilities(logits).items()}
         return [
             Prediction(window.start, window.end, {head: values[i] for head, values in scores.items()})
             for i, window in enumerate(windows)
@@ -273,7 +321,8 @@ def run_predict(
         raise ValueError("stream: raw samples come from standard input: give - as the only file")
     if files.count(STDIN) > 1:
         raise ValueError("files: standard input can be read only once")
-    predictor = Predictor(checkpoint, window=window, hop=hop, device=device, channel=channel)
+    loaded = load(checkpoint, kind="classifier")
+    predictor = Predictor(loaded, window=window, hop=hop, device=device, channel=channel)
     target = output or sys.stdout
     writer = create_writer(format, target, predictor.labels, top, merge=merge and not stream)
     if stream:

@@ -21,12 +21,12 @@ from avssl.evaluation.plots import drawn
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.evaluation.retrieval import RetrievalExample, nearest, retrieval_examples, retrieval_metrics
+from avssl.loading import save_encoder
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.data import Loaders, Splits, open_splits
-from avssl.pipelines.encoders import EXPORT, export_audio_encoder
-from avssl.pipelines.starts import StartedPair, complete_pretraining, start_pair
+from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
 from avssl.pipelines.training import (
     build_engine,
     check_training,
@@ -58,11 +58,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         What ``result.json`` holds, and the run's ``folder``; ``finished`` is False when a signal ended the run early.
     """
-    config = replace(complete_pretraining(config), imports=plugins.recorded())
+    source = read_start(config.checkpoint)
+    config = replace(complete_pretraining(config, source), imports=plugins.recorded())
     fabric = launch(config.runtime, config.seed)
     folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
     run = Run(config, folder, fabric, config.wandb, "pretrain")
-    start = start_pair(config)
+    start = initial_pair(config, source)
+    del source  # its weights are copied
     splits = open_splits(
         config.data,
         modalities=("audio", "video"),
@@ -89,7 +91,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _pretrain(
     config: PretrainConfig,
     run: Run,
-    start: StartedPair,
+    start: InitialPair,
     splits: Splits,
     task: PretrainTask,
     loaders: Loaders,
@@ -133,7 +135,7 @@ def _pretrain(
     pair = cast(AudioVisualPair, engine.model()).eval()
     if finished and fabric.is_global_zero:
         use_model(run.tracker, start.checkpoint)
-        facts = {"weights": weights, "start": start.told}
+        facts = {"weights": weights, "start": start.report}
         with Meter("evaluation and report"):
             result |= _evaluate(config, run, pair, loaders, splits, engine, facts)
     run.tracker.finish(exit_code=0 if finished else 1)
@@ -150,7 +152,7 @@ def build_task(
 ) -> PretrainTask:
     """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows, whose
     ``files`` are those of ``Manifest.files``."""
-    pair = pair or start_pair(config).pair
+    pair = pair or initial_pair(config).pair
     _check_frames(pair.frontend, clip_seconds)
     shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
     objectives = create_objectives(config.objectives, shapes)
@@ -199,8 +201,8 @@ def _evaluate(
         covered = coverage(len(test), len(audio), audio.failures)
     extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
     extra["channel"] = config.data.channel
-    export_audio_encoder(run.folder / EXPORT, pair.audio, pair.frontend, {}, extra)
-    log_model(run.tracker, run.folder / EXPORT, extra | {"steps": engine.progress.step} | metrics)
+    export = save_encoder(run.folder, pair.audio, pair.frontend, extra=extra)
+    log_model(run.tracker, export, extra | {"steps": engine.progress.step} | metrics)
     result: dict[str, Any] = {
         "kind": "pretrain",
         "metrics": metrics,

@@ -24,8 +24,7 @@ from avssl.data.manifest import Manifest
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
-from avssl.pipelines.encoders import EXPORT
-from avssl.pipelines.trained import run_folder
+from avssl.runs import EXPORT, run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.urls import hidden
 from mast import LogMel

@@ -14,7 +14,7 @@ from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, E
 from avssl.data.processes import server
 from avssl.limits import MAX_CLIP_BYTES, Limits, limits, set_limits
 from avssl.pipelines import augment, cache, data, embed, export, folds, prepare
-from avssl.pipelines.trained import Trained
+from avssl.runs import TrainingSettings
 
 GIVEN = {"max_pixels": 4321, "max_clip_bytes": 98765}
 
@@ -41,7 +41,8 @@ CALLS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "export": (
         data, "open_data",
         lambda: export._open_clips(
-            ExportConfig("run", Path("x.onnx"), data=ExportDataConfig("demo", clip_seconds=1.0, **GIVEN)), Trained()
+            ExportConfig("run", Path("x.onnx"), data=ExportDataConfig("demo", clip_seconds=1.0, **GIVEN)),
+            TrainingSettings(),
         ),
     ),
     "cache": (cache, "open_data", lambda: cache.cache(CacheConfig("out", SourceConfig("demo", **GIVEN)))),

@@ -12,10 +12,9 @@ from avssl.cli import parse
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, to_dict
 from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
-from avssl.pipelines.encoders import complete_audio, complete_video
 from avssl.pipelines.finetune import finetune
+from avssl.pipelines.initialization import complete_audio, complete_pretraining, complete_video
 from avssl.pipelines.pretrain import build_task
-from avssl.pipelines.starts import complete_pretraining
 from avssl.pipelines.training import spectrogram_augment, wave_augment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -98,7 +97,7 @@ PAPERS = {
 def test_the_recipe_of_a_paper_takes_a_step(name: str, tmp_path: Path) -> None:
     """On miniatures of its encoders: every term has a finite loss, and the encoders that it trains move."""
     argv = ["--config", name, "--data", str(tmp_path), *MINIATURE]
-    config = complete_pretraining(parse(PretrainConfig, argv))
+    config = complete_pretraining(parse(PretrainConfig, argv), None)
     torch.manual_seed(0)
     task = build_task(config, clips=6, clip_seconds=2.0)
     batch = Batch(

@@ -20,7 +20,7 @@ from avssl.data.media import MediaError
 from avssl.data.processes import server
 from avssl.evaluation.result import write_result
 from avssl.limits import Limits
-from avssl.pipelines.trained import Trained
+from avssl.runs import TrainingSettings
 from avssl.tracking import Tracker
 from avssl.training.run import Run, next_command
 from avssl.urls import hidden, hide_credentials, keep_back, reveal
@@ -90,7 +90,9 @@ def test_a_run_goes_on_with_another_password_or_one_of_the_environment(config: F
     assert open_run(config).step == 3
     with pytest.raises(ValueError, match=r"data\.name = 's3://bucket/clips', not 's3://bucket/others'"):
         open_run(replace(config, data=DataConfig("s3://key:SECRET@bucket/others")))
-    assert Trained(data=SHOWN).is_of(URL) and not Trained(data=SHOWN).is_of("s3://bucket/others")
+    assert TrainingSettings(data=SHOWN).trained_on(URL) and not TrainingSettings(data=SHOWN).trained_on(
+        "s3://bucket/others"
+    )
 
 
 def test_wandb_is_told_neither_the_settings_nor_the_command_line_with_them(config, tmp_path, monkeypatch) -> None:

@@ -27,8 +27,7 @@ from avssl.config.resolution import BELONGS, merge
 from avssl.data.catalog import names
 from avssl.errors import SettingsError
 from avssl.models.video import list_video_encoders, own_size
-from avssl.pipelines.encoders import complete_audio, complete_pair
-from avssl.pipelines.starts import complete_start
+from avssl.pipelines.initialization import complete_audio, complete_finetuning, complete_pair
 
 
 def parameters(config: PretrainConfig | FinetuneConfig) -> int:
@@ -191,7 +190,7 @@ def test_demo_settings_are_those_that_its_numbers_were_measured_with() -> None:
     assert (whole.data.val_fraction, whole.log.validate_every) == (0.1, 110)
     assert whole.objectives == [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
     assert (whole.optim.batch_size, whole.optim.epochs, whole.optim.lr, whole.optim.warmup) == (32, 16, 5e-4, 0.1)
-    tuned = complete_start(parse(FinetuneConfig, []), None)
+    tuned = complete_finetuning(parse(FinetuneConfig, []), None)
     assert tuned.audio == whole.audio and tuned.label_smoothing == 0.1 and tuned.head == "linear"
     assert (tuned.optim.batch_size, tuned.optim.epochs, tuned.optim.lr) == (24, 12, 5e-4)
     assert (tuned.augment.time_mask, tuned.augment.freq_mask, tuned.augment.gain_db) == (0.1, 0.1, 3.0)
@@ -269,7 +268,10 @@ def test_python_and_shell_resolve_alike(recipe: str) -> None:
 
 
 def test_a_resolved_config_resolves_to_itself(tmp_path) -> None:
-    for command, complete in ((PretrainConfig, complete_pair), (FinetuneConfig, lambda c: complete_start(c, None))):
+    for command, complete in (
+        (PretrainConfig, complete_pair),
+        (FinetuneConfig, lambda c: complete_finetuning(c, None)),
+    ):
         config = complete(parse(command, ["--data", "grid", "--audio.options.drop_path", "0.1"]))
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
         again = parse(command, ["--config", str(tmp_path / "config.yaml")])

@@ -17,13 +17,13 @@ from torchvision.models.video.swin_transformer import SwinTransformerBlock
 from avssl.config import DataConfig, VideoConfig
 from avssl.data.clips import center_square
 from avssl.data.media.file import MediaFile
+from avssl.loading import with_random_weights
 from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
 from avssl.models.blocks import encoder_blocks
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath, own_size
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.encoders import complete_video
-from avssl.pipelines.starts import random_twin
+from avssl.pipelines.initialization import complete_video
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
 SIZES |= {"tiny": (8, 56), "tiny_motion": (8, 56)}
@@ -156,10 +156,10 @@ def test_weights_of_before_keep_the_statistics_that_all_encoders_had() -> None:
     assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 
 
-def test_a_random_twin_of_a_classifier_sees_frames_as_it_does() -> None:
+def test_a_classifier_with_random_weights_sees_frames_as_it_does() -> None:
     classifier = build_visual_classifier(labels={"kind": ["a", "b"]}, video="tiny", num_frames=2, crop_size=16)
     classifier.video.mean.fill_(0.25)
-    assert torch.equal(random_twin(classifier).video.mean, classifier.video.mean)
+    assert torch.equal(with_random_weights(classifier).video.mean, classifier.video.mean)
 
 
 def test_options_of_an_encoder_are_checked_and_kept() -> None:

@@ -20,9 +20,9 @@ from avssl.data.spans import ClipSpan, frame_times
 from avssl.evaluation import feature_parts
 from avssl.evaluation.feature_parts import read_features
 from avssl.files import seal
+from avssl.loading import save_classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.classifiers import save_classifier
 from avssl.pipelines.embed import embed_media
 
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
@@ -178,7 +178,7 @@ def test_classifiers_that_see_give_what_their_parts_see(fusion: str | None, medi
         labels={"x": ["a", "b"]}, video="tiny", num_frames=2, crop_size=32, fusion=fusion or "late", bottleneck=small,
         **sound,
     ).eval()  # fmt: skip
-    save_classifier(tmp_path / "run" / "classifier", model)
+    save_classifier(tmp_path / "run", model)
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"clip_seconds": 1.0, "frame_size": 40}}))
     embed_media(config(tmp_path / "run", media, tmp_path / "f.npz"))
     rows = read_features(tmp_path / "f.npz")

@@ -21,7 +21,7 @@ from avssl.evaluation.model import load_evaluated
 from avssl.evaluation.predictions import read_predictions
 from avssl.locks import HeldError, hold
 from avssl.pipelines.evaluate import data_as_trained, evaluate
-from avssl.pipelines.trained import run_folder, trained_with
+from avssl.runs import run_folder, training_settings
 
 CLASSES = ["high", "low", "middle"]
 RATE = 16000
@@ -272,7 +272,7 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     assert {path: run_folder(path) for path in lying} == lying
 
     def used(**data: object) -> DataConfig:
-        return data_as_trained(DataConfig(**{"name": name, **data}), trained_with(run), subject)
+        return data_as_trained(DataConfig(**{"name": name, **data}), training_settings(run), subject)
 
     assert used() == DataConfig(name, clip_seconds=0.5, eval_clips=3, options={"label": "label"}, channel=1)
     assert used(clip_seconds=1.0, eval_clips=1).clip_seconds == 1.0 and not caplog.records
@@ -280,7 +280,7 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     assert "judged on clips that it was trained on" in caplog.text
     assert used(name="") == used()  # the run's data where none are named
     with pytest.raises(ValueError, match="give --data NAME"):
-        data_as_trained(DataConfig(""), trained_with(tmp_path), subject)
+        data_as_trained(DataConfig(""), training_settings(tmp_path), subject)
     assert used(name="esc10") == DataConfig("esc10", channel=1) and used(channel=0).channel == 0
 
 

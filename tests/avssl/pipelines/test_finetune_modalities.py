@@ -25,10 +25,9 @@ from avssl.config import (
 )
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
+from avssl.loading import load
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
-from avssl.pipelines.classifiers import has_classifier, load_classifier
 from avssl.pipelines.data import Loaders, open_splits
-from avssl.pipelines.encoders import load_audio_encoder, load_pair
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.finetune import finetune
 from avssl.pipelines.pretrain import pretrain
@@ -82,15 +81,15 @@ def test_bottleneck_from_a_pretrained_pair_beside_contrast(pretrained: Path, tmp
     result = finetune(config(run, pretrained, objectives=[{"name": "avc", "weight": 0.5}], **options))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss/event", "train/loss/avc", "train/avc/positives"} <= rows[0].keys()
-    assert has_classifier(run) and not (run / "audio_encoder").exists() and not has_classifier(pretrained)
-    model = load_classifier(run)
+    assert load(run).kind == "classifier" and not (run / "audio_encoder").exists()
+    model = load(run).classifier
     assert isinstance(model, AudioVisualClassifier) and model.settings["bottleneck"]["width"] == 16
     assert model.settings["audio_options"]["embed_dim"] == 8
-    trained = load_classifier(run / "checkpoints" / "last.ckpt").state_dict()
+    trained = load(run / "checkpoints" / "last.ckpt").model.state_dict()
     assert trained.keys() == model.state_dict().keys()
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
     # Two steps of a small learning rate leave the encoders near the pair's, and far from any other's.
-    before = load_pair(pretrained).audio.state_dict()
+    before = load(pretrained).pair.audio.state_dict()
     for name, value in model.audio.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0.01)
     loaders, splits = loaders_of(("audio", "video"))
@@ -107,7 +106,7 @@ def test_bottleneck_from_a_pretrained_pair_beside_contrast(pretrained: Path, tmp
 @pytest.mark.parametrize("modality", ["video", "both"])
 def test_a_linear_head_is_a_regression_on_the_features_side_by_side(modality: str, pretrained, tmp_path) -> None:
     finetune(config(tmp_path / "run", pretrained, modality=modality))
-    model, pair = load_classifier(tmp_path / "run"), load_pair(pretrained).eval()
+    model, pair = load(tmp_path / "run").classifier, load(pretrained).pair
     assert isinstance(model, AudioVisualClassifier if modality == "both" else VideoClassifier)
     loaders, splits = loaders_of(("audio", "video"))
 
@@ -171,7 +170,7 @@ def test_a_recipe_beside_a_checkpoint_trains_the_checkpoints_encoder(pretrained:
     audio = yaml.safe_load((tmp_path / "config.yaml").read_text())["audio"]
     assert (audio["model"], audio["num_mels"]) == ("mast_pico", 32)
     assert audio["options"] == AUDIO.options | {"drop_path": 0.2}
-    assert load_audio_encoder(tmp_path).encoder.config["embed_dim"] == 8
+    assert load(tmp_path).audio_encoder.config["embed_dim"] == 8
 
 
 def test_checkpoints_without_video_are_refused(pretrained: Path, tmp_path: Path) -> None:
@@ -180,9 +179,9 @@ def test_checkpoints_without_video_are_refused(pretrained: Path, tmp_path: Path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         finetune(config(tmp_path / "run", tmp_path / "nowhere", modality="video"))
     with pytest.raises(ValueError, match="holds a pair, not a classifier"):
-        load_classifier(pretrained / "checkpoints" / "last.ckpt")
+        load(pretrained / "checkpoints" / "last.ckpt", kind="classifier")
     with pytest.raises(FileNotFoundError, match="is the run finished"):
-        load_classifier(tmp_path)
+        load(tmp_path, kind="classifier")
 
 
 def test_the_training_split_of_a_pair_is_not_what_it_was_pretrained_on(pretrained: Path, tmp_path: Path) -> None:

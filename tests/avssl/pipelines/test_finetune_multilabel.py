@@ -23,11 +23,10 @@ from avssl.config import (
 )
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.loading import load
 from avssl.pipelines.data import Loaders, open_splits
-from avssl.pipelines.encoders import load_audio_encoder
 from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.finetune import finetune
-from avssl.pipelines.starts import AudioClassifier
 
 PITCHES = {"low": 250.0, "middle": 900.0, "high": 3000.0}
 AUDIO = AudioConfig(options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
@@ -106,11 +105,11 @@ def test_full_training_learns_every_label_of_a_clip(data: Path, tmp_path: Path) 
     validated = [row["val/pitch/mAP"] for row in rows if "val/pitch/mAP" in row]
     assert len(validated) == 2 and validated[-1] > 0.9 and "val/pitch/top1" not in {key for row in rows for key in row}
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
-    source = load_audio_encoder(tmp_path)
+    loaded = load(tmp_path)
     splits = open_splits(config.data, modalities=("audio",), labelled=True)
     (batch,) = Loaders(config.data, splits.protocol, ("audio",), 8000, 8, 0).evaluate(splits.test)
-    classifier = AudioClassifier(source.encoder.eval(), source.frontend, source.labels)
-    scores = classifier.classify(batch.audio)["pitch"].sigmoid().detach().numpy()
+    scores = loaded.classifier.classify(batch.audio)["pitch"].sigmoid().detach().numpy()
+    np.testing.assert_allclose(loaded.scores(batch)["pitch"], scores, atol=1e-6)
     assert ((scores > 0.5) == (batch.labels["pitch"].numpy() > 0)).mean() > 0.9
     expected = average_precision_score(batch.labels["pitch"].numpy(), scores, average="macro")
     assert result["metrics"]["pitch/mAP"] == pytest.approx(expected)

@@ -16,12 +16,12 @@ from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig
 from avssl.data.batch import Batch
 from avssl.evaluation.predictions import read_predictions
+from avssl.loading import Loaded, load
 from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.pipelines.cache import cache
 from avssl.pipelines.embed import embed_media
-from avssl.pipelines.encoders import AudioEncoder, random_encoder, with_settings
 from avssl.pipelines.evaluate import evaluate
-from avssl.pipelines.export import _Subject
+from avssl.pipelines.initialization import random_encoder, with_settings
 from avssl.pipelines.predict import Predictor
 from avssl.training.finetuning import FinetuneTask
 from mast.export import describe
@@ -87,11 +87,11 @@ def test_every_tool_pads_alike(pad: str, sounds: Path, tmp_path: Path, monkeypat
         torch.testing.assert_close(logits, wanted[Path(row["clip_id"]).stem], atol=1e-4, rtol=0)
 
     for hop in (None, 0.1):  # one window after the other, and windows that share their frames
-        predictor = Predictor(checkpoint, window=SECONDS, hop=hop, device="cpu")
+        predictor = Predictor(load(checkpoint), window=SECONDS, hop=hop, device="cpu")
         (prediction,) = predictor.predict([waves["0"].astype(np.float32) / 32768])
         np.testing.assert_allclose(prediction.scores["label"], wanted["0"].softmax(0), atol=1e-4)
 
-    file = mast.save_program(model, _Subject(checkpoint, "waveform").frontend, tmp_path / "model.pt2")
+    file = mast.save_program(model, load(checkpoint).frontend, tmp_path / "model.pt2")
     exported = mast.open_exported(file)
     padded = torch.zeros(3, RATE // 2)
     for row, wave in zip(padded, waves.values(), strict=False):
@@ -137,7 +137,7 @@ def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(p
     batch = Batch(waves, None, {"label": torch.tensor([0, 1, 1])}, none.long(), list("abc"), none, none, samples)
     with torch.no_grad():
         torch.testing.assert_close(classifier.features(batch), wanted)
-        torch.testing.assert_close(AudioEncoder(model, frontend, {}).features(batch), wanted)
+        torch.testing.assert_close(Loaded("encoder", model, frontend).features(batch), wanted)
         torch.testing.assert_close(classifier.classify(waves, samples)["label"], model.head(wanted))
         task = FinetuneTask(classifier, WaveAugment(0.0), SpectrogramAugment(masks=0), label_smoothing=0.0)
         classifier.eval()
@@ -147,7 +147,7 @@ def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(p
             found = mast.open_exported(mast.save_program(model, frontend, tmp_path / "model.pt2"))(waves, samples)
             torch.testing.assert_close(found["features"], wanted, atol=1e-5, rtol=0)
     mast.save_pretrained(model, tmp_path / "model", frontend=frontend, labels=labels)
-    predictor = Predictor(tmp_path / "model", window=SECONDS, hop=0.1, device="cpu")
+    predictor = Predictor(load(tmp_path / "model"), window=SECONDS, hop=0.1, device="cpu")
     (prediction,) = predictor.predict([waves[1, :3400].numpy()])
     np.testing.assert_allclose(prediction.scores["label"], model.head(wanted[1]).softmax(0).detach(), atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_what_cannot_know_where_a_sound_ends_refuses_the_mask() -> None:
         describe(model, None)
     ast = mast.create_model("ast_base", embed_dim=16, depth=1, heads=2)
     with pytest.raises(ValueError, match=r"audio\.options: AST has no argument mask_padding"):
-        with_settings(AudioEncoder(ast, mast.LogMel(), {}), AudioConfig(options={"mask_padding": True}))
+        with_settings(Loaded("encoder", ast, mast.LogMel()), AudioConfig(options={"mask_padding": True}))
 
 
 def masking(**frontend) -> AudioClassifier:
@@ -216,5 +216,4 @@ def test_sound_to_the_end_of_a_clip_is_the_same_told_or_not(tmp_path: Path) -> N
             untold, told = classifier.classify(waves)["label"], classifier.classify(waves, whole)["label"]
         assert torch.equal(untold, told)
     mast.save_pretrained(classifier.encoder, tmp_path, frontend=classifier.frontend, labels=classifier.labels)
-    subject = _Subject(tmp_path, "waveform")
-    torch.testing.assert_close(subject.outputs(waves)["logits"], told)
+    torch.testing.assert_close(load(tmp_path).scores(waves)["label"], told.softmax(-1))

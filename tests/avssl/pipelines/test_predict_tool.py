@@ -24,8 +24,8 @@ from avssl.data.media import read_audio
 from avssl.data.media.probe import RESTARTS
 from avssl.data.scan import scan
 from avssl.data.windows import cut_into_windows
+from avssl.loading import checkpoint_settings, load, save_classifier
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.classifiers import checkpoint_settings, read_classifier, save_classifier
 from avssl.pipelines.predict import Predictor, predict_files, predict_stream, run_predict
 from avssl.pipelines.prediction_writers import CSV_COLUMNS, Prediction, create_writer
 
@@ -104,7 +104,7 @@ def directly(classifier: Path, wave: np.ndarray, window: float, hop: float) -> l
 def test_windows_and_scores_are_those_of_the_model_itself(hop: float, classifier: Path, tmp_path) -> None:
     samples = changing_noise(3.5)
     file = write_wav(tmp_path / "a.wav", samples)
-    rows = predicted(Predictor(classifier, hop=hop), [file], batch_size=3)
+    rows = predicted(Predictor(load(classifier), hop=hop), [file], batch_size=3)
     expected = directly(classifier, samples.astype(np.float32) / 32768, 1.0, hop)
     assert len(rows) == len(expected) >= 4
     for row, right in zip(rows, expected, strict=True):
@@ -119,7 +119,7 @@ def test_windows_and_scores_are_those_of_the_model_itself(hop: float, classifier
 
 def test_shared_frames_change_no_score(classifier: Path) -> None:
     blocks = [changing_noise(4.3).astype(np.float32) / 32768]
-    predictor = Predictor(classifier, hop=0.3)
+    predictor = Predictor(load(classifier), hop=0.3)
     anew = predictor.classify(list(predictor.windows(blocks)))
     for batch_size in (1, 4):
         shared = list(predictor.predict(blocks, batch_size))
@@ -128,13 +128,13 @@ def test_shared_frames_change_no_score(classifier: Path) -> None:
             for head, scores in other.scores.items():
                 np.testing.assert_allclose(one.scores[head], scores, rtol=0, atol=2e-6)
     assert predictor.sliding() is not None
-    assert Predictor(classifier, hop=0.305).sliding() is None  # its windows begin between frames
-    assert Predictor(classifier, hop=1.0).sliding() is None  # they share none
+    assert Predictor(load(classifier), hop=0.305).sliding() is None  # its windows begin between frames
+    assert Predictor(load(classifier), hop=1.0).sliding() is None  # they share none
 
 
 def test_a_resampled_file_is_judged_on_what_training_reads(classifier: Path, tmp_path) -> None:
     file = write_wav(tmp_path / "a.wav", changing_noise(2.0, 44100), 44100)
-    rows = predicted(Predictor(classifier, window=0.5), [file])
+    rows = predicted(Predictor(load(classifier), window=0.5), [file])
     expected = directly(classifier, read_audio(file, 0.0, None, RATE).waveform, 0.5, 0.5)
     for row, right in zip(rows, expected, strict=True):
         assert row["heads"]["sound"][0]["score"] == pytest.approx(max(right["heads"]["sound"]), abs=1e-4)
@@ -147,7 +147,7 @@ def without_names(rows: list[dict]) -> list[dict]:
 def test_streams_and_pipes_equal_the_file(classifier: Path, tmp_path) -> None:
     samples = changing_noise(3.3, 22050)
     file = write_wav(tmp_path / "a.wav", samples, 22050)
-    predictor = Predictor(classifier, hop=0.7)
+    predictor = Predictor(load(classifier), hop=0.7)
     expected = without_names(predicted(predictor, [file]))
     piped = predicted(predictor, ["-"], stdin=OddPipe(Path(file).read_bytes()))
     assert {row["file"] for row in piped} == {"stdin"}
@@ -173,7 +173,7 @@ def test_a_stream_is_judged_as_it_comes(classifier: Path) -> None:
         def flush(self) -> None:
             seen.append(pipe.at)
 
-    predictor = Predictor(classifier)
+    predictor = Predictor(load(classifier))
     writer = create_writer("text", Watching(), predictor.labels, 1, merge=False)
     predict_stream(pipe, predictor, writer, rate=RATE)
     assert len(seen) == 10
@@ -183,7 +183,7 @@ def test_a_stream_is_judged_as_it_comes(classifier: Path) -> None:
 
 def test_csv_parses_back(classifier: Path, tmp_path) -> None:
     file = write_wav(tmp_path / 'a "strange", näme.wav', changing_noise(2.0))
-    predictor = Predictor(classifier)
+    predictor = Predictor(load(classifier))
     rows = predicted(predictor, [file], top=2)
     text = "\n".join(predicted(predictor, [file], "csv", top=2))
     table = list(csv.DictReader(io.StringIO(text)))
@@ -239,7 +239,7 @@ def test_what_came_before_the_damage_is_judged(classifier: Path, tmp_path, caplo
     whole = Path(write_wav(tmp_path / "a.wav", changing_noise(4.0))).read_bytes()
     raw = np.frombuffer(whole[44:], "<i2").astype("<f4") / 32768
     raw[RATE * 5 // 2] = np.nan
-    predictor, target = Predictor(classifier), io.StringIO()
+    predictor, target = Predictor(load(classifier)), io.StringIO()
     writer = create_writer("json", target, predictor.labels, 1)
     file = tmp_path / "nan.wav"
     wavfile.write(file, RATE, raw)
@@ -279,32 +279,32 @@ def test_options_that_make_no_sense(files, changes, told: str, classifier: Path)
 
 def test_checkpoints_that_are_no_classifier(classifier: Path, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        Predictor(tmp_path / "nowhere")
+        Predictor(load(tmp_path / "nowhere"))
     model = mast.create_model("mast_pico", num_classes=0, embed_dim=16, depths=[1, 1, 1, 1])
     mast.save_pretrained(model, tmp_path / "encoder", frontend=mast.LogMel())
     with pytest.raises(ValueError, match="no classes"):
-        Predictor(tmp_path / "encoder")
+        Predictor(load(tmp_path / "encoder"))
     model = mast.create_model("mast_pico", num_classes=3, embed_dim=16, depths=[1, 1, 1, 1])
     mast.save_pretrained(model, tmp_path / "bare", labels={"x": list("abc")})
     with pytest.raises(ValueError, match="without its frontend"):
-        Predictor(tmp_path / "bare")
+        Predictor(load(tmp_path / "bare"))
 
 
 def test_a_classifier_that_sees_is_refused_and_a_checkpoint_of_training_is_as_good_as_the_export(
     classifier: Path, tmp_path
 ) -> None:
     seeing = build_visual_classifier(labels={"x": ["a", "b"]}, video="tiny", num_frames=2, crop_size=16)
-    save_classifier(tmp_path / "seeing" / "classifier", seeing)
+    save_classifier(tmp_path / "seeing", seeing)
     with pytest.raises(ValueError, match="classifies video; predictions over time are of sound alone"):
-        Predictor(tmp_path / "seeing")
+        Predictor(load(tmp_path / "seeing"))
 
-    saved = read_classifier(classifier)
-    weights = {f"classifier.{name}": value for name, value in saved.model.state_dict().items()}
-    state = {"settings": checkpoint_settings(saved.model, saved.extra), "average": None, "task": weights}
+    model = load(classifier).classifier
+    weights = {f"classifier.{name}": value for name, value in model.state_dict().items()}
+    state = {"settings": checkpoint_settings(model, {"multilabel": ["tags"]}), "average": None, "task": weights}
     torch.save(state, tmp_path / "last.ckpt")
     files = [write_wav(tmp_path / "a.wav", changing_noise(2.5))]
-    exported = predicted(Predictor(classifier), files)
-    assert exported and predicted(Predictor(tmp_path / "last.ckpt", window=1.0), files) == exported
+    exported = predicted(Predictor(load(classifier)), files)
+    assert exported and predicted(Predictor(load(tmp_path / "last.ckpt"), window=1.0), files) == exported
 
 
 def test_the_window_is_the_length_of_training(classifier: Path, tmp_path) -> None:
@@ -312,14 +312,14 @@ def test_the_window_is_the_length_of_training(classifier: Path, tmp_path) -> Non
     export = tmp_path / "run" / "audio_encoder"
     mast.save_pretrained(model, export, frontend=mast.LogMel(num_mels=64), labels={"x": list("abc")})
     with pytest.raises(ValueError, match="give --window"):
-        Predictor(tmp_path / "run")
+        Predictor(load(tmp_path / "run"))
     config = tmp_path / "run" / "config.yaml"
     config.write_text(yaml.safe_dump({"data": {"name": "esc10", "clip_seconds": None}}))
-    assert Predictor(tmp_path / "run").seconds == find_entry("esc10").clip_seconds == 5.0
+    assert Predictor(load(tmp_path / "run")).seconds == find_entry("esc10").clip_seconds == 5.0
     config.write_text(yaml.safe_dump({"data": {"name": "esc10", "clip_seconds": 2.5}}))
-    assert Predictor(export).seconds == 2.5
-    assert Predictor(export, window=0.3).seconds == 0.3
-    assert Predictor(classifier).seconds == 1.0
+    assert Predictor(load(export)).seconds == 2.5
+    assert Predictor(load(export), window=0.3).seconds == 0.3
+    assert Predictor(load(classifier)).seconds == 1.0
 
 
 def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, tmp_path, caplog) -> None:
@@ -329,7 +329,7 @@ def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, t
     ]
     files.append(write_wav(tmp_path / "after.wav", changing_noise(1.0)))
     target = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    predictor = Predictor(classifier)
+    predictor = Predictor(load(classifier))
     writer = create_writer("json", target, predictor.labels, 1)
     assert predict_files([str(file) for file in files], predictor, writer) == {"file not found": 1}
     assert r"\xe4.wav: file not found" in caplog.text
@@ -348,7 +348,8 @@ def test_sound_that_begins_late_is_judged_from_its_beginning_on(
     with caplog.at_level(logging.INFO):
         for hop in (1.0, 0.5):
             late, whole = (
-                predicted(Predictor(classifier, hop=hop), [str(tmp_path / name)]) for name in ("late.mov", "whole.mov")
+                predicted(Predictor(load(classifier), hop=hop), [str(tmp_path / name)])
+                for name in ("late.mov", "whole.mov")
             )
             assert len(late) == len(whole) == (3 if hop == 1.0 else 5)
             for row, other in zip(late, whole, strict=True):
@@ -377,7 +378,7 @@ def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, media_fact
             if packet.pts is not None and not 2.0 <= float(packet.pts * packet.time_base) < 3.0:
                 packet.stream = stream
                 made.mux(packet)
-    predictor = Predictor(classifier)
+    predictor = Predictor(load(classifier))
     starts = [row["start"] for row in predicted(predictor, [file])]
     assert starts == [float(second) for second in range(12) if second != 2]
     assert "gap.mkv: 1 windows left out, in which the file has no sound" in caplog.text
@@ -394,7 +395,7 @@ def test_recordings_joined_in_one_file_are_told(classifier: Path, media_factory,
     ]  # fmt: skip
     joined = tmp_path / "joined.ogg"
     joined.write_bytes(b"".join(parts))
-    predictor = Predictor(classifier)
+    predictor = Predictor(load(classifier))
     warnings: dict[str, str] = {}
     writer = create_writer("json", io.StringIO(), predictor.labels, 1)
     assert not predict_files([str(joined), str(tmp_path / "0.ogg")], predictor, writer, warnings=warnings)
@@ -412,20 +413,23 @@ def test_one_channel_is_judged_as_in_training(classifier: Path, tmp_path) -> Non
     samples = changing_noise(2.0)
     mono = write_wav(tmp_path / "mono.wav", samples)
     opposite = write_wav(tmp_path / "opposite.wav", np.stack([samples, -samples], axis=1))
-    expected = [row["heads"] for row in predicted(Predictor(classifier), [mono])]
-    assert [row["heads"] for row in predicted(Predictor(classifier, channel=0), [opposite])] == expected
-    assert [row["heads"] for row in predicted(Predictor(classifier), [opposite])] != expected
+    expected = [row["heads"] for row in predicted(Predictor(load(classifier)), [mono])]
+    assert [row["heads"] for row in predicted(Predictor(load(classifier), channel=0), [opposite])] == expected
+    assert [row["heads"] for row in predicted(Predictor(load(classifier)), [opposite])] != expected
     raw = io.BytesIO(np.stack([samples, -samples], axis=1).tobytes())
     target = io.StringIO()
-    predictor = Predictor(classifier, channel=0)
+    predictor = Predictor(load(classifier), channel=0)
     assert not predict_stream(raw, predictor, create_writer("json", target, predictor.labels, 5), rate=RATE, channels=2)
     assert [json.loads(line)["heads"] for line in target.getvalue().splitlines()] == expected
     run = tmp_path / "run"
     shutil.copytree(classifier, run)
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": "demo", "channel": 0}}))
-    assert Predictor(run).channel == 0 and [r["heads"] for r in predicted(Predictor(run), [opposite])] == expected
+    assert (
+        Predictor(load(run)).channel == 0
+        and [r["heads"] for r in predicted(Predictor(load(run)), [opposite])] == expected
+    )
     with pytest.raises(ValueError, match="channel"):
-        Predictor(classifier, channel=-1)
+        Predictor(load(classifier), channel=-1)
 
 
 @pytest.mark.realdata
@@ -440,6 +444,6 @@ def test_real_windows_are_full_and_those_of_embed(classifier: Path, cases: Path)
     windows, index = cut_into_windows(listed, 1.0, "all", modalities=("audio",))
     starts = np.asarray(windows.column("start"))
     for number, (name, (first, count)) in enumerate(names.items()):
-        found = [row["start"] for row in predicted(Predictor(classifier), [str(cases / name)])]
+        found = [row["start"] for row in predicted(Predictor(load(classifier)), [str(cases / name)])]
         assert len(found) == count and found[0] == pytest.approx(first, abs=0.03)
         assert found == pytest.approx(starts[index == number].tolist(), abs=0.03)

@@ -10,19 +10,20 @@ import torch
 
 import mast
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
+from avssl.loading import load, save_encoder
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.encoders import (
-    AudioEncoder,
+from avssl.pipelines.finetune import resolve_checkpoint
+from avssl.pipelines.initialization import (
     audio_settings,
     complete_audio,
+    complete_finetuning,
     complete_video,
-    export_audio_encoder,
     frame_size_for,
+    initial_classifier,
+    initial_pair,
     random_encoder,
     with_settings,
 )
-from avssl.pipelines.finetune import resolve_checkpoint
-from avssl.pipelines.starts import complete_start, start_classifier, start_pair
 
 SMALL = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.0}
 
@@ -39,11 +40,11 @@ def test_without_settings_the_encoder_is_the_checkpoints(source) -> None:
 def test_true_settings_and_other_regularization(source) -> None:
     options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "drop_path": 0.3}
     changed = with_settings(source, AudioConfig(options=options, num_mels=48))
-    assert changed.encoder.config == source.encoder.config | {"drop_path": 0.3}
+    assert changed.model.config == source.model.config | {"drop_path": 0.3}
     x = torch.randn(2, 1, 48, 60)
-    assert torch.equal(changed.encoder.eval()(x), copy.deepcopy(source.encoder).eval()(x))
+    assert torch.equal(changed.model.eval()(x), copy.deepcopy(source.model).eval()(x))
     torch.manual_seed(0)
-    noisy = changed.encoder.train()
+    noisy = changed.model.train()
     assert not torch.equal(noisy(x), noisy(x))  # the new rate acts
 
 
@@ -67,18 +68,18 @@ def test_a_false_one_is_named(source, config, told: str) -> None:
 
 def test_what_is_not_given_is_not_compared(source) -> None:
     assert with_settings(source, AudioConfig(model="mast_pico", num_mels=48)) is source
-    assert with_settings(source, AudioConfig(options={"drop_path": 0.5})).encoder.config["drop_path"] == 0.5
+    assert with_settings(source, AudioConfig(options={"drop_path": 0.5})).model.config["drop_path"] == 0.5
 
 
 def test_a_checkpoints_settings_rebuild_it_and_are_kept_in_the_config(source, tmp_path) -> None:
     known = audio_settings(source, AudioConfig(options={"drop_path": 0.2}))
     assert known.model == "mast_pico" and known.num_mels == 48 and known.sample_rate == 16000
     assert known.options == SMALL | {"drop_path": 0.2}
-    assert random_encoder(known).encoder.config == source.encoder.config | {"drop_path": 0.2}
-    export_audio_encoder(tmp_path, source.encoder, source.frontend, {}, {})
-    config = complete_start(FinetuneConfig(), tmp_path)
+    assert random_encoder(known).model.config == source.model.config | {"drop_path": 0.2}
+    save_encoder(tmp_path, source.model, source.frontend)
+    config = complete_finetuning(FinetuneConfig(), load(tmp_path))
     assert config.audio == audio_settings(source, AudioConfig())
-    assert complete_start(config, tmp_path) == config
+    assert complete_finetuning(config, load(tmp_path)) == config
     assert config.video == VideoConfig() and config.data == DataConfig()  # an audio task says nothing of video
 
 
@@ -92,14 +93,14 @@ def test_the_frontend_of_the_settings_travels_with_exports_and_pairs(tmp_path) -
     torch.testing.assert_close(made.frontend(waveform), (padded + 4.0) / 4.5)
     # Settings that a config does not have are kept, too.
     frontend = mast.LogMel(**made.frontend.config | {"low_hz": 50.0})
-    export_audio_encoder(tmp_path, made.encoder, frontend, {}, {})
+    save_encoder(tmp_path, made.model, frontend)
     config = PretrainConfig(checkpoint=str(tmp_path), video=VideoConfig("tiny"))
-    pair = start_pair(config).pair
+    pair = initial_pair(config, load(tmp_path)).pair
     assert pair.frontend.config == frontend.config
     assert AudioVisualPair.build(**pair.settings).frontend.config == frontend.config
     assert audio_settings(made, AudioConfig()).divide_by == "std"
     # The frames of a clip may be others, as where AST's weights are fine-tuned on shorter clips.
-    shorter = start_pair(replace(config, audio=AudioConfig(fixed_frames=40))).pair.frontend
+    shorter = initial_pair(replace(config, audio=AudioConfig(fixed_frames=40)), load(tmp_path)).pair.frontend
     assert shorter.config == frontend.config | {"fixed_frames": 40}
 
 
@@ -111,10 +112,10 @@ def test_a_published_ast_starts_a_fine_tuning_as_it_is(tmp_path) -> None:
     peer = ASTForAudioClassification(ASTConfig(**sizes, num_labels=3))
     peer.save_pretrained(tmp_path)
     ASTFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(tmp_path)
-    config = complete_start(FinetuneConfig(head="full"), tmp_path)
+    config = complete_finetuning(FinetuneConfig(head="full"), load(tmp_path))
     assert (config.audio.model, config.audio.options["embed_dim"], config.audio.fixed_frames) == ("ast_base", 16, 1024)
     assert (config.audio.mean, config.audio.divide_by, config.audio.pad) == (-5.0, "2*std", "zero")
-    classifier = start_classifier(config, tmp_path, {"kind": ["a", "b"]})
+    classifier = initial_classifier(config, load(tmp_path), {"kind": ["a", "b"]})
     weights = classifier.audio_encoder.patch_embed.proj.weight
     assert torch.equal(weights, peer.audio_spectrogram_transformer.embeddings.patch_embeddings.projection.weight)
     assert classifier.frontend(torch.zeros(1, 16000)).shape == (1, 1, 128, 1024)
@@ -123,7 +124,7 @@ def test_a_published_ast_starts_a_fine_tuning_as_it_is(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["ast_base", "mast_nano"])
 def test_a_variant_by_name_keeps_its_name_alone(name: str) -> None:
     encoder = random_encoder(AudioConfig(name, num_mels=64))
-    assert audio_settings(AudioEncoder(encoder.encoder, encoder.frontend, {}), AudioConfig()).options == {}
+    assert audio_settings(encoder, AudioConfig()).options == {}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from avssl.pipelines.encoders import load_audio_encoder, load_pair
+from avssl.loading import load
 from avssl.tracking import read_rows
 
 ROOT = Path(__file__).parents[3]
@@ -165,8 +165,8 @@ def test_a_sharded_run_is_whole_and_is_not_resumed_as_another(environment: dict[
     validated = ["--data.val_fraction", "0.25", "--log.validate_every", "1"]
     run(command(tmp_path / "fsdp", *TWO, *validated, "--runtime.strategy", "fsdp"), environment)
     assert len(losses(tmp_path / "fsdp")) == 8
-    exported = load_audio_encoder(tmp_path / "fsdp").encoder.state_dict()
-    best = load_pair(tmp_path / "fsdp" / "checkpoints" / "best.ckpt").audio.state_dict()
+    exported = load(tmp_path / "fsdp" / "audio_encoder").model.state_dict()
+    best = load(tmp_path / "fsdp" / "checkpoints" / "best.ckpt").audio_encoder.state_dict()
     assert all(torch.equal(value, best[name]) for name, value in exported.items()), "whole, and of the best step"
     refused = subprocess.run(
         command(tmp_path / "fsdp", *ONE, *validated), env=environment, capture_output=True, text=True

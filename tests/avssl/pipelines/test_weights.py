@@ -24,11 +24,10 @@ from avssl.config import (
     VideoConfig,
     WandbConfig,
 )
-from avssl.pipelines.classifiers import load_classifier
-from avssl.pipelines.encoders import load_audio_encoder, load_pair
+from avssl.loading import load
 from avssl.pipelines.finetune import finetune
+from avssl.pipelines.initialization import initial_pair, read_start
 from avssl.pipelines.pretrain import pretrain
-from avssl.pipelines.starts import start_pair
 from avssl.tracking import read_rows
 
 DEMO = DataConfig(
@@ -114,8 +113,8 @@ def test_the_best_classifier_is_evaluated_and_exported(finetuned: FinetuneConfig
     weights = json.loads((run / "result.json").read_text())["weights"]
     assert (weights["use"], weights["metric"]) == ("best", "val/label/top1") and weights["value"] > 0
     assert weights["step"] == best_step(run, "val/label/top1") < 12, "in the end it is wrong on every clip"
-    best, last = (load_classifier(run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
-    exported = load_audio_encoder(run).encoder
+    best, last = (load(run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    exported = load(run).audio_encoder
     assert same(exported, best.audio_encoder) and not same(exported, last.audio_encoder)
 
 
@@ -123,8 +122,8 @@ def test_the_last_weights_can_be_asked_for_instead(finetuned: FinetuneConfig) ->
     """Of the same run: it is not trained again."""
     result = finetune(replace(finetuned, log=replace(finetuned.log, use="last")))
     assert result["weights"] == {"use": "last", "step": 12}
-    last = load_classifier(finetuned.output / "checkpoints" / "last.ckpt")
-    assert same(load_audio_encoder(finetuned.output).encoder, last.audio_encoder)
+    last = load(finetuned.output / "checkpoints" / "last.ckpt")
+    assert same(load(finetuned.output).audio_encoder, last.audio_encoder)
     assert finetune(finetuned)["weights"]["use"] == "best"
 
 
@@ -156,9 +155,9 @@ def test_the_best_pair_is_what_its_run_means(pretrained: Path) -> None:
     assert weights["step"] == best_step(pretrained, "val/audio_to_video/R@1")
     best = read_checkpoint(pretrained / "checkpoints" / "best.ckpt")
     assert best["progress"]["step"] == weights["step"]
-    pair = load_pair(pretrained)
+    pair = load(pretrained).pair
     assert all(torch.equal(value, best["task"][f"pair.{name}"]) for name, value in pair.state_dict().items())
-    assert same(load_audio_encoder(pretrained).encoder, pair.audio)
+    assert same(load(pretrained / "audio_encoder").model, pair.audio)
 
 
 def test_without_a_validation_the_last_weights_are_used(tmp_path) -> None:
@@ -176,7 +175,7 @@ def test_pretraining_starts_from_a_run_on_other_data_with_its_own_schedule(pretr
     parts = dict.fromkeys(("audio", "video", "infonce_projection"), 1.0)
     assert result["start"] == {"checkpoint": str(pretrained)} | parts
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row] == [1, 2]
-    before, after = load_pair(pretrained), load_pair(tmp_path / "run")
+    before, after = load(pretrained).pair, load(tmp_path / "run").pair
     assert after.settings["audio_options"]["embed_dim"] == 8 and after.settings["crop_size"] == 24
     for name in ("audio", "video"):
         state = getattr(before, name).state_dict()
@@ -197,18 +196,13 @@ def test_what_a_checkpoint_holds_is_loaded_and_what_is_new_is_said(
     }
     caplog.set_level("INFO")
     options = {} if what in ("run", "best.ckpt") else {"video": VIDEO}
-    started = start_pair(pretraining(tmp_path, checkpoint=str(paths[what]), embedding_dim=8, **options))
+    config = pretraining(tmp_path, checkpoint=str(paths[what]), embedding_dim=8, **options)
+    started = initial_pair(config, read_start(config.checkpoint))
     whole = what in ("run", "best.ckpt")
-    assert started.told["audio"] == 1.0 and started.told["video"] == (1.0 if whole else "new")
-    assert started.told["infonce_projection"] == "new", "the embedding is narrower"
+    assert started.report["audio"] == 1.0 and started.report["video"] == (1.0 if whole else "new")
+    assert started.report["infonce_projection"] == "new", "the embedding is narrower"
     assert f"audio 100%, video {'100%' if whole else 'new'}, infonce_projection new" in caplog.text
-    source = load_pair(paths[what]).audio if whole else None
-    source = source or (
-        load_audio_encoder(paths[what]).encoder
-        if what != "classifier.ckpt"
-        else load_classifier(paths[what]).audio_encoder
-    )
-    state = source.state_dict()
+    state = load(paths[what]).audio_encoder.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in started.pair.audio.state_dict().items())
 
 

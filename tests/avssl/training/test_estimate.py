@@ -6,20 +6,19 @@ import pytest
 import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
-from avssl.pipelines.encoders import complete_pair
-from avssl.pipelines.starts import complete_start
+from avssl.pipelines.initialization import complete_finetuning, complete_pair
 from avssl.training import estimate
 from avssl.training.estimate import macs_of_clip, macs_per_second, tell_long_run
 from mast.complexity import measure
 
 
 def test_macs_are_those_of_the_encoders() -> None:
-    config = complete_start(FinetuneConfig(audio=AudioConfig("mast_tiny")), None)
+    config = complete_finetuning(FinetuneConfig(audio=AudioConfig("mast_tiny")), None)
     counted = measure("mast_tiny", num_classes=0, frames=1022)
     # Attention is counted as it is computed, on widened heads, so that there are a few more than the formula has.
     assert counted.linear_macs < macs_of_clip(config, 10.24) < 1.35 * counted.total_macs
     # torchvision states 40.52 GFLOPS, of multiply-accumulates, for R(2+1)D-18 on 16 frames of 112 x 112.
-    seen = complete_start(FinetuneConfig(modality="video", video=VideoConfig("r2plus1d_18")), None)
+    seen = complete_finetuning(FinetuneConfig(modality="video", video=VideoConfig("r2plus1d_18")), None)
     assert macs_of_clip(seen, 1.0) == pytest.approx(40.52e9, rel=0.02)
     both = complete_pair(PretrainConfig(audio=AudioConfig("mast_tiny"), video=VideoConfig("r2plus1d_18")))
     assert macs_of_clip(both, 10.24) == pytest.approx(macs_of_clip(config, 10.24) + macs_of_clip(seen, 1.0))

@@ -17,10 +17,9 @@ from avssl.config import FinetuneConfig, LogConfig, MixupConfig, WandbConfig, to
 from avssl.data.manifest import Manifest
 from avssl.errors import SettingsError
 from avssl.files import DamagedError, seal_text
-from avssl.pipelines.classifiers import has_classifier
+from avssl.loading import load
 from avssl.pipelines.data import HoldOut
-from avssl.pipelines.encoders import used_checkpoint
-from avssl.pipelines.trained import run_folder, trained_with
+from avssl.runs import run_folder, training_settings, used_checkpoint
 from avssl.tracking import read_rows
 from avssl.training.run import Run, check_same, read_held_out, seen_in_training
 
@@ -141,7 +140,7 @@ def test_tools_find_the_same_weights_and_data(damaged: FinetuneConfig) -> None:
     folder = Path(str(damaged.output))
     assert used_checkpoint(folder) == folder / "checkpoints" / BEST
     assert run_folder(folder / "checkpoints" / LAST) == folder
-    known = trained_with(folder / "checkpoints" / LAST)
+    known = training_settings(folder / "checkpoints" / LAST)
     assert (known.data, known.clip_seconds) == ("esc50", 2.5)
 
 
@@ -162,14 +161,14 @@ def test_a_flipped_bit_in_a_config_is_not_taken_for_a_setting(config: FinetuneCo
     file = folder / "config.yaml"
     text = file.read_text()
     file.write_text(text.replace("clip_seconds: 2.5", "clip_seconds: 3.5"))
-    assert trained_with(folder).clip_seconds == 2.5
+    assert training_settings(folder).clip_seconds == 2.5
     assert "config.yaml is not as the run wrote it" in caplog.text and "take its last line out" in caplog.text
     assert open_run(config).step == 3
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(DamagedError, match=r"config\.yaml is not as the run wrote it.*put it back; to have a change"):
-        trained_with(folder)
+        training_settings(folder)
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
-    assert trained_with(folder).clip_seconds == 3.5
+    assert training_settings(folder).clip_seconds == 3.5
 
 
 def test_a_flipped_bit_anywhere_in_a_config_gives_no_other_settings(config: FinetuneConfig) -> None:
@@ -219,12 +218,14 @@ def test_a_flipped_bit_in_what_was_held_out_or_trained_on_is_refused(config: Fin
 def test_a_damaged_description_of_an_export_is_named_by_every_reader(tmp_path: Path) -> None:
     """Its clip length is as much a setting as its weights."""
     model = mast.create_model("mast_pico", num_classes=2, embed_dim=8, depths=(1, 1, 1, 1))
-    mast.save_pretrained(model, tmp_path, labels={"kind": ["a", "b"]}, extra={"clip_seconds": 2.5})
-    assert has_classifier(tmp_path) and trained_with(tmp_path).clip_seconds == 2.5
+    mast.save_pretrained(
+        model, tmp_path, frontend=mast.LogMel(), labels={"kind": ["a", "b"]}, extra={"clip_seconds": 2.5}
+    )
+    assert load(tmp_path).kind == "classifier" and training_settings(tmp_path).clip_seconds == 2.5
     file = tmp_path / "config.json"
     text = file.read_text()
     for damaged in (text.replace("2.5", "6.5"), text[:-20]):
         file.write_text(damaged)
-        for read in (has_classifier, trained_with):
+        for read in (load, training_settings):
             with pytest.raises(ValueError, match=r"config\.json is not (as it was written|JSON)"):
                 read(tmp_path)
