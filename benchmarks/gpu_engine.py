@@ -58,6 +58,5 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
         index=torch.arange(batch),
         clip_ids=[str(number) for number in range(batch)],
         start=torch.zeros(batch, dtype=torch.float64),
-        audio_fraction=torch.ones(batch),
     )
     return engine, data.to(torch.device(device))

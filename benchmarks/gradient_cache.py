@@ -46,7 +46,6 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         index=torch.arange(size),
         clip_ids=[str(i) for i in range(size)],
         start=torch.zeros(size, dtype=torch.float64),
-        audio_fraction=torch.ones(size),
     ).to(args.device)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-4)
     before = torch.cuda.memory_allocated() / 2**20 if gpu else peak_rss_mib()

@@ -21,7 +21,6 @@ def batch_of(step: int, size: int = 4) -> Batch:
         index=torch.arange(size),
         clip_ids=[str(i) for i in range(size)],
         start=torch.zeros(size, dtype=torch.float64),
-        audio_fraction=torch.ones(size),
     )
 
 

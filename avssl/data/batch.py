@@ -30,13 +30,13 @@ class Batch:
         index: (B,) int64 manifest row of each clip; a row with several clips appears several times in a run.
         clip_ids: B manifest ids.
         start: (B,) float64, second in the file at which the clip starts; stays on the CPU (some devices lack float64).
-        audio_fraction: (B,) float32 share of ``audio`` that is signal; the rest, at its end as a rule, is zeros.
         samples: (B,) int64 samples of ``audio``, from its beginning, that the media cover; padding follows. None: all.
         mixed_share: (B,) float32 each clip's own share of the blend with another that it is; None without such blends.
         mixed_labels: as ``labels``, of the other clips; its own of a clip that is not blended; empty without blends.
         failures: rows that could not be decoded while this batch was made.
         missing: rows asked for that gave no clip: absent from an evaluation batch, or, in training, without any
             replacement that could be read.
+        rows: rows that were read for the batch, the partners of blends included; None: one for each clip.
     """
 
     audio: Tensor | None
@@ -45,12 +45,17 @@ class Batch:
     index: Tensor
     clip_ids: list[str]
     start: Tensor
-    audio_fraction: Tensor
     samples: Tensor | None = None
     mixed_share: Tensor | None = None
     mixed_labels: dict[str, Tensor] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     missing: int = 0
+    rows: int | None = None
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that were read for the batch."""
+        return self.size if self.rows is None else self.rows
 
     @property
     def size(self) -> int:
@@ -84,7 +89,6 @@ class Batch:
             video=None if self.video is None else function(self.video),
             labels={head: function(label) for head, label in self.labels.items()},
             index=function(self.index),
-            audio_fraction=function(self.audio_fraction),
             samples=None if self.samples is None else function(self.samples),
             mixed_share=None if self.mixed_share is None else function(self.mixed_share),
             mixed_labels={head: function(label) for head, label in self.mixed_labels.items()},
@@ -141,6 +145,7 @@ class PackedBatch:
     clip_ids: list[str]
     failures: list[Failure]
     missing: int
+    rows: int | None
 
     def unpack(self) -> Batch:
         """The batch, its tensors views of the buffer."""
@@ -148,7 +153,7 @@ class PackedBatch:
         found |= {name: part.view(self.buffer) for name, part in self.slices.items()}
         found["labels"] = {head: part.view(self.buffer) for head, part in self.labels.items()}
         found["mixed_labels"] = {head: part.view(self.buffer) for head, part in self.mixed_labels.items()}
-        return Batch(clip_ids=self.clip_ids, failures=self.failures, missing=self.missing, **found)
+        return Batch(clip_ids=self.clip_ids, failures=self.failures, missing=self.missing, rows=self.rows, **found)
 
     def pin_memory(self) -> "PackedBatch":
         """The same in page-locked memory (called by the loader's ``pin_memory=True``)."""
@@ -161,7 +166,7 @@ def pack(batch: Batch) -> PackedBatch:
     Raises:
         ValueError: its tensors lie in several pieces of memory.
     """
-    names = ("audio", "video", "index", "start", "audio_fraction", "samples", "mixed_share")
+    names = ("audio", "video", "index", "start", "samples", "mixed_share")
     tensors = {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
     memory = batch.index.untyped_storage()
     if any(
@@ -179,6 +184,7 @@ def pack(batch: Batch) -> PackedBatch:
         clip_ids=batch.clip_ids,
         failures=batch.failures,
         missing=batch.missing,
+        rows=batch.rows,
     )
 
 

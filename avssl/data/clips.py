@@ -51,10 +51,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Item:
-    """What one key of a :class:`ClipDataset` gave: its clips (none when nothing could be read) and the failures."""
+    """What one key of a :class:`ClipDataset` gave: its clips (none when nothing could be read) and the failures.
+
+    ``rows`` were read for it: its own, and that of the clips that it is blended with.
+    """
 
     clips: list[Clip] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    rows: int = 0
 
 
 class ClipDataset(Dataset[Item]):
@@ -158,13 +162,15 @@ class ClipDataset(Dataset[Item]):
         epoch, first = key
         failures: list[Failure] = []
         clips = self._readable(first, np.random.default_rng((self.seed, epoch, first, 1)), epoch, failures)
+        rows = int(bool(clips))
         if clips and self.mixup is not None:
             rng = np.random.default_rng((self.seed, epoch, first, 2))
             if (share := self.mixup.share(rng)) is not None:
                 partner = int(rng.integers(len(self)))
                 others = self._readable(partner, rng, epoch, failures)
+                rows += bool(others)
                 clips = [_blend(*pair, share) for pair in zip(clips, others, strict=True)] if others else clips
-        return Item(clips, failures)
+        return Item(clips, failures, rows)
 
     def _readable(self, index: int, rng: np.random.Generator, epoch: int, failures: list[Failure]) -> list[Clip]:
         """Clips of a row, or in training of one that ``rng`` draws in its place; none where none can be read."""
@@ -243,7 +249,6 @@ class ClipDataset(Dataset[Item]):
         small = {
             "index": torch.tensor([clip.index for clip in clips], dtype=torch.int64),
             "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
-            "audio_fraction": torch.tensor([clip.audio_fraction for clip in clips], dtype=torch.float32),
             "samples": torch.tensor([clip.samples for clip in clips], dtype=torch.int64),
         }
         labels = {head: self._labels([clip.labels for clip in clips], head) for head in self.manifest.heads}
@@ -277,6 +282,7 @@ class ClipDataset(Dataset[Item]):
             clip_ids=[clip.clip_id for clip in clips],
             failures=[failure for item in items for failure in item.failures],
             missing=sum(not item.clips for item in items),
+            rows=sum(item.rows for item in items),
             **small,
         )
 

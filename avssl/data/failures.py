@@ -37,7 +37,7 @@ class Attempted(Protocol):
     """What :meth:`FailureMonitor.update` needs of a batch."""
 
     @property
-    def size(self) -> int: ...
+    def rows_read(self) -> int: ...
     @property
     def failures(self) -> list[Failure]: ...
     @property
@@ -46,6 +46,9 @@ class Attempted(Protocol):
 
 class FailureMonitor:
     """Counts failures by reason over the batches of a run and aborts it when they are too many.
+
+    Rows of the manifest are counted, both read and failed ones: a row that gives several clips is one, and the partner
+    of a blend is one more.
 
     A run aborts at once when each of the first ``abort_first`` clips failed (a wrong folder, a missing codec), and,
     from ``min_seen`` clips on, when more than ``max_share`` of all failed. The error carries the *first* cause: later
@@ -86,7 +89,7 @@ class FailureMonitor:
                 logger.warning("unreadable: %s (further ones with this reason are counted only)", failure)
             self.reasons[failure.reason] += 1
         self.failed += len(batch.failures)
-        self.seen += batch.size + len(batch.failures)
+        self.seen += batch.rows_read + len(batch.failures)
         if self.max_share >= 1 or not self.failed:
             return
         if self.failed == self.seen and self.seen >= self.abort_first:

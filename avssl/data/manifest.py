@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.manifest_checks import (
+    CACHE_SOURCE,
     FILE_COLUMNS,
     LABEL_PREFIX,
     SPLITS,
@@ -218,8 +219,12 @@ class Manifest:
 
     def files(self) -> np.ndarray:
         """(N,) int64 numbers of the media files: equal for segments of one, also where a cache keeps them apart."""
-        name = "source" if "cache_error" in self.table.column_names else "path"
-        return np.unique(np.asarray(self.column(name), dtype=object), return_inverse=True)[1].astype(np.int64)
+        names = self.column("path")
+        for column in ("source", CACHE_SOURCE):
+            if column in self.table.column_names and "cache_error" in self.table.column_names:
+                found = zip(self.column(column), self.column("cache_error"), names, strict=True)
+                names = [name if error is None or source is None else source for source, error, name in found]
+        return np.unique(np.asarray(names, dtype=object), return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def multilabel(self) -> frozenset[str]:

@@ -41,6 +41,8 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 # What tells a file from another one in its place. A copy has other times: no part of what a manifest says of its clips.
 FILE_COLUMNS = ("file_bytes", "file_modified")
+# Where a cache says which file a row is of, if the data have a column "source" of their own.
+CACHE_SOURCE = "cache_source"
 _NEVER_NULL = ("clip_id", "path", "split", "error", "audio_error", "video_error", "warning")
 CLASS = pa.int64()
 CLASSES = pa.list_(pa.int64())

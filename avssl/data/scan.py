@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
@@ -23,6 +24,7 @@ from avssl.data.media.audio import Channel, cancels
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS, MediaInfo, probe
+from avssl.data.shards.layout import ADDRESS_END, is_address
 from avssl.data.spans import NO_CHANNEL, NO_COMMON_TIME
 from avssl.limits import limits
 from avssl.progress import Meter, track
@@ -111,8 +113,12 @@ def scan_files(
     """The facts of every file of the manifest; arguments as for :func:`scan`."""
     paths = manifest.table["path"].combine_chunks().dictionary_encode()
     names = paths.dictionary.to_pylist()
-    # In order, each once: not as Path, to which a.wav and ./a.wav are one file while they are two names here.
-    files = {os.path.join(manifest.root, name): index for index, name in enumerate(names)}
+    # In order, each once: not as Path, to which a.wav and ./a.wav are one file while they are two names here. An
+    # absolute and a relative name may be one file. Samples of a cache are known already.
+    files: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if not is_address(name):
+            files.setdefault(os.path.join(manifest.root, name), []).append(index)
     facts = FileFacts(
         np.asarray(paths.indices, dtype=np.int64),
         {name: np.full(len(names), np.nan) for name in _NUMBERS},
@@ -123,18 +129,18 @@ def scan_files(
     codes = {"": 0}
 
     def keep(info: MediaInfo) -> None:
-        index = files[info.path]
+        indices = files[info.path]
         for name, column in facts.numbers.items():
             value = getattr(info, name)
-            column[index] = np.nan if value is None else value
+            column[indices] = np.nan if value is None else value
         for name, flag in facts.flags.items():
-            flag[index] = getattr(info, name)
+            flag[indices] = getattr(info, name)
         for name, reason in facts.reasons.items():
             text = getattr(info, name)
             if text not in codes:
                 codes[text] = len(codes)
                 facts.vocabulary.append(text)
-            reason[index] = codes[text]
+            reason[indices] = codes[text]
 
     places = np.linspace(0, len(files) - 1, min(_LISTENED, len(files))).round().astype(int).tolist()
     listed = list(files)
@@ -157,9 +163,14 @@ def scan_files(
 
 
 def fill(manifest: Manifest, facts: FileFacts) -> Manifest:
-    """The manifest with what a scan found out."""
+    """The manifest with what a scan found out; samples of a cache stay as they are."""
     columns: dict[str, Any] = {name: values[facts.rows] for name, values in (facts.numbers | facts.flags).items()}
     columns |= {name: facts.reason(name).tolist() for name in _REASONS}
+    cached = np.flatnonzero(pc.match_substring_regex(manifest.table["path"], ADDRESS_END).to_numpy()).tolist()
+    for name in columns if cached else ():
+        columns[name], known = list(columns[name]), manifest.column(name)
+        for row in cached:
+            columns[name][row] = known[row]
     scanned = manifest.with_columns(columns)
     errors = [reason or outside for reason, outside in zip(columns["error"], scanned.reasons(), strict=True)]
     return scanned.with_columns({"error": errors})

@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from avssl.data.manifest import Manifest
+from avssl.data.manifest_checks import CACHE_SOURCE
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 # Columns, with or without "_id", whose equal values belong together, and what they are then of; finest first.
 GROUP_COLUMNS = {
     "path": "file",
+    CACHE_SOURCE: "file",
     "source": "file",
     "recording": "recording",
     "video": "video",

@@ -107,7 +107,6 @@ def test_the_recipe_of_a_paper_takes_a_step(name: str, tmp_path: Path) -> None:
         index=torch.arange(6),
         clip_ids=[str(i) for i in range(6)],
         start=torch.zeros(6, dtype=torch.float64),
-        audio_fraction=torch.ones(6),
     )
     before = {key: value.clone() for key, value in task.pair.named_parameters()}
     optimizer = torch.optim.AdamW(task.parameters(), lr=config.optim.lr)

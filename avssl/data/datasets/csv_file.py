@@ -152,6 +152,9 @@ def _rows(
                 raise DataError(f"{where}, column {columns['split']!r}: {cell!r} is none of {known}")
         span = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
         name = (cells[columns["clip_id"]][k] if columns["clip_id"] in cells else None) or media + span
+        first = rows[first_with[name]] if name in first_with else None
+        if first and name == media + span and (first["start"], first["end"]) != (start, end):  # by six digits the same
+            name = f"{media}@{start or 0}-{'' if end is None else end}"
         if first_with.setdefault(name, k) != k:
             raise DataError(
                 f"{where} repeats row {first_with[name] + 1}, clip {name!r}: delete one, or give each an id of its own "

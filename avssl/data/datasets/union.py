@@ -21,6 +21,7 @@ from avssl.data.catalog import find_entry, list_data
 from avssl.data.datasets import nearest, register_dataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import LABEL_PREFIX, Manifest
+from avssl.data.manifest_checks import CACHE_SOURCE
 
 KEYS = ("name", "root", "options", "heads")
 
@@ -79,11 +80,20 @@ def _head_names(parts: Mapping[str, tuple[Manifest, list[str]]]) -> dict[tuple[s
     for manifest, heads in parts.values():
         for head in heads:
             kinds.setdefault(head, Counter())[head in manifest.multilabel, tuple(manifest.heads[head])] += 1
-    return {
+    names = {
         (part, head): head if len(kinds[head]) == 1 else f"{part}-{head}"
         for part, (_, heads) in parts.items()
         for head in heads
     }
+    first: dict[str, tuple[str, str]] = {}
+    for (part, head), name in names.items():
+        if first.setdefault(name, (part, head)) != (part, head) and first[name][1] != head:
+            of_part, of_head = first[name]
+            raise DataError(
+                f"union: head {of_head!r} of set {of_part} and head {head!r} of set {part} would both be {name!r}: "
+                "leave one out by the key heads, or rename the file or folder of one set"
+            )
+    return names
 
 
 def _table(part: str, manifest: Manifest, heads: Mapping[str, str]) -> pa.Table:
@@ -101,6 +111,9 @@ def _table(part: str, manifest: Manifest, heads: Mapping[str, str]) -> pa.Table:
         "path": [str(manifest.root / path) for path in manifest.column("path")],
         "set": [part] * len(manifest),
     }
+    if "cache_error" in table.column_names:  # two caches may hold files of one name
+        name = CACHE_SOURCE if CACHE_SOURCE in table.column_names else "source"
+        replaced[name] = [f"{part}/{source}" for source in manifest.column(name)]
     for name, values in replaced.items():
         column, position = pa.array(values, pa.string()), table.schema.get_field_index(name)
         table = table.append_column(name, column) if position < 0 else table.set_column(position, name, column)

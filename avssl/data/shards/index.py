@@ -155,21 +155,21 @@ def check_settings(manifest: Manifest, frame_size: int | None, channel: Channel 
     """
     if channel is not None:
         check_channel(channel)
-    paths = manifest.table["path"]
-    if not len(paths) or not any(is_address(paths[k].as_py()) for k in (0, len(paths) - 1)):
-        return
-    settings = about_of(Store(str(manifest.root)))["settings"]
-    side = settings["short_side"]
-    if channel is not None and channel != settings["channel"]:
-        raise DataError(
-            f"data.channel: {channel}, but of several channels the cache {manifest.root} holds {settings['channel']}; "
-            f"give that, or make it again with --channel {channel}"
-        )
-    if frame_size is not None and frame_size > side:
-        raise DataError(
-            f"data.frame_size: {frame_size} is more than the {side} pixels of the cache {manifest.root}; give at most "
-            f"{side}, or make it again with --short_side {frame_size}"
-        )
+    paths = manifest.table["path"].filter(pc.match_substring_regex(manifest.table["path"], ADDRESS_END))
+    for folder in pc.replace_substring_regex(paths, "/?[^/]*$", "").unique().to_pylist():  # several in a union
+        place = manifest.root / folder
+        settings = about_of(Store(str(place)))["settings"]
+        side = settings["short_side"]
+        if channel is not None and channel != settings["channel"]:
+            raise DataError(
+                f"data.channel: {channel}, but of several channels the cache {place} holds {settings['channel']}; "
+                f"give that, or make it again with --channel {channel}"
+            )
+        if frame_size is not None and frame_size > side:
+            raise DataError(
+                f"data.frame_size: {frame_size} is more than the {side} pixels of the cache {place}; give at most "
+                f"{side}, or make it again with --short_side {frame_size}"
+            )
 
 
 def verify(location: str, progress: bool = True) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from avssl.data.failures import DataError
 from avssl.data.file_stats import CHANGED, times_hold
 from avssl.data.manifest import Manifest
-from avssl.data.manifest_checks import FILE_COLUMNS
+from avssl.data.manifest_checks import CACHE_SOURCE, FILE_COLUMNS
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.encode import Job, Made, Settings, make
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
@@ -406,7 +406,8 @@ def _write_index(
     columns = {name: manifest.column(name) for name in names}
     columns |= {name: [None] * len(manifest) for name in FILE_COLUMNS}  # of the originals
     there = {name: manifest.column(f"has_{name}") for name in ("audio", "video")}
-    columns["source"], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)
+    source = CACHE_SOURCE if "source" in manifest.table.column_names else "source"
+    columns[source], columns["cache_error"] = list(columns["path"]), [""] * len(manifest)
     for shard in shards:
         for key, span in shard.spans.items():
             found = done[shard.name]["entries"][key]

@@ -13,7 +13,6 @@ def make_batch() -> Batch:
         index=torch.tensor([5, 9]),
         clip_ids=["a", "b"],
         start=torch.tensor([0.5, 1.0], dtype=torch.float64),
-        audio_fraction=torch.ones(2),
         failures=[Failure("x.wav", "no audio stream")],
         missing=1,
     )
@@ -22,7 +21,7 @@ def make_batch() -> Batch:
 def test_to_moves_every_tensor_but_start_and_keeps_the_rest() -> None:
     batch = make_batch()
     moved = batch.to("meta")
-    tensors = [moved.audio, moved.video, moved.labels["digit"], moved.index, moved.audio_fraction]
+    tensors = [moved.audio, moved.video, moved.labels["digit"], moved.index]
     assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
     assert moved.start.device.type == "cpu"
     assert (moved.clip_ids, moved.failures, moved.missing, moved.size) == (batch.clip_ids, batch.failures, 1, 2)
@@ -31,7 +30,7 @@ def test_to_moves_every_tensor_but_start_and_keeps_the_rest() -> None:
 
 def test_modalities_may_be_absent() -> None:
     batch = make_batch()
-    silent = Batch(None, None, {}, batch.index, batch.clip_ids, batch.start, batch.audio_fraction).to("cpu")
+    silent = Batch(None, None, {}, batch.index, batch.clip_ids, batch.start).to("cpu")
     assert silent.audio is None and silent.video is None and len(silent) == 2 and silent.failures == []
 
 

@@ -16,7 +16,6 @@ def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = tens
         "video": torch.randint(256, (size, 2, 5, 5, 3), dtype=torch.uint8),
         "index": torch.arange(size) + 7,
         "start": torch.rand(size, dtype=torch.float64),
-        "audio_fraction": torch.rand(size),
         "digit": torch.arange(size),
         "tags": torch.rand(size, 3),
     }
@@ -29,7 +28,6 @@ def make_batch(size: int, modalities: tuple[str, ...], allocate: Allocate = tens
         index=placed["index"],
         clip_ids=[f"clip {k}" for k in range(size)],
         start=placed["start"],
-        audio_fraction=placed["audio_fraction"],
         failures=[Failure("x.wav", "no audio stream")],
         missing=1,
     )
@@ -52,7 +50,7 @@ def test_nothing_is_lost(size: int, modalities: tuple[str, ...]) -> None:
 
 def test_all_tensors_share_one_piece_of_memory() -> None:
     found = pack(make_batch(3, ("audio", "video"))).unpack()
-    tensors = [found.audio, found.video, found.index, found.start, found.audio_fraction, *found.labels.values()]
+    tensors = [found.audio, found.video, found.index, found.start, *found.labels.values()]
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}) == 1
 
 

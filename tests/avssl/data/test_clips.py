@@ -44,9 +44,10 @@ def test_a_worker_gets_the_same_rows_and_no_more_of_them(tmp_path: Path) -> None
 @pytest.mark.parametrize("epoch", range(3))
 def test_sound_and_frames_show_the_same_span(clock: Manifest, row: int, epoch: int) -> None:
     dataset = ClipDataset(clock, clip_seconds=2.0, num_frames=4, frame_size=16, seed=epoch)
-    batch = dataset.collate([dataset[epoch, row]])
+    item = dataset[epoch, row]
+    batch = dataset.collate([item])
     assert batch.failures == [] and batch.audio is not None and batch.video is not None
-    start, fraction = batch.start.item(), batch.audio_fraction.item()
+    start, fraction = batch.start.item(), item.clips[0].audio_fraction
     low, high = {0: (0, 10), 1: (4, 7), 2: (6, 6.8), 3: (9, 10)}[row]
     assert low - 1e-6 <= start and start + 2 * fraction <= high + 0.01
     assert fraction == pytest.approx(min(1.0, (high - low) / 2), abs=0.01)
@@ -63,7 +64,7 @@ def test_clips_are_collated_into_one_piece_of_memory(clock: Manifest) -> None:
     dataset = ClipDataset(clock, clip_seconds=1.0, num_frames=3, frame_size=24, mode="center")
     items = [dataset[0, row] for row in range(3)]
     one, other = dataset.collate(items), dataset.collate(items, tensors_in_one_buffer)
-    for name in ("audio", "video", "index", "start", "audio_fraction"):
+    for name in ("audio", "video", "index", "start", "samples"):
         assert torch.equal(getattr(one, name), getattr(other, name))
     assert one.clip_ids == other.clip_ids and pack(other).unpack().clip_ids == one.clip_ids
     with pytest.raises(ValueError, match="lie in one buffer"):
@@ -109,9 +110,10 @@ def test_uniform_clips_are_flattened_with_their_row(tmp_path: Path) -> None:
 def test_a_short_file_gives_the_same_padded_clip_several_times(tmp_path: Path) -> None:
     manifest = wav_manifest(tmp_path, 1, seconds=0.5)
     dataset = ClipDataset(manifest, modalities=("audio",), clip_seconds=1.0, mode="uniform", clips_per_item=3)
-    batch = dataset.collate([dataset[0, 0]])
-    assert batch.audio is not None and batch.size == 3
-    assert batch.audio_fraction.tolist() == pytest.approx([0.5] * 3)
+    item = dataset[0, 0]
+    batch = dataset.collate([item])
+    assert batch.audio is not None and batch.size == 3 and batch.rows_read == 1
+    assert [clip.audio_fraction for clip in item.clips] == pytest.approx([0.5] * 3)
     assert torch.equal(batch.audio[0], batch.audio[2]) and batch.audio[0, 8000:].abs().sum() == 0
 
 
@@ -206,7 +208,8 @@ def test_real_talking_faces(real_data: Path) -> None:
     files = sorted((real_data / "grid" / "clips").glob("*.mp4"))[:3]
     rows = [{"clip_id": file.stem, "path": file.name, "duration": 3.0} for file in files]
     dataset = ClipDataset(Manifest.from_rows(rows, files[0].parent), clip_seconds=2.0, num_frames=4, frame_size=64)
-    batch = dataset.collate([dataset[0, row] for row in range(3)])
+    items = [dataset[0, row] for row in range(3)]
+    batch = dataset.collate(items)
     assert batch.failures == [] and batch.audio is not None and batch.video is not None
     assert batch.video.shape == (3, 3, 4, 64, 64) and 40 < batch.video.float().mean() < 215
-    assert (batch.audio.std(1) > 1e-3).all() and (batch.audio_fraction > 0.99).all()
+    assert (batch.audio.std(1) > 1e-3).all() and all(item.clips[0].audio_fraction > 0.99 for item in items)

@@ -295,6 +295,16 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
     assert manifest.heads == {"label": ["7", "10"]} and manifest.column("start") == [0.5, None]
 
 
+def test_segments_that_differ_in_a_hundredth_of_a_second_after_hours_are_two_clips(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text("path,start,end\na.wav,10000.11,10002\na.wav,10000.12,10002\n")
+    manifest = build_manifest("csv", tmp_path)
+    assert manifest.column("start") == [10000.11, 10000.12]
+    assert manifest.column("clip_id") == ["a.wav@10000.1-10002", "a.wav@10000.12-10002.0"]
+    (tmp_path / "index.csv").write_text("path,start,end\na.wav,10000.11,10002\na.wav,10000.11,10002\n")
+    with pytest.raises(DataError, match="row 2 repeats row 1"):
+        build_manifest("csv", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

@@ -7,9 +7,13 @@ import yaml
 from media_factory import tone, write_media
 
 from avssl.data.catalog import open_data
+from avssl.data.clips import ClipDataset
 from avssl.data.datasets import build_manifest
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.shards.encode import Settings
+from avssl.data.shards.index import check_settings
+from avssl.data.shards.write import write_cache
 
 
 def listing(folder: Path, heads: dict, labels: list[dict], **columns) -> str:
@@ -100,3 +104,32 @@ def test_what_is_wrong_is_told(birds: str, sets: list, message: str) -> None:
         sets = [{**sets[0], "name": birds}]
     with pytest.raises(DataError, match=message):
         build_manifest("union", sets=sets)
+
+
+def test_heads_that_would_get_one_name_are_refused(tmp_path: Path) -> None:
+    """Labels of one would count as classes of the other."""
+    sets = [
+        listing(tmp_path / "a", {"sound": ["x", "y"]}, [{"label.sound": 0}]),
+        listing(tmp_path / "b", {"sound": ["y", "x"], "a-sound": ["p", "q"]}, [{"label.sound": 1, "label.a-sound": 1}]),
+    ]
+    with pytest.raises(DataError, match="head 'sound' of set a and head 'a-sound' of set b would both be 'a-sound'"):
+        build_manifest("union", sets=[{"name": name} for name in sets])
+
+
+def test_a_cache_beside_a_folder_stays_readable_and_keeps_its_limits(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "scans"))
+    for name, frequency in (("a/dog", 300.0), ("a/cat", 500.0), ("b/dog", 700.0)):
+        write_media(tmp_path / name / "0.mp4", seconds=1.0, size=(32, 32), waveform=tone(1.0, 16000, frequency))
+    for name in "ab":
+        made = open_data(str(tmp_path / name), progress=False)
+        write_cache(made, str(tmp_path / f"cache-{name}"), Settings(short_side=16), workers=0, progress=False)
+    sets = [{"name": str(tmp_path / "cache-a")}, {"name": str(tmp_path / "b"), "options": {"split": "test"}}]
+    both = open_data("union", options={"sets": sets}, progress=False)
+    assert len(both.usable(audio=True, video=True)[0]) == 3 and len(set(both.files())) == 3
+    items = [ClipDataset(both, clip_seconds=0.5, frame_size=16, mode="center")[0, row] for row in range(3)]
+    assert [item.failures for item in items] == [[]] * 3
+    with pytest.raises(DataError, match=r"data.frame_size: 24 is more than the 16 pixels of the cache \S+cache-a;"):
+        check_settings(both, 24, "mean")
+    caches = open_data("union", options={"sets": [sets[0], {"name": str(tmp_path / "cache-b")}]}, progress=False)
+    check_settings(caches, 16, "mean")
+    assert len(set(caches.files())) == 3  # dog/0.mp4 of both is not one file

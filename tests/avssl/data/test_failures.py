@@ -9,7 +9,7 @@ from avssl.data.failures import DataError, Failure, FailureMonitor
 
 @dataclass
 class Counts:
-    size: int
+    rows_read: int
     failures: list[Failure] = field(default_factory=list)
     missing: int = 0
 

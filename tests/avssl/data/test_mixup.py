@@ -13,6 +13,7 @@ from avssl.config import AugmentConfig, FinetuneConfig, MixupConfig
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
+from avssl.data.failures import FailureMonitor
 from avssl.data.loader import make_train_loader
 from avssl.data.mixup import SetMixup, mix_frames, mix_waveforms
 from avssl.errors import SettingsError
@@ -141,6 +142,21 @@ def test_a_partner_that_cannot_be_read_is_a_counted_failure_and_another_is_drawn
     assert len(blended) > 10  # with one of the two that can be read
     with pytest.raises(ValueError, match="mixup is for training"):
         dataset(sounds / "index.csv", mode="center", mixup=SetMixup())
+
+
+def test_a_share_of_failures_is_one_of_all_that_was_read_partners_included(sounds: Path) -> None:
+    mixed = dataset(sounds / "index.csv", mixup=SetMixup(probability=1.0))
+    mixed.given_up = {0: "decoder hung"}
+    monitor = FailureMonitor(max_share=1.0)
+    batches = [mixed.collate([mixed[epoch, row] for row in range(COUNT)]) for epoch in range(30)]
+    for batch in batches:
+        assert batch.rows_read == 2 * COUNT  # each clip, or the one in its place, and its partner
+        monitor.update(batch)
+    counts = monitor.summary()
+    assert counts["seen"] == 2 * COUNT * 30 + counts["failed"]
+    assert counts["share"] == pytest.approx(1 / COUNT, rel=0.2)  # not twice as much
+    several = ClipDataset(mixed.manifest, modalities=("audio",), clip_seconds=0.1, sample_rate=RATE, clips_per_item=3)
+    assert several.collate([several[0, 1], several[0, 2]]).rows_read == 2
 
 
 def test_frames_are_blended_alike() -> None:

@@ -60,7 +60,6 @@ def batches(count: int, pinned: bool = False) -> Iterator[Batch]:
             index=torch.arange(4),
             clip_ids=[f"{k}"] * 4,
             start=torch.zeros(4, dtype=torch.float64),
-            audio_fraction=torch.ones(4),
         )
         yield batch.pin_memory() if pinned else batch
 

@@ -204,3 +204,9 @@ def test_real_sets_are_whole(real_data):
     report = scan_report(scan(Manifest.from_rows(rows, real_data), workers=2))
     assert report["errors"] == {} and report["usable"] == {"audio": 120, "video": 60, "both": 60}
     assert report["sample_rates"] == {"44100": 120} and report["fps"] == {"25.0": 60}
+
+
+def test_a_file_listed_by_its_absolute_and_its_relative_path_is_found_out_for_both(root: Path) -> None:
+    rows = [{"clip_id": "a", "path": "both.mp4"}, {"clip_id": "b", "path": str(root / "both.mp4")}]
+    result = scan(Manifest.from_rows(rows, root, allow_absolute=True), workers=0, progress=False)
+    assert result.reasons(audio=True, video=True) == ["", ""] and result.column("sample_rate") == [44100] * 2

@@ -25,6 +25,7 @@ from avssl.data.shards import store, write
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.index import verify
 from avssl.data.shards.write import write_cache
+from avssl.data.strata import row_groups
 from avssl.locks import HeldError
 from avssl.pipelines.cache import cache
 
@@ -331,3 +332,12 @@ def test_a_shard_that_does_not_read_back_as_written_ends_the_run_and_is_made_aga
     monkeypatch.setattr(store.Store, "put", put)
     assert made(manifest, tmp_path / "cache").samples == 3
     assert not verify(str(tmp_path / "cache"), progress=False)
+
+
+def test_a_column_source_of_the_data_is_kept_and_keeps_clips_together(tmp_path: Path) -> None:
+    manifest = clocks(tmp_path, 4).with_columns({"source": ["film", "film", "other", "third"]})
+    made(manifest, tmp_path / "cache")
+    cached = open_data(str(tmp_path / "cache"))
+    assert cached.column("source") == ["film", "film", "other", "third"]
+    assert row_groups(cached)[0].tolist() == row_groups(manifest)[0].tolist() == [0, 0, 1, 2]
+    assert cached.files().tolist() == manifest.files().tolist() == [0, 1, 2, 3]

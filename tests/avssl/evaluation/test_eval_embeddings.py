@@ -20,7 +20,6 @@ def clips(values: torch.Tensor, index: list[int], failures: list[Failure] | None
         index=torch.tensor(index, dtype=torch.int64),
         clip_ids=[f"clip{row}" for row in index],
         start=torch.zeros(size, dtype=torch.float64),
-        audio_fraction=torch.ones(size),
         failures=failures or [],
     )
 

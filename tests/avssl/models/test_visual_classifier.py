@@ -36,7 +36,6 @@ def batch_of(audio: Tensor | None, video: Tensor | None, labels: dict[str, Tenso
         index=torch.arange(size),
         clip_ids=[str(i) for i in range(size)],
         start=torch.zeros(size, dtype=torch.float64),
-        audio_fraction=torch.ones(size),
     )
 
 

@@ -136,7 +136,6 @@ def exact_batch(size: int = 8, seed: int = 1) -> Batch:
         index=torch.arange(size) // 2,
         clip_ids=[str(i) for i in range(size)],
         start=torch.arange(size, dtype=torch.float64) % 2,
-        audio_fraction=torch.ones(size),
     )
 
 

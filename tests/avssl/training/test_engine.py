@@ -81,7 +81,6 @@ def piece(batch: Batch, part: slice) -> Batch:
         batch.index[part],
         batch.clip_ids[part],
         batch.start[part],
-        batch.audio_fraction[part],
     )
 
 

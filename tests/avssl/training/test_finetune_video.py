@@ -42,7 +42,6 @@ def make_batch() -> Batch:
         index=torch.arange(4),
         clip_ids=list("abcd"),
         start=torch.zeros(4, dtype=torch.float64),
-        audio_fraction=torch.ones(4),
     )
 
 

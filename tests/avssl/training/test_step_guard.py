@@ -114,7 +114,6 @@ def make_batch() -> Batch:
         index=torch.arange(4),
         clip_ids=[str(k) for k in range(4)],
         start=torch.zeros(4, dtype=torch.float64),
-        audio_fraction=torch.ones(4),
     )
 
 

@@ -27,7 +27,6 @@ def make_batch(size: int = 4, labels: dict[str, torch.Tensor] | None = None) -> 
         index=torch.arange(size),
         clip_ids=[str(i) for i in range(size)],
         start=torch.zeros(size, dtype=torch.float64),
-        audio_fraction=torch.ones(size),
     )
 
 
