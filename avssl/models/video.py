@@ -86,7 +86,7 @@ class VideoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.backbone = backbone
+        self.backbone = _exact_convolutions(backbone)
         self.num_features = num_features
         self.feature_map = feature_map
         self.options = dict(options or {})
@@ -161,6 +161,27 @@ class VideoEncoder(nn.Module):
         finally:
             handle.remove()
         return features, outputs[0]
+
+
+class _Conv3d(nn.Conv3d):
+    """On a CPU always in float32.
+
+    In bfloat16, torch 2.13 leaves parts of the gradient of the weights unwritten where a clip is hardly longer than the
+    kernel: 3 frames of kernel upon 2 of the clip, as in the last stage of r2plus1d_18.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def _exact_convolutions(backbone: nn.Module) -> nn.Module:
+    for module in backbone.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = _Conv3d
+    return backbone
 
 
 def _by_channel(statistics: Statistics) -> Tensor:

@@ -325,3 +325,19 @@ def test_a_backbone_without_a_map_is_refused() -> None:
     encoder = VideoEncoder("linear", nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), 5)
     with pytest.raises(ValueError, match="'linear' has no map of features"):
         encoder.forward_grid(torch.rand(1, 3, 1, 4, 4))
+
+
+def test_gradients_of_convolutions_in_bfloat16_on_a_cpu_are_those_of_float32() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv3d(3, 64, 3, padding=1)
+    encoder = VideoEncoder("own", nn.Sequential(convolution, nn.ReLU(), nn.Conv3d(64, 64, 3, padding=1)), 64)
+    frames = torch.rand(2, 3, 2, 8, 8)
+    gradients = []
+    for half in (False, True):
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            features = encoder(frames)
+        features.float().square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in encoder.parameters()]))
+    exact, found = gradients
+    assert (found - exact).norm() < 0.02 * exact.norm()
