@@ -99,14 +99,14 @@ def pretrain(config: PretrainConfig | Recipes | None = None, **settings: Any) ->
         SettingsError: there is no such setting, or it cannot have that value.
         DataError, OSError, ValueError: what the message says; nothing is exited.
     """
-    from avssl.pipelines.pretrain import pretrain as run
+    from avssl.commands.pretrain import pretrain as run
 
     return _run_result(run(_read(PretrainConfig, config, settings)))
 
 
 def finetune(config: FinetuneConfig | Recipes | None = None, **settings: Any) -> Result:
     """Trains a linear or a full head to classify audio, video or both; arguments and errors as of :func:`pretrain`."""
-    from avssl.pipelines.finetune import finetune as run
+    from avssl.commands.finetune import finetune as run
 
     return _run_result(run(_read(FinetuneConfig, config, settings)))
 

@@ -6,15 +6,14 @@ import torch
 from lightning_fabric import Fabric
 
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
-from avssl.config import RuntimeConfig
+from avssl.config import LogConfig, OptimConfig, RuntimeConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.models import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
 from avssl.pipelines.training import prepare_encoders
-from avssl.training.engine import Engine, Schedule
-from avssl.training.optimizer import make_optimizer, make_scheduler
-from avssl.training.pretraining import Augmentation, PretrainTask
+from avssl.training.engine import Engine
+from avssl.training.pretraining import PretrainTask
 
 
 def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) -> tuple[Engine, Batch]:
@@ -33,21 +32,28 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
     pair = AudioVisualPair.build(**names, **sizes, projections={"infonce": {}})
     widths = {"audio": pair.audio.num_features, "video": pair.video.num_features, "audio_stride": pair.audio.stride}
     objective = create_objective("infonce", Shapes(joint=256, clips=1000, **widths))
-    augment = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(size, crop_scale=0.3, flip=0.5, color=0.4))
-    task = PretrainTask(pair, [("infonce", objective, 1.0)], augment, clip_seconds=float(seconds), diagnose_every=1000)
+    task = PretrainTask(
+        pair,
+        [("infonce", objective, 1.0)],
+        wave=WaveAugment(),
+        spectrogram=SpectrogramAugment(),
+        video=VideoAugment(size, crop_scale=0.3, flip=0.5, color=0.4),
+        clip_seconds=float(seconds),
+        diagnose_every=1000,
+    )
     mixed = "bf16-mixed" if device == "cuda" else "32-true"
     fabric = Fabric(accelerator=device, devices=1, precision=mixed)
     prepare_encoders(RuntimeConfig(**runtime), fabric, pair.audio, pair.video)
     engine = Engine(
         fabric,
         task,
-        lambda module: make_optimizer(module, lr=1e-5, weight_decay=0.1),
-        lambda optimizer: make_scheduler(optimizer, max_steps=1000, warmup=0.1, lr=1e-5, min_lr=1e-6),
-        Schedule(1000),
-        None,  # type: ignore[arg-type]  # steps that are not logged need no tracker, and none is saved
-        None,  # type: ignore[arg-type]
-        FailureMonitor(),
-        {},
+        optim=OptimConfig(lr=1e-5, weight_decay=0.1),
+        log=LogConfig(),
+        steps=1000,
+        tracker=None,  # type: ignore[arg-type]  # steps that are not logged need no tracker, and none is saved
+        store=None,  # type: ignore[arg-type]
+        failures=FailureMonitor(),
+        settings={},
     )
     engine.task.train()
     wide = (40, 48) if tiny else (256, 340)

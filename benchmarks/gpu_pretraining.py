@@ -22,14 +22,17 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from avssl.cli import parse
+from avssl.commands.pretrain import build_task
 from avssl.config import PretrainConfig
+from avssl.data.failures import FailureMonitor
 from avssl.models.pair import AudioVisualPair
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.initialization import complete_pair
-from avssl.pipelines.pretrain import build_task
-from avssl.pipelines.training import build_engine, prepare_encoders
+from avssl.pipelines.training import prepare_encoders
 from avssl.tracking import read_rows
+from avssl.training.engine import Engine
 from avssl.training.launch import launch
+from avssl.training.optimizer import total_steps
 from avssl.training.pretraining import PretrainTask
 from avssl.training.run import Run
 from mast.model import AddBranch
@@ -131,7 +134,18 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
 
     run = Run(config, place / "run", fabric, config.wandb, "pretrain")
     with run:
-        engine = build_engine(config, fabric, run, task, splits, monitor="", settings={})
+        engine = Engine(
+            fabric,
+            task,
+            optim=config.optim,
+            log=config.log,
+            steps=total_steps(config.optim, len(splits.train), fabric.world_size),
+            tracker=run.tracker,
+            store=run.store,
+            failures=FailureMonitor(config.data.max_failures),
+            settings=run.settings(splits.digest),
+            seed=config.seed,
+        )
         protocol, rate = splits.protocol, config.audio.sample_rate
         loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)
         gpu = fabric.device.type == "cuda"

@@ -25,7 +25,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from avssl.data.batch import Batch
     from avssl.models import AudioVisualPair
     from avssl.objectives import Shapes, create_objective
-    from avssl.training.pretraining import Augmentation, PretrainTask
+    from avssl.training.pretraining import PretrainTask
 
     torch.manual_seed(0)
     gpu = args.device.startswith("cuda")
@@ -34,9 +34,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         audio=args.audio, video=args.video, num_frames=frames, crop_size=side, projections={"infonce": {}}
     )
     shapes = Shapes(128, pair.audio.num_features, pair.video.num_features, size, pair.audio.stride)
-    augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(side))
     task = PretrainTask(
-        pair, [("infonce", create_objective("infonce", shapes), 1.0)], augmentation, chunk=args.chunk or None
+        pair,
+        [("infonce", create_objective("infonce", shapes), 1.0)],
+        wave=WaveAugment(),
+        spectrogram=SpectrogramAugment(),
+        video=VideoAugment(side),
+        chunk=args.chunk or None,
     )
     task.to(args.device)
     batch = Batch(

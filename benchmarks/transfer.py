@@ -37,7 +37,7 @@ from avssl.evaluation.compare import Difference, holm, over_draws
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import read_predictions
 from avssl.pipelines.data import open_splits
-from avssl.pipelines.training import total_steps
+from avssl.training.optimizer import total_steps
 from mast.files import atomic_path
 
 Row = dict[str, Any]

@@ -48,9 +48,6 @@ class ForkedTools:
 
 def serve() -> None:
     """Forks a process for each request."""
-    import avssl.pipelines.evaluate
-    import avssl.pipelines.finetune
-    import avssl.pipelines.pretrain  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

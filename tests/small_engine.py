@@ -5,11 +5,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from avssl.checkpoint import CheckpointStore
+from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.tracking import Tracker
-from avssl.training.engine import Engine, Schedule, Task
-from avssl.training.optimizer import make_optimizer, make_scheduler
+from avssl.training.engine import Engine, Task
 
 
 def batch_of(step: int, size: int = 4) -> Batch:
@@ -46,25 +46,23 @@ class Regression(Task):
         return {"square": loss}, {"mean": batch.audio.mean()}
 
 
-def make_engine(folder, steps: int = 12, *, ema=None, fabric=None, fused: bool = True, **schedule) -> Engine:
+def make_engine(folder, steps: int = 12, *, ema=None, fabric=None, monitor=None, **log) -> Engine:
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     folder.mkdir(exist_ok=True)
-    task = Regression()
     store = CheckpointStore(fabric, folder / "checkpoints")
     latest = store.latest("auto")
-    tracker = Tracker(folder, {}, mode="disabled", resumed=latest is not None)
     engine = Engine(
         fabric,
-        task,
-        lambda task: make_optimizer(task, lr=0.01, weight_decay=0.1, fused=fused),
-        lambda optimizer: make_scheduler(optimizer, max_steps=steps, warmup=0.25, lr=0.01, min_lr=1e-4),
-        Schedule(steps, log_every=1, **schedule),
-        tracker,
-        store,
-        FailureMonitor(),
-        {"kind": "test"},
+        Regression(),
+        optim=OptimConfig(lr=0.01, weight_decay=0.1, warmup=0.25, min_lr=1e-4, ema=ema),
+        log=LogConfig(**({"every": 1, "checkpoint_every": 0} | log)),
+        steps=steps,
+        monitor=monitor,
+        tracker=Tracker(folder, {}, mode="disabled", resumed=latest is not None),
+        store=store,
+        failures=FailureMonitor(),
+        settings={"kind": "test"},
         seed=3,
-        ema=ema,
     )
     if latest:
         engine.resume(latest)
@@ -72,7 +70,7 @@ def make_engine(folder, steps: int = 12, *, ema=None, fabric=None, fused: bool =
 
 
 def stream(engine: Engine):
-    step = engine.progress.step * engine.schedule.accumulate
+    step = engine.progress.step * engine.optim.accumulate
     while True:
         yield batch_of(step)
         step += 1

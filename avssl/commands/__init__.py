@@ -1,7 +1,7 @@
-"""The command ``avssl``: one module for each of its commands, with its help, its parser and its run.
+"""The command ``avssl``: one module for each of its commands, from its settings to its result.
 
-A command parses before it imports what it needs: help and a typo are answered without torch. It raises its errors, and
-:func:`main` tells those that a user can cause and mend in one line.
+Settings are parsed before what a command needs is imported: help and a typo are answered without torch. A
+command raises its errors, and :func:`main` tells those that a user can cause and mend in one line.
 """
 
 import ast
@@ -17,9 +17,12 @@ from pathlib import Path
 
 from avssl import plugins
 from avssl.errors import SettingsError, user_errors
-from avssl.progress import lines_above_bars
+from avssl.progress import Meter, lines_above_bars
 from avssl.urls import hide_credentials
 
+# Commands whose settings :func:`avssl.cli.parse` reads, by the name of their class in :mod:`avssl.config`; others parse
+# their own.
+SETTINGS = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
 COMMANDS = (
     "demo",
     "prepare",
@@ -62,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plugins.load(plugins.given_in(rest))
     except SettingsError as error:
         return _fail(str(error), 2)
-    command = import_module(f"avssl.commands.{name.replace('-', '_')}")
-    level = getattr(command, "LOG_LEVEL", logging.INFO)
+    module = f"avssl.commands.{name.replace('-', '_')}"
+    level = logging.INFO if name in SETTINGS else getattr(import_module(module), "LOG_LEVEL", logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname).1s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("avssl.progress").setLevel(logging.INFO)  # of commands that tell nothing else on stderr, too
     try:
         with lines_above_bars():
-            status: int = command.run(rest)
+            status: int = _run_with_settings(name, rest) if name in SETTINGS else import_module(module).run(rest)
         return status
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -85,6 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(hide_credentials(traceback.format_exc()))
             return 1
         return _fail(_one_line(error), 1)
+
+
+def _run_with_settings(name: str, argv: Sequence[str]) -> int:
+    from avssl import config as settings  # with the parsers, which the list of commands needs not
+    from avssl.cli import check_data, parse
+
+    config = parse(getattr(settings, SETTINGS[name]), argv, name)
+    check_data(config.data.name)
+    with Meter("starting"):
+        command = import_module(f"avssl.commands.{name}")
+    status: int = command.run(config)
+    return status
 
 
 class _Formatter(logging.Formatter):

@@ -1,20 +1,351 @@
 """Pretrains an audio-visual pair on raw video; with no arguments on the demo set."""
 
-from collections.abc import Sequence
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
-from avssl.cli import check_data, parse
-from avssl.config import PretrainConfig
+import numpy as np
+import torch
+
+import mast
+from avssl import plugins
+from avssl.config import PretrainConfig, to_dict, to_yaml
+from avssl.config.resolution import pretraining_folder
+from avssl.data.failures import FailureMonitor
+from avssl.data.manifest import Manifest
+from avssl.evaluation.curves import loss_curves
+from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
+from avssl.evaluation.embeddings import Embeddings, coverage, embed_pair
+from avssl.evaluation.online_probe import OnlineProbe
+from avssl.evaluation.plots import drawn
+from avssl.evaluation.report import Table, write_report
+from avssl.evaluation.result import provenance, write_result
+from avssl.evaluation.retrieval import RetrievalExample, nearest, retrieval_examples, retrieval_metrics
+from avssl.loading import save_encoder
+from avssl.models.pair import AudioVisualPair
+from avssl.objectives import Shapes, create_objectives
+from avssl.objectives.terms import read_terms, trained_projections
+from avssl.pipelines.data import Loaders, Splits, open_splits
+from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
+from avssl.pipelines.training import check_training, prepare_encoders, spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter
+from avssl.tracking import read_rows, sweep_folder
+from avssl.tracking.lineage import log_model, use_model
+from avssl.training.engine import Engine
+from avssl.training.launch import launch, lost_processes_told
+from avssl.training.optimizer import total_steps
+from avssl.training.pretraining import PretrainTask
+from avssl.training.run import Run, next_command, tell_next
+
+logger = logging.getLogger(__name__)
+
+WAYS = ("audio_to_video", "video_to_audio")
+# Share of a clip's frames by which fixed ones may differ: AST's 1024 stand for 998 of 10 s.
+_FRAMES_OFF = 0.1
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command line; returns the exit status, 130 where a signal ended the run."""
-    config = parse(PretrainConfig, argv, "pretrain")
-    check_data(config.data.name)
-    with Meter("starting"):
-        from avssl.pipelines.pretrain import pretrain
-        from avssl.training.run import tell_next
-
+def run(config: PretrainConfig) -> int:
+    """The command; returns the exit status, 130 where a signal ended the run."""
     result = pretrain(config)
     tell_next(result)
-    return 0 if result.get("finished", True) else 130
+    return 0 if result["finished"] else 130
+
+
+@lost_processes_told()
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
+
+    Returns:
+        What ``result.json`` holds, and the run's ``folder``; ``finished`` is False when a signal ended the run early.
+    """
+    source = read_start(config.checkpoint)
+    config = replace(complete_pretraining(config, source), imports=plugins.recorded())
+    fabric = launch(config.runtime, config.seed)
+    folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
+    run = Run(config, folder, fabric, config.wandb, "pretrain")
+    start = initial_pair(config, source)
+    del source  # its weights are copied
+    splits = open_splits(
+        config.data,
+        modalities=("audio", "video"),
+        labelled=False,
+        seed=config.seed,
+        fabric=fabric,
+        held_out=run.held_out,
+    )
+    task = build_task(config, len(splits.train), splits.protocol.seconds, start.pair, splits.train.files())
+    check_training(config, fabric, run, task, splits)
+    loaders = Loaders(
+        config.data,
+        splits.protocol,
+        ("audio", "video"),
+        start.pair.frontend.config["sample_rate"],
+        config.optim.batch_size,
+        config.seed,
+    )
+    probe = OnlineProbe.open(config.data, splits, loaders, config.seed) if config.online_probe else None
+    with run:
+        return _pretrain(config, run, start, splits, task, loaders, probe)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    run: Run,
+    start: InitialPair,
+    splits: Splits,
+    task: PretrainTask,
+    loaders: Loaders,
+    probe: OnlineProbe | None,
+) -> dict[str, Any]:
+    """Trains, evaluates and reports."""
+    fabric, optim, clips = run.fabric, config.optim, len(splits.train)
+    run.record_clips(splits)
+    prepare_encoders(config.runtime, fabric, task.pair.audio, task.pair.video)
+    steps = total_steps(optim, clips, fabric.world_size)
+    engine = Engine(
+        fabric,
+        task,
+        optim=optim,
+        log=config.log,
+        steps=steps,
+        tracker=run.tracker,
+        store=run.store,
+        failures=FailureMonitor(config.data.max_failures),
+        settings={"kind": "pair", "pair": task.pair.settings} | run.settings(splits.digest),
+        monitor="audio_to_video/R@1",
+        seed=config.seed,
+    )
+    run.resume(engine)
+    logger.info(
+        "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
+        *(task.pair.settings["audio"], task.pair.settings["video"], clips, steps),
+        *(optim.batch_size, optim.accumulate, fabric.world_size),
+    )
+    first = engine.progress.step * optim.accumulate
+    loader = loaders.train(splits.train, fabric, start_batch=first, heads=list(splits.labels))
+    warmup = round(optim.warmup * steps)
+    run.tracker.watch(CollapseMonitor(config.collapse_rank, after=warmup).see)
+    run.describe({"pair": task.pair, "audio": task.pair.audio, "video": task.pair.video}, splits.digest)
+    if fabric.is_global_zero:
+        _log_samples(run, loaders, splits.val or splits.train)
+
+    validated = splits.val is not None or probe is not None
+    validate = partial(validate_pair, loaders=loaders, val=splits.val, probe=probe, device=fabric.device)
+    finished = engine.fit(loader, validate if validated else None)
+    result: dict[str, Any] = {"finished": finished}
+    weights = engine.choose_weights() if finished else {}
+    pair = cast(AudioVisualPair, engine.model()).eval()
+    if finished and fabric.is_global_zero:
+        use_model(run.tracker, start.checkpoint)
+        facts = {"weights": weights, "start": start.report}
+        with Meter("evaluation and report"):
+            result |= _evaluate(config, run, pair, loaders, splits, engine, facts)
+    run.tracker.finish(exit_code=0 if finished else 1)
+    fabric.barrier()
+    return result | {"folder": str(run.folder)}
+
+
+def validate_pair(
+    pair: AudioVisualPair, *, loaders: Loaders, val: Manifest | None, probe: OnlineProbe | None, device: torch.device
+) -> dict[str, float]:
+    """Retrieval on the validation split and diagnostics of its embeddings, where there is one; and the probe's."""
+    metrics: dict[str, float] = {}
+    if val is not None:
+        audio, video = embed_pair(pair, loaders, val, device)
+        metrics |= retrieval_metrics(audio.features, video.features)
+        numbers = diagnose(torch.from_numpy(audio.features), torch.from_numpy(video.features))
+        metrics |= {f"diagnostics/{name}": value.item() for name, value in numbers.items()}
+    if probe is not None:
+        metrics |= probe(pair, device)
+    return metrics
+
+
+def build_task(
+    config: PretrainConfig,
+    clips: int,
+    clip_seconds: float,
+    pair: AudioVisualPair | None = None,
+    files: np.ndarray | None = None,
+) -> PretrainTask:
+    """A pair (default: a new one) with its objectives and augmentation, for a training split of ``clips`` rows, whose
+    ``files`` are those of ``Manifest.files``."""
+    pair = pair or initial_pair(config).pair
+    _check_frames(pair.frontend, clip_seconds)
+    shapes = Shapes(config.embedding_dim, pair.audio.num_features, pair.video.num_features, clips, pair.audio.stride)
+    objectives = create_objectives(config.objectives, shapes)
+    if not objectives:
+        raise ValueError("objectives: there is none; give at least one, for example [{name: infonce}]")
+    augment = config.augment
+    if augment.mixup.kind != "none":
+        raise ValueError("augment.mixup: blends labels, which pretraining has not; augment.mix blends sounds")
+    return PretrainTask(
+        pair,
+        objectives,
+        wave=wave_augment(augment),
+        spectrogram=spectrogram_augment(augment),
+        video=video_augment(augment, int(pair.settings["crop_size"])),
+        clip_seconds=clip_seconds,
+        files=None if files is None else torch.from_numpy(files),
+        chunk=config.optim.chunk,
+        teacher_momentum=config.teacher_momentum,
+        diagnose_every=config.log.every,
+    )
+
+
+def _check_frames(frontend: mast.LogMel, clip_seconds: float) -> None:
+    """Raises ValueError where frames that are filled up or cut would shift the sound's times against the video's."""
+    frames, fixed = frontend.num_windows(round(clip_seconds * frontend.sample_rate)), frontend.fixed_frames
+    if fixed is not None and abs(fixed - frames) > _FRAMES_OFF * frames:
+        raise ValueError(
+            f"audio.fixed_frames: clips of {clip_seconds:g} s have {frames} frames, not {fixed}: their times would not "
+            f"be those of the video; give --audio.fixed_frames {frames}"
+        )
+
+
+def _evaluate(
+    config: PretrainConfig,
+    run: Run,
+    pair: AudioVisualPair,
+    loaders: Loaders,
+    splits: Splits,
+    engine: Engine,
+    told: dict[str, Any],
+) -> dict[str, Any]:
+    metrics, covered = {}, {}
+    test = splits.test or splits.val
+    if test is not None:
+        audio, video = embed_pair(pair, loaders, test, run.fabric.device)
+        metrics = retrieval_metrics(audio.features, video.features)
+        covered = coverage(len(test), len(audio), audio.failures)
+    extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
+    extra["channel"] = config.data.channel
+    export = save_encoder(run.folder, pair.audio, pair.frontend, extra=extra)
+    log_model(run.tracker, export, extra | {"steps": engine.progress.step} | metrics)
+    result: dict[str, Any] = {
+        "kind": "pretrain",
+        "metrics": metrics,
+        "retrieval": retrieval_told(config, pair),
+        "split": "test" if splits.test is not None else None if splits.val is None else "val",
+        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
+        "clip_protocol": splits.protocol.told("embeddings"),
+        "pad": pair.frontend.pad,
+        "coverage": splits.coverage | {"evaluated": covered},
+        "manifest": splits.digest,
+        "seed": config.seed,
+        "steps": engine.progress.step,
+        **told,
+        "clips_per_second": engine.clips_per_second,
+        "failures": engine.all_failures(),
+        "config": to_dict(config),
+        "provenance": provenance(),
+    }
+    write_result(run.folder / "result.json", result)
+    run.tracker.summary({f"test/{key}": value for key, value in metrics.items()})
+    path, rows = run.picture("curves"), read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path)
+    pictures = drawn(path, "Training curves", loss_curves, rows, path)
+    if test is not None:
+        path, caption = run.picture("retrieval"), "Audio queries and the clips whose video the pair finds for them"
+        pictures += drawn(path, caption, draw_retrieval, path, pair, loaders, test, audio, video)
+    run.tracker.log_pictures({path.stem: path for path, _ in pictures})
+    write_report(
+        run.folder,
+        title=f"Pretraining on {config.data.name}",
+        summary=_cards(metrics),
+        tables=[retrieval_table(metrics, pair.retrieval)] if metrics else [],
+        pictures=pictures,
+        config_yaml=to_yaml(config),
+        provenance=result["provenance"],
+    )
+    for line in _told(metrics):
+        logger.info("%s", line)
+    logger.info("report: %s", run.folder / "report.html")
+    # Of all splits: the one that is pretrained on may have no labels. One class is nothing to fine-tune on.
+    learnable = any(len(names) > 1 or head in splits.multilabel for head, names in splits.labels.items())
+    labelled = config.data if learnable else None
+    steps = [next_command("finetune", run.folder, labelled)]
+    steps += [] if test is None else [next_command("evaluate", run.folder, config.data, result["split"])]
+    return result | {"next": steps}
+
+
+def _cards(metrics: dict[str, float]) -> dict[str, tuple[str, str]]:
+    """R@k both ways over chance, for the head of the report."""
+    names = [(way, k) for way in WAYS for k in (1, 5, 10)] if metrics else []
+    return {
+        f"{way.replace('_', ' ')} R@{k}": (f"{metrics[f'{way}/R@{k}']:.1%}", f"chance {metrics[f'chance/R@{k}']:.1%}")
+        for way, k in names
+    }
+
+
+def _told(metrics: dict[str, float]) -> list[str]:
+    """Retrieval both ways beside chance, a line each, where it was evaluated."""
+    lines = []
+    for way in WAYS if metrics else ():
+        recalls = [f"R@{k} {metrics[f'{way}/R@{k}']:.1%} (chance {metrics[f'chance/R@{k}']:.1%})" for k in (1, 5, 10)]
+        lines.append(f"{way.replace('_', ' ')}: {', '.join(recalls)}, {metrics['count']:.0f} clips")
+    return lines
+
+
+def retrieval_told(config: PretrainConfig, pair: AudioVisualPair) -> dict[str, Any]:
+    """For result.json: the projection whose embeddings retrieval compares, and whether objectives trained both of its
+    heads."""
+    trained = trained_projections(read_terms(config.objectives, config.embedding_dim))
+    return {"projection": pair.retrieval, "trained": pair.retrieval in trained}
+
+
+def retrieval_table(metrics: dict[str, float], projection: str) -> Table:
+    """R@k both ways with chance beside them."""
+    rows: list[list[Any]] = []
+    for way in WAYS:
+        recalls = [f"{metrics[f'{way}/R@{k}']:.1%}" for k in (1, 5, 10)]
+        rows.append([way.replace("_to_", " -> "), *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
+    rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], None])
+    return Table(
+        "Zero-shot retrieval",
+        ["", "R@1", "R@5", "R@10", "median rank"],
+        rows,
+        f"{metrics['count']:.0f} clips, projection {projection}",
+    )
+
+
+def draw_retrieval(
+    path: Path, pair: AudioVisualPair, loaders: Loaders, test: Manifest, audio: Embeddings, video: Embeddings
+) -> None:
+    """Six audio queries, spread over the test rows, with the five videos nearest to each."""
+    queries = np.linspace(0, len(audio) - 1, min(6, len(audio))).astype(int)
+    found, _ = nearest(audio.features[queries], video.features, 5)
+    rows = sorted({int(video.index[i]) for i in [*queries, *found.flatten()]})
+    shown = test.select(mask=np.isin(np.arange(len(test)), rows))
+    clips: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for batch in loaders.evaluate(shown):
+        assert batch.audio is not None and batch.video is not None
+        with torch.inference_mode():
+            heard = batch.to(next(pair.parameters()).device)
+            assert heard.audio is not None
+            spectrograms = pair.frontend(heard.audio, heard.samples).cpu()
+        for i, clip_id in enumerate(batch.clip_ids):
+            middle = batch.video[i, :, batch.video.shape[2] // 2].permute(1, 2, 0)
+            clips[clip_id] = (spectrograms[i, 0].numpy(), middle.numpy())
+    examples = [
+        RetrievalExample(
+            spectrogram=clips[audio.clip_ids[query]][0],
+            frames=[clips[video.clip_ids[i]][1] for i in best],
+            right=[i == query for i in best],
+            title=audio.clip_ids[query],
+        )
+        for query, best in zip(queries, found, strict=True)
+    ]
+    retrieval_examples(path, examples)
+
+
+def _log_samples(run: Run, loaders: Loaders, manifest: Manifest) -> None:
+    """Four clips for the tracker to play, once a run."""
+    if run.checkpoint or not run.tracker.takes("log_clips"):
+        return
+    with Meter("reading sample clips"):
+        batch = next(iter(loaders.evaluate(manifest.select(mask=np.arange(len(manifest)) < 4))))
+    if batch.size:
+        assert batch.audio is not None and batch.video is not None
+        clips = batch.audio.numpy(), batch.video.numpy()
+        run.tracker.log_clips("clips", *clips, loaders.sample_rate, batch.clip_ids)

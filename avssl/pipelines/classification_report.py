@@ -59,7 +59,7 @@ class Outcome:
         before: Features of the same rows before it.
         expected: Rows of the test split, readable or not.
         start: What training started from: random or pretrained.
-        weights: Which weights of a training are judged, see :func:`avssl.pipelines.training.choose_weights`.
+        weights: Which weights of a training are judged, see :func:`avssl.training.engine.Engine.choose_weights`.
         before_title: What the features in ``before`` come from.
         after_title: What the features in ``after`` come from.
     """

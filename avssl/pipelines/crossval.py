@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import distributed
 
+from avssl.commands.finetune import finetune, resolve_checkpoint
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict
 from avssl.errors import is_of_machine
 from avssl.evaluation.result import read_result
 from avssl.files import DamagedError
 from avssl.locks import hold_for_all
 from avssl.pipelines.crossval_report import report_crossval
-from avssl.pipelines.finetune import finetune, resolve_checkpoint
 from avssl.pipelines.folds import make_folds
 from avssl.pipelines.initialization import complete_finetuning, read_finetuning_start
 from avssl.progress import Meter

@@ -4,13 +4,13 @@ import logging
 from dataclasses import replace
 from typing import Any, Literal
 
+from avssl.commands.finetune import finetune
+from avssl.commands.pretrain import pretrain, retrieval_table
 from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settings
 from avssl.evaluation.plots import drawn, head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
 from avssl.locks import hold_for_all
-from avssl.pipelines.finetune import finetune
-from avssl.pipelines.pretrain import pretrain, retrieval_table
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From a config to the engine that trains its task: optimizer, schedule and augmentation."""
+"""What is checked before a training begins, how its encoders are prepared, and its augmentation."""
 
 import logging
 from typing import Any
@@ -7,123 +7,28 @@ import torch
 import torch._dynamo
 from lightning_fabric import Fabric
 from torch import nn
-from torch.optim import Optimizer
 
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import (
     AugmentConfig,
     FinetuneConfig,
-    OptimConfig,
     PretrainConfig,
     RuntimeConfig,
     to_dict,
 )
-from avssl.data.failures import FailureMonitor
 from avssl.data.mixup import SetMixup
 from avssl.data.shards.index import shard_numbers
 from avssl.evaluation.embeddings import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.pipelines.data import Splits
-from avssl.training.engine import Engine, Schedule, Task
 from avssl.training.estimate import tell_long_run
 from avssl.training.launch import check_alike
-from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
+from avssl.training.optimizer import total_steps
 from avssl.training.run import Run, by_dotted_name
 from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)
-
-
-def build_engine(
-    config: PretrainConfig | FinetuneConfig,
-    fabric: Fabric,
-    run: Run,
-    task: Task,
-    splits: Splits,
-    *,
-    monitor: str,
-    settings: dict[str, Any],
-) -> Engine:
-    """The engine of ``task``, where the run's checkpoint left off if it has one.
-
-    Args:
-        config: Its ``optim``, ``log``, ``data.max_failures`` and ``seed`` are used.
-        fabric: Launched Fabric.
-        run: Folder, tracker and checkpoints of the run.
-        task: What is trained.
-        splits: Its training clips with the epochs give the number of steps.
-        monitor: Validation metric, higher is better, that chooses the best checkpoint.
-        settings: Plain values saved beside the weights, which rebuild the model.
-    """
-    optim, log = config.optim, config.log
-    steps = total_steps(optim, len(splits.train), fabric.world_size)
-    batch = optim.batch_size * optim.accumulate * fabric.world_size
-    lr = scaled_lr(optim.lr, optim.lr_scaling, batch, optim.base_batch)
-    if lr != optim.lr:
-        logger.info("learning rate %g for %d clips a step (%g for %d)", lr, batch, optim.lr, optim.base_batch)
-
-    def optimizer_of(module: Task) -> Optimizer:
-        return make_optimizer(
-            module,
-            lr=lr,
-            weight_decay=optim.weight_decay,
-            betas=optim.betas,
-            layer_decay=optim.layer_decay,
-            fused=config.runtime.precision != "16-mixed",
-        )
-
-    def scheduler_of(optimizer: Optimizer) -> Any:
-        return make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=lr, min_lr=optim.min_lr)
-
-    schedule = Schedule(
-        max_steps=steps,
-        accumulate=optim.accumulate,
-        clip_grad=optim.clip_grad,
-        log_every=log.every,
-        validate_every=log.validate_every,
-        checkpoint_every=log.checkpoint_every,
-        keep_every=log.keep_every,
-        monitor=monitor,
-        patience=log.patience,
-    )
-    engine = Engine(
-        fabric,
-        task,
-        optimizer_of,
-        scheduler_of,
-        schedule,
-        run.tracker,
-        run.store,
-        FailureMonitor(config.data.max_failures),
-        settings
-        | {"global_batch": optim.batch_size * fabric.world_size, "manifest": splits.digest, "config": to_dict(config)},
-        config.seed,
-        optim.ema,
-    )
-    if run.checkpoint:
-        engine.resume(run.checkpoint)
-        if engine.progress.step != run.step:
-            raise ValueError(
-                f"resume: {run.checkpoint} was of step {run.step} and is of step {engine.progress.step} now: another "
-                "run is writing it; wait for that, or copy the file"
-            )
-        check_alike(fabric, {f"of {run.checkpoint} the step": engine.progress.step})
-    return engine
-
-
-def choose_weights(engine: Engine, config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """Puts the weights that ``log.use`` asks for into the model, and says which, for result.json.
-
-    Returns:
-        ``use`` (best or last), their ``step``, and of the best the ``metric`` that chose them with its ``value``.
-    """
-    progress = engine.progress
-    if config.log.use == "best" and engine.use_best():
-        metric = f"val/{engine.schedule.monitor}"
-        logger.info("using the weights of step %d of %d, the best by %s", progress.best_step, progress.step, metric)
-        return {"use": "best", "step": progress.best_step, "metric": metric, "value": progress.best}
-    return {"use": "last", "step": progress.step}
 
 
 def check_training(
@@ -207,14 +112,6 @@ def prepare_encoders(runtime: RuntimeConfig, fabric: Fabric, *encoders: nn.Modul
             graph_training(encoder)
     if runtime.graphs == "auto" and on_gpu and fabric.world_size > 1:
         logger.info("runtime.graphs: several processes train without CUDA graphs")
-
-
-def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:
-    """Optimizer steps of a run: ``max_steps``, or as many as ``epochs`` passes take."""
-    if optim.max_steps is not None:
-        return optim.max_steps
-    per_epoch = max(1, clips // (optim.batch_size * world_size * optim.accumulate))
-    return max(1, round(optim.epochs * per_epoch))
 
 
 def wave_augment(config: AugmentConfig) -> WaveAugment:

@@ -22,10 +22,10 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from avssl.averaging import ExponentialAverage
 from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_head
+from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
@@ -33,6 +33,7 @@ from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
 from avssl.signals import stop_signals
 from avssl.tracking import Tracker
+from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
 from avssl.training.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
@@ -62,35 +63,11 @@ class Task(nn.Module, ABC):
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by name, whose sum is minimized, and scalars to log."""
 
+    def before_step(self, step: int, max_steps: int) -> None:
+        """Called before each optimizer step, of which ``step`` were taken."""
+
     def after_step(self, step: int, max_steps: int) -> None:
         """Called after each optimizer step, of which ``step`` were taken."""
-
-
-@dataclass
-class Schedule:
-    """How long to train and what to do when, in optimizer steps.
-
-    Attributes:
-        max_steps: Steps of the whole run.
-        accumulate: Batches whose gradients make a step.
-        clip_grad: Largest gradient norm; 0 turns clipping off.
-        log_every: Steps between rows of the metrics file.
-        validate_every: Steps between validations; 0: at the end only.
-        checkpoint_every: Steps between saves; 0: at the end only.
-        keep_every: Steps between checkpoints that are kept; 0: none.
-        monitor: Validation metric, higher is better, that chooses the best checkpoint; of equal ones the latest.
-        patience: Validations without a better ``monitor`` after which the run ends; 0: never.
-    """
-
-    max_steps: int
-    accumulate: int = 1
-    clip_grad: float = 1.0
-    log_every: int = 10
-    validate_every: int = 0
-    checkpoint_every: int = 0
-    keep_every: int = 0
-    monitor: str | None = None
-    patience: int = 0
 
 
 @dataclass
@@ -106,57 +83,72 @@ class Progress:
     failures: dict[str, Any] = field(default_factory=dict)
 
 
+Validation = Callable[[Any], dict[str, float]]
+"""A model -> its metrics by name. It is a plain function: what it needs beside the model is bound before."""
+
+
 class Engine:
-    """Trains a task.
+    """Trains a task by AdamW with a warm-up and a cosine.
 
     Args:
         fabric: Launched Fabric.
         task: What is trained.
-        make_optimizer: Task -> optimizer over its parameters.
-        make_scheduler: Optimizer -> scheduler, stepped once after every optimizer step.
-        schedule: How long, and what when.
+        optim: Optimizer and schedule; of its steps' number, ``steps`` counts.
+        log: What is logged and saved, and how often.
+        steps: Optimizer steps of the whole run.
         tracker: Where metrics go.
         store: Where checkpoints go.
-        monitor: Counts unreadable clips and aborts when there are too many.
-        model_settings: Plain values saved beside the weights, which rebuild the model.
+        failures: Counts unreadable clips and aborts when there are too many.
+        settings: Plain values saved beside the weights, which rebuild the model.
+        monitor: Validation metric, higher is better, that chooses the best checkpoint; of equal ones the latest.
         seed: Seed of the run.
-        ema: Decay of an exponential moving average of the model's weights, which is then what is evaluated; None for
-            none.
     """
 
     def __init__(
         self,
         fabric: Fabric,
         task: Task,
-        make_optimizer: Callable[[Task], Optimizer],
-        make_scheduler: Callable[[Optimizer], Any],
-        schedule: Schedule,
+        *,
+        optim: OptimConfig,
+        log: LogConfig,
+        steps: int,
         tracker: Tracker,
         store: CheckpointStore,
-        monitor: FailureMonitor,
-        model_settings: dict[str, Any],
+        failures: FailureMonitor,
+        settings: dict[str, Any],
+        monitor: str | None = None,
         seed: int = 0,
-        ema: float | None = None,
     ) -> None:
-        self.fabric, self.schedule, self.tracker, self.store = fabric, schedule, tracker, store
-        self.failures, self.model_settings, self.seed = monitor, model_settings, seed
+        self.fabric, self.optim, self.log, self.max_steps, self.monitor = fabric, optim, log, steps, monitor
+        self.tracker, self.store, self.failures, self.settings, self.seed = tracker, store, failures, settings, seed
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch statistics of the global batch
             task = cast(Task, nn.SyncBatchNorm.convert_sync_batchnorm(task))
         self.raw_task = task
         self.sharded = is_sharded(fabric)
-        if self.sharded and ema is not None:
+        if self.sharded and optim.ema is not None:
             raise ValueError("optim.ema: is not available with runtime.strategy fsdp; use ddp")
         self._whole = copy.deepcopy(task.model) if self.sharded else None
-        self.average = None if ema is None else ExponentialAverage(task.model, ema).to(fabric.device)
+        self.average = None if optim.ema is None else ExponentialAverage(task.model, optim.ema).to(fabric.device)
+        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         # Sharding replaces the parameters: the optimizer comes after.
         self.task = fabric.setup_module(task)
-        optimizer = make_optimizer(task)
-        self.scheduler = make_scheduler(optimizer)
+        clips = optim.batch_size * optim.accumulate * fabric.world_size
+        lr = scaled_lr(optim.lr, optim.lr_scaling, clips, optim.base_batch)
+        if lr != optim.lr:
+            logger.info("learning rate %g for %d clips a step (%g for %d)", lr, clips, optim.lr, optim.base_batch)
+        optimizer = make_optimizer(
+            task,
+            lr=lr,
+            weight_decay=optim.weight_decay,
+            betas=optim.betas,
+            layer_decay=optim.layer_decay,
+            fused=self.scaler is None,
+        )
+        self.scheduler = make_scheduler(optimizer, max_steps=steps, warmup=optim.warmup, lr=lr, min_lr=optim.min_lr)
         self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
         # Under mixed precision Fabric rebuilds every batch to cast float tensors, and refuses frozen dataclasses. Ours
         # are float32 as they should be; autocast does the rest.
         fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
-        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)
@@ -209,6 +201,20 @@ class Engine:
         """`FailureMonitor.summary` of all processes, as of the last checkpoint."""
         return FailureMonitor.of_all(self._failures_by_process()).summary()
 
+    def choose_weights(self) -> dict[str, Any]:
+        """Puts the weights that ``log.use`` asks for into the model, once training is over; every process calls it.
+
+        Returns:
+            For result.json: ``use`` (best or last), their ``step``, and of the best the ``metric`` that chose them with
+            its ``value``. The last stay where no validation has chosen any.
+        """
+        progress = self.progress
+        if self.log.use == "best" and self.use_best():
+            metric = f"val/{self.monitor}"
+            logger.info("using the weights of step %d of %d, the best by %s", progress.best_step, progress.step, metric)
+            return {"use": "best", "step": progress.best_step, "metric": metric, "value": progress.best}
+        return {"use": "last", "step": progress.step}
+
     def use_best(self) -> bool:
         """Puts the weights of ``best.ckpt`` into the model; call it when training is over, on every process.
 
@@ -235,12 +241,12 @@ class Engine:
             self.average.load_state_dict(average)
         return True
 
-    def fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None = None) -> bool:
-        """Trains to ``schedule.max_steps``.
+    def fit(self, loader: Iterable[Batch], validate: Validation | None = None) -> bool:
+        """Trains to ``max_steps``.
 
         Args:
-            loader: Yields ``accumulate`` batches for every step from ``progress.step`` on.
-            validate: Computes validation metrics.
+            loader: Yields ``optim.accumulate`` batches for every step from ``progress.step`` on.
+            validate: Model -> metrics; the first process calls it with what :meth:`model` gives.
 
         Returns:
             False when SIGTERM or SIGINT ended the run early; it was saved, and resumes. True at the last step, or where
@@ -263,16 +269,15 @@ class Engine:
                 + (f"The same command continues from {saved}" if saved.is_file() else "No checkpoint was written yet")
             ) from error
 
-    def _fit(self, loader: Iterable[Batch], validate: Callable[[], dict[str, float]] | None) -> bool:
-        schedule, progress = self.schedule, self.progress
+    def _fit(self, loader: Iterable[Batch], validate: Validation | None) -> bool:
+        log, progress, max_steps = self.log, self.progress, self.max_steps
         if validate and progress.validation_due:
             self._validate(validate)
             self.save(LAST)
-        if progress.step >= schedule.max_steps or self._out_of_patience():
+        if progress.step >= max_steps or self._out_of_patience():
             return True
-        meter = Meter(
-            "training", total=schedule.max_steps, initial=progress.step, unit="step", shown=self.fabric.is_global_zero
-        )
+        shown = self.fabric.is_global_zero
+        meter = Meter("training", total=max_steps, initial=progress.step, unit="step", shown=shown)
         batches = prefetched(loader, self.fabric.device)
         self.task.train()
         window = Window()
@@ -280,27 +285,27 @@ class Engine:
             last = False
             while not last:
                 with window.waiting():
-                    step_batches = list(islice(batches, schedule.accumulate))
+                    step_batches = list(islice(batches, self.optim.accumulate))
                 with self.utilization.counting():
                     losses, report, norm, stopped = self._step(step_batches, stop)
                 progress.step += 1
                 window.steps += 1
                 meter.update()
                 window.clips += sum(batch.size for batch in step_batches) * self.fabric.world_size
-                last = progress.step == schedule.max_steps
-                logging_due = last or progress.step % schedule.log_every == 0
+                last = progress.step == max_steps
+                logging_due = last or progress.step % log.every == 0
                 if logging_due:
-                    row = self._log(losses, report, norm, window)
+                    row = self._log_step(losses, report, norm, window)
                     meter.note(f"loss {row['loss']:.3f}, {self.clips_per_second:.1f} clips/s")
-                progress.validation_due = bool(validate) and (last or _due(progress.step, schedule.validate_every))
+                progress.validation_due = bool(validate) and (last or _due(progress.step, log.validate_every))
                 if validate and progress.validation_due and not stopped:
                     self._validate(validate)
                     if not last and self._out_of_patience():
-                        logger.info("no better %s in %d validations", schedule.monitor, schedule.patience)
+                        logger.info("no better %s in %d validations", self.monitor, log.patience)
                         last = True
-                if last or stopped or _due(progress.step, schedule.checkpoint_every):
+                if last or stopped or _due(progress.step, log.checkpoint_every):
                     self.save(LAST)
-                if _due(progress.step, schedule.keep_every):
+                if _due(progress.step, log.keep_every):
                     self.save(f"step-{progress.step}.ckpt")
                 if logging_due:
                     window = Window()
@@ -326,7 +331,7 @@ class Engine:
                 "average": None if self.average is None else self.average.state_dict(),
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
                 "progress": vars(self.progress).copy(),
-                "settings": self.model_settings,
+                "settings": self.settings,
                 "wandb_id": self.tracker.run_id,
                 "sharded": self.sharded,
             },
@@ -341,6 +346,7 @@ class Engine:
         """
         rank, step = self.fabric.global_rank, self.progress.step
         seed_everything((self.seed * 1_000_003 + step * 1009 + rank) % 2**32, verbose=False)
+        self.raw_task.before_step(step, self.max_steps)
         losses: dict[str, Tensor] = {}
         report: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
@@ -362,13 +368,13 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        self.raw_task.after_step(step + 1, self.schedule.max_steps)
+        self.raw_task.after_step(step + 1, self.max_steps)
         if self.average is not None:
             self.average.update_parameters(self.raw_task.model)
         return losses, report, norm, stopped
 
     def _gradient_norm(self) -> Tensor:
-        limit = self.schedule.clip_grad or math.inf
+        limit = self.optim.clip_grad or math.inf
         norm = self.fabric.clip_gradients(self.task, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
         norm = norm.detach()
@@ -399,7 +405,7 @@ class Engine:
             "auto"
         )
 
-    def _log(
+    def _log_step(
         self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor, window: Window
     ) -> dict[str, float]:
         row = {"loss": sum(value.item() for value in losses.values())}
@@ -423,12 +429,13 @@ class Engine:
         self.tracker.log_speed(speed, self.progress.step)
         return row
 
-    def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
+    def _validate(self, validate: Validation) -> None:
         self.task.eval()
-        metrics = validate()
+        model = self.model()
+        metrics = self.fabric.broadcast(validate(model) if self.fabric.is_global_zero else {})
         self.task.train()
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, self.progress.step)
-        key, progress = self.schedule.monitor, self.progress
+        key, progress = self.monitor, self.progress
         progress.validation_due = False
         value = metrics.get(key, -math.inf) if key else -math.inf
         if key in metrics and self.fabric.is_global_zero:
@@ -442,7 +449,7 @@ class Engine:
             self.save(BEST)
 
     def _out_of_patience(self) -> bool:
-        return 0 < self.schedule.patience <= self.progress.worse
+        return 0 < self.log.patience <= self.progress.worse
 
 
 def _due(step: int, every: int) -> bool:

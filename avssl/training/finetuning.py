@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +45,7 @@ class FinetuneTask(Task):
         classifier: Classifier,
         wave: WaveAugment,
         spectrogram: SpectrogramAugment,
+        *,
         mixup_alpha: float = 0.0,
         label_smoothing: float = 0.1,
         objectives: Sequence[tuple[str, Objective, float]] = (),
@@ -80,64 +80,140 @@ class FinetuneTask(Task):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
-        draws = self._draws(batch)
-        drawn = {name: draw() for name, draw in draws.items()}
-        mixed, share, valid = batch.mixed_labels, batch.mixed_share, self.classifier.valid_frames(batch)
+        classifier = self.classifier
+        inputs = {modality: self.draw(modality, batch) for modality in classifier.modalities}
+        mixed, share, valid = batch.mixed_labels, batch.mixed_share, classifier.valid_frames(batch)
         if self.training and self.mixup_alpha > 0:
-            first, *others = drawn
-            drawn[first], partner, share = mixup(drawn[first], self.mixup_alpha, self.mixup_probability)
-            drawn |= {name: blend(drawn[name], partner, share) for name in others}
+            first, *others = inputs
+            inputs[first], partner, share = mixup(inputs[first], self.mixup_alpha, self.mixup_probability)
+            inputs |= {name: blend(inputs[name], partner, share) for name in others}
             mixed = {head: labels[partner] for head, labels in batch.labels.items()}
             valid = None if valid is None else torch.where(share < 1, torch.maximum(valid, valid[partner]), valid)
-        encoded = self.classifier.encode(drawn.get("audio"), drawn.get("video"), valid)
-        logits = self.classifier.split(self.classifier.outputs(encoded.features))
+        encoded = classifier.encode(inputs.get("audio"), inputs.get("video"), valid)
+        logits = classifier.split(classifier.outputs(encoded.features))
         losses, report = self.head_loss(logits, batch.labels, mixed, share)
         if len(self.objectives):
-            sides = self._sides(draws, drawn, encoded)
-            terms, details = self.objectives(FinetuneStep(batch, self.clip_seconds, sides))
+            terms, details = self.objectives(FinetuneStep(self, batch, inputs, encoded))
             losses |= terms
             report |= details
         return losses, report
+
+    def draw(self, modality: str, batch: Batch) -> Tensor:
+        """An augmented input of ``batch``: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1]."""
+        if modality == "audio":
+            frontend = self.classifier.frontend
+            assert batch.audio is not None and frontend is not None, "this classifier needs audio"
+            # Where padding is masked, a shift must not carry sound into it, whatever stands there.
+            samples = batch.samples if self.masks else frontend.told(batch.samples)
+            return self.spectrogram(frontend(self.wave(batch.audio, samples), samples), inplace=True)
+        assert batch.video is not None and self.video is not None, "this classifier needs video and its augmentation"
+        return self.video(batch.video)
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Lets objectives move what they keep."""
         self.objectives.after_step(step, max_steps)
 
-    def _draws(self, batch: Batch) -> dict[str, Callable[[], Tensor]]:
-        """What makes an augmented input of ``batch``, by the modalities of the classifier."""
-        draws: dict[str, Callable[[], Tensor]] = {}
-        audio, frames, frontend, augment = batch.audio, batch.video, self.classifier.frontend, self.video
-        if frontend is not None:
-            assert audio is not None, "this classifier needs audio"
-            # Where padding is masked, a shift must not carry sound into it, whatever stands there.
-            samples = batch.samples if self.masks else frontend.told(batch.samples)
-            draws["audio"] = lambda: self.spectrogram(frontend(self.wave(audio, samples), samples), inplace=True)
-        if self.classifier.video_encoder is not None:
-            assert frames is not None and augment is not None, "this classifier needs video and its augmentation"
-            draws["video"] = lambda: augment(frames)
-        return draws
-
-    def _sides(
-        self, draws: dict[str, Callable[[], Tensor]], drawn: dict[str, Tensor], encoded: Encoded
-    ) -> "dict[str, Side]":
-        """The modalities for the objectives, with the view that was classified."""
-        model, sides = self.classifier, {}
-        known = {
-            "audio": (model.audio_encoder, model.encode_audio, encoded.audio),
-            "video": (model.video_encoder, model.encode_video, encoded.video),
-        }
-        for name, draw in draws.items():
-            encoder, encode, features = known[name]
-            assert encoder is not None and features is not None
-            heads = {each: self.projections.get_submodule(f"{each}.{name}") for each in self.projections}
-            sides[name] = Side(draw, encoder, encode, heads)
-            sides[name].first(drawn[name], features)
-        return sides
-
     @property
     def model(self) -> Classifier:
         """What is evaluated and exported."""
         return self.classifier
+
+
+class FinetuneStep(Step):
+    """A labelled batch as objectives see it: labels, the modalities that are fine-tuned, and no teacher.
+
+    View 0 is what was classified.
+
+    Args:
+        task: The classifier, its projections and its augmentation.
+        batch: The batch, on the device.
+        inputs: The augmented input of each modality that is fine-tuned, as it was classified.
+        encoded: What the encoders made of them.
+    """
+
+    def __init__(self, task: FinetuneTask, batch: Batch, inputs: dict[str, Tensor], encoded: Encoded) -> None:
+        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, task.clip_seconds
+        self.file = batch.index
+        self._task, self._batch = task, batch
+        self._inputs = {(modality, 0): drawn for modality, drawn in inputs.items()}
+        self._features = {("audio", 0): encoded.audio, ("video", 0): encoded.video}
+        self._projected: dict[tuple[str, str, int], Tensor] = {}
+
+    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
+        """See :meth:`Step.audio`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        self._check("audio", teacher or bool(patch_drop))
+        return self._encoded("audio", view)
+
+    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
+        """See :meth:`Step.video`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        self._check("video", teacher)
+        return self._encoded("video", view)
+
+    def project(
+        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
+    ) -> Tensor:
+        """See :meth:`Step.project`.
+
+        Raises:
+            ValueError: for what fine-tuning does not have.
+        """
+        key = (str(objective.projected_by), modality, view)
+        head = self.head(objective, modality, teacher=teacher or bool(patch_drop))
+        if key not in self._projected:
+            self._projected[key] = head(self._encoded(modality, view))
+        return self._projected[key]
+
+    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
+        """See :meth:`Step.head`."""
+        self._check(modality, teacher)
+        return self._task.projections.get_submodule(f"{objective.projected_by}.{modality}")
+
+    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_audio`."""
+        self._check("audio")
+        encoder = self._task.classifier.audio_encoder
+        assert encoder is not None
+        return function(encoder, self._input("audio", view))
+
+    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
+        """See :meth:`Step.map_video`."""
+        self._check("video")
+        encoder = self._task.classifier.video_encoder
+        assert encoder is not None
+        return function(encoder, self._input("video", view))
+
+    def _input(self, modality: str, view: int) -> Tensor:
+        if (modality, view) not in self._inputs:
+            self._inputs[modality, view] = self._task.draw(modality, self._batch)
+        return self._inputs[modality, view]
+
+    def _encoded(self, modality: str, view: int) -> Tensor:
+        """Features (B, A) or (B, V) of a view."""
+        features = self._features.get((modality, view))
+        if features is None:
+            model = self._task.classifier
+            encode = model.encode_audio if modality == "audio" else model.encode_video
+            features = self._features[modality, view] = encode(self._input(modality, view))
+        return features
+
+    def _check(self, modality: str, teacher: bool = False) -> None:
+        if teacher:
+            raise ValueError("objectives: one with a momentum teacher is for pretraining, not for fine-tuning")
+        seen = self._task.classifier.modalities
+        if modality not in seen:
+            (other,) = seen
+            raise ValueError(
+                f"objectives: fine-tuning sees {other} only; set modality to both, or choose an objective of {other}, "
+                f"for example by {{modality: {other}}}"
+            )
 
 
 class HeadLoss:
@@ -218,114 +294,3 @@ class HeadLoss:
         wanted = (1 - smoothing) * target.clamp_min(0) + smoothing / target.shape[1]
         loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
         return torch.where(labelled, loss, 0), labelled.float()
-
-
-@dataclass
-class Side:
-    """One modality of the batch.
-
-    Attributes:
-        draw: Makes an augmented input of the batch: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1].
-        encoder: What is fine-tuned.
-        encode: Such an input -> features (B, A) or (B, V).
-        heads: Projection heads, by the name of the projection.
-        inputs: Inputs by view, as far as they were drawn.
-        known: Features by view, as far as they were asked for.
-        projected: Embeddings by projection and view, as far as they were asked for.
-    """
-
-    draw: Callable[[], Tensor]
-    encoder: nn.Module
-    encode: Callable[[Tensor], Tensor]
-    heads: dict[str, nn.Module]
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    known: dict[int, Tensor] = field(default_factory=dict)
-    projected: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-
-    def first(self, drawn: Tensor, features: Tensor) -> None:
-        """Takes over view 0, which the classifier has seen already, with its features."""
-        self.inputs[0], self.known[0] = drawn, features
-
-    def input(self, view: int) -> Tensor:
-        """The input of ``view``."""
-        if view not in self.inputs:
-            self.inputs[view] = self.draw()
-        return self.inputs[view]
-
-    def features(self, view: int) -> Tensor:
-        """Features (B, A) or (B, V) of ``view``."""
-        if view not in self.known:
-            self.known[view] = self.encode(self.input(view))
-        return self.known[view]
-
-    def embedding(self, name: str, view: int) -> Tensor:
-        """Embeddings (B, D) of ``view`` by the projection ``name``."""
-        if (name, view) not in self.projected:
-            self.projected[name, view] = self.heads[name](self.features(view))
-        return self.projected[name, view]
-
-
-class FinetuneStep(Step):
-    """A labelled batch under fine-tuning.
-
-    Args:
-        batch: The batch.
-        seconds: Length of a clip.
-        sides: The modalities that are fine-tuned, by name.
-    """
-
-    def __init__(self, batch: Batch, seconds: float, sides: dict[str, Side]) -> None:
-        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
-        self.file = batch.index
-        self._sides = sides
-
-    def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
-        """See :meth:`Step.audio`.
-
-        Raises:
-            ValueError: for what fine-tuning does not have.
-        """
-        return self._side("audio", teacher or bool(patch_drop)).features(view)
-
-    def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
-        """See :meth:`Step.video`.
-
-        Raises:
-            ValueError: for what fine-tuning does not have.
-        """
-        return self._side("video", teacher).features(view)
-
-    def project(
-        self, objective: Objective, modality: str, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0
-    ) -> Tensor:
-        """See :meth:`Step.project`.
-
-        Raises:
-            ValueError: for what fine-tuning does not have.
-        """
-        return self._side(modality, teacher or bool(patch_drop)).embedding(str(objective.projected_by), view)
-
-    def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
-        """See :meth:`Step.head`."""
-        return self._side(modality, teacher).heads[str(objective.projected_by)]
-
-    def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
-        """See :meth:`Step.map_audio`."""
-        side = self._side("audio")
-        return function(side.encoder, side.input(view))
-
-    def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
-        """See :meth:`Step.map_video`."""
-        side = self._side("video")
-        return function(side.encoder, side.input(view))
-
-    def _side(self, name: str, teacher: bool = False) -> Side:
-        if teacher:
-            raise ValueError("objectives: one with a momentum teacher is for pretraining, not for fine-tuning")
-        if name not in self._sides:
-            (other,) = self._sides
-            raise ValueError(
-                f"objectives: fine-tuning sees {other} only; set modality to both, or choose an objective of {other}, "
-                f"for example by {{modality: {other}}}"
-            )
-        return self._sides[name]

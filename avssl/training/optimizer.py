@@ -9,7 +9,17 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from avssl.config import OptimConfig
+
 Scaling = Literal["none", "linear", "sqrt"]
+
+
+def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:
+    """Optimizer steps of a run: ``max_steps``, or as many as ``epochs`` passes take."""
+    if optim.max_steps is not None:
+        return optim.max_steps
+    per_epoch = max(1, clips // (optim.batch_size * world_size * optim.accumulate))
+    return max(1, round(optim.epochs * per_epoch))
 
 
 def scaled_lr(lr: float, rule: Scaling, batch: int, base_batch: int) -> float:

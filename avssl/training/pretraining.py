@@ -1,13 +1,12 @@
 """Pretraining: an audio-visual pair under a weighted sum of objectives, and what these ask of a batch.
 
-Each view, pass through an encoder and projection is computed when an objective first asks for it, at most once, in
-chunks if need be.
+``PretrainTask`` makes a ``PretrainStep`` of each batch and hands it to the objectives. Each view, pass through an
+encoder and projection is computed when an objective first asks for it, at most once, in chunks if need be.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,21 +23,6 @@ from avssl.objectives.momentum import follow
 from avssl.training.engine import Task
 
 
-@dataclass
-class Augmentation:
-    """Batched augmentation of a pretraining step.
-
-    Attributes:
-        wave: Of waveforms (B, S).
-        spectrogram: Of log-mel spectrograms (B, 1, F, T).
-        video: Of frames (B, 3, T, H, W) uint8; crops them.
-    """
-
-    wave: WaveAugment
-    spectrogram: SpectrogramAugment
-    video: VideoAugment
-
-
 class PretrainTask(Task):
     """Augments a batch, embeds it, and applies the objectives.
 
@@ -49,7 +33,9 @@ class PretrainTask(Task):
     Args:
         pair: The model.
         objectives: (name, objective, weight) of each term.
-        augmentation: Batched augmentation.
+        wave: Augmentation of waveforms (B, S).
+        spectrogram: Augmentation of log-mel spectrograms (B, 1, F, T).
+        video: Augmentation of frames (B, 3, T, H, W) uint8; crops them.
         clip_seconds: Length of a clip.
         files: (N,) int64, the number of the media file of each row of the training split; None: each has its own.
         chunk: Clips encoded at a time, for batches beyond memory; None encodes all at once.
@@ -61,8 +47,10 @@ class PretrainTask(Task):
         self,
         pair: AudioVisualPair,
         objectives: Sequence[tuple[str, Objective, float]],
-        augmentation: Augmentation,
         *,
+        wave: WaveAugment,
+        spectrogram: SpectrogramAugment,
+        video: VideoAugment,
         clip_seconds: float = 1.0,
         files: Tensor | None = None,
         chunk: int | None = None,
@@ -84,8 +72,7 @@ class PretrainTask(Task):
                 )
         self.pair = pair
         self.objectives = WeightedObjectives(objectives)
-        # Modules, so that train() and eval() reach them.
-        self.wave, self.spectrogram, self.video = augmentation.wave, augmentation.spectrogram, augmentation.video
+        self.wave, self.spectrogram, self.video = wave, spectrogram, video
         self.clip_seconds, self.chunk = clip_seconds, chunk
         self.files: Tensor | None
         self.register_buffer("files", files, persistent=False)
@@ -97,11 +84,12 @@ class PretrainTask(Task):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by objective, whose sum is minimized, and scalars to log."""
-        augmentation = Augmentation(self.wave, self.spectrogram, self.video)
-        step = PairStep(self.pair, self.teacher, augmentation, batch, self.clip_seconds, self.chunk, self.files)
+        step = PretrainStep(self, batch)
         losses, report = self.objectives(step)
         if self.diagnosing:
-            report |= self._diagnose(step)
+            (audio, audio_features), (video, video_features) = step.known("audio"), step.known("video")
+            numbers = diagnose(audio, video, audio_features, video_features)  # of this process's view 0
+            report |= {f"diagnostics/{name}": value for name, value in numbers.items()}
         return losses, report
 
     @property
@@ -109,60 +97,38 @@ class PretrainTask(Task):
         """What is evaluated and exported."""
         return self.pair
 
+    def before_step(self, step: int, max_steps: int) -> None:
+        """Settles whether the step after ``step`` is diagnosed."""
+        self.diagnosing = (step + 1) % self.diagnose_every == 0 or step + 1 == max_steps
+
     def after_step(self, step: int, max_steps: int) -> None:
         """Moves the teacher and lets objectives move what they keep; called after each optimizer step."""
         if self.teacher is not None:
             follow(self.teacher.parameters(), self.pair.parameters(), step, max_steps, *self.teacher_momentum)
         self.objectives.after_step(step, max_steps)
-        self.plan(step, max_steps)
-
-    def plan(self, step: int, max_steps: int) -> None:
-        """Settles whether the step after ``step`` is diagnosed; to be called when a run is resumed at ``step``."""
-        self.diagnosing = (step + 1) % self.diagnose_every == 0 or step + 1 == max_steps
-
-    def _diagnose(self, step: "PairStep") -> dict[str, Tensor]:
-        """Alignment, uniformity and effective ranks of this process's view 0, of the modalities that were asked for."""
-        (audio, audio_features), (video, video_features) = step.known("audio"), step.known("video")
-        report = diagnose(audio, video, audio_features, video_features)
-        return {f"diagnostics/{name}": value for name, value in report.items()}
 
 
-class PairStep(Step):
+class PretrainStep(Step):
     """A batch under an audio-visual pair.
 
-    With ``chunk`` the encoders see that many clips at a time and keep none of their activations: the backward pass
+    With ``task.chunk`` the encoders see that many clips at a time and keep none of their activations: the backward pass
     computes them again, chunk by chunk (gradient caching, Gao et al. 2021). Projections and objectives see the whole
     batch, so the contrast and its gradients are the big batch's at the memory of a small one. Batch norm within an
     encoder (none is in MAST, MViT and Swin) has its statistics over a chunk.
 
     Args:
-        pair: The student.
-        teacher: Its moving average; None without.
-        augmentation: Drawn anew for every view.
+        task: The student, its teacher, the augmentation, which is drawn anew for every view, and the chunk.
         batch: Clips with audio and video, on the device.
-        seconds: Length of a clip.
-        chunk: Clips encoded at a time; None takes all.
-        files: (N,) the number of the media file of each row of the training split; None: each row has its own.
     """
 
-    def __init__(
-        self,
-        pair: AudioVisualPair,
-        teacher: AudioVisualPair | None,
-        augmentation: Augmentation,
-        batch: Batch,
-        seconds: float,
-        chunk: int | None = None,
-        files: Tensor | None = None,
-    ) -> None:
+    def __init__(self, task: PretrainTask, batch: Batch) -> None:
         assert batch.audio is not None and batch.video is not None, "pretraining needs both modalities"
-        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, seconds
-        self.file = batch.index if files is None else files[batch.index]
-        self._pair, self._teacher, self._augmentation = pair, teacher, augmentation
-        self._waveform, self._frames = batch.audio, batch.video
-        self._samples = pair.frontend.told(batch.samples)
+        self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, task.clip_seconds
+        self.file = batch.index if task.files is None else task.files[batch.index]
+        self._task, self._waveform, self._frames = task, batch.audio, batch.video
+        self._samples = task.pair.frontend.told(batch.samples)
         size = batch.size
-        self._chunk = min(chunk or size, size)
+        self._chunk = min(task.chunk or size, size)
         # Every view is drawn from a seed of its own: student, teacher and a second computation see the same.
         self._seed = int(torch.randint(2**62, ()).item())
         device = batch.audio.device.type
@@ -171,15 +137,14 @@ class PairStep(Step):
 
     def audio(self, view: int = 0, *, teacher: bool = False, patch_drop: float = 0.0) -> Tensor:
         """See :meth:`Step.audio`."""
-        return self._by_time(view, teacher, patch_drop).mean(dim=2)
+        return self._audio_by_time(view, teacher, patch_drop).mean(dim=2)
 
     def video(self, view: int = 0, *, teacher: bool = False) -> Tensor:
         """See :meth:`Step.video`."""
         key = ("video", view, teacher)
         if key not in self._known:
-            pair = self._select(teacher)
-            with self._for_all(teacher):
-                (self._known[key],) = self._in_chunks(lambda rows: (pair.video(self._clip(rows, view)),))
+            with self._as_at_first(teacher):
+                self._known[key] = self._in_chunks(self._encode_video, self._pair(teacher), view)
         return self._known[key]
 
     def project(
@@ -189,59 +154,51 @@ class PairStep(Step):
         name = str(objective.projected_by)
         key = ("projected", name, modality, view, teacher, patch_drop)
         if key not in self._known:
-            pair = self._select(teacher)
-            with self._for_all(teacher):
+            pair = self._pair(teacher)
+            with self._as_at_first(teacher):
                 if modality == "audio":
-                    self._known[key] = pair.project_audio(self._by_time(view, teacher, patch_drop), name)
+                    self._known[key] = pair.project_audio(self._audio_by_time(view, teacher, patch_drop), name)
                 else:
                     self._known[key] = pair.project_video(self.video(view, teacher=teacher), name)
         return self._known[key]
 
     def head(self, objective: Objective, modality: str, *, teacher: bool = False) -> nn.Module:
         """See :meth:`Step.head`."""
-        return self._select(teacher).head(str(objective.projected_by), modality)
+        return self._pair(teacher).head(str(objective.projected_by), modality)
 
     def map_audio(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
         """See :meth:`Step.map_audio`."""
-        return self._in_chunks(lambda rows: (function(self._pair.audio, self._spectrogram(rows, view)),))[0]
+        return self._in_chunks(self._map_audio, function, view)
 
     def map_video(self, function: Callable[[nn.Module, Tensor], Tensor], view: int = 0) -> Tensor:
         """See :meth:`Step.map_video`."""
-        return self._in_chunks(lambda rows: (function(self._pair.video, self._clip(rows, view)),))[0]
+        return self._in_chunks(self._map_video, function, view)
 
     def known(self, modality: str) -> tuple[Tensor | None, Tensor | None]:
         """The student's embeddings of view 0 for retrieval, and its features, each where an objective asked for it."""
         by_time, features = self._known.get(("by_time", 0, False, 0.0)), self._known.get(("video", 0, False))
         if modality == "audio":
             features = None if by_time is None else by_time.mean(dim=2)
-        return self._known.get(("projected", self._pair.retrieval, modality, 0, False, 0.0)), features
+        retrieval = self._task.pair.retrieval
+        return self._known.get(("projected", retrieval, modality, 0, False, 0.0)), features
 
-    def _by_time(self, view: int, teacher: bool, patch_drop: float) -> Tensor:
+    def _audio_by_time(self, view: int, teacher: bool, patch_drop: float) -> Tensor:
         """What the audio heads take; see :meth:`AudioVisualPair.encode_audio`."""
         key = ("by_time", view, teacher, patch_drop)
         if key not in self._known:
-            pair = self._select(teacher)
-
-            def encode(rows: slice) -> tuple[Tensor, ...]:
-                spectrogram = self._spectrogram(rows, view)
-                if patch_drop:
-                    with self._drawing(rows, view, salt=2):
-                        spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
-                return (pair.encode_audio(spectrogram),)
-
-            with self._for_all(teacher):
-                (self._known[key],) = self._in_chunks(encode)
+            with self._as_at_first(teacher):
+                self._known[key] = self._in_chunks(self._encode_audio, self._pair(teacher), view, patch_drop)
         return self._known[key]
 
-    def _select(self, teacher: bool) -> AudioVisualPair:
+    def _pair(self, teacher: bool) -> AudioVisualPair:
         if not teacher:
-            return self._pair
-        if self._teacher is None:
+            return self._task.pair
+        if self._task.teacher is None:
             raise RuntimeError("an objective that uses the momentum teacher must set needs_teacher = True")
-        return self._teacher
+        return self._task.teacher
 
     @contextmanager
-    def _for_all(self, teacher: bool) -> Iterator[None]:
+    def _as_at_first(self, teacher: bool) -> Iterator[None]:
         """Gradients and precision as where the step began: an objective that asks within ``no_grad``, say for hard
         negatives, would else leave the others a result without gradient."""
         gradient, mixed, dtype = self._modes
@@ -249,43 +206,60 @@ class PairStep(Step):
         with torch.set_grad_enabled(gradient and not teacher), precision:
             yield
 
-    def _in_chunks(self, encode: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _in_chunks(self, encode: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """``encode(rows, *arguments)`` of all rows, one chunk after the other."""
         size = len(self._waveform)
         chunks = [slice(first, min(first + self._chunk, size)) for first in range(0, size, self._chunk)]
         if len(chunks) == 1:
-            return encode(chunks[0])
+            return encode(chunks[0], *arguments)
         if not torch.is_grad_enabled():
-            parts = [encode(rows) for rows in chunks]
-        else:
-            contexts: dict[str, Any] = {
-                "use_reentrant": False,
-                "context_fn": lambda: (nullcontext(), batch_norms_still(self._pair)),
-            }
-            parts = [checkpoint(encode, rows, **contexts) for rows in chunks]
-        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return torch.cat([encode(rows, *arguments) for rows in chunks])
+        again: dict[str, Any] = {"use_reentrant": False, "context_fn": self._computed_again}
+        return torch.cat([checkpoint(encode, rows, *arguments, **again) for rows in chunks])
+
+    def _computed_again(self) -> tuple[Any, Any]:
+        """Contexts of the first computation and of the one in the backward pass, which updates no batch norm anew."""
+        return nullcontext(), batch_norms_still(self._task.pair)
+
+    def _encode_audio(self, rows: slice, pair: AudioVisualPair, view: int, patch_drop: float) -> Tensor:
+        spectrogram = self._spectrogram(rows, view)
+        if patch_drop:
+            with self._drawing(rows, view, salt=2):
+                spectrogram = drop_patches(spectrogram, patch_drop, pair.audio.stride)
+        return pair.encode_audio(spectrogram)
+
+    def _encode_video(self, rows: slice, pair: AudioVisualPair, view: int) -> Tensor:
+        return pair.video(self._clip(rows, view))
+
+    def _map_audio(self, rows: slice, function: Callable[[nn.Module, Tensor], Tensor], view: int) -> Tensor:
+        return function(self._task.pair.audio, self._spectrogram(rows, view))
+
+    def _map_video(self, rows: slice, function: Callable[[nn.Module, Tensor], Tensor], view: int) -> Tensor:
+        return function(self._task.pair.video, self._clip(rows, view))
 
     def _spectrogram(self, rows: slice, view: int) -> Tensor:
-        def make() -> Tensor:
-            samples = None if self._samples is None else self._samples[rows]
-            waveform = self._augmentation.wave(self._waveform[rows], samples)
-            return self._augmentation.spectrogram(self._pair.frontend(waveform, samples), inplace=True)
-
-        return self._input("spectrogram", rows, view, salt=0, make=make)
+        """Augmented spectrograms of ``rows``: kept when the batch is one chunk, else made again when needed."""
+        made = self._known.get(("spectrogram", view))
+        if made is None:
+            task, samples = self._task, None if self._samples is None else self._samples[rows]
+            with self._drawing(rows, view, salt=0), torch.no_grad():
+                waveform = task.wave(self._waveform[rows], samples)
+                made = task.spectrogram(task.pair.frontend(waveform, samples), inplace=True)
+            self._keep(("spectrogram", view), made)
+        return made
 
     def _clip(self, rows: slice, view: int) -> Tensor:
-        make = lambda: self._augmentation.video(self._frames[rows])  # noqa: E731
-        return self._input("frames", rows, view, salt=1, make=make)
+        """Augmented frames of ``rows``; see :meth:`_spectrogram`."""
+        made = self._known.get(("frames", view))
+        if made is None:
+            with self._drawing(rows, view, salt=1), torch.no_grad():
+                made = self._task.video(self._frames[rows])
+            self._keep(("frames", view), made)
+        return made
 
-    def _input(self, kind: str, rows: slice, view: int, *, salt: int, make: Callable[[], Tensor]) -> Tensor:
-        """One modality's augmented input: kept when the batch is one chunk, else made again when it is needed."""
-        key = (kind, view)
-        if key in self._known:
-            return self._known[key]
-        with self._drawing(rows, view, salt), torch.no_grad():
-            made = make()
+    def _keep(self, key: tuple[str, int], made: Tensor) -> None:
         if self._chunk == len(self._waveform):
             self._known[key] = made
-        return made
 
     @contextmanager
     def _drawing(self, rows: slice, view: int, salt: int) -> Iterator[None]:

@@ -26,6 +26,8 @@ from avssl.locks import HeldError, hold, refuse_held
 from avssl.pipelines.data import HoldOut, Splits
 from avssl.runs import EXPORT, run_folder
 from avssl.tracking import Tracker, check_tracking
+from avssl.training.engine import Engine
+from avssl.training.launch import check_alike
 from avssl.urls import hidden
 from mast import LogMel
 
@@ -169,6 +171,27 @@ class Run:
             pq.write_table(
                 splits.train.table.select(["clip_id"]), temporary, compression="zstd", write_page_checksum=True
             )
+
+    def settings(self, digest: str) -> dict[str, Any]:
+        """What a checkpoint says of its run, beside the model's settings; ``digest`` is that of the data."""
+        clips = self.config.optim.batch_size * self.fabric.world_size
+        return {"global_batch": clips, "manifest": digest, "config": to_dict(self.config)}
+
+    def resume(self, engine: Engine) -> None:
+        """Lets ``engine`` go on where the checkpoint of this run left off, if it has one.
+
+        Raises:
+            ValueError: the checkpoint has changed since, or is another one for another process.
+        """
+        if self.checkpoint is None:
+            return
+        engine.resume(self.checkpoint)
+        if engine.progress.step != self.step:
+            raise ValueError(
+                f"resume: {self.checkpoint} was of step {self.step} and is of step {engine.progress.step} now: another "
+                "run is writing it; wait for that, or copy the file"
+            )
+        check_alike(self.fabric, {f"of {self.checkpoint} the step": engine.progress.step})
 
     def describe(self, models: Mapping[str, nn.Module], digest: str) -> None:
         """Has the tracker show the number of parameters of ``models``, by name, and the ``digest`` of the data."""

@@ -102,14 +102,14 @@ def test_media_are_embedded_and_classified(tuned: avssl.Result, folder: Path) ->
 )
 def test_settings_mean_what_they_mean_in_the_shell(settings: dict, argv: list[str], monkeypatch) -> None:
     read: list[FinetuneConfig] = []
-    monkeypatch.setattr("avssl.pipelines.finetune.finetune", lambda config: read.append(config) or {"folder": "."})
+    monkeypatch.setattr("avssl.commands.finetune.finetune", lambda config: read.append(config) or {"folder": "."})
     avssl.finetune(**settings)
     assert to_dict(read[0]) == to_dict(parse(FinetuneConfig, argv))
 
 
 def test_recipes_and_config_objects_are_taken(monkeypatch, tmp_path) -> None:
     read: list[PretrainConfig] = []
-    monkeypatch.setattr("avssl.pipelines.pretrain.pretrain", lambda config: read.append(config) or {"folder": "."})
+    monkeypatch.setattr("avssl.commands.pretrain.pretrain", lambda config: read.append(config) or {"folder": "."})
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("optim: {lr: 0.25, epochs: 7}\n")
     avssl.pretrain(recipe, optim={"epochs": 2})

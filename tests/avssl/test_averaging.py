@@ -38,9 +38,9 @@ def test_a_run_evaluates_saves_and_resumes_its_average(tmp_path) -> None:
     def run(folder, stop_at: int | None = None):
         engine = make_engine(folder, ema=0.9, checkpoint_every=5)
         if stop_at:
-            engine.schedule.max_steps = stop_at
+            engine.max_steps = stop_at
         seen = []
-        engine.fit(stream(engine), lambda: seen.append(engine.model()) or {})
+        engine.fit(stream(engine), lambda model: seen.append(model) or {})
         assert all(model is engine.average.module for model in seen)
         return engine
 

@@ -9,12 +9,12 @@ import yaml
 from scipy.io import wavfile
 
 from avssl.cli import parse
+from avssl.commands.finetune import finetune
+from avssl.commands.pretrain import build_task
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, to_dict
 from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
-from avssl.pipelines.finetune import finetune
 from avssl.pipelines.initialization import complete_audio, complete_pretraining, complete_video
-from avssl.pipelines.pretrain import build_task
 from avssl.pipelines.training import spectrogram_augment, wave_augment
 
 CONFIGS = Path(__file__).parents[2] / "configs"

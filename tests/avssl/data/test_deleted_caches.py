@@ -9,6 +9,7 @@ from loading_samples import write_ramp_wav
 from small_runs import small_pretraining
 from test_shards_write import clocks, contents, made
 
+from avssl.commands.pretrain import pretrain
 from avssl.data import catalog, scan
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError, FailureMonitor
@@ -16,7 +17,6 @@ from avssl.data.loader import make_train_loader
 from avssl.data.media import MediaInfo
 from avssl.data.shards import write
 from avssl.data.shards.index import verify
-from avssl.pipelines.pretrain import pretrain
 from avssl.tracking import read_rows
 from avssl.training.engine import Engine
 

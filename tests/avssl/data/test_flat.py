@@ -19,11 +19,11 @@ import pytest
 from small_runs import small_pretraining
 from test_shards_write import clocks, made
 
+from avssl.commands.pretrain import pretrain
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, probe
 from avssl.data.media.stream import stream_audio
 from avssl.data.shards.sample import open_source
-from avssl.pipelines.pretrain import pretrain
 from avssl.training.engine import Engine
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from avssl.models import AudioVisualPair
 from avssl.models.projection import Projection
 from avssl.models.video import FeatureMap, VideoEncoder
 from avssl.objectives import Objective, Shapes, Step, projections_of
-from avssl.training.pretraining import Augmentation, PretrainTask
+from avssl.training.pretraining import PretrainTask
 
 SHAPES = Shapes(joint=6, audio=64, video=10, clips=16, audio_stride=(32, 32))
 
@@ -120,8 +120,15 @@ def exact_task(
     for heads in pair.projections.values():
         heads["audio"], heads["video"] = (nn.Linear(width, SHAPES.joint) for width in (SHAPES.audio, SHAPES.video))
     pair.settings = {"crop_size": 16}
-    augmentation = Augmentation(WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(16, 1.0, 0.0, 0.0))
-    task = PretrainTask(pair, objectives, augmentation, chunk=chunk, teacher_momentum=teacher_momentum).double()
+    task = PretrainTask(
+        pair,
+        objectives,
+        wave=WaveAugment(0.0),
+        spectrogram=SpectrogramAugment(0, 0, 0),
+        video=VideoAugment(16, 1.0, 0.0, 0.0),
+        chunk=chunk,
+        teacher_momentum=teacher_momentum,
+    ).double()
     pair.frontend = PassingLogMel(num_mels=64)
     return task
 

@@ -11,6 +11,7 @@ import pytest
 from scipy.io import wavfile
 
 from avssl.cli import parse
+from avssl.commands.finetune import finetune
 from avssl.config import (
     AudioConfig,
     CrossvalConfig,
@@ -24,7 +25,6 @@ from avssl.config import (
 from avssl.evaluation.result import read_result, write_result
 from avssl.locks import HeldError, hold
 from avssl.pipelines.crossval import Cell, crossval, finished_result, make_cells
-from avssl.pipelines.finetune import finetune
 
 SPEAKERS = ["ann", "bob", "cleo"]
 SMALL = AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]})

@@ -9,6 +9,9 @@ import pytest
 import torch
 from scipy.io import wavfile
 
+from avssl.commands import finetune as finetuning
+from avssl.commands.finetune import finetune
+from avssl.commands.pretrain import pretrain
 from avssl.config import (
     AudioConfig,
     BottleneckConfig,
@@ -25,9 +28,6 @@ from avssl.config import (
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.locks import HeldError, hold
-from avssl.pipelines import finetune as finetuning
-from avssl.pipelines.finetune import finetune
-from avssl.pipelines.pretrain import pretrain
 
 AUDIO = AudioConfig(model="mast_pico", options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
 SHARED = {"audio": AUDIO, "runtime": RuntimeConfig(accelerator="cpu"), "wandb": WandbConfig(mode="disabled")}

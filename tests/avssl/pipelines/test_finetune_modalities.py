@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from avssl.cli import parse
+from avssl.commands.finetune import finetune
+from avssl.commands.pretrain import pretrain
 from avssl.config import (
     AudioConfig,
     BottleneckConfig,
@@ -29,8 +31,6 @@ from avssl.loading import load
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
 from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.evaluate import evaluate
-from avssl.pipelines.finetune import finetune
-from avssl.pipelines.pretrain import pretrain
 
 DATA = DataConfig(
     options={"pretrain": 8, "train_per_class": 2, "test_per_class": 1},

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import mast
+from avssl.commands.finetune import finetune
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, RuntimeConfig, WandbConfig
-from avssl.pipelines.finetune import finetune
 
 AST = AudioConfig("ast_base", {"embed_dim": 24, "depth": 2, "heads": 2, "mels": 64, "frames": 38})
 

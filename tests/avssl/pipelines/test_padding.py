@@ -198,7 +198,7 @@ def test_a_shift_carries_no_sound_to_where_the_mask_leaves_it_out(monkeypatch: p
 
 
 def test_a_clip_that_is_not_blended_keeps_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = FinetuneTask(masking(), WaveAugment(0.0), SpectrogramAugment(masks=0), 0.3)
+    task = FinetuneTask(masking(), WaveAugment(0.0), SpectrogramAugment(masks=0), mixup_alpha=0.3)
     partner, share = torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 1.0])
     monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (x, partner, share))
     _, valid = seen_by(task.train(), short_batch(), monkeypatch)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import mast
+from avssl.commands.finetune import resolve_checkpoint
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
 from avssl.loading import load, save_encoder
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.finetune import resolve_checkpoint
 from avssl.pipelines.initialization import (
     audio_settings,
     complete_audio,

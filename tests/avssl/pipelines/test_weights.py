@@ -13,6 +13,8 @@ from scipy.io import wavfile
 from torch import nn
 
 from avssl.checkpoint import read_checkpoint
+from avssl.commands.finetune import finetune
+from avssl.commands.pretrain import pretrain
 from avssl.config import (
     AudioConfig,
     DataConfig,
@@ -25,9 +27,7 @@ from avssl.config import (
     WandbConfig,
 )
 from avssl.loading import load
-from avssl.pipelines.finetune import finetune
 from avssl.pipelines.initialization import initial_pair, read_start
-from avssl.pipelines.pretrain import pretrain
 from avssl.tracking import read_rows
 
 DEMO = DataConfig(

@@ -14,11 +14,12 @@ from small_engine import batch_of, make_engine, stream
 from torch import nn
 
 from avssl.checkpoint import read_checkpoint
+from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.errors import LostProcessError, NonFiniteError
 from avssl.tracking import read_rows
-from avssl.training.engine import Engine, Schedule, Task
+from avssl.training.engine import Engine, Task
 
 
 def test_trains_and_logs(tmp_path) -> None:
@@ -56,13 +57,13 @@ def test_accumulation_equals_one_big_batch() -> None:
         engine = Engine(
             fabric,
             Square(linear),
-            lambda task: torch.optim.SGD(task.parameters(), lr=0.0),
-            torch.optim.lr_scheduler.ConstantLR,
-            Schedule(1, accumulate=parts, clip_grad=0),
-            None,
-            None,
-            FailureMonitor(),
-            {},
+            optim=OptimConfig(accumulate=parts, clip_grad=0),
+            log=LogConfig(),
+            steps=1,
+            tracker=None,
+            store=None,
+            failures=FailureMonitor(),
+            settings={},
         )
         optimizer_step = engine.optimizer.step
         engine.optimizer.step = lambda *a, layer=linear, step=optimizer_step: (
@@ -153,7 +154,7 @@ def test_a_signal_at_any_point_of_a_step_changes_no_metric(point: str, step: int
         return {"score": -abs(engine.progress.step - 8) + engine.model()[0].weight.sum().item() * 1e-3}
 
     whole = engine_in(tmp_path / "whole")
-    assert whole.fit(stream(whole), lambda: score(whole))
+    assert whole.fit(stream(whole), lambda _: score(whole))
 
     struck = engine_in(tmp_path / "struck")
     sent = []
@@ -186,10 +187,10 @@ def test_a_signal_at_any_point_of_a_step_changes_no_metric(point: str, step: int
     }
     if point in calls:
         around(*calls[point])
-    ended = struck.fit(loading(), lambda: score(struck))
+    ended = struck.fit(loading(), lambda _: score(struck))
     assert sent
     again = engine_in(tmp_path / "struck")
-    assert ended or again.fit(stream(again), lambda: score(again))
+    assert ended or again.fit(stream(again), lambda _: score(again))
     assert (tmp_path / "struck/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     final = struck if ended else again
     assert (final.progress.best, final.progress.best_step) == (whole.progress.best, whole.progress.best_step)
@@ -200,13 +201,13 @@ def test_a_signal_at_any_point_of_a_step_changes_no_metric(point: str, step: int
 
 def test_a_validation_that_is_made_up_for_and_cut_short_is_not_logged_twice(tmp_path) -> None:
     engine = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
-    engine.fit(signalled(engine, 2), lambda: {"score": 0.5})
+    engine.fit(signalled(engine, 2), lambda _: {"score": 0.5})
     again = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
     again.save = lambda name: (_ for _ in ()).throw(OSError("killed"))  # its row is written, the checkpoint is not
     with pytest.raises(OSError, match="killed"):
-        again.fit(stream(again), lambda: {"score": 0.5})
+        again.fit(stream(again), lambda _: {"score": 0.5})
     third = make_engine(tmp_path, steps=6, validate_every=2, monitor="score")
-    assert third.fit(stream(third), lambda: {"score": 0.5})
+    assert third.fit(stream(third), lambda _: {"score": 0.5})
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "val/score" in row] == [2, 4, 6]
 
 
@@ -221,14 +222,14 @@ def signalled(engine: Engine, step: int):
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 def test_a_damaged_checkpoint_changes_no_metric_of_a_run_that_goes_on(name: str, tmp_path, caplog) -> None:
     whole = make_engine(tmp_path / "whole", checkpoint_every=2, validate_every=4, monitor="score")
-    whole.fit(stream(whole), lambda: {"score": float(whole.progress.step)})
+    whole.fit(stream(whole), lambda _: {"score": float(whole.progress.step)})
     parts = make_engine(tmp_path / "parts", checkpoint_every=2, validate_every=4, monitor="score")
-    parts.fit(signalled(parts, 7), lambda: {"score": float(parts.progress.step)})
+    parts.fit(signalled(parts, 7), lambda _: {"score": float(parts.progress.step)})
     (tmp_path / "parts/checkpoints" / name).write_bytes(b"cut short")
     again = make_engine(tmp_path / "parts", checkpoint_every=2, validate_every=4, monitor="score")
     assert again.progress.step == {"last.ckpt": 6, "best.ckpt": 7}[name]
     assert ("the newest whole one, of step 6" in caplog.text) == (name == "last.ckpt")
-    assert again.fit(stream(again), lambda: {"score": float(again.progress.step)})
+    assert again.fit(stream(again), lambda _: {"score": float(again.progress.step)})
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     assert again.use_best()
 
@@ -236,7 +237,7 @@ def test_a_damaged_checkpoint_changes_no_metric_of_a_run_that_goes_on(name: str,
 def test_damaged_best_weights_are_not_used(tmp_path, caplog) -> None:
     engine = make_engine(tmp_path, steps=4, validate_every=2, monitor="score")
     scores = iter([0.9, 0.1])
-    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    engine.fit(stream(engine), lambda _: {"score": next(scores)})
     (tmp_path / "checkpoints/best.ckpt").write_bytes(b"cut short")
     assert not engine.use_best() and "using the last weights instead of the best, of step 2" in caplog.text
 
@@ -245,7 +246,7 @@ def test_best_and_kept_checkpoints(tmp_path, caplog) -> None:
     caplog.set_level("INFO", "avssl.training.engine")
     engine = make_engine(tmp_path, steps=6, validate_every=2, keep_every=3, monitor="score")
     scores = iter([0.1, 0.9, 0.5])
-    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    engine.fit(stream(engine), lambda _: {"score": next(scores)})
     files = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert files == {"last.ckpt", "best.ckpt", "step-3.ckpt", "step-6.ckpt"}
     assert read_checkpoint(tmp_path / "checkpoints/best.ckpt")["progress"]["step"] == 4
@@ -263,8 +264,8 @@ def test_the_best_weights_come_back(ema, tmp_path) -> None:
     engine = make_engine(tmp_path, steps=6, validate_every=2, monitor="score", ema=ema)
     scores, weights = iter([0.1, 0.9, 0.5]), []
 
-    def validate() -> dict[str, float]:
-        weights.append(copy.deepcopy(engine.model().state_dict()))
+    def validate(model: nn.Module) -> dict[str, float]:
+        weights.append(copy.deepcopy(model.state_dict()))
         return {"score": next(scores)}
 
     engine.fit(stream(engine), validate)
@@ -279,20 +280,20 @@ def test_of_equal_scores_the_latest_is_best_but_patience_runs_out(tmp_path) -> N
     """With few clips a validation is perfect long before training is over."""
     engine = make_engine(tmp_path / "one", steps=8, validate_every=2, monitor="score")
     scores = iter([0.2, 1.0, 1.0, 0.5])
-    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    engine.fit(stream(engine), lambda _: {"score": next(scores)})
     assert engine.progress.best_step == 6
     patient = make_engine(tmp_path / "two", steps=20, validate_every=2, monitor="score", patience=2)
-    patient.fit(stream(patient), lambda: {"score": 1.0})
+    patient.fit(stream(patient), lambda _: {"score": 1.0})
     assert patient.progress.step == patient.progress.best_step == 6
     nothing = make_engine(tmp_path / "three", steps=2, validate_every=2, monitor="score")
-    nothing.fit(stream(nothing), lambda: {"score": float("nan")})
+    nothing.fit(stream(nothing), lambda _: {"score": float("nan")})
     assert nothing.progress.best_step == -1 and not nothing.use_best()
 
 
 def test_a_best_checkpoint_of_another_step_is_not_taken_for_it(tmp_path, caplog) -> None:
     engine = make_engine(tmp_path, steps=4, validate_every=2, monitor="score")
     scores = iter([0.9, 0.1])
-    engine.fit(stream(engine), lambda: {"score": next(scores)})
+    engine.fit(stream(engine), lambda _: {"score": next(scores)})
     last = copy.deepcopy(engine.model().state_dict())
     os.replace(tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/best.ckpt")
     assert not engine.use_best() and "not of step 2, which was best: using the last weights" in caplog.text
@@ -304,11 +305,11 @@ def test_a_best_checkpoint_of_another_step_is_not_taken_for_it(tmp_path, caplog)
 
 def test_the_best_of_another_run_is_not_this_ones(tmp_path) -> None:
     engine = make_engine(tmp_path / "one", steps=8, validate_every=2, keep_every=4, monitor="score")
-    engine.fit(stream(engine), lambda: {"score": 0.9})
+    engine.fit(stream(engine), lambda _: {"score": 0.9})
     other = make_engine(tmp_path / "two", steps=8, validate_every=2, monitor="score")
     other.resume(tmp_path / "one" / "checkpoints" / "step-4.ckpt")
     assert other.progress.step == 4
-    other.fit(stream(other), lambda: {"score": 0.5})
+    other.fit(stream(other), lambda _: {"score": 0.5})
     assert other.progress.best_step == 8 and other.use_best()
 
 
@@ -375,15 +376,12 @@ GONE = {
 def test_a_lost_process_is_told_as_that_at_any_collective(point: str, told: str, group, tmp_path, monkeypatch) -> None:
     engine = make_engine(tmp_path, steps=4, checkpoint_every=2, validate_every=3)
 
-    def validate() -> dict[str, float]:
-        return engine.fabric.broadcast({"score": 1.0})
-
     def gone(*_):
         raise GONE[told]
 
     monkeypatch.setattr(engine.fabric, point, gone)
     with pytest.raises(LostProcessError, match=r"lost another one at step [23]"):
-        engine.fit(stream(engine), validate)
+        engine.fit(stream(engine), lambda _: {"score": 1.0})
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -432,11 +430,11 @@ def test_unreadable_clips_abort_with_the_first_cause(tmp_path) -> None:
 def test_patience_ends_a_run_that_gets_no_better(tmp_path) -> None:
     engine = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
-    assert engine.fit(stream(engine), lambda: {"score": next(scores)})
+    assert engine.fit(stream(engine), lambda _: {"score": next(scores)})
     assert (engine.progress.step, engine.progress.best, engine.progress.best_step) == (10, 0.5, 8)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["progress"]["step"] == 10
     again = make_engine(tmp_path, steps=100, validate_every=2, monitor="score", patience=3)
-    assert again.fit(stream(again), lambda: {"score": 1.0}) and again.progress.step == 10
+    assert again.fit(stream(again), lambda _: {"score": 1.0}) and again.progress.step == 10
 
 
 def test_speed_tells_throughput_and_the_share_of_waiting(tmp_path) -> None:
@@ -456,7 +454,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path) -
     def half_engine() -> Engine:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
         precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-        return make_engine(tmp_path, fused=False, fabric=Fabric(accelerator="cpu", devices=1, plugins=[precision]))
+        return make_engine(tmp_path, fabric=Fabric(accelerator="cpu", devices=1, plugins=[precision]))
 
     engine = half_engine()
     before = [parameter.detach().clone() for parameter in engine.raw_task.parameters()]
@@ -476,7 +474,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path) -
 def test_bfloat16_trains_and_resumes_exactly(tmp_path) -> None:
     def run(folder, steps: int):
         engine = make_engine(folder, fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-mixed"))
-        engine.schedule.max_steps = steps
+        engine.max_steps = steps
         engine.fit(stream(engine))
         return read_rows(folder / "metrics.jsonl")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import mast
+from avssl.commands import finetune, pretrain
 from avssl.config import FinetuneConfig, PretrainConfig, RuntimeConfig
 from avssl.errors import LostProcessError
-from avssl.pipelines import finetune, pretrain
 from avssl.training import launch
 
 

@@ -14,13 +14,13 @@ import avssl
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.averaging import ExponentialAverage
+from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.models import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
-from avssl.training.engine import Engine, Schedule
-from avssl.training.optimizer import make_optimizer, make_scheduler
-from avssl.training.pretraining import Augmentation, PretrainTask
+from avssl.training.engine import Engine
+from avssl.training.pretraining import PretrainTask
 
 # Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
 WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
@@ -91,18 +91,17 @@ def make_engine(objective: str) -> Engine:
     )
     shapes = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
     terms = [(objective, create_objective(objective, shapes), 1.0)]
-    augmentation = Augmentation(WaveAugment(), SpectrogramAugment(), VideoAugment(32))
+    augmentation = {"wave": WaveAugment(), "spectrogram": SpectrogramAugment(), "video": VideoAugment(32)}
     return Engine(
         Fabric(accelerator="cpu", devices=1),
-        PretrainTask(pair, terms, augmentation, diagnose_every=100),
-        lambda task: make_optimizer(task, lr=1e-3, weight_decay=0.1, fused=True),
-        lambda optimizer: make_scheduler(optimizer, max_steps=100, warmup=0.1, lr=1e-3, min_lr=1e-5),
-        Schedule(100, log_every=100),
-        None,  # type: ignore[arg-type]  # steps that are not logged need no tracker
-        None,  # type: ignore[arg-type]
-        FailureMonitor(),
-        {},
-        ema=0.99,
+        PretrainTask(pair, terms, **augmentation, diagnose_every=100),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, min_lr=1e-5, ema=0.99),
+        log=LogConfig(every=100),
+        steps=100,
+        tracker=None,  # type: ignore[arg-type]  # steps that are not logged need no tracker
+        store=None,  # type: ignore[arg-type]
+        failures=FailureMonitor(),
+        settings={},
     )
 
 
