@@ -1,6 +1,6 @@
 """Averages of weights: along a run (EMA), and of several checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avssl.checkpoint import read_checkpoint
+from avssl.config.parts import REGULARIZATION
 from avssl.files import atomic_path
 from avssl.progress import track
 
@@ -65,11 +66,19 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         raise ValueError("checkpoints: there is none to average")
     result: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}
+    first: dict[str, Any] = {}
     for path in track(paths, "averaging", "checkpoint"):
         result = read_checkpoint(path)
         weights = result["average"] or result["task"]
+        model = _model_settings(result["settings"])
         if sums and (sums.keys() != weights.keys() or any(sums[key].shape != weights[key].shape for key in sums)):
             raise ValueError(f"checkpoints: {path} is of another model than {paths[0]}")
+        if sums and model != first:
+            other = next(key for key in model | first if model.get(key) != first.get(key))
+            raise ValueError(
+                f"checkpoints: {path} has other {other} than {paths[0]}: of such models a mean is of no use"
+            )
+        first = model
         for key, value in weights.items():
             if value.is_floating_point():
                 sums[key] = sums.get(key, 0) + value.double()
@@ -81,6 +90,19 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         for key, value in sums.items()
     }
     return result | {"average" if result["average"] else "task": mean}
+
+
+def _model_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What has to be equal for weights to mean the same, by dotted name: classes in their order, frontends, sizes."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "labels":
+            flat[f"{prefix}{key}"] = list(value.items())
+        elif isinstance(value, Mapping) and (prefix or key in ("pair", "classifier", "options", "frontend")):
+            flat |= _model_settings(value, f"{prefix}{key}.")
+        elif key not in REGULARIZATION and (prefix or key in ("kind", "model")):
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def write_average(checkpoint: dict[str, Any], path: Path) -> None:

@@ -319,7 +319,8 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # the second names the weights
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(lines[:2])[:300]
         raise ValueError(f"checkpoint: settings and weights of {path} do not fit a model: {what}") from error
 
 

@@ -300,7 +300,7 @@ def _hugging_face_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
         "model": model,
         "frontend": frontend,
         "labels": {"label": labels} if labels else {},
-        "extra": {},
+        "extra": {"multilabel": ["label"]} if config.get("problem_type") == "multi_label_classification" else {},
         "sha256": {},
     }
 

@@ -29,16 +29,18 @@ def test_the_page_shows_every_tool_and_extra() -> None:
     assert re.search(r"^export = \[", extra, re.MULTILINE) and "pip install 'avssl[export]'" in PAGE
 
 
-def test_the_python_runs(monkeypatch, capsys) -> None:
+def test_the_python_runs(tmp_path, monkeypatch, capsys) -> None:
     model = mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1], mels=32).eval()
     frontend = mast.LogMel(num_mels=32)
     described = describe(model, frontend, {"kind": ["a", "b"]})
     opened = Exported(lambda given: [model(frontend(*given)), model.features(frontend(*given))], described)
     monkeypatch.setattr(mast, "open_exported", lambda path: {"model.onnx": opened}[path])
-    first, second = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    mast.save_pretrained(model, tmp_path / "RUN", frontend=frontend, labels={"kind": ["a", "b"]})
+    monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    exec(compile(first, "docs/inference.md", "exec"), scope)
-    exec(compile(second, "docs/inference.md", "exec"), scope)
+    for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(compile(code, "docs/inference.md", "exec"), scope)
+    assert scope["features"].shape == (2, model.num_features) and scope["scores"]["kind"].sum() == pytest.approx(2)
     assert scope["logits"].shape == (2, 2)
     assert capsys.readouterr().out.startswith("waveform ")
     assert sum(frames.shape[-1] for frames in scope["frames"]) == mast.LogMel().num_frames(48000)

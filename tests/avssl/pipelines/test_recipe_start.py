@@ -109,13 +109,16 @@ def test_a_published_ast_starts_a_fine_tuning_as_it_is(tmp_path) -> None:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    peer = ASTForAudioClassification(ASTConfig(**sizes, num_labels=3))
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    peer = ASTForAudioClassification(ASTConfig(**sizes, **several))
     peer.save_pretrained(tmp_path)
     ASTFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(tmp_path)
-    config = complete_finetuning(FinetuneConfig(head="full"), load(tmp_path))
+    published = load(tmp_path)
+    assert (published.kind, published.settings.multilabel) == ("classifier", {"label"})
+    config = complete_finetuning(FinetuneConfig(head="full"), published)
     assert (config.audio.model, config.audio.options["embed_dim"], config.audio.fixed_frames) == ("ast_base", 16, 1024)
     assert (config.audio.mean, config.audio.divide_by, config.audio.pad) == (-5.0, "2*std", "zero")
-    classifier = initial_classifier(config, load(tmp_path), {"kind": ["a", "b"]})
+    classifier = initial_classifier(config, published, {"kind": ["a", "b"]})
     weights = classifier.audio_encoder.patch_embed.proj.weight
     assert torch.equal(weights, peer.audio_spectrogram_transformer.embeddings.patch_embeddings.projection.weight)
     assert classifier.frontend(torch.zeros(1, 16000)).shape == (1, 1, 128, 1024)
