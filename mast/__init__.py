@@ -4,6 +4,7 @@ from mast import binaries
 
 repaired = binaries.repair()  # before anything can import torchvision or torchaudio
 
+from mast import adapters  # noqa: E402, F401
 from mast.ast import AST  # noqa: E402
 from mast.base import SpectrogramModel  # noqa: E402
 from mast.export import export_onnx, export_program, quantize_onnx, save_program  # noqa: E402

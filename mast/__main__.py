@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mast",
         description="Parameters, multiply-accumulates (linear and convolution only; total with attention) and tokens.",
     )
-    parser.add_argument("models", nargs="*", help=f"names; all by default: {', '.join(list_models())}")
+    parser.add_argument(
+        "models", nargs="*", help=f"names, also timm/NAME and hf/PATH; by default {', '.join(list_models())}"
+    )
     parser.add_argument("--frames", type=int, default=1024, help="length of the spectrogram (default: 1024, 10.24 s)")
     parser.add_argument("--mels", type=int, default=128, help="mel bins (default: 128)")
     parser.add_argument("--classes", type=int, default=527, help="width of the head (default: 527, AudioSet)")
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = [
             measure(name, num_classes=args.classes, mels=args.mels, frames=args.frames) for name in [*names, BASELINE]
         ]
-    except ValueError as error:
+    except (ValueError, TypeError, ImportError) as error:
         parser.error(str(error))
     print(f"{args.mels} mels x {args.frames} frames, {args.classes} classes")
     print(table(rows, rows[-1]))

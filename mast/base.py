@@ -1,7 +1,7 @@
 """What all models of this package share: head, features, and saving."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class SpectrogramModel(nn.Module, ABC):
         num_classes: width of the head, 0 for none.
     """
 
+    channels_first: bool = False  # of the blocks' outputs with a grid: (B, C, F, T), not (B, F, T, C)
     blocks: Iterable[nn.Module]
     head: nn.Module
 
@@ -103,6 +104,14 @@ class SpectrogramModel(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases and norms."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+
+    def rebuilding_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments by which ``create_model`` builds the model again, without the files that it was built from.
+
+        Args:
+            given: those that it was built with.
+        """
+        return dict(given)
 
     def backends(self) -> dict[str, str]:
         """What computes each block on the model's device, see ``mast.backends``."""

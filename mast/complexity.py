@@ -73,8 +73,9 @@ def measure_module(model: SpectrogramModel, *, mels: int = 128, frames: int = 10
     twin = accelerate(copy.deepcopy(model).to("meta"), "reference")
     outputs: list[tuple[int, ...]] = []
 
-    def note_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append(tuple(output.shape))
+    def note_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        tokens = output if isinstance(output, Tensor) else output[0]
+        outputs.append(tuple((tokens.movedim(1, -1) if model.channels_first and tokens.ndim == 4 else tokens).shape))
 
     for block in twin.blocks:
         block.register_forward_hook(note_output)

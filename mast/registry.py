@@ -4,6 +4,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mast.base import SpectrogramModel
@@ -12,6 +13,7 @@ from mast.plugins import import_installed
 Builder = Callable[..., SpectrogramModel]
 
 _BUILDERS: dict[str, Builder] = {}
+_FAMILIES: dict[str, Callable[..., SpectrogramModel]] = {}
 # What imports further models; called before a name is said to be unknown.
 more_models: list[Callable[[], object]] = [import_installed]
 
@@ -32,6 +34,18 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     return register
 
 
+def register_family(prefix: str) -> Callable[[Callable[..., SpectrogramModel]], Callable[..., SpectrogramModel]]:
+    """Makes ``create_model("PREFIX/NAME", ...)`` call the decorated class or function with NAME first."""
+
+    def register(builder: Callable[..., SpectrogramModel]) -> Callable[..., SpectrogramModel]:
+        if prefix in _FAMILIES:
+            raise ValueError(f"a family of models named {prefix!r} is registered already")
+        _FAMILIES[prefix] = builder
+        return builder
+
+    return register
+
+
 def list_models() -> list[str]:
     """Names of all registered models, sorted."""
     _import_more()
@@ -46,14 +60,22 @@ def authors() -> list[str]:
 
 def author_of(name: str) -> str | None:
     """The module outside of ``mast`` that has registered the model ``name``; None for one of mast's own."""
-    return next((module for module in authors() if _BUILDERS[name].__module__ == module), None)
+    return next((module for module in authors() if name in _BUILDERS and _BUILDERS[name].__module__ == module), None)
 
 
 def is_registered(name: str) -> bool:
     """Whether ``create_model`` knows ``name``, once what can bring further models has been imported."""
+    if _family_of(name) is not None:
+        return True
     if name not in _BUILDERS:
         _import_more()
     return name in _BUILDERS
+
+
+def _family_of(name: str) -> Builder | None:
+    prefix, slash, rest = name.partition("/")
+    family = _FAMILIES.get(prefix)
+    return partial(family, rest) if slash and family is not None else None
 
 
 def _import_more() -> None:
@@ -65,7 +87,7 @@ def create_model(name: str, *, num_classes: int = 0, backend: str | None = None,
     """Build a model with fresh weights.
 
     Args:
-        name: one of ``list_models()``.
+        name: one of ``list_models()``, or ``timm/NAME``, ``hf/PATH``: see ``mast.adapters``.
         num_classes: width of the head; 0 for features.
         backend: what computes the blocks, see ``mast.accelerate``. Default: what ``mast.set_backend`` chose, else
             "auto", the fastest that equals the plain code. "reference" is the plain code itself, which is also what a
@@ -85,7 +107,7 @@ def create_model(name: str, *, num_classes: int = 0, backend: str | None = None,
         close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")
-    model = _BUILDERS[name](num_classes=num_classes, **overrides)
+    model = (_family_of(name) or _BUILDERS[name])(num_classes=num_classes, **overrides)
     model.name = name  # type: ignore[assignment]
     return accelerate(model, backend or default_backend())  # type: ignore[arg-type]
 

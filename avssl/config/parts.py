@@ -100,7 +100,8 @@ class AudioConfig:
     """The audio encoder and its frontend. What is not given is the checkpoint's where one is given.
 
     Args:
-        model: A name that ``python -m mast`` prints: mast_base ... mast_nano, ast_base; default: mast_pico.
+        model: A name that ``python -m mast`` prints: mast_base ... mast_nano, ast_base; or timm/NAME, a backbone of
+            timm, or hf/PATH, a folder of transformers' AST; or one of a plug-in; default: mast_pico.
         options: Keyword arguments of the model, for example {drop_path: 0.1}, over those that its name stands for.
         sample_rate: Rate that audio is resampled to, in Hz; default: 16000.
         num_mels: Mel bins of the log-mel spectrogram; default: the model's own number.
@@ -132,7 +133,7 @@ class VideoConfig:
     """The video encoder. What is not given is the checkpoint's where one is given.
 
     Args:
-        model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d; default: tiny.
+        model: tiny, tiny_motion, mvit_v2_s, r2plus1d_18, swin3d_t or s3d, or one of a plug-in; default: tiny.
         options: Keyword arguments of the encoder: mvit_v2_s takes {scaled_positions: true}, which divides the scores of
             its relative positions by sqrt(dim), as MViTv2's equation 4 is printed; default: as its authors' code.
         pretrained: Start from torchvision's Kinetics-400 weights (downloads them on first use).

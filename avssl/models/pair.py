@@ -107,6 +107,7 @@ class AudioVisualPair(nn.Module):
             embedding_dim,
             time_bins,
         )
+        arguments["audio_options"] = pair.audio.rebuilding_options(audio_options or {})
         pair.settings = arguments | {"pretrained": False}  # a checkpoint brings its weights itself
         return pair
 
