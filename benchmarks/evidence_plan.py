@@ -14,7 +14,8 @@ from evidence_setup import MELS, MODELS, SETS, audio_options
 
 import mast
 from avssl.config import DataConfig
-from avssl.pipelines.data import Loaders, open_splits
+from avssl.data.loaders import Loaders
+from avssl.data.splits import open_splits
 from mast.files import atomic_path
 
 # Tried are the middle ones, and beyond them for as long as the best of those tried is at their edge.

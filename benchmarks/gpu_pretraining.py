@@ -25,8 +25,9 @@ from avssl.cli import parse
 from avssl.commands.pretrain import build_task
 from avssl.config import PretrainConfig
 from avssl.data.failures import FailureMonitor
+from avssl.data.loaders import Loaders
+from avssl.data.splits import open_splits
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.initialization import complete_pair
 from avssl.pipelines.training import prepare_encoders
 from avssl.tracking import read_rows

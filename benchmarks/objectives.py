@@ -150,11 +150,12 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
 
     from avssl.checkpoint import run_settings
     from avssl.config import DataConfig
+    from avssl.data.loaders import Loaders
+    from avssl.data.splits import open_splits
     from avssl.evaluation.embeddings import embed_features, embed_pair
     from avssl.evaluation.probe import linear_probe
     from avssl.evaluation.retrieval import retrieval_metrics
     from avssl.loading import load
-    from avssl.pipelines.data import Loaders, open_splits
     from avssl.training.run import read_held_out
 
     torch.set_num_threads(1)

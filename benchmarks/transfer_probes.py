@@ -14,10 +14,11 @@ from transfer_setup import IDENTITY, SETS, Study
 
 from avssl.cli import parse
 from avssl.config import FinetuneConfig
+from avssl.data.loaders import Loaders
+from avssl.data.splits import open_splits
 from avssl.evaluation.diagnostics import diagnose, uniformity
 from avssl.evaluation.embeddings import embed, embed_pair
 from avssl.evaluation.model import load_evaluated
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.initialization import frame_size_for
 
 FOLDS = 4

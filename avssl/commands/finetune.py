@@ -17,7 +17,9 @@ from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
 from avssl.data.catalog import find_entry
 from avssl.data.failures import FailureMonitor
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.splits import Splits, check_labelled, open_splits
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
@@ -25,7 +27,6 @@ from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classif
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.pipelines.classification_report import Outcome, report_classification
-from avssl.pipelines.data import Loaders, Splits, check_labelled, open_splits
 from avssl.pipelines.initialization import (
     MODALITIES,
     complete_finetuning,

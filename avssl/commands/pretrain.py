@@ -14,7 +14,9 @@ from avssl import plugins
 from avssl.config import PretrainConfig, to_dict, to_yaml
 from avssl.config.resolution import pretraining_folder
 from avssl.data.failures import FailureMonitor
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.splits import Splits, open_splits
 from avssl.evaluation.curves import loss_curves
 from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
 from avssl.evaluation.embeddings import Embeddings, coverage, embed_pair
@@ -27,7 +29,6 @@ from avssl.loading import save_encoder
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
-from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
 from avssl.pipelines.training import check_training, prepare_encoders, spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter

@@ -14,6 +14,7 @@ from torch import Tensor
 from avssl.config import EvaluateConfig
 from avssl.data.batch import Batch
 from avssl.data.boxes import HELP, has_boxes
+from avssl.data.loaders import ClipProtocol, Loaders
 from avssl.data.manifest import Manifest
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.embeddings import (
@@ -30,7 +31,6 @@ from avssl.evaluation.model import EvaluatedModel
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.probe import ProbeResult, linear_probe
-from avssl.pipelines.data import ClipProtocol, Loaders
 
 
 @dataclass(frozen=True)

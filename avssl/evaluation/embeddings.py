@@ -24,11 +24,11 @@ from avssl.progress import Meter
 
 if TYPE_CHECKING:
     from avssl.data.batch import Batch
+    from avssl.data.loaders import Loaders
     from avssl.data.manifest import Manifest
     from avssl.loading import Loaded
     from avssl.models.classifier import Classifier
     from avssl.models.pair import AudioVisualPair
-    from avssl.pipelines.data import Loaders
 
 logger = logging.getLogger(__name__)
 

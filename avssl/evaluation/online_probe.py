@@ -9,12 +9,13 @@ import torch
 from avssl.config import DataConfig
 from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.splits import Splits
 from avssl.evaluation.classification import headline, multi_head_metrics
 from avssl.evaluation.embeddings import embed
 from avssl.evaluation.probe import linear_probe
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.data import Loaders, Splits
 
 logger = logging.getLogger(__name__)
 

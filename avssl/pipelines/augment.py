@@ -21,14 +21,15 @@ from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
+from avssl.data.loaders import ClipProtocol, Loaders
 from avssl.data.mixup import SetMixup, mix_waveforms
+from avssl.data.splits import open_splits
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.files import atomic_path
 from avssl.limits import set_limits
 from avssl.loading import SAMPLE_RATE
 from avssl.locks import hold
-from avssl.pipelines.data import ClipProtocol, Loaders, open_splits
 from avssl.pipelines.initialization import complete_pair, frontend_options
 from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 

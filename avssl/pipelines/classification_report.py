@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from avssl.config import FinetuneConfig, to_dict, to_yaml
+from avssl.data.splits import Splits
 from avssl.evaluation.classification import (
     HEADLINES,
     ClassificationReport,
@@ -29,7 +30,6 @@ from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
-from avssl.pipelines.data import Splits
 from avssl.tracking import read_rows
 from avssl.training.run import Run, next_command
 

@@ -12,15 +12,16 @@ from avssl.data.catalog import cache_folder, find_entry
 from avssl.data.clips import Modality
 from avssl.data.datasets import nearest
 from avssl.data.failures import DataError
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import SPLITS
+from avssl.data.splits import Splits, open_splits
 from avssl.evaluation.base import EvaluationResult, choose, report_evaluations, run_evaluations
 from avssl.evaluation.context import EvaluationContext
 from avssl.evaluation.embeddings import EmbeddingCache
 from avssl.evaluation.model import EvaluatedModel, load_evaluated
 from avssl.files import remove_leftovers
 from avssl.locks import hold
-from avssl.pipelines.data import Loaders, Splits, open_splits
 from avssl.pipelines.initialization import frame_size_for
 from avssl.runs import TrainingSettings, run_folder, with_training_data
 from avssl.training.launch import launch_single

@@ -20,12 +20,12 @@ from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import Manifest
+from avssl.data.splits import open_splits
 from avssl.evaluation.result import provenance, write_result
 from avssl.files import atomic_path
 from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
-from avssl.pipelines.data import open_splits
 from avssl.progress import Meter, track
 from avssl.runs import TrainingSettings, run_folder
 from avssl.training.run import read_held_out

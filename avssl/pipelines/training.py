@@ -19,9 +19,9 @@ from avssl.config import (
 )
 from avssl.data.mixup import SetMixup
 from avssl.data.shards.index import shard_numbers
+from avssl.data.splits import Splits
 from avssl.evaluation.embeddings import model_digest
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
-from avssl.pipelines.data import Splits
 from avssl.training.estimate import tell_long_run
 from avssl.training.launch import check_alike
 from avssl.training.optimizer import total_steps

@@ -21,9 +21,9 @@ from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
+from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
-from avssl.pipelines.data import HoldOut, Splits
 from avssl.runs import EXPORT, run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.training.engine import Engine

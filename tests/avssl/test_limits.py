@@ -11,9 +11,10 @@ import avssl.limits
 from avssl.config import AugmentSheetConfig, DataConfig, PrepareOptions
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
+from avssl.data import splits
 from avssl.data.processes import server
 from avssl.limits import MAX_CLIP_BYTES, Limits, limits, set_limits
-from avssl.pipelines import augment, cache, data, embed, export, folds, prepare
+from avssl.pipelines import augment, cache, embed, export, folds, prepare
 from avssl.runs import TrainingSettings
 
 GIVEN = {"max_pixels": 4321, "max_clip_bytes": 98765}
@@ -30,8 +31,8 @@ class Opened(Exception):
 
 CALLS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "training and evaluation": (
-        data, "open_data",
-        lambda: data.open_splits(DataConfig("demo", **GIVEN), modalities=("audio",), labelled=True),
+        splits, "open_data",
+        lambda: splits.open_splits(DataConfig("demo", **GIVEN), modalities=("audio",), labelled=True),
     ),
     "folds": (folds, "list_data", lambda: folds.make_folds(DataConfig("esc50", **GIVEN), "fold=1..2", None, 0, Path())),
     "embed": (
@@ -39,7 +40,7 @@ CALLS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         lambda: embed.select(EmbedConfig("run", Path("x"), EmbedDataConfig("demo", **GIVEN)), None),  # type: ignore
     ),
     "export": (
-        data, "open_data",
+        splits, "open_data",
         lambda: export._open_clips(
             ExportConfig("run", Path("x.onnx"), data=ExportDataConfig("demo", clip_seconds=1.0, **GIVEN)),
             TrainingSettings(),

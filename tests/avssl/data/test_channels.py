@@ -15,13 +15,14 @@ from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, read_audio
 from avssl.data.scan import scan
 from avssl.data.shards.sample import open_source
+from avssl.data.splits import open_splits
 from avssl.data.stats import logmel_stats
 from avssl.pipelines.cache import cache
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.prepare import prepare
 
 WAVE = noise(2.0, 16000)

@@ -22,6 +22,7 @@ from avssl.data.clips import ClipDataset, Item
 from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
 from avssl.data.loader import make_train_loader
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaError, read_audio
 from avssl.data.shards import encode
@@ -32,8 +33,8 @@ from avssl.data.shards.sample import open_source
 from avssl.data.shards.store import Store
 from avssl.data.shards.write import plan, write_cache
 from avssl.data.spans import frame_times
+from avssl.data.splits import open_splits
 from avssl.limits import Limits
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare
 
 SETTINGS = Settings(short_side=32, quality=95)

@@ -21,8 +21,8 @@ from avssl.data.shards.encode import Settings
 from avssl.data.shards.sample import read_audio, read_frames
 from avssl.data.shards.write import write_cache
 from avssl.data.spans import NO_COMMON_TIME, OUTSIDE, TOO_LITTLE
+from avssl.data.splits import open_splits
 from avssl.data.windows import cut_into_windows
-from avssl.pipelines.data import open_splits
 from avssl.pipelines.prepare import PrepareOptions, prepare
 
 MADE, RATE, FPS, SECONDS = 48000, 16000, 25, 8.0

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[3]
 PROTOCOLS = """
 import avssl
 from avssl.config import FinetuneConfig, Source, resolve, to_dict
-from avssl.pipelines.data import open_splits
+from avssl.data.splits import open_splits
 
 def protocols(trees, output):
     told = {}

@@ -14,10 +14,10 @@ from avssl.config import DataConfig
 from avssl.data.catalog import open_data
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.splits import open_splits
 from avssl.demo.build import build_set, set_rows
 from avssl.demo.sounds import FPS, SAMPLE_RATE, frame_energy
 from avssl.demo.sources import CONTENTS, FRAME_SIZE, NUM_FRAMES, NUM_SAMPLES, SourcesRecipe
-from avssl.pipelines.data import open_splits
 
 PLAIN = SourcesRecipe(pretrain=0, train=48, val=4, test=8, sources=4, motion=1.0, noise=0.0, distractors=False)
 OPTIONS = {"pretrain": 6, "train": 24, "val": 4, "test": 8, "sources": 4}

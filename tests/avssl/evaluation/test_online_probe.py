@@ -8,10 +8,11 @@ import torch
 
 from avssl.config import DataConfig
 from avssl.data.batch import Batch
+from avssl.data.loaders import ClipProtocol, Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.splits import Splits
 from avssl.evaluation import online_probe
 from avssl.evaluation.online_probe import MAX_ROWS, OnlineProbe
-from avssl.pipelines.data import ClipProtocol, Loaders, Splits
 
 HEADS = {"event": ["a", "b"], "place": ["x", "y"]}
 

@@ -25,11 +25,12 @@ from avssl.config import (
     VideoConfig,
     WandbConfig,
 )
+from avssl.data.loaders import Loaders
+from avssl.data.splits import open_splits
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
 from avssl.loading import load
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.evaluate import evaluate
 
 DATA = DataConfig(

@@ -23,9 +23,10 @@ from avssl.config import (
     WandbConfig,
 )
 from avssl.data.failures import DataError
+from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.splits import open_splits
 from avssl.loading import load
-from avssl.pipelines.data import Loaders, open_splits
 from avssl.pipelines.evaluate import evaluate
 
 PITCHES = {"low": 250.0, "middle": 900.0, "high": 3000.0}

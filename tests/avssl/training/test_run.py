@@ -15,10 +15,10 @@ import mast
 from avssl.checkpoint import BEST, LAST, run_settings
 from avssl.config import FinetuneConfig, LogConfig, MixupConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.manifest import Manifest
+from avssl.data.splits import HoldOut
 from avssl.errors import SettingsError
 from avssl.files import DamagedError, seal_text
 from avssl.loading import load
-from avssl.pipelines.data import HoldOut
 from avssl.runs import run_folder, training_settings, used_checkpoint
 from avssl.tracking import read_rows
 from avssl.training.run import Run, check_same, read_held_out, seen_in_training

@@ -5,7 +5,7 @@ import pytest
 
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
-from avssl.pipelines.data import Splits, open_splits
+from avssl.data.splits import Splits, open_splits
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry
-from avssl.pipelines.data import ClipProtocol, _protocol
+from avssl.data.loaders import ClipProtocol
+from avssl.data.splits import _protocol
 
 
 def test_it_is_told_in_words() -> None:

@@ -22,7 +22,7 @@ from avssl.config import (
 )
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.pipelines.data import Splits, check_labelled, open_splits
+from avssl.data.splits import Splits, check_labelled, open_splits
 from avssl.pipelines.evaluate import evaluate
 
 AUDIO = AudioConfig(model="mast_pico", options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
@@ -279,7 +279,7 @@ def test_classes_that_look_wrong_are_warned_of_once(tmp_path, caplog) -> None:
     rows = [{"label.kind": kind, "split": split} for kind, split in
             [("dog", "train"), ("dog ", "train"), ("Cat", "train"), ("dog", "test"), ("owl", "test")]]  # fmt: skip
     opened(listed(tmp_path, rows, ["dog", "dog ", "Cat", "owl"]))
-    warnings = [record.getMessage() for record in caplog.records if record.name == "avssl.pipelines.data"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "avssl.data.splits"]
     assert len(warnings) == 2
     assert "'dog' and 'dog '" in warnings[0] and "no training clip of 'owl'" in warnings[1]
     caplog.clear()
