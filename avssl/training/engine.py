@@ -33,6 +33,7 @@ from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
 from avssl.signals import stop_signals
 from avssl.tracking import Tracker
+from avssl.training.finite import FiniteCheck
 from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
 from avssl.training.utilization import UtilizationMeter, Window
 
@@ -149,6 +150,7 @@ class Engine:
         # Under mixed precision Fabric rebuilds every batch to cast float tensors, and refuses frozen dataclasses. Ours
         # are float32 as they should be; autocast does the rest.
         fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
+        self.finite = FiniteCheck(fabric, optimizer, self.scaler, self._count_skipped)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)
@@ -253,7 +255,7 @@ class Engine:
             ``patience`` ran out.
 
         Raises:
-            NonFiniteError: before a step that would spoil the weights.
+            NonFiniteError: a step would have spoilt the weights, and was not taken; see :class:`FiniteCheck`.
             DataError: when too many clips are unreadable.
             LostProcessError: when another process of the run has died.
         """
@@ -316,6 +318,7 @@ class Engine:
 
     def save(self, name: str) -> None:
         """Writes the whole state of the run, atomically."""
+        self.finite.settle()
         states: list[Any] = [self.failures.state_dict()]
         if self.fabric.world_size > 1:  # each process has clips of its own, and so failures
             states = [None] * self.fabric.world_size
@@ -362,9 +365,7 @@ class Engine:
                 for name, value in values.items():
                     into[name] = into.get(name, 0) + value.detach().float() / len(batches)
         norm = self._gradient_norm()
-        finite, stopped = self._agree(losses, norm, stop)
-        if not finite:
-            self._not_finite(step, losses, norm)
+        stopped = self.finite.ask(step, losses, norm, stop)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -380,34 +381,13 @@ class Engine:
         norm = norm.detach()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _agree(self, losses: dict[str, Tensor], norm: Tensor, stop: Sequence[int]) -> tuple[bool, bool]:
-        """Whether losses and norm are finite on every process, and whether any was told to stop.
-
-        All must go on or stop at the same step. The device is waited for here, once a step and nowhere else.
-        """
-        broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all())
-        flags = torch.stack([broken.float(), torch.full_like(norm, bool(stop), dtype=torch.float32)])
-        if self.fabric.world_size > 1:  # Fabric's own reduction would have all wait for all twice
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        found_broken, stopped = flags.tolist()
-        return not found_broken, bool(stopped)
-
-    def _not_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
-        shown = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-        told = f"step {step}: losses ({shown}) or the gradient norm ({norm.item():g}) are not finite"
-        if self.scaler is not None and self.scaler.get_scale() > 1:
-            # fp16 overflowed: its scaler skips this step and halves the scale, as it does in the first steps of a run.
-            self.progress.skipped += 1
-            logger.info("%s in fp16: step skipped, scale was %g", told, self.scaler.get_scale())
-            return
-        raise NonFiniteError(
-            f"{told}; the step was not taken. Lower optim.lr or use runtime.precision 32-true, and run with --resume "
-            "auto"
-        )
+    def _count_skipped(self) -> None:
+        self.progress.skipped += 1
 
     def _log_step(
         self, losses: dict[str, Tensor], report: dict[str, Tensor], norm: Tensor, window: Window
     ) -> dict[str, float]:
+        self.finite.settle()
         row = {"loss": sum(value.item() for value in losses.values())}
         if len(losses) > 1:
             row |= {f"loss/{name}": value.item() for name, value in losses.items()}
@@ -430,6 +410,7 @@ class Engine:
         return row
 
     def _validate(self, validate: Validation) -> None:
+        self.finite.settle()
         self.task.eval()
         model = self.model()
         metrics = self.fabric.broadcast(validate(model) if self.fabric.is_global_zero else {})

@@ -150,7 +150,7 @@ def test_a_step_that_is_not_logged_waits_once_for_what_all_agree_on(
         engine._step([batch])
         engine._step([batch, batch])  # two batches, one step
     assert len(waits.found) == 2, waits.found
-    assert all(place == "engine.py: found_broken, stopped = flags.tolist()" for place in waits.found), waits.found
+    assert all(place == "finite.py: broken, stopped = asked.flags.tolist()" for place in waits.found), waits.found
 
 
 def test_the_average_counts_in_the_memory_of_the_cpu() -> None:
