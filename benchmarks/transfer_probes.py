@@ -18,7 +18,7 @@ from avssl.data.loaders import Loaders
 from avssl.data.splits import open_splits
 from avssl.evaluation.diagnostics import diagnose, uniformity
 from avssl.evaluation.embeddings import embed, embed_pair
-from avssl.evaluation.model import load_evaluated
+from avssl.loading import load
 from avssl.pipelines.initialization import frame_size_for
 
 FOLDS = 4
@@ -61,7 +61,7 @@ def look_at_encoder(study: Study, column: str, draw: int, checkpoint: Path) -> d
     splits = open_splits(data, modalities=("audio",), labelled=True, seed=draw)
     test = splits.labelled_test
     assert test is not None
-    subject = load_evaluated(checkpoint / "audio_encoder", torch.device("cpu"))
+    subject = load(checkpoint / "audio_encoder", torch.device("cpu"))
     loaders = Loaders(data, splits.protocol, ("audio",), subject.sample_rate, 32, draw)
     found = embed(subject.features, loaders.evaluate(test), progress=False)
     features = torch.from_numpy(found.features)
@@ -75,7 +75,7 @@ def look_at_encoder(study: Study, column: str, draw: int, checkpoint: Path) -> d
 
 def look_at_pair(study: Study, row: str, draw: int, run: Path) -> dict[str, float]:
     """Alignment, uniformity and rank of the joint embeddings of the test clips of the set that was pretrained on."""
-    subject = load_evaluated(run, torch.device("cpu"))
+    subject = load(run, torch.device("cpu"))
     assert subject.pair is not None and subject.frames is not None
     config = parse(FinetuneConfig, ["--config", "none", "--checkpoint", "none", *study.data(row, draw)])
     data = config.data

@@ -1,6 +1,7 @@
 """Trains a linear or a full head to classify audio, video or both; with no arguments on the demo set."""
 
 import logging
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits, check_labelled, open_splits
+from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.classification import multi_head_metrics
+from avssl.evaluation.context import Before
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
 from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classifier, with_random_weights
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
-from avssl.pipelines.classification_report import Outcome, report_classification
 from avssl.pipelines.initialization import (
     MODALITIES,
     complete_finetuning,
@@ -50,7 +52,7 @@ from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask
 from avssl.training.launch import launch, lost_processes_told
 from avssl.training.optimizer import total_steps
-from avssl.training.run import Run, seen_in_training, tell_next
+from avssl.training.run import Run, next_command, seen_in_training, tell_next
 
 logger = logging.getLogger(__name__)
 
@@ -135,19 +137,47 @@ def _finetune(
     result: dict[str, Any] = {"finished": finished}
     if finished and fabric.is_global_zero:
         assert before is not None
-        after, scores = classify_split(classifier, loaders, test, fabric.device)
         extra = _extra(config, splits)
         export = save_classifier(run.folder, classifier, extra)
-        if task is None and not checkpoint:
-            before = after  # nothing was trained that a picture could show
-        outcome = Outcome(scores, after, before, len(test), "pretrained" if checkpoint else "random", weights, *titles)
-        with Meter("metrics, pictures and report"):
-            result |= report_classification(config, run, splits, outcome)
+        # Of a linear head on random weights nothing was trained that a picture of the features could show.
+        shown = Before(before, *titles) if task is not None or checkpoint else None
+        with Meter("evaluation and report"):
+            facts = {"weights": weights, "start": "pretrained" if checkpoint else "random"}
+            result |= _evaluate(config, run, classifier, splits, test, loaders, facts, shown)
         use_model(run.tracker, checkpoint)
         log_model(run.tracker, export, extra | result["metrics"])
     run.tracker.finish(exit_code=0 if finished else 1)
     fabric.barrier()
     return result | {"folder": str(run.folder)}
+
+
+def _evaluate(
+    config: FinetuneConfig,
+    run: Run,
+    classifier: Classifier,
+    splits: Splits,
+    test: Manifest,
+    loaders: Loaders,
+    facts: dict[str, Any],
+    before: Before | None,
+) -> dict[str, Any]:
+    classifier.eval()
+    result = evaluate_trained(
+        config,
+        run,
+        Loaded("classifier", classifier, classifier.frontend, classifier.labels),
+        splits,
+        test,
+        loaders,
+        ["accuracy", "unseen_tail", "clustering", *(["pictures"] if before is not None else [])],
+        title=f"{config.head.capitalize()} fine-tuning on {Path(config.data.name).stem}, {facts['start']} start",
+        facts={"kind": f"finetune-{config.head}", **facts},
+        before=before,
+    )
+    steps = [next_command("evaluate", run.folder, config.data, result["split"])]
+    if config.modality == "audio":
+        steps.insert(0, shlex.join(["avssl", "predict", "--checkpoint", str(run.folder)]) + " FILE...")
+    return result | {"next": steps}
 
 
 def _warn_of_known_clips(config: FinetuneConfig, source: Loaded, test: Manifest, splits: Splits) -> None:

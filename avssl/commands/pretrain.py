@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,28 +10,25 @@ import torch
 
 import mast
 from avssl import plugins
-from avssl.config import PretrainConfig, to_dict, to_yaml
+from avssl.config import PretrainConfig
 from avssl.config.resolution import pretraining_folder
 from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits, open_splits
-from avssl.evaluation.curves import loss_curves
+from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
-from avssl.evaluation.embeddings import Embeddings, coverage, embed_pair
+from avssl.evaluation.embeddings import embed_pair
 from avssl.evaluation.online_probe import OnlineProbe
-from avssl.evaluation.plots import drawn
-from avssl.evaluation.report import Table, write_report
-from avssl.evaluation.result import provenance, write_result
-from avssl.evaluation.retrieval import RetrievalExample, nearest, retrieval_examples, retrieval_metrics
-from avssl.loading import save_encoder
+from avssl.evaluation.retrieval import retrieval_metrics
+from avssl.loading import Loaded, save_encoder
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
 from avssl.pipelines.training import check_training, prepare_encoders, spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter
-from avssl.tracking import read_rows, sweep_folder
+from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
 from avssl.training.engine import Engine
 from avssl.training.launch import launch, lost_processes_told
@@ -42,7 +38,6 @@ from avssl.training.run import Run, next_command, tell_next
 
 logger = logging.getLogger(__name__)
 
-WAYS = ("audio_to_video", "video_to_audio")
 # Share of a clip's frames by which fixed ones may differ: AST's 1024 stand for 998 of 10 s.
 _FRAMES_OFF = 0.1
 
@@ -214,54 +209,21 @@ def _evaluate(
     engine: Engine,
     told: dict[str, Any],
 ) -> dict[str, Any]:
-    metrics, covered = {}, {}
     test = splits.test or splits.val
-    if test is not None:
-        audio, video = embed_pair(pair, loaders, test, run.fabric.device)
-        metrics = retrieval_metrics(audio.features, video.features)
-        covered = coverage(len(test), len(audio), audio.failures)
     extra: dict[str, Any] = {"pretrained_on": config.data.name, "clip_seconds": splits.protocol.seconds}
     extra["channel"] = config.data.channel
     export = save_encoder(run.folder, pair.audio, pair.frontend, extra=extra)
-    log_model(run.tracker, export, extra | {"steps": engine.progress.step} | metrics)
-    result: dict[str, Any] = {
+    facts = {
         "kind": "pretrain",
-        "metrics": metrics,
         "retrieval": retrieval_told(config, pair),
-        "split": "test" if splits.test is not None else None if splits.val is None else "val",
-        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
-        "clip_protocol": splits.protocol.told("embeddings"),
-        "pad": pair.frontend.pad,
-        "coverage": splits.coverage | {"evaluated": covered},
-        "manifest": splits.digest,
-        "seed": config.seed,
         "steps": engine.progress.step,
         **told,
         "clips_per_second": engine.clips_per_second,
         "failures": engine.all_failures(),
-        "config": to_dict(config),
-        "provenance": provenance(),
     }
-    write_result(run.folder / "result.json", result)
-    run.tracker.summary({f"test/{key}": value for key, value in metrics.items()})
-    path, rows = run.picture("curves"), read_rows(run.tracker.metrics_path) + read_rows(run.tracker.speed_path)
-    pictures = drawn(path, "Training curves", loss_curves, rows, path)
-    if test is not None:
-        path, caption = run.picture("retrieval"), "Audio queries and the clips whose video the pair finds for them"
-        pictures += drawn(path, caption, draw_retrieval, path, pair, loaders, test, audio, video)
-    run.tracker.log_pictures({path.stem: path for path, _ in pictures})
-    write_report(
-        run.folder,
-        title=f"Pretraining on {config.data.name}",
-        summary=_cards(metrics),
-        tables=[retrieval_table(metrics, pair.retrieval)] if metrics else [],
-        pictures=pictures,
-        config_yaml=to_yaml(config),
-        provenance=result["provenance"],
-    )
-    for line in _told(metrics):
-        logger.info("%s", line)
-    logger.info("report: %s", run.folder / "report.html")
+    model, title = Loaded("pair", pair, pair.frontend), f"Pretraining on {config.data.name}"
+    result = evaluate_trained(config, run, model, splits, test, loaders, ["retrieval"], title=title, facts=facts)
+    log_model(run.tracker, export, extra | {"steps": engine.progress.step} | result["metrics"])
     # Of all splits: the one that is pretrained on may have no labels. One class is nothing to fine-tune on.
     learnable = any(len(names) > 1 or head in splits.multilabel for head, names in splits.labels.items())
     labelled = config.data if learnable else None
@@ -270,74 +232,11 @@ def _evaluate(
     return result | {"next": steps}
 
 
-def _cards(metrics: dict[str, float]) -> dict[str, tuple[str, str]]:
-    """R@k both ways over chance, for the head of the report."""
-    names = [(way, k) for way in WAYS for k in (1, 5, 10)] if metrics else []
-    return {
-        f"{way.replace('_', ' ')} R@{k}": (f"{metrics[f'{way}/R@{k}']:.1%}", f"chance {metrics[f'chance/R@{k}']:.1%}")
-        for way, k in names
-    }
-
-
-def _told(metrics: dict[str, float]) -> list[str]:
-    """Retrieval both ways beside chance, a line each, where it was evaluated."""
-    lines = []
-    for way in WAYS if metrics else ():
-        recalls = [f"R@{k} {metrics[f'{way}/R@{k}']:.1%} (chance {metrics[f'chance/R@{k}']:.1%})" for k in (1, 5, 10)]
-        lines.append(f"{way.replace('_', ' ')}: {', '.join(recalls)}, {metrics['count']:.0f} clips")
-    return lines
-
-
 def retrieval_told(config: PretrainConfig, pair: AudioVisualPair) -> dict[str, Any]:
     """For result.json: the projection whose embeddings retrieval compares, and whether objectives trained both of its
     heads."""
     trained = trained_projections(read_terms(config.objectives, config.embedding_dim))
     return {"projection": pair.retrieval, "trained": pair.retrieval in trained}
-
-
-def retrieval_table(metrics: dict[str, float], projection: str) -> Table:
-    """R@k both ways with chance beside them."""
-    rows: list[list[Any]] = []
-    for way in WAYS:
-        recalls = [f"{metrics[f'{way}/R@{k}']:.1%}" for k in (1, 5, 10)]
-        rows.append([way.replace("_to_", " -> "), *recalls, f"{metrics[f'{way}/median_rank']:.1f}"])
-    rows.append(["chance", *[f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)], None])
-    return Table(
-        "Zero-shot retrieval",
-        ["", "R@1", "R@5", "R@10", "median rank"],
-        rows,
-        f"{metrics['count']:.0f} clips, projection {projection}",
-    )
-
-
-def draw_retrieval(
-    path: Path, pair: AudioVisualPair, loaders: Loaders, test: Manifest, audio: Embeddings, video: Embeddings
-) -> None:
-    """Six audio queries, spread over the test rows, with the five videos nearest to each."""
-    queries = np.linspace(0, len(audio) - 1, min(6, len(audio))).astype(int)
-    found, _ = nearest(audio.features[queries], video.features, 5)
-    rows = sorted({int(video.index[i]) for i in [*queries, *found.flatten()]})
-    shown = test.select(mask=np.isin(np.arange(len(test)), rows))
-    clips: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for batch in loaders.evaluate(shown):
-        assert batch.audio is not None and batch.video is not None
-        with torch.inference_mode():
-            heard = batch.to(next(pair.parameters()).device)
-            assert heard.audio is not None
-            spectrograms = pair.frontend(heard.audio, heard.samples).cpu()
-        for i, clip_id in enumerate(batch.clip_ids):
-            middle = batch.video[i, :, batch.video.shape[2] // 2].permute(1, 2, 0)
-            clips[clip_id] = (spectrograms[i, 0].numpy(), middle.numpy())
-    examples = [
-        RetrievalExample(
-            spectrogram=clips[audio.clip_ids[query]][0],
-            frames=[clips[video.clip_ids[i]][1] for i in best],
-            right=[i == query for i in best],
-            title=audio.clip_ids[query],
-        )
-        for query, best in zip(queries, found, strict=True)
-    ]
-    retrieval_examples(path, examples)
 
 
 def _log_samples(run: Run, loaders: Loaders, manifest: Manifest) -> None:

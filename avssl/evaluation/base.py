@@ -30,6 +30,7 @@ class Headline:
         value: 0..1.
         low, high: 95 % interval; NaN where there is none.
         unit: how it is written: % or, for what is no share of anything, nothing.
+        chance: what guessing gives; NaN where it is not told.
     """
 
     name: str
@@ -38,15 +39,19 @@ class Headline:
     low: float = math.nan
     high: float = math.nan
     unit: str = "%"
+    chance: float = math.nan
 
     def words(self) -> tuple[str, str]:
-        """The value, and its interval; the second is empty where there is none."""
-        value, low, high = (f"{v:.1%}" if self.unit == "%" else f"{v:.3f}" for v in (self.value, self.low, self.high))
-        return value, f"{low} to {high}" if math.isfinite(self.low) else ""
+        """The value, and its interval and chance; the second is empty where there is neither."""
+        value, low, high, chance = (
+            f"{v:.1%}" if self.unit == "%" else f"{v:.3f}" for v in (self.value, self.low, self.high, self.chance)
+        )
+        beside = [f"{low} to {high}"] if math.isfinite(self.low) else []
+        return value, "; ".join(beside + ([f"chance {chance}"] if math.isfinite(self.chance) else []))
 
     def __str__(self) -> str:
-        value, interval = self.words()
-        return f"{value} ({interval})" if interval else value
+        value, beside = self.words()
+        return f"{value} ({beside})" if beside else value
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ def choose(names: Sequence[str] | None, context: "EvaluationContext") -> list[st
         if obstacle := _obstacle(EVALUATIONS.get(name), context):
             raise ValueError(f"evaluations: {name} is not possible here: {obstacle}")
     return [name for name in known if name in names]
+
+
+def possible(names: Sequence[str], context: "EvaluationContext") -> list[str]:
+    """Those of ``names`` whose needs are met, in the order of the report."""
+    return [name for name, item in available().items() if name in names and not _obstacle(item, context)]
 
 
 def run_evaluations(names: Sequence[str], context: "EvaluationContext") -> dict[str, EvaluationResult]:

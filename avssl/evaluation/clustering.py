@@ -158,12 +158,14 @@ TEXT = (
 def clustering(context: "EvaluationContext") -> EvaluationResult:
     """The six numbers for every head with one label a clip; several labels a clip make no partition."""
     metrics: dict[str, float] = {}
-    headlines, rows = [], []
+    headlines, rows, details = [], [], {}
+    seed = context.config.seed if context.kmeans_seed is None else context.kmeans_seed
     for head in context.heads:
         truth = context.truth(head)
         if truth.ndim != 1 or not 2 <= len(np.unique(truth[truth >= 0])) < (truth >= 0).sum():
             continue
-        found = cluster_metrics(context.features.features, truth, seed=context.config.seed)
+        found = cluster_metrics(context.features.features, truth, seed=seed)
+        details[head] = found
         metrics |= {f"{head}/{name}": value for name, value in found.items() if name not in ("count", "classes")}
         name = f"{head} NMI of k-means, {context.clips}"
         headlines.append(Headline(name, f"{head}/NMI", found["NMI"], found["NMI_low"], found["NMI_high"], ""))
@@ -175,4 +177,4 @@ def clustering(context: "EvaluationContext") -> EvaluationResult:
     note = "In brackets 95 % for these clusters: jackknife over the clips."
     tables = [Table("Clusters", ["head", *names, "clips"], rows, note)] if rows else []
     text = TEXT if rows else "No head has two classes with more clips than classes: there is nothing to cluster."
-    return EvaluationResult(Section("Clusters", text, tables), metrics, headlines)
+    return EvaluationResult(Section("Clusters", text, tables), metrics, headlines, details)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from avssl.config import EvaluateConfig
 from avssl.data.batch import Batch
@@ -25,12 +25,13 @@ from avssl.evaluation.embeddings import (
     embed_many,
     embed_pair,
     media_digest,
+    model_digest,
 )
 from avssl.evaluation.epic import is_epic
-from avssl.evaluation.model import EvaluatedModel
 from avssl.evaluation.predictions import FILE as PREDICTIONS
 from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.probe import ProbeResult, linear_probe
+from avssl.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,42 @@ class EvaluationContext:
 
     Attributes:
         config: of the evaluation.
-        model: what is evaluated.
+        model: what is evaluated, in ``eval()``.
         split: rows to evaluate.
         labels: class names of each head to evaluate.
         protocol: length and number of the clips of a row.
         loaders: of the model's modalities.
         folder: of the result.
-        device: where the model is.
         autocast: the precision of passes through the model; default: that of its weights.
         training: labelled rows to fit probes on, none of them evaluated; None where the data has none.
         cache: of embeddings; default: none are kept.
         before: features before a training that this evaluation is the end of.
+        kmeans_seed: where k-means starts; default: by the seed of the config.
     """
 
     config: EvaluateConfig
-    model: EvaluatedModel
+    model: Loaded
     split: Manifest
     labels: dict[str, list[str]]
     protocol: ClipProtocol
     loaders: Loaders
     folder: Path
-    device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     training: Manifest | None = None
     cache: EmbeddingCache = field(default_factory=lambda: EmbeddingCache(None))
     before: Before | None = None
+    kmeans_seed: int | None = None
     _probes: dict[str, ProbeResult] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the model's weights and of all settings that change what comes out."""
+        return _digest(self.model)
 
     @property
     def clips(self) -> str:
@@ -166,9 +177,9 @@ class EvaluationContext:
 
     def random_features(self) -> tuple[Embeddings, Embeddings] | None:
         """Features of the training and of the evaluated rows by the same architecture with random weights."""
-        random = self.model.random_encoder(self.config.seed)
-        if random is None or self.training is None:
+        if self.training is None or not _hears_alone(self.model):
             return None
+        random = self.model.audio_alone().reinitialized(self.config.seed)
         train, test = (
             self._embed(random, rows, f"random weights, {name} clips")["features"]
             for rows, name in ((self.training, "training"), (self.split, "evaluated"))
@@ -247,12 +258,13 @@ class EvaluationContext:
         if not {"accuracy", "probe"} & set(evaluations):
             return
         prefix = "" if "accuracy" in evaluations else "probe/"
-        scores = {prefix + head: values for head, values in self.scores().items()}
-        truth = {prefix + head: self.truth(head) for head in self.heads}
+        found = self.scores() if prefix or self.model.classifier is None else self.all_scores()
+        scores = {prefix + head: values for head, values in found.items()}
+        truth = {prefix + head: values for head, values in self.features.labels.items()}
         classes = {prefix + head: names for head, names in self.labels.items()}
         write_predictions(self.folder / PREDICTIONS, self.features.clip_ids, scores, truth, classes)
 
-    def _embed(self, model: EvaluatedModel, rows: Manifest, what: str) -> dict[str, Embeddings]:
+    def _embed(self, model: Loaded, rows: Manifest, what: str) -> dict[str, Embeddings]:
         classifier = model.classifier
 
         def encode(batch: Batch) -> dict[str, Tensor]:
@@ -270,7 +282,7 @@ class EvaluationContext:
 
     def _kept(
         self,
-        model: EvaluatedModel,
+        model: Loaded,
         rows: Manifest,
         what: dict[str, Any],
         names: Sequence[str],
@@ -281,10 +293,10 @@ class EvaluationContext:
             return make()
         return self.cache.get(self._key(model, rows) | what, names, make)
 
-    def _key(self, model: EvaluatedModel, rows: Manifest) -> dict[str, Any]:
+    def _key(self, model: Loaded, rows: Manifest) -> dict[str, Any]:
         data = self.config.data
         return {
-            "model": model.digest,
+            "model": self.digest if model is self.model else _digest(model),
             "clips": media_digest(rows),
             "protocol": [self.protocol.seconds, self.protocol.eval_clips, self.protocol.average],
             "sample_rate": model.sample_rate,
@@ -292,3 +304,20 @@ class EvaluationContext:
             "channel": data.channel,
             "precision": self.config.runtime.precision,
         }
+
+
+def _hears_alone(model: Loaded) -> bool:
+    """Whether its features are those of an audio encoder and of nothing else."""
+    return model.frontend is not None and model.modalities == ("audio",)
+
+
+def _digest(model: Loaded) -> str:
+    settings: dict[str, object] = {"kind": model.kind, "labels": model.labels, "modalities": model.modalities}
+    modules: list[nn.Module] = [module for module in (model.pair, model.classifier) if module is not None]
+    encoder, frontend = model.audio_encoder, model.frontend
+    if encoder is not None and frontend is not None and _hears_alone(model):
+        settings |= {"model": encoder.name, "options": encoder.config, "frontend": frontend.config}
+        modules.append(encoder)
+    elif frontend is not None:
+        settings["frontend"] = frontend.config
+    return model_digest(*modules, settings=settings)

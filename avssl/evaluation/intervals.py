@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from scipy.stats import binomtest
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, to_numpy
 
@@ -27,9 +26,8 @@ def proportion_interval(successes: float, count: int, *, confidence: float = 0.9
     if count == 0:
         return float("nan"), float("nan")
     fewest, most = math.floor(successes + 1e-6), math.ceil(successes - 1e-6)
-    low, high = (
-        binomtest(hits, count).proportion_ci(confidence_level=confidence, method="wilson") for hits in (fewest, most)
-    )
+    tests = (stats.binomtest(hits, count) for hits in (fewest, most))
+    low, high = (test.proportion_ci(confidence_level=confidence, method="wilson") for test in tests)
     return float(low.low), float(high.high)
 
 
@@ -42,7 +40,7 @@ def bootstrap_medians(
         values: (N,) a number for each row. No rows give NaN.
     """
     rows = to_numpy(values).astype(np.float64)
-    return bootstrap(lambda drawn: np.median(rows[drawn], axis=1), len(rows), confidence, resamples, seed)
+    return bootstrap(lambda drawn: np.median(rows[drawn], axis=-1), len(rows), confidence, resamples, seed)
 
 
 def bootstrap(
@@ -52,7 +50,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of any statistic.
+    """Percentile bootstrap interval of any statistic, by SciPy.
 
     Args:
         statistic: drawn rows (R, N) -> (R,) values.
@@ -60,13 +58,19 @@ def bootstrap(
     """
     if rows == 0:
         return float("nan"), float("nan")
-    rng, size = np.random.default_rng(seed), max(1, _CHUNK // rows)
-    parts = [
-        statistic(rng.integers(rows, size=(min(size, resamples - start), rows))) for start in range(0, resamples, size)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(parts), (tail, 1 - tail))
-    return float(low), float(high)
+    if rows == 1:
+        return (float(statistic(np.zeros((1, 1), np.int64))[0]),) * 2
+    found = stats.bootstrap(
+        (np.arange(rows),),
+        lambda drawn, axis: statistic(drawn),
+        n_resamples=resamples,
+        batch=max(1, _CHUNK // rows),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 @dataclass(frozen=True)

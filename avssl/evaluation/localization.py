@@ -89,8 +89,8 @@ def localization_metrics(ious: FloatArray, hits: NDArray[np.bool_], seed: int = 
         metrics |= {name: float(share.mean()), f"{name}_low": low, f"{name}_high": high}
     counted = (ious[None] >= THRESHOLDS[:, None] - _SLACK).astype(np.float64)  # (21, N)
     curves = {
-        "AUC": lambda rows: trapezoid(counted[:, rows].mean(axis=2), THRESHOLDS, axis=0),
-        "cIoU": lambda rows: ious[rows].mean(axis=1),
+        "AUC": lambda rows: trapezoid(counted[:, rows].mean(axis=-1), THRESHOLDS, axis=0),
+        "cIoU": lambda rows: ious[rows].mean(axis=-1),
     }
     for name, statistic in curves.items():
         low, high = bootstrap(statistic, len(ious), seed=seed)
@@ -175,7 +175,7 @@ def localization(context: "EvaluationContext") -> EvaluationResult:
     pair = context.model.pair
     assert pair is not None
     maps = _maps(context, pair, "heat maps")
-    random = _maps(context, context.model.random_pair(context.config.seed), "random weights, heat maps")
+    random = _maps(context, _random_pair(context), "random weights, heat maps")
     rows, truths, outside = _truths(context, pair, maps["own"])
     heats = {
         "this checkpoint": [_enlarged(maps["own"].features[row]) for row in rows],
@@ -214,6 +214,12 @@ def localization(context: "EvaluationContext") -> EvaluationResult:
     shown = drawn(path, caption, _draw, path, context, pair, maps["own"], rows, heats["this checkpoint"], truths)
     section = Section("Localization", TEXT, [Table("Localization", columns, table, note)], shown)
     return EvaluationResult(section, metrics, headlines)
+
+
+def _random_pair(context: "EvaluationContext") -> AudioVisualPair:
+    pair = context.model.reinitialized(context.config.seed).pair
+    assert pair is not None
+    return pair
 
 
 def _with_interval(numbers: Mapping[str, float], key: str) -> str:

@@ -1,20 +1,24 @@
 """Audio-to-video and video-to-audio retrieval among the N clips of a set: clip i's sound belongs to clip i's frames."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_matrix, to_numpy, unit_rows
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
+from avssl.evaluation.embeddings import Embeddings
 from avssl.evaluation.intervals import bootstrap_medians, proportion_interval
-from avssl.evaluation.plots import FAINT, RIGHT, WRONG, new_figure, save, shorten, styled
+from avssl.evaluation.plots import FAINT, RIGHT, WRONG, drawn, new_figure, save, shorten, styled
 from avssl.evaluation.report import Section, Table
 
 if TYPE_CHECKING:
     from avssl.evaluation.context import EvaluationContext
+    from avssl.models.pair import AudioVisualPair
 
 # Cosine similarities closer than this are equal: float32 features do not tell them apart.
 TIE = 1e-7
@@ -192,7 +196,8 @@ def retrieval_examples(
         save(figure, path)
 
 
-_WAYS = {"audio_to_video": "audio to video", "video_to_audio": "video to audio"}
+WAYS = {"audio_to_video": "audio to video", "video_to_audio": "video to audio"}
+EXAMPLES, BEST = 6, 5  # queries of the picture, and videos of each
 TEXT = (
     "Every clip's sound asks for its own video among all, and the other way round, by cosine similarity of the "
     "embeddings of one projection. Nothing was trained on these clips or fitted to them."
@@ -201,26 +206,64 @@ TEXT = (
 
 @register_evaluation("retrieval", needs=("pair",), default_for=("pair",))
 def retrieval(context: "EvaluationContext") -> EvaluationResult:
-    """R@1, R@5, R@10 and median rank both ways, with chance beside them."""
+    """R@1, R@5, R@10 and median rank both ways, with chance beside them, and examples to look at."""
+    pair = context.model.pair
+    assert pair is not None
     audio, video = context.joint
     metrics = retrieval_metrics(audio.features, video.features)
     metrics |= retrieval_intervals(audio.features, video.features, seed=context.config.seed)
-    headlines, rows = [], []
-    for way, name in _WAYS.items():
+    headlines = []
+    for way, name in WAYS.items():
         key = f"{way}/R@1"
-        bounds = metrics[f"{key}_low"], metrics[f"{key}_high"]
-        headlines.append(Headline(f"{name} R@1, {context.clips}", key, metrics[key], *bounds))
-        cells = [
-            f"{metrics[f'{way}/R@{k}']:.1%} ({metrics[f'{way}/R@{k}_low']:.1%} to {metrics[f'{way}/R@{k}_high']:.1%})"
-            for k in (1, 5, 10)
-        ]
-        spread = f"({metrics[f'{way}/median_rank_low']:g} to {metrics[f'{way}/median_rank_high']:g})"
-        rows.append([name, *cells, f"{metrics[f'{way}/median_rank']:g} {spread}"])
-    chance = [f"{metrics[f'chance/R@{k}']:.1%}" for k in (1, 5, 10)]
-    rows.append(["chance", *chance, f"{metrics['chance/median_rank']:g}"])
-    projection = f"projection {context.model.pair.retrieval}" if context.model.pair is not None else ""
-    note = (
-        f"Among {len(audio)} clips; embeddings: {context.clips}, {projection}. In brackets 95 % intervals over queries."
-    )
-    table = Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, note)
-    return EvaluationResult(Section("Zero-shot retrieval", TEXT, [table]), metrics, headlines)
+        bounds, chance = (metrics[f"{key}_low"], metrics[f"{key}_high"]), metrics["chance/R@1"]
+        headlines.append(Headline(f"{name} R@1, {context.clips}", key, metrics[key], *bounds, chance=chance))
+    note = f"Among {len(audio)} clips; embeddings: {context.clips}, projection {pair.retrieval}."
+    table = retrieval_table(metrics, f"{note} In brackets 95 % intervals over queries.")
+    path, caption = context.picture("retrieval"), "Audio queries and the clips whose video the pair finds for them"
+    pictures = drawn(path, caption, _draw_examples, path, context, pair, audio, video)
+    return EvaluationResult(Section("Zero-shot retrieval", TEXT, [table], pictures), metrics, headlines)
+
+
+def retrieval_table(metrics: Mapping[str, float], note: str) -> Table:
+    """Recall and median rank both ways, with their intervals where ``metrics`` has them, and chance."""
+
+    def cell(key: str, form: str) -> str:
+        value, low, high = (metrics.get(f"{key}{side}") for side in ("", "_low", "_high"))
+        interval = "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+        return f"{value:{form}}{interval}"
+
+    rows: list[list[object]] = []
+    for way, name in {**WAYS, "chance": "chance"}.items():
+        recalls = [cell(f"{way}/R@{k}", ".1%") for k in (1, 5, 10)]
+        rows.append([name, *recalls, cell(f"{way}/median_rank", "g")])
+    return Table("Zero-shot retrieval", ["", "R@1", "R@5", "R@10", "median rank"], rows, note)
+
+
+def _draw_examples(
+    path: Path, context: "EvaluationContext", pair: "AudioVisualPair", audio: Embeddings, video: Embeddings
+) -> None:
+    """Audio queries, spread over the rows, with the videos nearest to each."""
+    queries = np.linspace(0, len(audio) - 1, min(EXAMPLES, len(audio))).astype(int)
+    found, _ = nearest(audio.features[queries], video.features, BEST)
+    rows = sorted({int(video.index[i]) for i in [*queries, *found.flatten()]})
+    shown = context.split.select(mask=np.isin(np.arange(len(context.split)), rows))
+    clips: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for batch in context.pair_loaders.evaluate(shown):
+        assert batch.audio is not None and batch.video is not None
+        with torch.inference_mode():
+            heard = batch.to(context.device)
+            assert heard.audio is not None
+            spectrograms = pair.frontend(heard.audio, heard.samples).cpu()
+        for i, clip_id in enumerate(batch.clip_ids):
+            middle = batch.video[i, :, batch.video.shape[2] // 2].permute(1, 2, 0)
+            clips[clip_id] = (spectrograms[i, 0].numpy(), middle.numpy())
+    examples = [
+        RetrievalExample(
+            spectrogram=clips[audio.clip_ids[query]][0],
+            frames=[clips[video.clip_ids[i]][1] for i in best],
+            right=[i == query for i in best],
+            title=audio.clip_ids[query],
+        )
+        for query, best in zip(queries, found, strict=True)
+    ]
+    retrieval_examples(path, examples)

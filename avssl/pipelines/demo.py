@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from avssl.commands.finetune import finetune
-from avssl.commands.pretrain import pretrain, retrieval_table
+from avssl.commands.pretrain import pretrain
 from avssl.config import DemoConfig, FinetuneConfig, PretrainConfig, demo_settings
 from avssl.evaluation.plots import drawn, head_to_head
 from avssl.evaluation.report import Table, write_report
 from avssl.evaluation.result import provenance, write_result
+from avssl.evaluation.retrieval import retrieval_table
 from avssl.locks import hold_for_all
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def _summarize(
         for protocol, starts in accuracy.items()
     ]
     classification = Table("Top-1 on the test split", ["", "random start", "pretrained start"], rows)
-    retrieval = retrieval_table(pretrained["metrics"], pretrained["retrieval"]["projection"])
+    clips, projection = pretrained["metrics"]["count"], pretrained["retrieval"]["projection"]
+    retrieval = retrieval_table(pretrained["metrics"], f"{clips:.0f} clips, projection {projection}")
     result: dict[str, Any] = {"top1": accuracy, "retrieval": pretrained["metrics"], "seed": config.seed}
     result["provenance"] = provenance()
     write_result(config.output / "result.json", result)

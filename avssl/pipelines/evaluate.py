@@ -19,8 +19,8 @@ from avssl.data.splits import Splits, open_splits
 from avssl.evaluation.base import EvaluationResult, choose, report_evaluations, run_evaluations
 from avssl.evaluation.context import EvaluationContext
 from avssl.evaluation.embeddings import EmbeddingCache
-from avssl.evaluation.model import EvaluatedModel, load_evaluated
 from avssl.files import remove_leftovers
+from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.pipelines.initialization import frame_size_for
 from avssl.runs import TrainingSettings, run_folder, with_training_data
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
-    model = load_evaluated(checkpoint, fabric.device)
+    model = load(checkpoint, fabric.device)
     known = model.settings
     config = replace(config, data=data_as_trained(config.data, known, model))
     modalities: tuple[Modality, ...] = ("audio", "video") if model.pair is not None else model.modalities
@@ -76,7 +76,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             config.data, splits.protocol, model.modalities, model.sample_rate, config.batch_size, config.seed
         ),
         folder=config.output or run_folder(checkpoint) / f"evaluate-{Path(config.data.name).stem}",
-        device=fabric.device,
         autocast=fabric.autocast,
         cache=EmbeddingCache(cache_folder() / "embeddings" if config.cache else None),
     )
@@ -89,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _write(context, splits, run_evaluations(names, context), seen)
 
 
-def data_as_trained(data: DataConfig, known: TrainingSettings, model: EvaluatedModel) -> DataConfig:
+def data_as_trained(data: DataConfig, known: TrainingSettings, model: Loaded) -> DataConfig:
     """``data`` with what is not given in it taken from the run that the checkpoint is of.
 
     Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
@@ -146,7 +145,7 @@ def _check_split(name: str) -> None:
         raise DataError(f"split: there is no split {name!r}{nearest(name, known)}; the splits are {', '.join(known)}")
 
 
-def _training(config: EvaluateConfig, model: EvaluatedModel, split: Manifest, evaluated_of: Splits) -> Manifest | None:
+def _training(config: EvaluateConfig, model: Loaded, split: Manifest, evaluated_of: Splits) -> Manifest | None:
     """The rows that probes are fitted on, without those that are evaluated; None where no labelled one is left."""
     try:
         splits = open_splits(
@@ -168,7 +167,7 @@ def _training(config: EvaluateConfig, model: EvaluatedModel, split: Manifest, ev
     return rows if known else None
 
 
-def _check_classes(model: EvaluatedModel, split: Manifest) -> None:
+def _check_classes(model: Loaded, split: Manifest) -> None:
     for head, names in model.labels.items():
         if split.heads.get(head) != names:
             have = {name: len(classes) for name, classes in split.heads.items()}
@@ -186,7 +185,7 @@ def _write(
     facts: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoint": config.checkpoint,
-        "checkpoint_digest": context.model.digest,
+        "checkpoint_digest": context.digest,
         "split": config.split,
         "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
         "seen_in_training": seen,

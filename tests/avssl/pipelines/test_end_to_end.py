@@ -78,7 +78,9 @@ def test_pretraining_leaves_a_whole_run(pretrained: Path) -> None:
 def test_pretraining_tells_its_numbers_and_how_to_go_on(pretrained: Path) -> None:
     told = pretrained.with_name("told.txt").read_text()
     metrics = json.loads((pretrained / "result.json").read_text())["metrics"]
-    assert f"video to audio: R@1 {metrics['video_to_audio/R@1']:.1%} (chance {metrics['chance/R@1']:.1%})" in told
+    keys = ["video_to_audio/R@1", "video_to_audio/R@1_low", "video_to_audio/R@1_high", "chance/R@1"]
+    value, low, high, chance = (f"{metrics[key]:.1%}" for key in keys)
+    assert re.search(rf"video to audio R@1, [^:]*: {value} \({low} to {high}; chance {chance}\)", told)
     assert f"report: {pretrained / 'report.html'}" in told
     following = told[told.index("next: ") :].splitlines()
     assert following[0].startswith(f"next: avssl finetune --checkpoint {pretrained} --data demo --data.options ")
@@ -128,7 +130,7 @@ def test_finetuning_and_evaluation_agree(head: str, pretrained: Path, tool, tmp_
     done = tool("finetune", *common, *STEPS, "--head", head, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((output / "result.json").read_text())
-    told = rf"event: top-1, [^:\n]* of 1 s[^:\n]*: {100 * result['metrics']['event/top1']:.1f} % \(95 % interval "
+    told = rf"event top-1, [^:\n]* of 1 s[^:\n]*: {result['metrics']['event/top1']:.1%} \([\d.]+% to [\d.]+%\)"
     assert re.search(told, done.stderr)
     assert f"report: {output / 'report.html'}" in done.stderr
     assert f"next: avssl predict --checkpoint {output} FILE..." in done.stderr

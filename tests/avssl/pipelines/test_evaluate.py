@@ -17,8 +17,8 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
-from avssl.evaluation.model import load_evaluated
 from avssl.evaluation.predictions import read_predictions
+from avssl.loading import load
 from avssl.locks import HeldError, hold
 from avssl.pipelines.evaluate import data_as_trained, evaluate
 from avssl.runs import run_folder, training_settings
@@ -214,7 +214,7 @@ def test_several_labels_of_a_clip(config, tones, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"evaluations": ["kmm"]}, "no 'kmm'.*knn"),
+        ({"evaluations": ["kmm"]}, "no evaluation 'kmm'.*knn"),
         ({"evaluations": ["retrieval"]}, "retrieval is not possible here: the checkpoint is no pair"),
         ({"evaluations": ["accuracy"]}, "no classifier"),
         ({"evaluations": ["knn"], "split": "train"}, "judged by itself"),
@@ -265,14 +265,14 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     known = {"name": name, "clip_seconds": 0.5, "eval_clips": 3, "options": {"label": "label"}, "num_frames": 4}
     known["channel"] = 1
     (run / "config.yaml").write_text(yaml.safe_dump({"data": known}))
-    subject = load_evaluated(run / "audio_encoder", torch.device("cpu"))
-    assert (subject.kind, subject.name) == ("classifier", "run")
+    loaded = load(run / "audio_encoder", torch.device("cpu"))
+    assert (loaded.kind, loaded.name) == ("classifier", "run")
     lying = {run: run, run / "audio_encoder": run, run / "checkpoints" / "last.ckpt": run}
     lying |= {tmp_path / "mean.ckpt": tmp_path, tmp_path / "audio_encoder": tmp_path / "audio_encoder"}
     assert {path: run_folder(path) for path in lying} == lying
 
     def used(**data: object) -> DataConfig:
-        return data_as_trained(DataConfig(**{"name": name, **data}), training_settings(run), subject)
+        return data_as_trained(DataConfig(**{"name": name, **data}), training_settings(run), loaded)
 
     assert used() == DataConfig(name, clip_seconds=0.5, eval_clips=3, options={"label": "label"}, channel=1)
     assert used(clip_seconds=1.0, eval_clips=1).clip_seconds == 1.0 and not caplog.records
@@ -280,7 +280,7 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     assert "judged on clips that it was trained on" in caplog.text
     assert used(name="") == used()  # the run's data where none are named
     with pytest.raises(ValueError, match="give --data NAME"):
-        data_as_trained(DataConfig(""), training_settings(tmp_path), subject)
+        data_as_trained(DataConfig(""), training_settings(tmp_path), loaded)
     assert used(name="esc10") == DataConfig("esc10", channel=1) and used(channel=0).channel == 0
 
 
