@@ -1,1 +1,1 @@
-"""Embed once, then probe, retrieve, cluster, draw and report; everything here takes plain arrays and paths."""
+"""Evaluations, a file for each kind: its metrics, its picture, and the evaluation that reports them."""
