@@ -57,7 +57,7 @@ def evaluate_trained(
     results: dict[str, EvaluationResult] = {}
     context: EvaluationContext | None = None
     if split is not None:
-        told = EvaluateConfig(
+        evaluation = EvaluateConfig(
             str(run.folder),
             config.data,
             split=str(name),
@@ -67,7 +67,7 @@ def evaluate_trained(
             seed=config.seed,
         )
         context = EvaluationContext(
-            config=told,
+            config=evaluation,
             model=model,
             split=split,
             labels=splits.labels,

@@ -206,23 +206,23 @@ def report_evaluations(
         provenance.
     """
     headlines = [headline for result in results.values() for headline in result.headlines]
-    told = dict(facts) | {
+    written = dict(facts) | {
         "evaluations": list(results),
         "headlines": headlines,
         "metrics": metrics_of(results),
         "details": {name: result.details for name, result in results.items() if result.details},
         "provenance": provenance(),
     }
-    write_result(Path(folder) / "result.json", told)
+    write_result(Path(folder) / "result.json", written)
     page = write_report(
         folder,
         title=title,
         summary=dict(summary or {}) | {headline.name: headline.words() for headline in headlines},
         sections=[*(result.section for result in results.values()), *sections],
         config_yaml=config_yaml,
-        provenance=told["provenance"],
+        provenance=written["provenance"],
     )
     for headline in headlines:
         logger.info("%s: %s", headline.name, headline)
     logger.info("result: %s, report: %s", Path(folder) / "result.json", page)
-    return told
+    return written

@@ -207,8 +207,8 @@ def few_label(context: "EvaluationContext") -> EvaluationResult:
         path = context.picture(f"few-label-{head}")
         lines = {name: [(p.share, p.mean, p.std) for p in points] for name, points in curves.items()}
         caption = f"{unit} of {head} by share of the labels; shaded: one standard deviation"
-        look = {"title": f"{head}: labels against {unit}", "ylabel": f"{unit}, {context.clips}"}
-        pictures += drawn(path, caption, share_curves, lines, path, **look)
+        options = {"title": f"{head}: labels against {unit}", "ylabel": f"{unit}, {context.clips}"}
+        pictures += drawn(path, caption, share_curves, lines, path, **options)
     return EvaluationResult(Section("Few labels", TEXT, tables, pictures), metrics, (), details)
 
 

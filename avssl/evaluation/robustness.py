@@ -287,8 +287,8 @@ def robustness(context: "EvaluationContext") -> EvaluationResult:
         groups = {condition.name: condition.group for condition in conditions}
         label = f"{unit}, {context.scored_clips}"
         caption = f"{unit} of {head} under each condition, with 95 % intervals"
-        look = {"title": f"{head} under damage", "xlabel": label, "reference": clean[key]}
-        pictures += drawn(path, caption, condition_bars, bars, groups, path, **look)
+        options = {"title": f"{head} under damage", "xlabel": label, "reference": clean[key]}
+        pictures += drawn(path, caption, condition_bars, bars, groups, path, **options)
     return EvaluationResult(Section("Robustness", TEXT, tables, pictures), metrics)
 
 
