@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from avssl.config.crossval import CrossvalConfig, crossval_arguments
+from avssl.config.options import given_options
 from avssl.config.parts import (
     AudioConfig,
     AugmentConfig,
@@ -26,7 +27,7 @@ from avssl.config.parts import (
 )
 from avssl.config.prepare import PrepareOptions
 from avssl.config.recipes import CONFIGS, Source
-from avssl.config.resolution import demo_settings, given_options, resolve
+from avssl.config.resolution import demo_settings, resolve
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
 from avssl.urls import hidden
 
