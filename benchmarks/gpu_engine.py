@@ -11,8 +11,8 @@ from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.models import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
-from avssl.pipelines.training import prepare_encoders
 from avssl.training.engine import Engine
+from avssl.training.launch import prepare_encoders
 from avssl.training.pretraining import PretrainTask
 
 

@@ -35,22 +35,15 @@ from avssl.pipelines.initialization import (
     initial_classifier,
     read_finetuning_start,
 )
-from avssl.pipelines.training import (
-    batch_mixup,
-    check_training,
-    prepare_encoders,
-    set_mixup,
-    spectrogram_augment,
-    video_augment,
-    wave_augment,
-)
+from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter
 from avssl.runs import EXPORT, run_folder
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
+from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask
-from avssl.training.launch import launch, lost_processes_told
+from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
 from avssl.training.run import Run, next_command, seen_in_training, tell_next
 

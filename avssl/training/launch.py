@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 from lightning_fabric import Fabric, seed_everything
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import distributed
+from torch import distributed, nn
 
 import mast
 from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
 from avssl.errors import LostProcessError
-from avssl.models.blocks import shard
+from avssl.models.blocks import checkpoint_activations, encoder_blocks, shard
 from avssl.training.engine import is_lost_process
+from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)
 
@@ -188,3 +190,22 @@ def _join_torchrun(fabric: Fabric) -> None:
         rank=rank,
         world_size=world,
     )
+
+
+def prepare_encoders(runtime: RuntimeConfig, fabric: Fabric, *encoders: nn.Module) -> None:
+    """Activation checkpointing, compilation and CUDA graphs of ``encoders``, in place, as ``runtime`` asks for them."""
+    on_gpu = fabric.device.type == "cuda"
+    for encoder in encoders:
+        if runtime.compile and on_gpu:  # compiled code compares no kernels with the plain code: it is done before
+            mast.accelerate(encoder.to(fabric.device), runtime.backend)
+        if runtime.checkpoint_activations:
+            checkpoint_activations(encoder)
+        if runtime.compile:
+            # Block by block: equal ones share their code. Sizes differ between stages, and each deserves its own code.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+            for block in encoder_blocks(encoder):
+                block.compile(dynamic=False)
+        if runtime.graphs == "auto" and on_gpu and fabric.world_size == 1:
+            graph_training(encoder)
+    if runtime.graphs == "auto" and on_gpu and fabric.world_size > 1:
+        logger.info("runtime.graphs: several processes train without CUDA graphs")

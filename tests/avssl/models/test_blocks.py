@@ -11,7 +11,7 @@ import mast
 from avssl.config import RuntimeConfig
 from avssl.models.blocks import checkpoint_activations, encoder_blocks
 from avssl.models.video import create_video_encoder
-from avssl.pipelines.training import prepare_encoders
+from avssl.training.launch import prepare_encoders
 
 
 def encoders() -> dict[str, tuple[nn.Module, torch.Tensor]]:
