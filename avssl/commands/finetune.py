@@ -46,6 +46,7 @@ from avssl.training.finetuning import JOINT, FinetuneTask
 from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
 from avssl.training.run import Run, next_command, seen_in_training, tell_next
+from avssl.training.standardize import CLIPS, final_norm, standardize_features
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ def _finetune(
             before = embed_features(with_random_weights(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
+        if config.standardize and checkpoint and config.fusion == "late" and run.checkpoint is None:
+            _standardize(classifier, loaders, splits, fabric, config.seed)
         classifier, finished, weights = _fit_full(config, task, loaders, splits, fabric, run)
     result: dict[str, Any] = {"finished": finished}
     if finished and fabric.is_global_zero:
@@ -248,6 +251,20 @@ def _fit_linear(
         with torch.no_grad():
             layer.get_parameter("weight").copy_(torch.from_numpy(np.concatenate([probe.weight for probe in probes])))
             layer.get_parameter("bias").copy_(torch.from_numpy(np.concatenate([probe.bias for probe in probes])))
+
+
+def _standardize(classifier: Classifier, loaders: Loaders, splits: Splits, fabric: Fabric, seed: int) -> None:
+    """Standardizes the features of pretrained encoders over training clips, alike in all processes."""
+    clips = len(splits.train)
+    rows = np.sort(np.random.default_rng(seed).permutation(clips)[:CLIPS])
+    some = splits.train if clips <= CLIPS else splits.train.take(rows)
+    standardize_features(classifier, lambda: loaders.evaluate(some), fabric.device)
+    for encoder in (classifier.audio_encoder, classifier.video_encoder):
+        norm = None if encoder is None else final_norm(encoder)
+        if norm is not None and fabric.world_size > 1:
+            with torch.no_grad():
+                for parameter in norm.parameters():
+                    parameter.copy_(fabric.broadcast(parameter.detach()))
 
 
 def _build_task(config: FinetuneConfig, classifier: Classifier, splits: Splits) -> FinetuneTask:

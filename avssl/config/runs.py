@@ -90,6 +90,9 @@ class FinetuneConfig(ImportsConfig):
             the pretraining run of the same data where there is one, and for the demo makes it first. Video needs a
             pretraining run or its .ckpt file.
         head: linear fits a linear probe on frozen features; full trains the head and the encoders.
+        standardize: A full head from a checkpoint starts on features of mean 0 and deviation 1 over the training clips;
+            false keeps those of the pretraining, which may be nearly alike for all clips. Not of a bottleneck fusion,
+            which sees tokens.
         modality: What is classified: audio, video, or both.
         fusion: How both are fused: late puts their features side by side under the linear head; bottleneck exchanges
             tokens between them, and has layers to train: it needs head full.
@@ -118,6 +121,7 @@ class FinetuneConfig(ImportsConfig):
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: str = "auto"
     head: Literal["linear", "full"] = "linear"
+    standardize: bool = True
     modality: Literal["audio", "video", "both"] = "audio"
     fusion: Literal["late", "bottleneck"] = "late"
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)

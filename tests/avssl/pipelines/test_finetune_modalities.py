@@ -129,6 +129,18 @@ def test_a_linear_head_is_a_regression_on_the_features_side_by_side(modality: st
     np.testing.assert_allclose(scores["event"], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_full_head_starts_on_standardized_features_unless_told_otherwise(pretrained, tmp_path, caplog) -> None:
+    told = "standardize: features of the audio encoder"
+    for run, standardize, times in (("kept", False, 0), ("run", True, 1), ("run", True, 1)):  # the last one resumes
+        with caplog.at_level("INFO"):
+            finetune(config(tmp_path / run, pretrained, head="full", standardize=standardize))
+        assert caplog.text.count(told) == times
+    before = load(pretrained).pair.audio.state_dict()["norm.weight"]
+    gains = {run: load(tmp_path / run).classifier.audio_encoder.state_dict()["norm.weight"] for run in ("kept", "run")}
+    torch.testing.assert_close(gains["kept"], before, rtol=0, atol=0.01)
+    assert (gains["run"] - before).abs().max() > 0.1
+
+
 def test_late_fusion_from_random_weights_resumes(tmp_path: Path) -> None:
     options = {"modality": "both", "head": "full", "audio": AUDIO}
     finetune(config(tmp_path / "run", "none", **options))
