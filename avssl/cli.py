@@ -28,8 +28,8 @@ def parse(config_class: type[Config], argv: Sequence[str], command: str = "") ->
     try:
         return read_settings(config_class, argv, command)
     except SettingsError as error:
-        see = " See" if str(error).endswith("?") else "; see"
-        sys.stderr.write(f"error: {hide_credentials(str(error))}{see} {f'avssl {command}'.strip()} --help\n")
+        told = hide_credentials(str(error))
+        sys.stderr.write(f"error: {told}{_see(told)} {f'avssl {command}'.strip()} --help\n")
         sys.exit(2)
 
 
@@ -51,6 +51,10 @@ def read_settings(config_class: type[Config], argv: Sequence[str], command: str 
         sys.stdout.write(to_yaml(config))
         sys.exit(0)
     return config
+
+
+def _see(told: str) -> str:
+    return " See" if told.endswith("?") else "; see"
 
 
 def check_data(name: str | None) -> None:
@@ -108,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with ``message``."""
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {message}{_see(message)} {self.prog} --help\n")
 
 
 class _Imported(argparse.Action):

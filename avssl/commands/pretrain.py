@@ -116,9 +116,9 @@ def _pretrain(
     )
     run.resume(engine)
     logger.info(
-        "pretraining %s + %s on %d clips for %d steps of %d x %d x %d clips",
+        "pretraining %s + %s on %d clips for %d steps of %d clips",
         *(task.pair.settings["audio"], task.pair.settings["video"], clips, steps),
-        *(optim.batch_size, optim.accumulate, fabric.world_size),
+        optim.batch_size * optim.accumulate * fabric.world_size,
     )
     first = engine.progress.step * optim.accumulate
     loader = loaders.train(splits.train, fabric, start_batch=first, heads=list(splits.labels))

@@ -40,6 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     fabric = launch_single(config.runtime, config.seed, config.data.num_workers)
     checkpoint = Path(config.checkpoint)
+    place = _identity(run_folder(checkpoint))
     model = load(checkpoint, fabric.device)
     known = model.settings
     config = replace(config, data=data_as_trained(config.data, known, model))
@@ -85,14 +86,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with hold(context.folder, "evaluation"):
         for folder in (context.folder, context.folder / "pictures"):
             remove_leftovers(folder)
-        return _write(context, splits, run_evaluations(names, context), seen)
+        findings = run_evaluations(names, context)
+        if config.output is None and _identity(run_folder(checkpoint)) != place:
+            raise DataError(
+                f"checkpoint: {run_folder(checkpoint)} was renamed or replaced while it was evaluated, and the result "
+                "would lie in another run: evaluate it where it is now, or give --output FOLDER"
+            )
+        return _write(context, splits, findings, seen)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays of a folder when it is renamed; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def data_as_trained(data: DataConfig, known: TrainingSettings, model: Loaded) -> DataConfig:
     """``data`` with what is not given in it taken from the run that the checkpoint is of.
 
-    Its frames and its channel; and of a classifier, on the data that it was fine-tuned on, the length and number of
-    clips and the options, such as the fold: with another fold it would be judged on clips that it was trained on.
+    Its frames and its channel; the length of its clips, where the data state none; and of a classifier, on the data
+    that it was fine-tuned on, the length and number of clips and the options, such as the fold: with another fold it
+    would be judged on clips that it was trained on.
     """
     data = with_training_data(data, known)
     taken: dict[str, Any] = {}
@@ -107,8 +124,10 @@ def data_as_trained(data: DataConfig, known: TrainingSettings, model: Loaded) ->
                 taken[name] = value
     if data.channel == DataConfig().channel != known.channel:
         taken["channel"] = known.channel
+    entry = find_entry(data.name)
+    if data.clip_seconds is None and entry.clip_seconds is None and known.clip_seconds is not None:
+        taken["clip_seconds"] = known.clip_seconds
     if model.classifier is not None and known.trained_on(data.name):
-        entry = find_entry(data.name)
         for name in ("clip_seconds", "eval_clips", "eval_average"):
             if getattr(data, name) is None and getattr(known, name) not in (None, getattr(entry, name)):
                 taken[name] = getattr(known, name)

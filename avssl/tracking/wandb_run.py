@@ -149,7 +149,7 @@ class WandbRun(Logger):
         mode = choose_mode(mode)
         if mode == "disabled":
             raise ValueError("loggers: wandb is disabled by its environment variable, and wanted here: leave one out")
-        self.run: Any = _init(mode, given)
+        self.run: Any = _init(mode, {key: value if key == "dir" else hidden(value) for key, value in given.items()})
         # Metrics are drawn over our step: a resumed run may log a step again, which W&B's own counter refuses.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -180,7 +180,7 @@ class WandbRun(Logger):
     def alert(self, title: str, text: str) -> None:
         """A warning of W&B's, which it mails or posts where the user has set that up."""
         with self._forgiven("alert"):
-            self.run.alert(title, text, level="WARN")
+            self.run.alert(hidden(title), hidden(text), level="WARN")
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """PNG files, by name."""
@@ -246,7 +246,7 @@ class WandbRun(Logger):
             yield
         except WANDB_ERRORS as error:
             if what not in self._refused:
-                logger.warning("W&B did not take the %s: %s", what, error)
+                logger.warning("W&B did not take the %s: %s", what, _words(error))
             self._refused.add(what)
 
     def finish(self, exit_code: int = 0) -> None:
@@ -273,11 +273,15 @@ def _start(mode: Literal["online", "offline"], given: dict[str, Any]) -> Any:
                 return wandb.init(mode="online", settings=settings, **given)
         except WANDB_ERRORS as error:
             end_failed_run()
-            logger.warning("W&B refuses the run (%s): it goes on offline", " ".join(str(error).split()))
+            logger.warning("W&B refuses the run (%s): it goes on offline", _words(error))
     try:
         return wandb.init(mode="offline", settings=settings, **given)
     except WANDB_ERRORS as error:
-        raise ValueError(f"wandb: {' '.join(str(error).split())}; --wandb.mode disabled does without") from error
+        raise ValueError(f"wandb: {_words(error)}; --wandb.mode disabled does without") from error
+
+
+def _words(error: Exception) -> str:
+    return str(hidden(" ".join(str(error).split())))
 
 
 def end_failed_run() -> None:

@@ -96,12 +96,12 @@ def test_expected_errors_are_one_line_and_status_1(monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["prepare", "--dta", "x"], "no option --dta; did you mean --data?; see avssl prepare --help"),
+        (["prepare", "--dta", "x"], "no option --dta; did you mean --data? See avssl prepare --help"),
         (["prepare"], "the following arguments are required: --data; see avssl prepare --help"),
         (["compare", "x", "--format=pdf"], "argument --format: invalid choice: 'pdf' (choose from"),
-        (["predict", "x.wav", "--chekpoint", "y"], "did you mean --checkpoint?; see avssl predict --help"),
+        (["predict", "x.wav", "--chekpoint", "y"], "did you mean --checkpoint? See avssl predict --help"),
         (["extract-audio", "--data", "x", "--output", "y", "--workers", "two"], "--workers: invalid int value: 'two'"),
-        (["average", "a.ckpt", "--out", "b"], "no option --out; did you mean --output?; see avssl average --help"),
+        (["average", "a.ckpt", "--out", "b"], "no option --out; did you mean --output? See avssl average --help"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(argv: list[str], told: str, capsys) -> None:

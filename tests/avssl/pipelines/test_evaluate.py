@@ -284,6 +284,34 @@ def test_a_classifier_is_judged_as_it_was_trained(tones, tmp_path, caplog) -> No
     assert used(name="esc10") == DataConfig("esc10", channel=1) and used(channel=0).channel == 0
 
 
+def test_data_that_state_no_length_are_cut_as_the_checkpoint_was_trained(tones, tmp_path) -> None:
+    for classes in (CLASSES, None):
+        run = tmp_path / f"run-{classes is None}"
+        export(run / "audio_encoder", classes)
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": "elsewhere.csv", "clip_seconds": 0.5}}))
+        model = load(run / "audio_encoder", torch.device("cpu"))
+        own, known = DataConfig(str(tones / "index.csv")), training_settings(run)
+        assert data_as_trained(own, known, model).clip_seconds == 0.5
+        assert data_as_trained(replace(own, clip_seconds=1.0), known, model).clip_seconds == 1.0
+        assert data_as_trained(DataConfig("esc10"), known, model).clip_seconds is None  # its own 5 s
+
+
+def test_a_run_that_is_replaced_while_it_is_evaluated_gets_no_result(config, tmp_path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    export(run / "audio_encoder", None)
+    (run / "metrics.jsonl").touch()
+
+    def replaced(names: object, context: object) -> dict[str, object]:
+        run.rename(tmp_path / "run-old")
+        (run / "evaluate-index").mkdir(parents=True)  # as another command does with --resume none
+        return {}
+
+    monkeypatch.setattr("avssl.pipelines.evaluate.run_evaluations", replaced)
+    with pytest.raises(DataError, match="was renamed or replaced while it was evaluated"):
+        evaluate(replace(config, checkpoint=str(run), output=None))
+    assert not list(run.rglob("result.json"))
+
+
 @pytest.mark.parametrize(("name", "value"), [("compile", True), ("devices", 2), ("strategy", "fsdp")])
 def test_settings_of_training_are_refused(config, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"runtime.{name}: is for training"):

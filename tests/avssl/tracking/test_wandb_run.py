@@ -163,6 +163,25 @@ def test_what_not_even_an_offline_run_takes_is_one_clear_line(tmp_path) -> None:
         wandb_run.WandbRun(LoggedRun(tmp_path / "run", {}), mode="offline", project="a/b")
 
 
+def test_no_message_has_the_credentials_of_a_url(tmp_path, monkeypatch, caplog) -> None:
+    (tmp_path / "run").mkdir()
+    url = "s3://key:geheim@bucket/videos?token=geheim"
+    run = wandb_run.WandbRun(LoggedRun(tmp_path / "run", {"data": url}), mode="offline", notes=f"of {url}", tags=["t"])
+    sent: list[str] = []
+    monkeypatch.setattr(run.run, "alert", lambda *told, level: sent.extend(told))
+    run.alert(f"collapse in {url}", f"of {url}")
+    assert sent == ["collapse in s3://bucket/videos", "of s3://bucket/videos"]
+
+    def refuse(*_: object) -> None:
+        raise wandb.Error(f"cannot reach {url}")
+
+    monkeypatch.setattr(run.run, "log", refuse)
+    run.log({"train/loss": 1.0}, 1)
+    assert caplog.messages[-1] == "W&B did not take the metrics: cannot reach s3://bucket/videos"
+    run.finish()
+    assert read_offline_run(tmp_path / "run")["run"][0].run.notes == "of s3://bucket/videos"
+
+
 def test_a_run_outlives_wandb(tmp_path, monkeypatch, caplog) -> None:
     (tmp_path / "run").mkdir()
     tracker = Tracker(tmp_path / "run", {}, mode="offline")
