@@ -447,7 +447,7 @@ def test_speed_tells_throughput_and_the_share_of_waiting(tmp_path) -> None:
 
     engine.fit(slow())
     rows = read_rows(tmp_path / "speed.jsonl")
-    assert all(row["clips_per_second"] > 0 and 0.3 < row["data_wait"] <= 1 for row in rows)
+    assert all(row["clips_per_second"] > 0 and 0 < row["data_wait"] <= 1 for row in rows)
 
 
 def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path) -> None:

@@ -1,10 +1,13 @@
 """FLOPs of a step against the formula; nothing is measured where the peak is not known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from avssl.training import utilization
 from avssl.training.utilization import UtilizationMeter, peak_flops
 
 
@@ -32,3 +35,12 @@ def test_a_gpu_has_a_peak() -> None:
     device = torch.device("cuda:0")
     half, single = peak_flops(device, "bf16-mixed"), peak_flops(device, "32-true")
     assert half is None or single is None or half > single
+
+
+def test_a_window_tells_rates_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 4.0, 10.0])
+    monkeypatch.setattr(utilization, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    window = utilization.Window()
+    with window.waiting():
+        window.steps, window.clips = 5, 20
+    assert window.speed() == {"clips_per_second": 2.0, "steps_per_second": 0.5, "data_wait": 0.3}
