@@ -36,7 +36,7 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
         pair,
         [("infonce", objective, 1.0)],
         wave=WaveAugment(),
-        spectrogram=SpectrogramAugment(),
+        spectrogram=SpectrogramAugment(time_mask=0.1, freq_mask=0.1),
         video=VideoAugment(size, crop_scale=0.3, flip=0.5, color=0.4),
         clip_seconds=float(seconds),
         diagnose_every=1000,

@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         pair,
         [("infonce", create_objective("infonce", shapes), 1.0)],
         wave=WaveAugment(),
-        spectrogram=SpectrogramAugment(),
+        spectrogram=SpectrogramAugment(time_mask=0.1, freq_mask=0.1),
         video=VideoAugment(side),
         chunk=args.chunk or None,
     )

@@ -3,12 +3,14 @@
 Whatever is off draws nothing and changes nothing; in evaluation all of it is off.
 """
 
-from avssl.augment.mixing import mix_background, mixup
-from avssl.augment.noise import NOISE_COLORS, colored_noise
-from avssl.augment.patches import drop_patches, random_units, stretch_units
-from avssl.augment.spectrogram import SpectrogramAugment
-from avssl.augment.video import VideoAugment
-from avssl.augment.wave import WaveAugment
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avssl.augment.mixing import mix_background, mixup
+    from avssl.augment.spectrogram import SpectrogramAugment, drop_patches, random_units, stretch_units
+    from avssl.augment.video import VideoAugment
+    from avssl.augment.wave import NOISE_COLORS, WaveAugment, colored_noise
 
 __all__ = [
     "NOISE_COLORS",
@@ -22,3 +24,13 @@ __all__ = [
     "random_units",
     "stretch_units",
 ]
+_MODULES = ("mixing", "spectrogram", "video", "wave")
+
+
+def __getattr__(name: str) -> Any:
+    """What the modules have, imported at first use: the settings are read without torch."""
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from avssl.augment.draws import check, column, uniform
+from avssl.augment.base import check, column, uniform
 
 # Root mean square below which a clip is silent (-80 dB of full scale): raised to a background it would be hiss.
 _SILENT = 1e-4

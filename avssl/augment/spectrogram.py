@@ -1,45 +1,39 @@
-"""Augmentation of log-mel spectrograms: time stretch, mel shift, masks, patch-drop."""
+"""Augmentation of log-mel spectrograms: time stretch, mel shift, masks, patch-drop; and the random units that masked
+objectives share with it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from avssl.augment.draws import check, uniform
-from avssl.augment.patches import drop_patches
+from avssl.augment.base import ConfiguredAugment, check, uniform
+from avssl.augment.settings import SpectrogramSettings
 
 
-class SpectrogramAugment(nn.Module):
+class SpectrogramAugment(ConfiguredAugment):
     """Random time stretch, mel shift, SpecAugment's masks (Park et al. 2019), patch-drop; nothing in evaluation.
 
+    At a ``spec_warp`` of 1 a clip keeps 60 to 140 % of its duration, and its mel axis is scaled by up to 20 % and
+    shifted by up to 10 %.
+
     Args:
-        warp: Strength: at 1 a clip keeps 60 to 140 % of its duration and its mel axis is scaled by up to 20 % and
-            shifted by up to 10 %.
-        time_mask: Widest time mask, as a share of the frames.
-        freq_mask: Widest frequency mask, as a share of the mel bins.
-        masks: Number of masks of each kind.
-        patch_drop: Share of the patches that are blanked, see :func:`~avssl.augment.patches.drop_patches`.
-        patch_size: Mel bins and frames of a patch.
+        **settings: See :class:`~avssl.augment.settings.SpectrogramSettings`.
     """
 
-    def __init__(
-        self,
-        warp: float = 0.0,
-        time_mask: float = 0.1,
-        freq_mask: float = 0.1,
-        masks: int = 1,
-        patch_drop: float = 0.0,
-        patch_size: tuple[int, int] = (16, 16),
-    ) -> None:
-        super().__init__()
-        check("spec_warp", warp, 0, 1)
-        check("time_mask", time_mask, 0, 1)
-        check("freq_mask", freq_mask, 0, 1)
-        check("masks", masks, 0, 100)
-        check("patch_drop", patch_drop, 0, 1)
-        if min(patch_size) < 1:
-            raise ValueError(f"augment.patch_size: both must be at least 1, got {tuple(patch_size)}")
-        self.patch_drop, self.patch_size = patch_drop, patch_size
-        self.warp, self.time_mask, self.freq_mask, self.masks = warp, time_mask, freq_mask, masks
+    Config = SpectrogramSettings
+    config: SpectrogramSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name in ("spec_warp", "time_mask", "freq_mask", "patch_drop"):
+            self.check(name, 0, 1)
+        self.check("masks", 0, 100)
+        if min(self.config.patch_size) < 1:
+            raise ValueError(f"augment.patch_size: both must be at least 1, got {tuple(self.config.patch_size)}")
 
     def forward(self, spectrogram: Tensor, inplace: bool = False) -> Tensor:
         """``spectrogram`` (B, 1, F, T) normalized log-mel -> (B, 1, F, T).
@@ -49,24 +43,26 @@ class SpectrogramAugment(nn.Module):
         """
         if not self.training:
             return spectrogram
-        if self.warp:
+        config = self.config
+        if config.spec_warp:
             spectrogram, inplace = self._stretch(spectrogram), True
-        if self.masks and (self.freq_mask or self.time_mask):
+        if config.masks and (config.freq_mask or config.time_mask):
             spectrogram = spectrogram if inplace else spectrogram.clone()
             # Drawn as by torchaudio.functional.mask_along_axis_iid.
-            for _ in range(self.masks):
-                if self.freq_mask:
-                    _mask(spectrogram, 2, self.freq_mask)
-                if self.time_mask:
-                    _mask(spectrogram, 3, self.time_mask)
-        return drop_patches(spectrogram, self.patch_drop, self.patch_size) if self.patch_drop else spectrogram
+            for _ in range(config.masks):
+                if config.freq_mask:
+                    _mask(spectrogram, 2, config.freq_mask)
+                if config.time_mask:
+                    _mask(spectrogram, 3, config.time_mask)
+        return drop_patches(spectrogram, config.patch_drop, config.patch_size) if config.patch_drop else spectrogram
 
     def _stretch(self, x: Tensor) -> Tensor:
-        time = uniform(x, 1 - 0.4 * self.warp, 1 + 0.4 * self.warp)
-        mel = uniform(x, 1 - 0.2 * self.warp, 1 + 0.2 * self.warp)
+        warp = self.config.spec_warp
+        time = uniform(x, 1 - 0.4 * warp, 1 + 0.4 * warp)
+        mel = uniform(x, 1 - 0.2 * warp, 1 + 0.2 * warp)
         # A crop shorter than the clip may start anywhere in it; a longer one keeps the clip in its middle.
         time_shift = uniform(x, -1, 1) * (1 - time).clamp_min(0)
-        mel_shift = uniform(x, -0.2, 0.2) * self.warp
+        mel_shift = uniform(x, -0.2, 0.2) * warp
         zero = torch.zeros_like(time)
         theta = torch.stack([time, zero, time_shift, zero, mel, mel_shift], dim=1).view(len(x), 2, 3)
         # Autocast would round the places of the pixels to bfloat16: off by a frame in a thousand.
@@ -88,3 +84,30 @@ def _mask(x: Tensor, axis: int, share: float) -> None:
     index = torch.arange(size, device=x.device)
     inside = (index >= start[:, None]) & (index < stop[:, None])
     x.masked_fill_(inside[:, None, :, None] if axis == 2 else inside[:, None, None], 0.0)
+
+
+def drop_patches(spectrogram: Tensor, share: float, unit: tuple[int, int]) -> Tensor:
+    """Patch-drop (Ghosh et al. 2022, SS-MAST): blanks a share of the units of each spectrogram.
+
+    Args:
+        spectrogram: (B, 1, F, T) normalized log-mel; blank is 0, the data's mean.
+        share: Share of the units that are blanked, rounded to whole units; each clip draws its own.
+        unit: Mel bins and frames of a unit.
+    """
+    check("patch_drop", share, 0, 1)
+    blank = random_units(spectrogram, share, unit)
+    return spectrogram.masked_fill(stretch_units(blank, unit, spectrogram.shape[-2:])[:, None], 0.0)
+
+
+def random_units(like: Tensor, share: float, unit: tuple[int, int]) -> Tensor:
+    """(B, units along F, units along T) bool: the same number of random units, ``share`` of them, in every clip."""
+    rows, columns = (math.ceil(size / step) for size, step in zip(like.shape[-2:], unit, strict=True))
+    chosen = round(share * rows * columns)
+    order = torch.rand(len(like), rows * columns, device=like.device).argsort(dim=1)
+    return (order < chosen).view(len(like), rows, columns)
+
+
+def stretch_units(units: Tensor, unit: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """A map of units (B, f, t) as one of pixels (B, F, T)."""
+    pixels = units.repeat_interleave(unit[0], dim=1).repeat_interleave(unit[1], dim=2)
+    return pixels[:, : size[0], : size[1]]

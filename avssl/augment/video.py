@@ -1,54 +1,37 @@
 """Augmentation of frames: crop, flip, colour and blur, the same for all frames of a clip."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from avssl.augment.draws import check, check_range, column, uniform
+from avssl.augment.base import ConfiguredAugment, column, uniform
+from avssl.augment.settings import FrameSettings
 from avssl.models.pair import center_crop
 
 
-class VideoAugment(nn.Module):
+class VideoAugment(ConfiguredAugment):
     """Random resized crop, flip, colour jitter, gray and blur of frames; the centre crop in evaluation.
 
     Args:
         crop_size: Side of the result in pixels.
-        crop_scale: Smallest area of a frame that a crop keeps.
-        flip: Probability of a horizontal flip.
-        color: Largest relative change of brightness, contrast and saturation.
-        gray: Probability that a clip loses its colour.
-        crop_ratio: Largest ratio of a crop's sides, relative to the frame's, either way; 1 keeps the frame's.
-        hue: Largest turn of the hue, as a share of the whole circle.
-        blur: Probability of a Gaussian blur.
-        blur_sigma: Smallest and largest standard deviation of the blur, in pixels of the result.
+        **settings: See :class:`~avssl.augment.settings.FrameSettings`.
     """
 
-    def __init__(
-        self,
-        crop_size: int,
-        crop_scale: float = 0.9,
-        flip: float = 0.0,
-        color: float = 0.1,
-        gray: float = 0.0,
-        crop_ratio: float = 1.0,
-        hue: float = 0.0,
-        blur: float = 0.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-    ) -> None:
-        super().__init__()
-        check("crop_scale", crop_scale, 0.01, 1)
-        check("flip", flip, 0, 1)
-        check("color", color, 0, 1)
-        check("gray", gray, 0, 1)
-        check("crop_ratio", crop_ratio, 1, 10)
-        check("hue", hue, 0, 0.5)
-        check("blur", blur, 0, 1)
-        check_range("blur_sigma", blur_sigma, 0.01, 50)
-        self.crop_size, self.crop_scale, self.crop_ratio = crop_size, crop_scale, crop_ratio
-        self.flip, self.color, self.hue, self.gray = flip, color, hue, gray
-        self.blur, self.blur_sigma = blur, blur_sigma
+    Config = FrameSettings
+    config: FrameSettings
+
+    def __init__(self, crop_size: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.check("crop_scale", 0.01, 1)
+        for name in ("flip", "color", "gray", "blur"):
+            self.check(name, 0, 1)
+        self.check("crop_ratio", 1, 10)
+        self.check("hue", 0, 0.5)
+        self.check_range("blur_sigma", 0.01, 50)
+        self.crop_size = crop_size
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames`` (B, 3, T, H, W) uint8 -> (B, 3, T, crop_size, crop_size) float in [0, 1]."""
@@ -60,16 +43,16 @@ class VideoAugment(nn.Module):
 
     def _crop(self, frames: Tensor) -> Tensor:
         batch, channels, time, height, width = frames.shape
-        area = uniform(frames, self.crop_scale, 1.0)
+        area = uniform(frames, self.config.crop_scale, 1.0)
         across = down = area.sqrt()
-        if self.crop_ratio > 1:
+        if self.config.crop_ratio > 1:
             # Log-uniform over the ratios at which a crop of this area fits the frame: none has to be drawn again.
-            most = (-area.log()).clamp(0, math.log(self.crop_ratio))
+            most = (-area.log()).clamp(0, math.log(self.config.crop_ratio))
             stretch = (uniform(frames, -0.5, 0.5) * most).exp()
             across, down = (across * stretch).clamp_max(1), (down / stretch).clamp_max(1)
         shift_x = uniform(frames, -1, 1) * (1 - across)
         shift_y = uniform(frames, -1, 1) * (1 - down)
-        mirror = torch.where(uniform(frames, 0, 1) < self.flip, -1.0, 1.0)
+        mirror = torch.where(uniform(frames, 0, 1) < self.config.flip, -1.0, 1.0)
         zero = torch.zeros_like(area)
         theta = torch.stack([across * mirror, zero, shift_x, zero, down, shift_y], dim=1).view(batch, 2, 3)
         grid = F.affine_grid(theta, [batch, 1, self.crop_size, self.crop_size], align_corners=False)
@@ -79,9 +62,9 @@ class VideoAugment(nn.Module):
         return out.view(batch, channels, time, self.crop_size, self.crop_size)
 
     def _jitter(self, frames: Tensor) -> Tensor:
-        if not self.color:
+        if not self.config.color:
             return frames
-        low, high = 1 - self.color, 1 + self.color
+        low, high = 1 - self.config.color, 1 + self.config.color
         frames = frames * column(uniform(frames, low, high), frames)
         mean = frames.mean(dim=(1, 2, 3, 4), keepdim=True)
         frames = torch.lerp(mean, frames, column(uniform(frames, low, high), frames))
@@ -89,21 +72,23 @@ class VideoAugment(nn.Module):
         return torch.lerp(gray, frames, column(uniform(frames, low, high), frames)).clamp(0, 1)
 
     def _turn_hue(self, frames: Tensor) -> Tensor:
-        if not self.hue:
+        if not self.config.hue:
             return frames
-        return turn_hue(frames, uniform(frames, -self.hue, self.hue))
+        return turn_hue(frames, uniform(frames, -self.config.hue, self.config.hue))
 
     def _lose_color(self, frames: Tensor) -> Tensor:
-        if not self.gray:
+        if not self.config.gray:
             return frames
-        lost = column((uniform(frames, 0, 1) < self.gray).to(frames.dtype), frames)
+        lost = column((uniform(frames, 0, 1) < self.config.gray).to(frames.dtype), frames)
         return torch.lerp(frames, frames.mean(dim=1, keepdim=True).expand_as(frames), lost)
 
     def _blur(self, frames: Tensor) -> Tensor:
-        if not self.blur:
+        if not self.config.blur:
             return frames
-        chosen = uniform(frames, 0, 1) < self.blur
-        blurred = gaussian_blur(frames, uniform(frames, *self.blur_sigma), math.ceil(3 * self.blur_sigma[1]))
+        chosen = uniform(frames, 0, 1) < self.config.blur
+        blurred = gaussian_blur(
+            frames, uniform(frames, *self.config.blur_sigma), math.ceil(3 * self.config.blur_sigma[1])
+        )
         return torch.where(column(chosen, frames), blurred, frames)
 
 

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from avssl import plugins
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.commands.pretrain import pretrain
 from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
@@ -20,6 +21,7 @@ from avssl.data.catalog import find_entry
 from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
+from avssl.data.mixup import SetMixup
 from avssl.data.splits import Splits, check_labelled, open_splits
 from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.classification import multi_head_metrics
@@ -35,7 +37,6 @@ from avssl.pipelines.initialization import (
     initial_classifier,
     read_finetuning_start,
 )
-from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter
 from avssl.runs import EXPORT, run_folder
 from avssl.tracking import sweep_folder
@@ -273,12 +274,12 @@ def _build_task(config: FinetuneConfig, classifier: Classifier, splits: Splits) 
         raise ValueError(
             f"augment.mixup: {augment.mixup.kind} blends labels, which objectives would contrast: none beside them"
         )
-    alpha, probability = batch_mixup(augment)
+    alpha, probability = augment.mixup.within_batch()
     return FinetuneTask(
         classifier,
-        wave_augment(augment),
-        spectrogram_augment(augment),
-        video=None if classifier.crop_size is None else video_augment(augment, classifier.crop_size),
+        WaveAugment.of(augment),
+        SpectrogramAugment.of(augment),
+        video=None if classifier.crop_size is None else VideoAugment.of(augment, crop_size=classifier.crop_size),
         mixup_alpha=alpha,
         mixup_probability=probability,
         label_smoothing=config.label_smoothing,
@@ -312,7 +313,7 @@ def _fit_full(
     run.resume(engine)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, steps, optim.batch_size)
     start = engine.progress.step * optim.accumulate
-    mixup = set_mixup(config.augment)
+    mixup = SetMixup.of(config.augment.mixup)
     if mixup is not None and config.data.sampling == "shards":
         logger.warning(
             "augment.mixup: partners are read from all shards, also with data.sampling shards: batch does not"

@@ -10,6 +10,7 @@ import torch
 
 import mast
 from avssl import plugins
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import PretrainConfig
 from avssl.config.resolution import pretraining_folder
 from avssl.data.failures import FailureMonitor
@@ -26,7 +27,6 @@ from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
-from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
 from avssl.progress import Meter
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
@@ -180,9 +180,9 @@ def build_task(
     return PretrainTask(
         pair,
         objectives,
-        wave=wave_augment(augment),
-        spectrogram=spectrogram_augment(augment),
-        video=video_augment(augment, int(pair.settings["crop_size"])),
+        wave=WaveAugment.of(augment),
+        spectrogram=SpectrogramAugment.of(augment),
+        video=VideoAugment.of(augment, crop_size=int(pair.settings["crop_size"])),
         clip_seconds=clip_seconds,
         files=None if files is None else torch.from_numpy(files),
         chunk=config.optim.chunk,

@@ -11,15 +11,14 @@ from typing import Any
 
 import yaml
 
+from avssl.augment.settings import AugmentConfig, MixupConfig
 from avssl.config.crossval import CrossvalConfig, crossval_arguments
 from avssl.config.options import given_options
 from avssl.config.parts import (
     AudioConfig,
-    AugmentConfig,
     BottleneckConfig,
     DataConfig,
     LogConfig,
-    MixupConfig,
     OptimConfig,
     RuntimeConfig,
     VideoConfig,

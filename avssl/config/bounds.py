@@ -5,16 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from avssl.augment.settings import AugmentConfig, MixupConfig
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.crossval import CrossvalConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.config.parts import (
     AudioConfig,
-    AugmentConfig,
     BottleneckConfig,
     DataConfig,
     LogConfig,
-    MixupConfig,
     OptimConfig,
     RuntimeConfig,
     VideoConfig,

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avssl.augment.settings import AugmentConfig
 from avssl.config.parts import (
     AudioConfig,
-    AugmentConfig,
     BottleneckConfig,
     DataConfig,
     ImportsConfig,

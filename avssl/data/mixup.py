@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avssl.augment.settings import MixupConfig
+
 
 @dataclass(frozen=True)
 class SetMixup:
@@ -30,6 +32,11 @@ class SetMixup:
             raise ValueError(f"augment.mixup.probability: must lie in [0, 1], got {self.probability}")
         if not 0 < self.alpha <= 1000:
             raise ValueError(f"augment.mixup.alpha: must lie in (0, 1000], got {self.alpha}")
+
+    @classmethod
+    def of(cls, settings: MixupConfig) -> "SetMixup | None":
+        """The mixup of clips while they are read; None where ``settings`` ask for none or for another kind."""
+        return cls(*settings.numbers()) if settings.kind == "waveform" else None
 
     def share(self, rng: np.random.Generator) -> float | None:
         """The clip's own share of its blend, 0 to 1; None where it is not blended."""

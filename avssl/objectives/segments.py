@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avssl.augment.patches import random_units
+from avssl.augment.spectrogram import random_units
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
 from avssl.objectives.tokens import audio_grid, project_tokens, segment_contrast, segment_means

@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from torch import Tensor
 
 import mast
-from avssl.augment import mixup
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
 from avssl.config import AugmentConfig, AugmentSheetConfig, to_yaml
 from avssl.config.bounds import check_bounds
 from avssl.data.batch import Batch
@@ -31,7 +31,6 @@ from avssl.limits import set_limits
 from avssl.loading import SAMPLE_RATE
 from avssl.locks import hold
 from avssl.pipelines.initialization import complete_pair, frontend_options
-from avssl.pipelines.training import batch_mixup, set_mixup, spectrogram_augment, video_augment, wave_augment
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +141,9 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     """The batch as it is, then its augmented views, as training makes them."""
     assert batch.audio is not None
     frontend = mast.LogMel(**frontend_options(config.audio))
-    wave, spectrogram = wave_augment(config.augment).train(), spectrogram_augment(config.augment).train()
+    wave, spectrogram = WaveAugment.of(config.augment).train(), SpectrogramAugment.of(config.augment).train()
     assert config.video.crop_size is not None
-    video = video_augment(config.augment, config.video.crop_size).train()
+    video = VideoAugment.of(config.augment, crop_size=config.video.crop_size).train()
     silent = [""] * batch.size
     whole = None if batch.video is None else batch.video / 255
     samples = frontend.told(batch.samples)
@@ -152,11 +151,11 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     torch.manual_seed(config.seed)
     for number in range(1, config.views + 1):
         mixed, notes = batch.audio, silent
-        if (blends := set_mixup(config.augment)) is not None:
+        if (blends := SetMixup.of(config.augment.mixup)) is not None:
             mixed, notes = _mixed(batch, blends, np.random.default_rng((config.seed, number)))
         waveform = wave(mixed, samples)
         mel = spectrogram(frontend(waveform, samples))
-        alpha, probability = batch_mixup(config.augment)
+        alpha, probability = config.augment.mixup.within_batch()
         if alpha:
             mel, partner, weight = mixup(mel, alpha, probability)
             pairs = zip(partner.tolist(), weight.tolist(), strict=True)

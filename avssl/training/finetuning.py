@@ -59,7 +59,7 @@ class FinetuneTask(Task):
             raise ValueError(f"augment.mixup.alpha: must be at least 0, and 0 beside objectives, got {mixup_alpha}")
         encoder = classifier.audio_encoder
         self.masks = encoder is not None and bool(encoder.config.get("mask_padding"))
-        if self.masks and (spectrogram.warp or objectives):
+        if self.masks and (spectrogram.config.spec_warp or objectives):
             raise ValueError(
                 "audio.options: mask_padding needs to know where a sound ends: turn augment.spec_warp off, and leave "
                 "objectives out"

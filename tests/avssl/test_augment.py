@@ -27,7 +27,7 @@ def test_a_flip_mirrors() -> None:
 def test_gray_clips_have_no_colour_and_others_keep_theirs() -> None:
     torch.manual_seed(0)
     frames = torch.randint(0, 256, (40, 3, 2, 16, 16), dtype=torch.uint8)
-    out = VideoAugment(16, crop_scale=1.0, color=0.0, gray=0.5).train()(frames)
+    out = VideoAugment(16, crop_scale=1.0, flip=0.0, color=0.0, gray=0.5).train()(frames)
     gray = (out - out[:, :1]).abs().amax(dim=(1, 2, 3, 4)) < 1e-6
     assert 8 <= gray.sum() <= 32
     torch.testing.assert_close(out[~gray], frames[~gray].float() / 255, atol=1e-5, rtol=0)
@@ -99,7 +99,7 @@ def test_spectrogram_masks_on_a_gpu_are_whole_rows_and_columns() -> None:
 
 def test_patch_drop_blanks_the_share_of_whole_patches() -> None:
     spectrogram = torch.rand(5, 1, 32, 64) + 1
-    dropped = SpectrogramAugment(0, 0, 0, patch_drop=0.25, patch_size=(8, 16))(spectrogram)
+    dropped = SpectrogramAugment(patch_drop=0.25, patch_size=(8, 16))(spectrogram)
     patches = dropped.view(5, 4, 8, 4, 16).transpose(2, 3).flatten(3)  # (B, 4, 4, pixels of a patch)
     blank = (patches == 0).all(dim=3)
     assert torch.equal(blank, (patches == 0).any(dim=3))  # whole patches only
@@ -115,7 +115,7 @@ def test_spectrogram_warp_keeps_shape_and_moves_content() -> None:
     torch.manual_seed(0)
     x = torch.zeros(16, 1, 40, 50)
     x[:, :, 20] = 1.0
-    out = SpectrogramAugment(warp=1.0, time_mask=0, freq_mask=0).train()(x)
+    out = SpectrogramAugment(spec_warp=1.0, time_mask=0, freq_mask=0).train()(x)
     assert out.shape == x.shape
     peaks = out.mean(dim=3).argmax(dim=2).flatten()
     assert peaks.unique().numel() > 3 and (peaks - 20).abs().max() <= 8
@@ -123,8 +123,8 @@ def test_spectrogram_warp_keeps_shape_and_moves_content() -> None:
 
 def test_evaluation_changes_nothing() -> None:
     wave, spectrogram = torch.randn(2, 100), torch.randn(2, 1, 40, 50)
-    assert WaveAugment(6.0, 0.5, 10.0).eval()(wave) is wave
-    assert SpectrogramAugment(1.0, 0.5, 0.5).eval()(spectrogram) is spectrogram
+    assert WaveAugment(gain_db=6.0, time_shift=0.5, noise_db=10.0).eval()(wave) is wave
+    assert SpectrogramAugment(spec_warp=1.0, time_mask=0.5, freq_mask=0.5).eval()(spectrogram) is spectrogram
 
 
 def test_mixup_blends_with_its_partner() -> None:

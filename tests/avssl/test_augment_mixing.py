@@ -5,12 +5,11 @@ import pytest
 import torch
 
 import mast
-from avssl.augment import SpectrogramAugment, WaveAugment, drop_patches, mixup
+from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, drop_patches, mixup
 from avssl.cli import parse
 from avssl.config import AugmentConfig, PretrainConfig
 from avssl.data.batch import Batch
 from avssl.models import AudioClassifier
-from avssl.pipelines.training import spectrogram_augment, video_augment, wave_augment
 from avssl.training.finetuning import FinetuneTask
 
 HEADS = {"verb": ["a", "b"], "noun": ["x", "y", "z"]}
@@ -32,7 +31,7 @@ def test_mixup_with_heads_and_unlabelled_items_is_the_formula(monkeypatch, smoot
     """Each label counts with its item's share of the blend, in every head; a label that is missing counts nowhere."""
     torch.manual_seed(0)
     classifier = AudioClassifier(mast.create_model("mast_pico", embed_dim=16, depths=[1] * 4), mast.LogMel(), HEADS)
-    plain = WaveAugment(0.0), SpectrogramAugment(0, 0, 0)
+    plain = WaveAugment(gain_db=0.0), SpectrogramAugment()
     task = FinetuneTask(classifier, *plain, mixup_alpha=0.5, label_smoothing=smoothing)
     task.classifier.eval()  # no stochastic depth
     labels = {"verb": torch.tensor([0, -1, 1, -1, 0]), "noun": torch.tensor([2, 1, -1, -1, 0])}
@@ -82,16 +81,16 @@ def test_patch_drop_blanks_whole_units_other_ones_in_every_clip() -> None:
 
 def test_stretch_is_the_same_under_autocast_and_off_draws_nothing() -> None:
     x = torch.randn(3, 1, 40, 300)
-    augment = SpectrogramAugment(1.0, 0.0, 0.0).train()
+    augment = SpectrogramAugment(spec_warp=1.0, time_mask=0.0, freq_mask=0.0).train()
     torch.manual_seed(0)
     expected = augment(x)
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(augment(x), expected)
     state = torch.get_rng_state()
-    assert SpectrogramAugment(0.0, 0.0, 0.0).train()(x) is x
+    assert SpectrogramAugment(spec_warp=0.0, time_mask=0.0, freq_mask=0.0).train()(x) is x
     assert torch.equal(state, torch.get_rng_state())
-    assert SpectrogramAugment(0.5, 0.2, 0.2).train()(x[:1]).shape == (1, 1, 40, 300)
+    assert SpectrogramAugment(spec_warp=0.5, time_mask=0.2, freq_mask=0.2).train()(x[:1]).shape == (1, 1, 40, 300)
     with pytest.raises(ValueError, match=r"augment\.masks"):
         SpectrogramAugment(masks=-1)
 
@@ -107,10 +106,9 @@ def test_every_setting_of_the_yaml_reaches_its_module(tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("\n".join(["augment:", *lines]))
     config = parse(PretrainConfig, ["--config", str(tmp_path / "a.yaml")]).augment
     assert config == AugmentConfig(**values)
-    modules = video_augment(config, 12), wave_augment(config), spectrogram_augment(config)
-    found = {name: value for module in modules for name, value in vars(module).items() if not name.startswith("_")}
-    found["spec_warp"] = found.pop("warp")
-    assert {name: found[name] for name in values} == values and found["crop_size"] == 12
+    modules = VideoAugment.of(config, crop_size=12), WaveAugment.of(config), SpectrogramAugment.of(config)
+    found = {name: value for module in modules for name, value in vars(module.config).items()}
+    assert found == values and modules[0].crop_size == 12
 
 
 def test_what_is_new_is_off_by_default() -> None:

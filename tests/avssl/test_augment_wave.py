@@ -98,7 +98,7 @@ def test_random_colour_differs_between_clips() -> None:
 def test_white_noise_and_gain_are_drawn_as_ever() -> None:
     wave = waves(6)
     torch.manual_seed(0)
-    out = WaveAugment(3.0, 0.0, 20.0).train()(wave)
+    out = WaveAugment(gain_db=3.0, time_shift=0.0, noise_db=20.0).train()(wave)
     torch.manual_seed(0)
     ratio = torch.empty(6).uniform_(20, 60)[:, None]
     noisy = wave + torch.randn(6, 4000) * wave.square().mean(dim=1, keepdim=True).sqrt() * 10 ** (-ratio / 20)
@@ -106,7 +106,9 @@ def test_white_noise_and_gain_are_drawn_as_ever() -> None:
 
 
 def test_shift_and_mix_keep_their_order_and_one_clip_is_a_batch() -> None:
-    everything = WaveAugment(6.0, 0.5, 10.0, "pink", 0.5, (0.0, 10.0))
+    everything = WaveAugment(
+        gain_db=6.0, time_shift=0.5, noise_db=10.0, noise_color="pink", mix=0.5, mix_db=(0.0, 10.0)
+    )
     for batch in (1, 3):
         wave = waves(batch, 1001)
         out = everything.train()(wave)
@@ -116,7 +118,7 @@ def test_shift_and_mix_keep_their_order_and_one_clip_is_a_batch() -> None:
 
 def test_off_is_the_identity_bitwise() -> None:
     wave = waves(4)
-    assert torch.equal(WaveAugment(0.0, 0.0, None).train()(wave), wave)
+    assert torch.equal(WaveAugment(gain_db=0.0, time_shift=0.0, noise_db=None).train()(wave), wave)
 
 
 @pytest.mark.parametrize(

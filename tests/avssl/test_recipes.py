@@ -8,6 +8,7 @@ import torch
 import yaml
 from scipy.io import wavfile
 
+from avssl.augment import SpectrogramAugment, WaveAugment
 from avssl.cli import parse
 from avssl.commands.finetune import finetune
 from avssl.commands.pretrain import build_task
@@ -15,7 +16,6 @@ from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, to_dict
 from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
 from avssl.pipelines.initialization import complete_audio, complete_pretraining, complete_video
-from avssl.pipelines.training import spectrogram_augment, wave_augment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {"finetune": FinetuneConfig, "pretrain": PretrainConfig}
@@ -41,7 +41,7 @@ def test_a_recipe_is_read_whole_and_what_it_names_exists(folder: str, path: Path
         assert read[key] == value or (value is not None and read[key] == pytest.approx(value)), key
     find_entry(config.data.name)
     complete_audio(config.audio), complete_video(config.video, config.data)
-    wave_augment(config.augment), spectrogram_augment(config.augment)  # refuse what lies out of range
+    WaveAugment.of(config.augment), SpectrogramAugment.of(config.augment)  # refuse what lies out of range
 
 
 @pytest.mark.parametrize("name", ["audioset", "vggsound", "kinetics-sounds", "epic-kitchens", "esc10"])

@@ -18,7 +18,6 @@ from avssl.data.loader import make_train_loader
 from avssl.data.mixup import SetMixup, mix_frames, mix_waveforms
 from avssl.errors import SettingsError
 from avssl.pipelines.cache import cache
-from avssl.pipelines.training import batch_mixup, set_mixup
 
 RATE, COUNT = 8000, 12
 
@@ -176,8 +175,8 @@ def test_a_number_is_refused_with_what_to_write_and_kinds_have_their_own_numbers
         read_settings(FinetuneConfig, ["--data", "esc50", "--augment.mixup", "0.5"])
     with pytest.raises(ValueError, match=words):
         AugmentConfig(mixup=0.5)
-    assert set_mixup(AugmentConfig(mixup=MixupConfig("waveform"))) == SetMixup(0.5, 10.0)
-    assert batch_mixup(AugmentConfig(mixup=MixupConfig("batch", alpha=0.4))) == (0.4, 1.0)
-    assert set_mixup(AugmentConfig()) is None and batch_mixup(AugmentConfig())[0] == 0
+    assert SetMixup.of(MixupConfig("waveform")) == SetMixup(0.5, 10.0)
+    assert MixupConfig("batch", alpha=0.4).within_batch() == (0.4, 1.0)
+    assert SetMixup.of(AugmentConfig().mixup) is None and AugmentConfig().mixup.within_batch()[0] == 0
     config = read_settings(FinetuneConfig, ["--data", "audioset", "--augment.mixup.kind", "batch"])
     assert config.augment.mixup == MixupConfig("batch")  # a recipe's numbers are of its kind

@@ -123,9 +123,9 @@ def exact_task(
     task = PretrainTask(
         pair,
         objectives,
-        wave=WaveAugment(0.0),
-        spectrogram=SpectrogramAugment(0, 0, 0),
-        video=VideoAugment(16, 1.0, 0.0, 0.0),
+        wave=WaveAugment(gain_db=0.0),
+        spectrogram=SpectrogramAugment(),
+        video=VideoAugment(16, crop_scale=1.0, flip=0.0, color=0.0),
         chunk=chunk,
         teacher_momentum=teacher_momentum,
     ).double()

@@ -139,7 +139,7 @@ def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(p
         torch.testing.assert_close(classifier.features(batch), wanted)
         torch.testing.assert_close(Loaded("encoder", model, frontend).features(batch), wanted)
         torch.testing.assert_close(classifier.classify(waves, samples)["label"], model.head(wanted))
-        task = FinetuneTask(classifier, WaveAugment(0.0), SpectrogramAugment(masks=0), label_smoothing=0.0)
+        task = FinetuneTask(classifier, WaveAugment(gain_db=0.0), SpectrogramAugment(masks=0), label_smoothing=0.0)
         classifier.eval()
         loss = torch.nn.functional.cross_entropy(model.head(wanted), batch.labels["label"])
         torch.testing.assert_close(task(batch)[0]["label"], loss)
@@ -157,7 +157,7 @@ def test_what_cannot_know_where_a_sound_ends_refuses_the_mask() -> None:
     model = mast.create_model("mast_pico", num_classes=2, **options)
     with pytest.raises(ValueError, match="mask_padding needs to know where a sound ends"):
         classifier = AudioClassifier(model, mast.LogMel(), {"c": ["a", "b"]})
-        FinetuneTask(classifier, WaveAugment(), SpectrogramAugment(warp=0.5))
+        FinetuneTask(classifier, WaveAugment(), SpectrogramAugment(spec_warp=0.5))
     with pytest.raises(ValueError, match="mask_padding is for classifiers of sound alone"):
         AudioVisualPair.build(audio="mast_pico", audio_options=options, video="tiny")
     with pytest.raises(ValueError, match="input waveform, not spectrogram"):
@@ -198,7 +198,7 @@ def test_a_shift_carries_no_sound_to_where_the_mask_leaves_it_out(monkeypatch: p
 
 
 def test_a_clip_that_is_not_blended_keeps_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = FinetuneTask(masking(), WaveAugment(0.0), SpectrogramAugment(masks=0), mixup_alpha=0.3)
+    task = FinetuneTask(masking(), WaveAugment(gain_db=0.0), SpectrogramAugment(masks=0), mixup_alpha=0.3)
     partner, share = torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 1.0])
     monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (x, partner, share))
     _, valid = seen_by(task.train(), short_batch(), monkeypatch)

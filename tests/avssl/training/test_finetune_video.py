@@ -25,8 +25,12 @@ def task_of(kind: str, terms=(), still: bool = True, **options) -> FinetuneTask:
     sound = {} if kind == "video" else SOUND | {"frontend": {"num_mels": 32}, "fusion": kind}
     more = {"bottleneck": BOTTLENECK} if kind == "bottleneck" else {}
     model = build_visual_classifier(labels=HEADS, video="tiny", num_frames=4, crop_size=SIDE, **sound, **more)
-    augment = (WaveAugment(0.0), SpectrogramAugment(0, 0, 0)) if still else (WaveAugment(), SpectrogramAugment())
-    video = VideoAugment(SIDE, 1, 0, 0) if still else VideoAugment(SIDE)
+    augment = (
+        (WaveAugment(gain_db=0.0), SpectrogramAugment())
+        if still
+        else (WaveAugment(), SpectrogramAugment(time_mask=0.1, freq_mask=0.1))
+    )
+    video = VideoAugment(SIDE, crop_scale=1, flip=0, color=0) if still else VideoAugment(SIDE)
     width = 0 if model.audio_encoder is None else model.audio_encoder.num_features
     shapes = Shapes(128, width, model.video.num_features, 8)
     objectives = [(name, create_objective(name, shapes, **arguments), weight) for name, arguments, weight in terms]
@@ -134,4 +138,4 @@ def test_the_audio_classifier_needs_no_video() -> None:
     model = task_of("late").classifier
     assert isinstance(model.audio_encoder, mast.SpectrogramModel)
     with pytest.raises(AssertionError, match="needs video and its augmentation"):
-        FinetuneTask(model, WaveAugment(), SpectrogramAugment())(make_batch())
+        FinetuneTask(model, WaveAugment(), SpectrogramAugment(time_mask=0.1, freq_mask=0.1))(make_batch())

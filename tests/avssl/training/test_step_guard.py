@@ -91,7 +91,11 @@ def make_engine(objective: str) -> Engine:
     )
     shapes = Shapes(joint=8, audio=128, video=256, clips=4, audio_stride=(32, 32))
     terms = [(objective, create_objective(objective, shapes), 1.0)]
-    augmentation = {"wave": WaveAugment(), "spectrogram": SpectrogramAugment(), "video": VideoAugment(32)}
+    augmentation = {
+        "wave": WaveAugment(),
+        "spectrogram": SpectrogramAugment(time_mask=0.1, freq_mask=0.1),
+        "video": VideoAugment(32),
+    }
     return Engine(
         Fabric(accelerator="cpu", devices=1),
         PretrainTask(pair, terms, **augmentation, diagnose_every=100),

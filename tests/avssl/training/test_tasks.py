@@ -37,7 +37,11 @@ def make_pair(**options) -> AudioVisualPair:
 
 
 def augmentation() -> dict[str, torch.nn.Module]:
-    return {"wave": WaveAugment(), "spectrogram": SpectrogramAugment(), "video": VideoAugment(32)}
+    return {
+        "wave": WaveAugment(),
+        "spectrogram": SpectrogramAugment(time_mask=0.1, freq_mask=0.1),
+        "video": VideoAugment(32),
+    }
 
 
 def pretrain_task(objectives) -> PretrainTask:
@@ -113,7 +117,11 @@ def test_only_steps_that_are_logged_are_diagnosed() -> None:
 
 def test_pair_learns_to_match_a_batch() -> None:
     task = pretrain_task([("infonce", create_objective("infonce", SHAPES), 1.0)])
-    task.wave, task.spectrogram, task.video = WaveAugment(0.0), SpectrogramAugment(0, 0, 0), VideoAugment(32, 1, 0, 0)
+    task.wave, task.spectrogram, task.video = (
+        WaveAugment(gain_db=0.0),
+        SpectrogramAugment(),
+        VideoAugment(32, crop_scale=1, flip=0, color=0),
+    )
     batch = make_batch()
     # Loudness in the sound, brightness in the picture: a correspondence to find.
     level = torch.tensor([0.01, 0.1, 0.4, 1.0])
@@ -155,7 +163,7 @@ def classifier(labels) -> AudioClassifier:
 
 
 def finetune_task(labels, **options) -> FinetuneTask:
-    return FinetuneTask(classifier(labels), WaveAugment(), SpectrogramAugment(), **options)
+    return FinetuneTask(classifier(labels), WaveAugment(), SpectrogramAugment(time_mask=0.1, freq_mask=0.1), **options)
 
 
 def test_several_heads_are_slices_of_one_layer() -> None:
@@ -181,7 +189,7 @@ def test_unlabelled_batch_has_zero_loss() -> None:
 
 def test_mixup_loss_is_the_blend_of_both_labels(monkeypatch) -> None:
     task = finetune_task({"c": ["a", "b", "c"]}, mixup_alpha=0.5, label_smoothing=0.0)
-    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
+    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment()
     task.classifier.eval()  # no stochastic depth
     partner, weight = torch.tensor([1, 0, 3, 2]), torch.tensor([0.5, 0.6, 0.7, 1.0])
     monkeypatch.setattr("avssl.training.finetuning.mixup", lambda x, *_: (x, partner, weight))
@@ -204,7 +212,7 @@ def contrast_task(terms, **options) -> FinetuneTask:
     model = classifier({"event": ["a", "b", "c"]})
     shapes = Shapes(128, model.encoder.num_features, 0, 8, model.encoder.stride)
     objectives = [(name, create_objective(name, shapes, **arguments), weight) for name, arguments, weight in terms]
-    return FinetuneTask(model, WaveAugment(0.0), SpectrogramAugment(0, 0, 0), objectives=objectives, **options)
+    return FinetuneTask(model, WaveAugment(gain_db=0.0), SpectrogramAugment(), objectives=objectives, **options)
 
 
 def test_finetuning_adds_supervised_contrast_to_the_cross_entropy() -> None:
@@ -261,7 +269,7 @@ def test_training_sees_short_clips_padded_by_the_rule(pad: str, monkeypatch) -> 
 
 def test_blends_of_the_loader_count_by_both_labels_and_are_not_blended_again() -> None:
     task = finetune_task({"c": ["a", "b", "c"]}, label_smoothing=0.1)
-    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment(0, 0, 0)
+    task.wave, task.spectrogram = WaveAugment(gain_db=0.0), SpectrogramAugment()
     task.classifier.eval()  # no stochastic depth
     own, other, share = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2]), torch.tensor([0.5, 0.3, 0.6, 1.0])
     batch = replace(make_batch(labels={"c": own}), mixed_labels={"c": other}, mixed_share=share)
