@@ -96,6 +96,7 @@ def evaluate_trained(
             **facts,
         },
         config_yaml=to_yaml(config),
+        summary={} if context is None else context.card(),
         sections=curves,
     )
     if context is not None:

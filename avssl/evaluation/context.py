@@ -264,6 +264,11 @@ class EvaluationContext:
         classes = {prefix + head: names for head, names in self.labels.items()}
         write_predictions(self.folder / PREDICTIONS, self.features.clip_ids, scores, truth, classes)
 
+    def card(self) -> dict[str, str]:
+        """For the head of a report: the split, and how many of its clips were evaluated."""
+        covered = self.coverage()
+        return {f"split {self.config.split!r}": f"{covered['evaluated']} of {covered['expected']} clips"}
+
     def _embed(self, model: Loaded, rows: Manifest, what: str) -> dict[str, Embeddings]:
         classifier = model.classifier
 

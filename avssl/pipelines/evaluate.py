@@ -200,7 +200,6 @@ def _write(
     context: EvaluationContext, splits: Splits, results: dict[str, EvaluationResult], seen: int | None
 ) -> dict[str, Any]:
     config = context.config
-    covered = context.coverage()
     facts: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoint": config.checkpoint,
@@ -210,19 +209,18 @@ def _write(
         "seen_in_training": seen,
         "clip_protocol": context.clip_protocol,
         "pad": context.model.pad,
-        "coverage": splits.coverage | {"evaluated": covered},
+        "coverage": splits.coverage | {"evaluated": context.coverage()},
         "manifest": splits.digest,
         "seed": config.seed,
         "config": to_dict(config),
     }
-    summary = {f"split {config.split!r}": f"{covered['evaluated']} of {covered['expected']} clips"}
     result = report_evaluations(
         context.folder,
         results,
         title=f"{context.model.name} on {Path(config.data.name).stem}",
         facts=facts,
         config_yaml=to_yaml(config),
-        summary=summary | ({"clips that it was trained on": str(seen)} if seen else {}),
+        summary=context.card() | ({"clips that it was trained on": str(seen)} if seen else {}),
     )
     context.write_predictions(results)
     return result | {"folder": str(context.folder)}

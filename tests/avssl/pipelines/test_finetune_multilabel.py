@@ -84,12 +84,16 @@ def test_a_linear_probe_of_several_labels(data: Path, tmp_path: Path) -> None:
     assert metrics["pitch/mAP_low"] <= metrics["pitch/mAP"] <= metrics["pitch/mAP_high"]
     assert metrics["pitch/mAP"] > 0.9 and metrics["pitch/count"] == 7 and "pitch/top1" not in metrics
     assert list(result["classes"]["pitch"]) == list(PITCHES) and result["classes"]["pitch"]["low"]["clips"] == 4
-    assert not list(tmp_path.rglob("confusion*")) and "pitch mAP" in (tmp_path / "report.html").read_text()
+    page, covered = (tmp_path / "report.html").read_text(), result["coverage"]["evaluated"]
+    assert not list(tmp_path.rglob("confusion*")) and "pitch mAP" in page
+    assert f"{covered['evaluated']} of {covered['expected']} clips" in page
     export = mast.from_pretrained(tmp_path / "audio_encoder")
     assert export.extra["multilabel"] == ["pitch"]
     options = {"data": chords(data), "runtime": SHARED["runtime"], "output": tmp_path / "evaluated"}
     again = evaluate(EvaluateConfig(str(tmp_path), evaluations=["accuracy"], **options))
     assert again["metrics"]["pitch/mAP"] == pytest.approx(metrics["pitch/mAP"])
+    assert again["details"]["accuracy"]["pitch"].keys() == result["classes"]["pitch"].keys()  # reported in one way
+    assert [headline.name for headline in again["headlines"]] == [headline.name for headline in result["headlines"]]
 
 
 def test_full_training_learns_every_label_of_a_clip(data: Path, tmp_path: Path) -> None:
