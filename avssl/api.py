@@ -121,7 +121,7 @@ def evaluate(config: EvaluateConfig | None = None, **settings: Any) -> Result:
 
 def embed(config: EmbedConfig | None = None, **settings: Any) -> Embeddings:
     """Embeds any media with a trained checkpoint into a file; arguments and errors as of :func:`pretrain`."""
-    from avssl.pipelines.embed import embed_media
+    from avssl.commands.embed import embed_media
 
     read = _read(EmbedConfig, config, settings)
     summary = embed_media(read)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser
 
 from avssl import plugins
-from avssl.config import PretrainConfig, given_options, resolve, to_yaml
+from avssl.config import PretrainConfig, crossval_arguments, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials
 
@@ -138,6 +138,17 @@ class _ListObjectives(argparse.Action):
         width = max(map(len, names))
         sys.stdout.write("".join(f"{name:{width}}  {what}\n" for name, what in names.items()))
         sys.exit(0)
+
+
+def spelled_out(command: str, argv: Sequence[str]) -> list[str]:
+    """``argv`` with what ``command`` takes in short written as the parser takes it."""
+    if command == "crossval":
+        return crossval_arguments(argv)
+    if command == "evaluate":
+        return join_list(argv, "--evaluations")
+    if command == "cache":
+        return switch_on(join_list(argv, "--modalities"), "--verify")
+    return list(argv)
 
 
 def join_list(argv: Sequence[str], option: str) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from avssl import plugins
 from avssl.errors import SettingsError, user_errors
@@ -22,7 +23,15 @@ from avssl.urls import hide_credentials
 
 # Commands whose settings :func:`avssl.cli.parse` reads, by the name of their class in :mod:`avssl.config`; others parse
 # their own.
-SETTINGS = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
+SETTINGS = {
+    "pretrain": "PretrainConfig",
+    "finetune": "FinetuneConfig",
+    "crossval": "CrossvalConfig",
+    "embed": "inference.EmbedConfig",
+    "export": "inference.ExportConfig",
+    "cache": "cache.CacheConfig",
+    "demo": "DemoConfig",
+}
 COMMANDS = (
     "demo",
     "prepare",
@@ -91,10 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_with_settings(name: str, argv: Sequence[str]) -> int:
-    from avssl import config as settings  # with the parsers, which the list of commands needs not
-    from avssl.cli import check_data, parse
+    from avssl.cli import check_data, parse, spelled_out  # with the parsers, which the list of commands needs not
 
-    config = parse(getattr(settings, SETTINGS[name]), argv, name)
+    group, _, kind = SETTINGS[name].rpartition(".")
+    settings = getattr(import_module(f"avssl.config.{group}".rstrip(".")), kind)
+    config: Any = parse(settings, spelled_out(name, argv), name)
     check_data(config.data.name)
     with Meter("starting"):
         command = import_module(f"avssl.commands.{name}")

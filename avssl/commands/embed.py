@@ -3,24 +3,284 @@
 avssl embed --checkpoint runs/pretrain-videos --data /path/to/media --output features.parquet
 """
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from avssl.cli import check_data, parse
+import numpy as np
+import pyarrow as pa
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from avssl.config import to_dict
+from avssl.config.bounds import check_bounds
 from avssl.config.inference import EmbedConfig
+from avssl.data.catalog import find_entry, open_data
+from avssl.data.clips import ClipDataset, Modality
+from avssl.data.failures import DataError
+from avssl.data.loader import make_eval_loader
+from avssl.data.manifest import SPLITS, Manifest
+from avssl.data.media import Channel
+from avssl.data.scan import cut_short, warning_words
+from avssl.data.shards.index import check_settings
+from avssl.data.windows import cut_into_windows
+from avssl.evaluation.feature_parts import FeatureParts, feature_column
+from avssl.evaluation.result import provenance, write_result
+from avssl.limits import set_limits
+from avssl.loading import Loaded, load
+from avssl.locks import hold, refuse_held
 from avssl.progress import Meter
+from avssl.runs import with_training_data
+from avssl.training.launch import launch_single
+
+logger = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command line; returns the exit status."""
-    config = parse(EmbedConfig, argv, "embed")
-    check_data(config.data.name)
-    with Meter("starting"):
-        from avssl.pipelines.embed import embed_media
-
+def run(config: EmbedConfig) -> int:
+    """The command; returns the exit status, 130 where a signal ended it."""
     try:
         embed_media(config)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")
         return 130
     return 0
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """How clips are decoded for a model.
+
+    Attributes:
+        modalities: What is decoded, of which the model makes its embeddings.
+        sample_rate, seconds: Of the waveforms.
+        num_frames, frame_size: Of the frames.
+        channel: Of the waveforms: "mean", or the number of one.
+    """
+
+    modalities: tuple[Modality, ...]
+    sample_rate: int
+    seconds: float
+    num_frames: int
+    frame_size: int
+    channel: Channel
+
+
+def embed_media(config: EmbedConfig) -> dict[str, Any]:
+    """Embeds all windows that can be read, and writes ``config.output`` and a summary beside it (.json).
+
+    Returns:
+        The summary: counts, what was left out and why, the columns and their widths, the settings.
+
+    Raises:
+        DataError: no such data or split, or not one window can be embedded.
+        ValueError: options that do not fit the checkpoint.
+        FileNotFoundError: no such checkpoint.
+        HeldError: another process is writing ``config.output``.
+    """
+    check_bounds(config)
+    checkpoint = Path(config.checkpoint)
+    refuse_held(config.output, "embeddings")
+    model = load(checkpoint)
+    config = replace(config, data=with_training_data(config.data, model.settings))
+    fabric = launch_single(config.runtime, 0, config.data.num_workers)
+    model.to(fabric.device)
+    clip_format = format_for(model, config)
+    clips, left_out = select(config, clip_format)
+    windows, rows = cut_into_windows(
+        clips,
+        clip_format.seconds,
+        config.windows,
+        modalities=clip_format.modalities,
+        count=config.num_windows,
+        hop=config.hop,
+    )
+    settings = {
+        "checkpoint": [str(checkpoint.resolve()), _stamp(checkpoint)],
+        "windows": windows.digest,
+        "root": str(windows.root),
+        "decode": [
+            clip_format.modalities,
+            clip_format.sample_rate,
+            clip_format.seconds,
+            clip_format.num_frames,
+            clip_format.frame_size,
+            clip_format.channel,
+        ],
+        "precision": config.runtime.precision,
+    }
+    ids = np.asarray(clips.column("clip_id"), dtype=object)[rows]
+    with hold(config.output, "embeddings"):
+        parts = FeatureParts(config.output, settings)
+        _embed_windows(config, model, clip_format, windows, ids, parts, fabric)
+        return _finish(config, model, clip_format, clips, left_out, parts)
+
+
+def _finish(
+    config: EmbedConfig,
+    model: Loaded,
+    clip_format: ClipFormat,
+    clips: Manifest,
+    left_out: list[dict[str, Any]],
+    parts: FeatureParts,
+) -> dict[str, Any]:
+    """Writes the output and its summary."""
+    failures = left_out + parts.failures
+    reasons = dict(Counter(failure["reason"] for failure in failures).most_common())
+    if parts.done == len(parts.failures):
+        parts.remove()
+        raise DataError(f"{config.data.name}: not one window could be embedded: {reasons}")
+    total = parts.done
+    embedded = parts.finish()
+    summary = {
+        "clips": len(clips) + len(left_out),
+        "windows": total,
+        "embedded": embedded,
+        "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
+        "cut_short": int(cut_short(clips, clip_format.modalities).sum()),
+        "warnings": clips.warnings,
+        "clip_seconds": clip_format.seconds,
+        "channel": clip_format.channel,
+        "projection": None if model.pair is None else model.pair.retrieval,
+        "pad": model.pad if "audio" in clip_format.modalities else None,
+        "manifest": clips.digest,
+        "config": to_dict(config),
+        "provenance": provenance(),
+    }
+    write_result(config.output.with_suffix(".json"), summary)
+    logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
+    for reason, count in clips.warnings.items():
+        logger.warning("%d clips: %s", count, warning_words(reason))
+    if failures:
+        told = ", ".join(f"{reason} x{count}" for reason, count in reasons.items())
+        logger.warning("left out: %s; listed in %s", told, config.output.with_suffix(".json"))
+    return summary
+
+
+def format_for(model: Loaded, config: EmbedConfig) -> ClipFormat:
+    """How ``config`` has clips decoded for ``model``: as in its training, where it says nothing else.
+
+    Raises:
+        ValueError: the model does not take these modalities.
+    """
+    data, settings = config.data, model.settings
+    own: tuple[Modality, ...] = ("audio", "video") if model.kind == "pair" else model.modalities
+    choices = [*(["both"] if len(own) == 2 else own), *(own if model.kind == "pair" else ())]
+    wanted = choices[0] if config.modalities == "auto" else config.modalities
+    if wanted not in choices:
+        raise ValueError(f"modalities: {model.path} takes {' or '.join(choices)}, not {wanted}; give it or auto")
+    modalities = own if wanted == "both" else tuple(name for name in own if name == wanted)
+    num_frames, size = model.frames or (1, 1)
+    if "video" in modalities:
+        size = max(size, settings.frame_size or 0)
+    return ClipFormat(
+        modalities,
+        model.sample_rate,
+        data.clip_seconds or settings.clip_seconds or find_entry(data.name).seconds(),
+        data.num_frames or num_frames,
+        data.frame_size or size,
+        settings.channel if data.channel is None else data.channel,
+    )
+
+
+def select(config: EmbedConfig, clip_format: ClipFormat) -> tuple[Manifest, list[dict[str, Any]]]:
+    """The clips to embed, and those that cannot be."""
+    set_limits(config.data)
+    manifest = open_data(config.data.name, root=config.data.root, options=config.data.options)
+    video = "video" in clip_format.modalities
+    check_settings(
+        manifest,
+        clip_format.frame_size if video else None,
+        clip_format.channel if "audio" in clip_format.modalities else None,
+    )
+    if config.data.split is not None:
+        if config.data.split not in SPLITS:
+            raise ValueError(f"data.split: must be one of {', '.join(filter(None, SPLITS))}, got {config.data.split!r}")
+        manifest = manifest.select(config.data.split)
+    reasons = manifest.reasons(
+        "audio" in clip_format.modalities, "video" in clip_format.modalities, clip_format.seconds, clip_format.channel
+    )
+    unknown = np.isnan(manifest.spans(clip_format.modalities)[1])
+    reasons = [
+        reason or ("unknown duration" if nowhere else "") for reason, nowhere in zip(reasons, unknown, strict=True)
+    ]
+    names = zip(manifest.column("clip_id"), manifest.column("path"), reasons, strict=True)
+    left_out = [{"clip_id": name, "path": path, "reason": reason} for name, path, reason in names if reason]
+    usable = manifest.select(mask=[not reason for reason in reasons])
+    if not len(usable):
+        counts = dict(Counter(item["reason"] for item in left_out))
+        raise DataError(f"{config.data.name}: no clip to embed in split {config.data.split or 'any'}: {counts}")
+    return usable, left_out
+
+
+def _embed_windows(
+    config: EmbedConfig,
+    model: Loaded,
+    clip_format: ClipFormat,
+    windows: Manifest,
+    ids: np.ndarray,
+    parts: FeatureParts,
+    fabric: Fabric,
+) -> None:
+    """Embeds the windows that ``parts`` does not have yet; ``ids`` (N,): the clip of each."""
+    first = parts.done
+    dataset = ClipDataset(
+        windows.take(np.arange(first, len(windows))),
+        modalities=clip_format.modalities,
+        clip_seconds=clip_format.seconds,
+        sample_rate=clip_format.sample_rate,
+        num_frames=clip_format.num_frames,
+        frame_size=clip_format.frame_size,
+        channel=clip_format.channel,
+        mode="center",
+    )
+    paths, starts = windows.column("path"), windows.column("start")
+    tables: list[pa.Table] = []
+    failures: list[dict[str, Any]] = []
+    done = first
+    with Meter("embed", total=len(windows), initial=first, unit="window") as meter:
+        workers, timeout = config.data.num_workers, config.data.clip_timeout
+        for batch in make_eval_loader(dataset, config.batch_size, num_workers=workers, timeout=timeout):
+            done = min(done + config.batch_size, len(windows))
+            for failure in batch.failures:
+                row = first + failure.index
+                where = {"clip_id": ids[row], "path": paths[row], "start": starts[row]}
+                failures.append(where | {"reason": failure.reason})
+            if batch.size:
+                found = first + batch.index.numpy()
+                with torch.inference_mode(), fabric.autocast():
+                    features = model.embeddings(batch)
+                tables.append(_table(features, windows.take(found), ids[found]))
+            if done - parts.done >= config.part_size or done == len(windows):
+                parts.add(pa.concat_tables(tables) if tables else pa.table({}), done, failures)
+                tables, failures = [], []
+            meter.update(done - meter.count)
+
+
+def _table(features: Mapping[str, Tensor], windows: Manifest, ids: np.ndarray) -> pa.Table:
+    """The rows of a batch; ``features``: by column (B, D), ``windows``: its rows, ``ids`` (B,): the clips they are of.
+
+    Raises:
+        ValueError: a feature is NaN or infinite; the clip is named.
+    """
+    columns: dict[str, Any] = {"clip_id": pa.array(ids.tolist(), pa.string())}
+    columns |= {name: windows.table[name] for name in ("path", "start", "end")}
+    arrays = {name: values.float().cpu().numpy() for name, values in features.items()}
+    for name, values in arrays.items():
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{name}: NaN or infinite features for clip {ids[int(finite.argmin())]!r}")
+    return pa.table(columns | {name: feature_column(values) for name, values in arrays.items()})
+
+
+def _stamp(checkpoint: Path) -> list[int]:
+    """Time and size of the weights, which tell one state of a run from another."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
+    files += [
+        file for name in ("checkpoints/last", "classifier/model", "model") for file in checkpoint.glob(f"{name}.ckpt")
+    ]
+    return [number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_size)]

@@ -9,6 +9,7 @@ from scipy.io import wavfile
 from torchaudio.compliance.kaldi import fbank
 
 from avssl.cli import read_settings
+from avssl.commands.cache import cache
 from avssl.config import AugmentConfig, FinetuneConfig, MixupConfig
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.data.catalog import open_data
@@ -17,7 +18,6 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.loader import make_train_loader
 from avssl.data.mixup import SetMixup, mix_frames, mix_waveforms
 from avssl.errors import SettingsError
-from avssl.pipelines.cache import cache
 
 RATE, COUNT = 8000, 12
 

@@ -14,6 +14,7 @@ import pytest
 from loading_samples import write_clock_video
 from shard_samples import make_data
 
+from avssl.commands.cache import cache
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.data.boxes import read_boxes
 from avssl.data.catalog import find_entry, open_data
@@ -27,7 +28,6 @@ from avssl.data.shards.index import verify
 from avssl.data.shards.write import write_cache
 from avssl.data.strata import row_groups
 from avssl.locks import HeldError
-from avssl.pipelines.cache import cache
 
 SETTINGS = Settings(short_side=32)
 

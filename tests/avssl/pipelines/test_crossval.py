@@ -11,6 +11,7 @@ import pytest
 from scipy.io import wavfile
 
 from avssl.cli import parse
+from avssl.commands.crossval import Cell, crossval, finished_result, make_cells
 from avssl.commands.finetune import finetune
 from avssl.config import (
     AudioConfig,
@@ -24,7 +25,6 @@ from avssl.config import (
 )
 from avssl.evaluation.result import read_result, write_result
 from avssl.locks import HeldError, hold
-from avssl.pipelines.crossval import Cell, crossval, finished_result, make_cells
 
 SPEAKERS = ["ann", "bob", "cleo"]
 SMALL = AudioConfig(options={"embed_dim": 16, "depths": [1, 1, 1, 1]})
@@ -103,7 +103,7 @@ def test_a_full_disk_ends_it_and_the_same_command_goes_on(media: Path, tmp_path,
                 raise OSError("output: cannot write to it") from error
         return finetuned(one)
 
-    monkeypatch.setattr("avssl.pipelines.crossval.finetune", fills)
+    monkeypatch.setattr("avssl.commands.crossval.finetune", fills)
     with pytest.raises(OSError, match="output: cannot write"):
         crossval(settings)
     assert not (tmp_path / "run" / "result.json").exists()
@@ -141,8 +141,8 @@ def test_what_a_fold_failed_with_shows_no_password(media: Path, tmp_path, monkey
             raise RuntimeError("GET https://me:SECRET@host/a?token=SECRET")
         return {"finished": True}
 
-    monkeypatch.setattr("avssl.pipelines.crossval.finetune", fails)
-    monkeypatch.setattr("avssl.pipelines.crossval.report_crossval", lambda *_: {"failed": _[3]})
+    monkeypatch.setattr("avssl.commands.crossval.finetune", fails)
+    monkeypatch.setattr("avssl.commands.crossval.report_crossval", lambda *_: {"failed": _[3]})
     assert crossval(config(media, tmp_path / "run"))["failed"][0]["error"] == "RuntimeError: GET https://host/a"
 
 

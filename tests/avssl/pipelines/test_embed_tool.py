@@ -12,6 +12,7 @@ import yaml
 
 import mast
 from avssl.cli import read_settings
+from avssl.commands.embed import embed_media
 from avssl.config.inference import EmbedConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -23,7 +24,6 @@ from avssl.files import seal
 from avssl.loading import save_classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.embed import embed_media
 
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
 

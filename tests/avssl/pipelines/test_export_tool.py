@@ -11,10 +11,9 @@ from scipy.io import wavfile
 
 import mast
 from avssl.cli import read_settings
-from avssl.commands import main
+from avssl.commands import export, main
+from avssl.commands.export import export_model
 from avssl.config.inference import ExportConfig
-from avssl.pipelines import export
-from avssl.pipelines.export import export_model
 
 LABELS = {"label": ["high", "low"]}
 

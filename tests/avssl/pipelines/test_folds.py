@@ -10,8 +10,8 @@ from scipy.io import wavfile
 from avssl.config import DataConfig
 from avssl.data.catalog import open_data
 from avssl.data.failures import DataError
+from avssl.data.folds import Fold, make_folds
 from avssl.data.manifest import Manifest
-from avssl.pipelines.folds import Fold, make_folds
 
 SPEAKERS = ["ann", "bob", "cleo", "dan"]
 

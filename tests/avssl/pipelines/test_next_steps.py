@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from avssl.cli import read_settings
+from avssl.commands import demo as pipeline
 from avssl.commands import main
 from avssl.config import DataConfig, DemoConfig, EvaluateConfig, FinetuneConfig
-from avssl.pipelines import demo as pipeline
 from avssl.training.run import next_command
 
 
