@@ -31,6 +31,7 @@ SETTINGS = {
     "export": "inference.ExportConfig",
     "cache": "cache.CacheConfig",
     "demo": "DemoConfig",
+    "augment": "AugmentSheetConfig",
 }
 COMMANDS = (
     "demo",

@@ -14,20 +14,13 @@ import yaml
 from avssl.augment.settings import AugmentConfig, MixupConfig
 from avssl.config.crossval import CrossvalConfig, crossval_arguments
 from avssl.config.options import given_options
-from avssl.config.parts import (
-    AudioConfig,
-    BottleneckConfig,
-    DataConfig,
-    LogConfig,
-    OptimConfig,
-    RuntimeConfig,
-    VideoConfig,
-    WandbConfig,
-)
+from avssl.config.parts import AudioConfig, BottleneckConfig, VideoConfig, WandbConfig
 from avssl.config.prepare import PrepareOptions
 from avssl.config.recipes import CONFIGS, Source
 from avssl.config.resolution import demo_settings, resolve
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+from avssl.data.settings import DataConfig
+from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig
 from avssl.urls import hidden
 
 __all__ = [

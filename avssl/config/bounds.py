@@ -9,18 +9,12 @@ from avssl.augment.settings import AugmentConfig, MixupConfig
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.crossval import CrossvalConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
-from avssl.config.parts import (
-    AudioConfig,
-    BottleneckConfig,
-    DataConfig,
-    LogConfig,
-    OptimConfig,
-    RuntimeConfig,
-    VideoConfig,
-)
+from avssl.config.parts import AudioConfig, BottleneckConfig, VideoConfig
 from avssl.config.prepare import PrepareOptions
 from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+from avssl.data.settings import DataConfig
 from avssl.errors import SettingsError
+from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig
 
 
 @dataclass(frozen=True)

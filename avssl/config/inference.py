@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avssl.config.parts import ImportsConfig, RuntimeConfig
+from avssl.config.parts import ImportsConfig
 from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
+from avssl.training.settings import RuntimeConfig
 from avssl.urls import keep_back
 
 

@@ -5,17 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avssl.augment.settings import AugmentConfig
-from avssl.config.parts import (
-    AudioConfig,
-    BottleneckConfig,
-    DataConfig,
-    ImportsConfig,
-    LogConfig,
-    OptimConfig,
-    RuntimeConfig,
-    VideoConfig,
-    WandbConfig,
-)
+from avssl.config.parts import AudioConfig, BottleneckConfig, ImportsConfig, VideoConfig, WandbConfig
+from avssl.data.settings import DataConfig
+from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig
 
 
 @dataclass

@@ -25,7 +25,6 @@ from torch.distributed.tensor import DTensor
 
 from avssl.averaging import ExponentialAverage
 from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_head
-from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
@@ -35,6 +34,7 @@ from avssl.signals import stop_signals
 from avssl.tracking import Tracker
 from avssl.training.finite import FiniteCheck
 from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
+from avssl.training.settings import LogConfig, OptimConfig
 from avssl.training.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from torch import distributed, nn
 
 import mast
-from avssl.config import RuntimeConfig
 from avssl.data.media.pool import available_cores
 from avssl.errors import LostProcessError
 from avssl.models.blocks import checkpoint_activations, encoder_blocks, shard
 from avssl.training.engine import is_lost_process
+from avssl.training.settings import RuntimeConfig
 from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)

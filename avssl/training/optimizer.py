@@ -9,7 +9,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from avssl.config import OptimConfig
+from avssl.training.settings import OptimConfig
 
 Scaling = Literal["none", "linear", "sqrt"]
 

@@ -12,6 +12,7 @@ import yaml
 from scipy.io import wavfile
 
 from avssl.cli import parse
+from avssl.commands.augment import augment_sheet, in_words, write_wave
 from avssl.config import (
     AugmentConfig,
     AugmentSheetConfig,
@@ -24,7 +25,6 @@ from avssl.config import (
 from avssl.evaluation import contact_sheet as sheet_module
 from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.evaluation.plots import save
-from avssl.pipelines.augment import augment_sheet, in_words, write_wave
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,0 +1,75 @@
+"""What data can be told: which they are, how they are divided and decoded; the command line reads it without torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
+from avssl.urls import keep_back
+
+
+@dataclass
+class DataConfig:
+    """What to train and evaluate on.
+
+    Args:
+        name: A known name (demo, esc50, vggsound, epic-kitchens ...), a data YAML, a manifest (.parquet),
+            a .csv, a folder of media, or a cache (a folder or a URL that avssl cache wrote).
+        root: Folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME.
+        options: Options of the dataset, for example {fold: 1} or {held_out_speakers: [lucas]}.
+        clip_seconds: Length of a clip in seconds; default: as the data state it.
+        num_frames: Video frames per clip, spread evenly over it; default: the video encoder's own number.
+        frame_size: Side of the square frames that are decoded, in pixels, before the augmentation's crop; default: 8/7
+            of the crop.
+        channel: What is heard of a recording of several channels: the mean of all, or the number of one, from 0 on.
+            Where channels are each other's opposite, their mean is silence: prepare.py --deep counts such clips.
+        eval_clips: Clips per item in evaluation: 1 takes the centre, N takes N uniform ones and averages; default: as
+            the data state it.
+        eval_average: What of a classifier is averaged over several clips: probabilities (softmax, or sigmoid of several
+            labels a clip) or logits; default: as the data state it.
+        train_clips: Random clips of each item in a training batch; with several, objectives can tell times of one
+            video apart (sync).
+        heads: Label heads to train on; default: the head that the data state, or all of theirs where none is.
+        val_fraction: Share of the training split held out for validation where the data has no split of that name;
+            clips of one file, recording, video or speaker stay on one side.
+        test_fraction: The same for the test of a classifier, with every class in it, where the data has neither a split
+            test nor val, and the same clips for every seed; 0 asks for one of these splits.
+        train_fraction: Share of the training split to train on: the same of every class of the first head, at least one
+            clip of each, drawn with the seed. Validation and test are not affected.
+        sampling: Order of the training clips: shuffle takes each once an epoch; balanced draws as many with
+            replacement, by the sum of 1 / (clips of the class) over the labels of a clip; shards takes each once, and a
+            few shards of a cache at a time, for places that are slow to jump about in.
+        shard_buffer: Shards at a time where sampling is shards.
+        num_workers: Decoding processes; 0 decodes in the training process.
+        clip_timeout: Seconds that a decoding process may take for a clip, after which it is replaced and the clip
+            counts as failed; without decoding processes there is no limit.
+        max_pixels: Width times height of the largest picture that is decoded; a file with larger ones counts as without
+            pictures.
+        max_clip_bytes: Bytes that the decoded sound or pictures of a clip may take, after which it counts as failed.
+        max_failures: Share of unreadable clips above which training aborts, naming the first cause.
+    """
+
+    name: str = "demo"
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    clip_seconds: float | None = None
+    num_frames: int | None = None
+    frame_size: int | None = None
+    channel: int | Literal["mean"] = "mean"
+    eval_clips: int | None = None
+    eval_average: Literal["probabilities", "logits"] | None = None
+    train_clips: int = 1
+    heads: list[str] | None = None
+    val_fraction: float = 0.0
+    test_fraction: float = 0.2
+    train_fraction: float = 1.0
+    sampling: Literal["shuffle", "balanced", "shards"] = "shuffle"
+    shard_buffer: int = 8
+    num_workers: int = 1
+    clip_timeout: float = 60.0
+    max_pixels: int = MAX_PIXELS
+    max_clip_bytes: int = MAX_CLIP_BYTES
+    max_failures: float = 0.2
+
+    def __post_init__(self) -> None:
+        self.name, self.options = keep_back(self.name), keep_back(self.options)
