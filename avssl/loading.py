@@ -207,7 +207,7 @@ class Loaded:
             if batch.ndim != 2:
                 raise ValueError(f"waveforms must be (B, S), got {tuple(batch.shape)}")
             none = torch.zeros(len(batch))
-            batch = Batch(batch, None, {}, none.long(), [""] * len(batch), none.double(), none + 1)
+            batch = Batch(batch, None, {}, none.long(), [""] * len(batch), none.double())
         if batch.audio is not None and batch.samples is None:
             batch = replace(batch, samples=all_samples(batch.audio))
         return batch.to(self.device)

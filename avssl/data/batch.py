@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Batch:
     index: Tensor
     clip_ids: list[str]
     start: Tensor
+    _: KW_ONLY
     samples: Tensor | None = None
     mixed_share: Tensor | None = None
     mixed_labels: dict[str, Tensor] = field(default_factory=dict)

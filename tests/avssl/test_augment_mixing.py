@@ -38,7 +38,7 @@ def test_mixup_with_heads_and_unlabelled_items_is_the_formula(monkeypatch, smoot
     drawn: list[tuple[torch.Tensor, ...]] = []
     monkeypatch.setattr("avssl.training.finetuning.mixup", lambda *given: drawn.append(mixup(*given)) or drawn[0])
     empty = torch.zeros(5)
-    batch = Batch(torch.randn(5, 8000), None, labels, torch.arange(5), list("abcde"), empty.double(), empty + 1)
+    batch = Batch(torch.randn(5, 8000), None, labels, torch.arange(5), list("abcde"), empty.double())
     losses, _ = task(batch)
     blended, partner, weight = drawn[0]
     with torch.no_grad():

@@ -72,7 +72,7 @@ def clips(loaded: Loaded) -> Batch:
     frames, side = loaded.frames or (1, 1)
     video = torch.randint(0, 256, (2, 3, frames, side + 8, side + 8), dtype=torch.uint8)
     zero = torch.zeros(2)
-    return Batch(torch.randn(2, 16000) * 0.1, video, {}, zero.long(), ["a", "b"], zero.double(), zero + 1)
+    return Batch(torch.randn(2, 16000) * 0.1, video, {}, zero.long(), ["a", "b"], zero.double())
 
 
 @pytest.mark.parametrize("path", ["", "checkpoints/last.ckpt"])

@@ -20,7 +20,8 @@ from avssl.checkpoint import read_checkpoint
 from avssl.commands import _one_line
 from avssl.data.datasets import build_manifest
 from avssl.data.extraction import extract_all
-from avssl.data.media import MediaError, extract, probe, read_audio
+from avssl.data.media import MediaError, probe, read_audio
+from avssl.data.media import write as media_write
 from avssl.data.media.pool import run_all
 from avssl.data.shards import write
 from avssl.data.shards.encode import Job, Made, make
@@ -56,18 +57,18 @@ def test_a_disk_that_is_full_for_a_moment_blames_no_file_of_a_cache(tmp_path: Pa
 
 def test_an_extraction_stops_at_a_full_disk_and_goes_on(tmp_path: Path, monkeypatch) -> None:
     manifest = wav_manifest(tmp_path / "media", 2)
-    write_audio = extract.write_audio
+    write_audio = media_write.write_audio
 
     def fills(path: Path, *args: object) -> int:
         if "001" in path.name:
             raise full()
         return write_audio(path, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(extract, "write_audio", fills)
+    monkeypatch.setattr(media_write, "write_audio", fills)
     with pytest.raises(OSError, match="No space left") as raised:
         extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
     assert str(tmp_path / "sound") in _one_line(raised.value)
-    monkeypatch.setattr(extract, "write_audio", write_audio)
+    monkeypatch.setattr(media_write, "write_audio", write_audio)
     summary = extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
     assert (summary.there, summary.extracted, summary.failures) == (1, 1, {})
 

@@ -108,8 +108,8 @@ def test_all_that_the_media_cover_is_damaged_and_padding_alone_is_not() -> None:
     wave = chirp()
     wave[4000:8000] = 0
     none = torch.zeros(1)
-    fraction, samples = torch.tensor([0.5]), torch.tensor([12000])  # a quarter is a gap, another is padding
+    samples = torch.tensor([12000])  # a quarter is a gap, another is padding
     wave[12000:] = 0
-    batch = Batch(torch.from_numpy(wave)[None], None, {}, none.long(), ["clip"], none.double(), fraction, samples)
+    batch = Batch(torch.from_numpy(wave)[None], None, {}, none.long(), ["clip"], none.double(), samples=samples)
     heard = damaged(batch, BY_NAME["gain -20 dB"], RATE, 0).audio[0].numpy()
     np.testing.assert_allclose(heard, wave / 10, atol=2e-5)

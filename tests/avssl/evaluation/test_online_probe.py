@@ -87,7 +87,7 @@ def test_probe_finds_what_the_features_tell(told: bool, monkeypatch, tmp_path) -
     features = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
     if told:
         features[:, 1] += 20 * labels
-    batch = Batch(features, None, {"event": labels}, torch.arange(80), ids(probe), torch.zeros(80), torch.ones(80))
+    batch = Batch(features, None, {"event": labels}, torch.arange(80), ids(probe), torch.zeros(80))
     probe.loaders = SimpleNamespace(evaluate=lambda rows: [batch])
     pair = FixedPair().train()
     metrics = probe(pair, torch.device("cpu"))
@@ -108,6 +108,6 @@ def test_several_labels_a_clip_are_probed_by_average_precision(monkeypatch, tmp_
     assert len(labels) == 72 and list(probe.labels) == ["event"]
     features = torch.randn(72, 3, generator=torch.Generator().manual_seed(0))
     features[:, 1:] += 20 * labels
-    batch = Batch(features, None, {"event": labels}, torch.arange(72), ids(probe), torch.zeros(72), torch.ones(72))
+    batch = Batch(features, None, {"event": labels}, torch.arange(72), ids(probe), torch.zeros(72))
     probe.loaders = SimpleNamespace(evaluate=lambda rows: [batch])
     assert probe(FixedPair(), torch.device("cpu")) == {"event/probe_mAP": pytest.approx(1.0)}

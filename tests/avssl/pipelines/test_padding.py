@@ -134,7 +134,7 @@ def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(p
     labels = {"label": ["a", "b"]}
     classifier = AudioClassifier(model, frontend, labels)
     none = torch.zeros(3)
-    batch = Batch(waves, None, {"label": torch.tensor([0, 1, 1])}, none.long(), list("abc"), none, none, samples)
+    batch = Batch(waves, None, {"label": torch.tensor([0, 1, 1])}, none.long(), list("abc"), none, samples=samples)
     with torch.no_grad():
         torch.testing.assert_close(classifier.features(batch), wanted)
         torch.testing.assert_close(Loaded("encoder", model, frontend).features(batch), wanted)
@@ -186,7 +186,7 @@ def seen_by(task: FinetuneTask, batch: Batch, monkeypatch: pytest.MonkeyPatch) -
 def short_batch() -> Batch:
     none, samples = torch.zeros(4), torch.tensor([16000, 4000, 4000, 8000])
     waves = torch.randn(4, 16000) * 0.1 * (torch.arange(16000) < samples[:, None])
-    return Batch(waves, None, {"label": none.long()}, none.long(), list("abcd"), none, none, samples)
+    return Batch(waves, None, {"label": none.long()}, none.long(), list("abcd"), none, samples=samples)
 
 
 def test_a_shift_carries_no_sound_to_where_the_mask_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
