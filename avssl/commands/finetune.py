@@ -28,6 +28,7 @@ from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.context import Before
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
+from avssl.evaluation.random_start import random_start
 from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classifier, with_random_weights
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
@@ -70,10 +71,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     checkpoint = resolve_checkpoint(config)
     source = read_finetuning_start(config, checkpoint)
     config = replace(complete_finetuning(config, source), imports=plugins.recorded())
-    fabric = launch(config.runtime, config.seed)
     start = "pretrained" if checkpoint else "random"
     name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"
-    run = Run(config, config.output or sweep_folder() or Path("runs") / name, fabric, config.wandb, "finetune")
+    folder = config.output or sweep_folder() or Path("runs") / name
+    if config.compare_random and not finetune(random_start(config, folder))["finished"]:
+        return {"finished": False, "folder": str(folder)}
+    fabric = launch(config.runtime, config.seed)
+    run = Run(config, folder, fabric, config.wandb, "finetune")
     splits = open_splits(
         config.data,
         modalities=MODALITIES[config.modality],
@@ -170,6 +174,7 @@ def _evaluate(
         title=f"{config.head.capitalize()} fine-tuning on {Path(config.data.name).stem}, {facts['start']} start",
         facts={"kind": f"finetune-{config.head}", **facts},
         before=before,
+        random=random_start(config, run.folder).output if config.compare_random else None,
     )
     steps = [next_command("evaluate", run.folder, config.data, result["split"])]
     if config.modality == "audio":

@@ -85,6 +85,9 @@ class FinetuneConfig(ImportsConfig):
         standardize: A full head from a checkpoint starts on features of mean 0 and deviation 1 over the training clips;
             false keeps those of the pretraining, which may be nearly alike for all clips. Not of a bottleneck fusion,
             which sees tokens.
+        compare_random: Train the same from random weights, too, in a folder beside this run's whose name ends in
+            -random: result.json and the report then say what pretraining gains on the same test clips, and warn where
+            it hurts.
         modality: What is classified: audio, video, or both.
         fusion: How both are fused: late puts their features side by side under the linear head; bottleneck exchanges
             tokens between them, and has layers to train: it needs head full.
@@ -114,6 +117,7 @@ class FinetuneConfig(ImportsConfig):
     checkpoint: str = "auto"
     head: Literal["linear", "full"] = "linear"
     standardize: bool = True
+    compare_random: bool = False
     modality: Literal["audio", "video", "both"] = "audio"
     fusion: Literal["late", "bottleneck"] = "late"
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)

@@ -14,6 +14,7 @@ from avssl.evaluation.base import EvaluationResult, possible, report_evaluations
 from avssl.evaluation.context import Before, EvaluationContext
 from avssl.evaluation.curves import loss_curves
 from avssl.evaluation.plots import drawn
+from avssl.evaluation.random_start import compare_starts
 from avssl.evaluation.report import Section
 from avssl.loading import Loaded
 from avssl.tracking import read_rows
@@ -35,6 +36,7 @@ def evaluate_trained(
     title: str,
     facts: Mapping[str, Any],
     before: Before | None = None,
+    random: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained model; writes result.json, predictions, pictures and report.html, and tells the tracker.
 
@@ -49,6 +51,7 @@ def evaluate_trained(
         title: of the report.
         facts: what else stands in result.json.
         before: features of ``split`` before the training, for a picture.
+        random: folder of a run from random weights to set this one against; None for none.
 
     Returns:
         What result.json holds.
@@ -78,6 +81,10 @@ def evaluate_trained(
             kmeans_seed=0,  # runs of other seeds are compared by clusters of the same start
         )
         results = run_evaluations(possible(evaluations, context), context)
+        if random is not None:
+            scores = context.scores()
+            truth = {head: context.truth(head) for head in scores}
+            results["random_start"] = compare_starts(context.features.clip_ids, scores, truth, context.split, random)
     curves = _curves(run)
     result = report_evaluations(
         run.folder,

@@ -300,6 +300,8 @@ def read_finetuning_start(config: FinetuneConfig, checkpoint: Path | None) -> Lo
     if config.fusion == "bottleneck" and config.head == "linear":
         raise ValueError("fusion: bottleneck has layers to train; use head full, or fusion late")
     if checkpoint is None:
+        if config.compare_random:
+            raise ValueError("compare_random: the start is random weights already; give --checkpoint PATH")
         return None
     kept = {key: value for key, value in config.audio.options.items() if key in REGULARIZATION}
     if config.modality == "video" and config.audio != AudioConfig(options=kept, pad=config.audio.pad):
