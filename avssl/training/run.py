@@ -52,6 +52,7 @@ FREE_SETTINGS = (
     "optim.batch_size",
     "optim.chunk",
     "collapse_rank",
+    "compare_random",
 )
 
 

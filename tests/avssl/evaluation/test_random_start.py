@@ -81,6 +81,17 @@ def test_a_start_that_hurts_is_told_beside_random_weights(tones, random_run, tmp
     assert "random_start" not in json.loads((tmp_path / "run-random" / "result.json").read_text())["details"]
 
 
+def test_a_finished_run_can_be_compared_afterwards(random_run, tmp_path) -> None:
+    """It is the same run with the same numbers, now with a comparison: the two encoders are of one random draw."""
+    config = replace(
+        random_run, checkpoint=str(random_run.output / "audio_encoder"), audio=AudioConfig(), output=tmp_path / "run"
+    )
+    alone = finetune(config)
+    compared = finetune(replace(config, compare_random=True))
+    assert compared["details"]["random_start"]["verdict"] == "no difference"
+    assert compared["metrics"]["label/top1"] == alone["metrics"]["label/top1"]
+
+
 def test_random_weights_are_not_compared_with_themselves(random_run: FinetuneConfig, tmp_path) -> None:
     with pytest.raises(ValueError, match="compare_random: the start is random weights already"):
         finetune(replace(random_run, compare_random=True, output=tmp_path / "run"))
