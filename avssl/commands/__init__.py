@@ -36,6 +36,7 @@ SETTINGS = {
 COMMANDS = (
     "demo",
     "prepare",
+    "advise",
     "cache",
     "extract-audio",
     "pretrain",

@@ -77,7 +77,7 @@ def test_a_start_that_hurts_is_told_beside_random_weights(tones, random_run, tmp
     assert found["random"] == finetune(replace(random_run, output=tmp_path / "alone"))["metrics"]["label/top1"] > 0.9
     assert found["difference"] == pytest.approx(found["pretrained"] - found["random"]) and found["high"] < 0
     assert "Against random weights" in (tmp_path / "run" / "report.html").read_text()
-    assert "pretraining hurts here" in caplog.text
+    assert "Pretraining hurts here" in caplog.text
     assert "random_start" not in json.loads((tmp_path / "run-random" / "result.json").read_text())["details"]
 
 
