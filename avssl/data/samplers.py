@@ -122,7 +122,7 @@ class ShardSampler(StepSampler):
 
     An epoch draws the order of the shards, takes ``buffer`` of them at a time, and shuffles the rows of these, all
     from ``(seed, epoch)`` alone. So every row still comes once an epoch, batches are cut, shared out to processes and
-    resumed as ever, and at any time all processes read the same ``buffer`` shards (``2 buffer`` at a border).
+    resumed like any order, and at any time all processes read the same ``buffer`` shards (``2 buffer`` at a border).
 
     Args:
         shards: (N,) int64 shard of each row.

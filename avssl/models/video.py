@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import le
 from typing import Any
 from urllib.error import URLError
 
@@ -164,14 +165,14 @@ class VideoEncoder(nn.Module):
 
 
 class _Conv3d(nn.Conv3d):
-    """On a CPU always in float32.
+    """On a CPU in float32 where a clip is smaller than the kernel, in time or in space.
 
-    In bfloat16, torch 2.13 leaves parts of the gradient of the weights unwritten where a clip is hardly longer than the
-    kernel: 3 frames of kernel upon 2 of the clip, as in the last stage of r2plus1d_18.
+    There, torch 2.13 leaves parts of the gradient of the weights in bfloat16 unwritten, or writes beyond it: with 3
+    frames of kernel upon 2 of the clip, as in the last stage of r2plus1d_18.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or all(map(le, self.kernel_size, x.shape[2:])):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.to(self.weight.dtype))

@@ -341,3 +341,6 @@ def test_gradients_of_convolutions_in_bfloat16_on_a_cpu_are_those_of_float32() -
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in encoder.parameters()]))
     exact, found = gradients
     assert (found - exact).norm() < 0.02 * exact.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(frames).dtype == torch.float32  # 2 frames under a kernel of 3
+        assert encoder(torch.rand(2, 3, 4, 8, 8)).dtype == torch.bfloat16

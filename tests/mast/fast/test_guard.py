@@ -42,7 +42,7 @@ class Kernels(TorchDispatchMode):
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which way the blocks compute: with the compiled functions, or operator by operator as on a GPU."""
     monkeypatch.setenv("MAST_NATIVE", "0" if request.param == "plain" else "1")
-    # Where operators are counted, MAST runs only such, and makes its constants anew: here it should do as ever.
+    # Where operators are counted, MAST runs only such, and makes its constants anew: not here.
     for module in (blocks, widened):
         monkeypatch.setattr(module, "observed", lambda: False)
     if (fused.encoder.library() is not None) != (request.param == "fused"):
