@@ -41,6 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 import mast
 from mast.fast import cuda, widened
 from mast.fast.cuda.graphs import Graphed, captured
+from mast.model import NORM_EPS, DepthwisePool
 from mast.model import attention as formula
 
 ROOT = Path(__file__).parents[1]
@@ -195,25 +196,28 @@ def kernels(to: Measurements) -> None:
             operations = 4 * batch * heads * 96 * queries[0] * queries[1] * keys[0] * keys[1]
             row = there_and_back(to, call, inputs, grad)
             to.put("kernels", f"attention {name}, batch {batch}", row | rates(row, operations, 2.5 * operations, 1e9))
-    FastPool = importlib.import_module("mast.fast.blocks").FastPool
     strides = {"stage 1": (2, 4), "stage 2": (1, 2), "stage 3": (1, 1), "stage 4": (1, 1)}
-    for (name, (grid, _, heads)), kind in itertools.product(STAGES.items(), ("queries", "keys")):
-        pool = FastPool(96, (1, 1) if kind == "queries" else strides[name]).to(to.device)
-        x = half((to.batches()[0], *grid, 96 * heads), to).requires_grad_()
-        out = pool(x, heads)
-        exact_pool, few = copy.deepcopy(pool).double(), x[:2].detach().double()
-        row = there_and_back(
-            to, lambda x=x, pool=pool, h=heads: pool(x, h), [x, *pool.parameters()], torch.randn_like(out)
-        )
-        row |= rates(row, x.nbytes + out.nbytes, 2 * x.nbytes + 3 * out.nbytes, 1e9, "TB/s")
-        to.put("kernels", f"pooling {name}, {kind}", row | {"error": relative_error(out[:2], exact_pool(few, heads))})
+    for name, (grid, _, heads) in STAGES.items():
+        layers = [DepthwisePool(96, stride).to(to.device) for stride in ((1, 1), strides[name], strides[name])]
+        parameters = [p for each in layers for p in (each.weight, each.norm.weight, each.norm.bias)]
+        x = half((to.batches()[0], *grid, 3 * 96 * heads), to).requires_grad_()
+        settings = (heads, [1, 1], list(strides[name]), NORM_EPS)
+        call = lambda x=x, p=parameters, s=settings: cuda.pool(x, p, *s)[:3]  # noqa: E731
+        found = call()
+        row = there_and_back(to, call, [x, *parameters], [torch.randn_like(out) for out in found])
+        size = sum(out.nbytes for out in found)
+        row |= rates(row, x.nbytes + size, 2 * x.nbytes + 3 * size, 1e9, "TB/s")
+        exact = [copy.deepcopy(each).double() for each in layers]
+        parts = zip(exact, x[:2].detach().double().chunk(3, dim=-1), found, strict=True)
+        row["errors"] = [relative_error(out[:2], each(part, heads)) for each, part, out in parts]
+        to.put("kernels", f"pooling {name}, queries, keys and values", row)
 
 
 def half(shape: tuple[int, ...], to: Measurements) -> Tensor:
     return torch.randn(shape, dtype=torch.bfloat16, device=to.device)
 
 
-def there_and_back(to: Measurements, call: Callable[[], Tensor], inputs: list[Any], grad: Tensor) -> dict[str, float]:
+def there_and_back(to: Measurements, call: Callable[[], Any], inputs: list[Any], grad: Any) -> dict[str, Any]:
     """Milliseconds of a call forward, and of its gradients without it."""
     forward = to.timed(call)["device_ms"]
     both = to.timed(lambda: torch.autograd.grad(call(), inputs, grad))["device_ms"]

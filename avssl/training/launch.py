@@ -197,7 +197,9 @@ def prepare_encoders(runtime: RuntimeConfig, fabric: Fabric, *encoders: nn.Modul
     on_gpu = fabric.device.type == "cuda"
     for encoder in encoders:
         if runtime.compile and on_gpu:  # compiled code compares no kernels with the plain code: it is done before
+            here = next(encoder.parameters()).device
             mast.accelerate(encoder.to(fabric.device), runtime.backend)
+            encoder.to(here)
         if runtime.checkpoint_activations:
             checkpoint_activations(encoder)
         if runtime.compile:

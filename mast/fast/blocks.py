@@ -26,19 +26,6 @@ from mast.model import NORM_EPS, AddBranch, Block, DepthwisePool, Mlp, PoolingAt
 CHEAP_DIM = 192
 
 
-class FastPool(DepthwisePool):
-    """Pooling by one kernel on a GPU."""
-
-    kernels = True
-
-    def forward(self, x: Tensor, heads: int) -> Tensor:
-        """See ``DepthwisePool``."""
-        norm = self.norm
-        if self.kernels and cuda.usable(x, self.weight.shape[0]) and as_made(norm, nn.LayerNorm):
-            return cuda.pool(x, self.weight, norm.weight, norm.bias, heads, list(self.stride), norm.eps)[0]
-        return super().forward(x, heads)
-
-
 class FastAttention(PoolingAttention):
     """Attention with relative positions inside a fused kernel."""
 
@@ -46,18 +33,35 @@ class FastAttention(PoolingAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """See ``PoolingAttention``."""
-        pools = (self.pool_q, self.pool_k, self.pool_v)
-        if as_made(self.qkv, nn.Linear) and self.qkv.bias is not None:
-            # Three products rather than one: their results are contiguous, which the convolutions need.
-            parts = [F.linear(x, *of) for of in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)]
-        else:
-            parts = [part.contiguous() for part in self.qkv(x).chunk(3, dim=-1)]
-        q, k, v = (pool(part, self.heads) for pool, part in zip(pools, parts, strict=True))
+        pooled = self._pooled_by_kernels(x) if self.kernels and x.is_cuda else None
+        q, k, v = pooled or self._pooled(x)
         r_freq = vectors(self.relative_freq, q.shape[1], k.shape[1]).to(q.dtype)
         r_time = vectors(self.relative_time, q.shape[2], k.shape[2]).to(q.dtype)
         # In this order the sum has the layout of q.
         out = q + attention(q, k, v, r_freq, r_time, kernels=self.kernels)
         return self.proj(out.flatten(3))
+
+    def _pooled_by_kernels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Queries, keys and values out of one product; None where kernels do not serve it."""
+        pools = (self.pool_q, self.pool_k, self.pool_v)
+        norms = [pool.norm for pool in pools]
+        whole = all(as_made(pool, DepthwisePool) for pool in pools) and self.pool_k.stride == self.pool_v.stride
+        if not whole or not all(as_made(n, nn.LayerNorm) and n.eps == NORM_EPS and n.bias is not None for n in norms):
+            return None
+        qkv = self.qkv(x)
+        if not cuda.usable(qkv, self.pool_q.weight.shape[0]):
+            return None
+        parameters = [p for pool, n in zip(pools, norms, strict=True) for p in (pool.weight, n.weight, n.bias)]
+        return cuda.pool(qkv, parameters, self.heads, list(self.pool_q.stride), list(self.pool_k.stride), NORM_EPS)[:3]
+
+    def _pooled(self, x: Tensor) -> tuple[Tensor, ...]:
+        if as_made(self.qkv, nn.Linear) and self.qkv.bias is not None:
+            # Three products rather than one: their results are contiguous, which the convolutions need.
+            parts = [F.linear(x, *of) for of in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)]
+        else:
+            parts = [part.contiguous() for part in self.qkv(x).chunk(3, dim=-1)]
+        pools = (self.pool_q, self.pool_k, self.pool_v)
+        return tuple(pool(part, self.heads) for pool, part in zip(pools, parts, strict=True))
 
     def fused(self, x: Tensor, norm: nn.LayerNorm, residual: bool = False, shares: Tensor | None = None) -> Tensor:
         """``forward(norm(x))`` fused; with ``residual``, ``x + shares * forward(norm(x))``."""
@@ -146,7 +150,7 @@ class FastBlock(Block):
         within, hidden = attn._modules, mlp._modules
         pools = (within["pool_q"], within["pool_k"], within["pool_v"])
         tables = (within["relative_freq"], within["relative_time"])
-        if not all(as_made(pool, FastPool) for pool in pools):
+        if not all(as_made(pool, DepthwisePool) for pool in pools):
             return False
         if not all(as_made(table, RelativeTable) for table in tables):
             return False
@@ -195,7 +199,7 @@ class FastAstBlock(AstBlock):
 
 # Plain class -> fast class: the kinds of blocks, and what is within them.
 BLOCKS: dict[type[nn.Module], type[nn.Module]] = {Block: FastBlock, AstBlock: FastAstBlock}
-PARTS: dict[type[nn.Module], type[nn.Module]] = {DepthwisePool: FastPool, PoolingAttention: FastAttention, Mlp: FastMlp}
+PARTS: dict[type[nn.Module], type[nn.Module]] = {PoolingAttention: FastAttention, Mlp: FastMlp}
 
 
 def swap(block: nn.Module, fast: bool, kernels: tuple[str, ...] = ()) -> None:
@@ -211,7 +215,7 @@ def swap(block: nn.Module, fast: bool, kernels: tuple[str, ...] = ()) -> None:
             module.__class__ = classes.get(type(module), type(module))
             if isinstance(module, FastBlock):
                 module.kernels = kernels
-            elif isinstance(module, FastPool | FastAttention):
+            elif isinstance(module, FastAttention):
                 module.kernels = "cuda" in kernels
 
 

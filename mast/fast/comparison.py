@@ -29,7 +29,7 @@ TOLERANCE = {"operators": 1e-8, "cpu": 1e-3}
 
 _WRITTEN = {
     cls: [name for name, value in vars(cls).items() if inspect.isfunction(value)]
-    for cls in (*BLOCKS, *PARTS, model.RelativeTable, model.AddBranch)
+    for cls in (*BLOCKS, *PARTS, model.DepthwisePool, model.RelativeTable, model.AddBranch)
 }
 _GLOBALS = [name for name, value in vars(model).items() if inspect.isfunction(value)]
 # Per block and way, and per kind and way: the functions that were compared; for a kind also the difference.
@@ -66,7 +66,8 @@ def unlike(block: nn.Module) -> str:
     """Why ``block`` is not one whose formula is known: a part of another class, or a patched one. "" where it is."""
     if plain_class(block) is None:
         return f"{type(block).__name__} is a class of its own"
-    known = {*BLOCKS, *BLOCKS.values(), *PARTS, *PARTS.values(), model.RelativeTable, model.AddBranch}
+    known = {*BLOCKS, *BLOCKS.values(), *PARTS, *PARTS.values()}
+    known |= {model.DepthwisePool, model.RelativeTable, model.AddBranch}
     for name, module in block.named_modules():
         own = type(module) in known or type(module) in (nn.Linear, nn.LayerNorm)
         if not own:

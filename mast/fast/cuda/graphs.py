@@ -61,6 +61,17 @@ def _on_the_side(call: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(side)
 
 
+def weights_cast_anew(x: Tensor) -> torch.autocast:
+    """The caller's autocast, without its cache of the weights.
+
+    The casts belong into a graph; and what is cached keeps the nodes alive that take the parameters' gradients, each
+    of which waits for the stream that it was made on: a capture may not wait for another stream.
+    """
+    kind = x.device.type
+    mixed, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype, enabled=mixed, cache_enabled=False)
+
+
 class Passes:
     """The forward and the backward pass of ``function`` as two CUDA graphs that share their memory.
 
@@ -74,11 +85,9 @@ class Passes:
 
     def __init__(self, function: Function, x: Tensor, parameters: Sequence[Tensor]) -> None:
         self.input = x.detach().clone()
-        mixed, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
         def forward() -> Tensor:
-            # The casts of the weights belong into the graph: a cache of them would be one of another step.
-            with torch.autocast("cuda", dtype, enabled=mixed, cache_enabled=False):
+            with weights_cast_anew(x):
                 return function(self.input)
 
         def backward(out: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -206,7 +215,8 @@ class Graphed:
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         try:
             with torch.random.fork_rng(devices):
-                wanted = self.plain(x)
+                with weights_cast_anew(x):
+                    wanted = self.plain(x)
                 weight = torch.linspace(-1, 1, wanted.numel(), dtype=wanted.dtype, device=x.device).view_as(wanted)
                 gradients = torch.autograd.grad(wanted, parameters, weight, allow_unused=True)
                 wanted = wanted.detach()

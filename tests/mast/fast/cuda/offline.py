@@ -23,9 +23,9 @@ attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-FLOATS = ("lse_ptr", "delta_ptr", "w_ptr", "gain_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "sums_ptr")
+FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr")
 SCALARS = ("scale", "inverse", "eps")
-ALIGNED = ("queries", "columns", "count", "rows", "out_rows", "out_columns", "x_row", "x_sample")
+ALIGNED = ("queries", "columns", "width", "rows", "out_rows", "out_columns")
 
 
 def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> dict[str, int]:
@@ -76,6 +76,16 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
             cut = tile._replace(keys=min(tile.keys, columns))
             rows = {"R": 8} if name == "queries" else {}
             yield f"attention {name} {columns}", kernel, attention._sizes(96, cut) | rows
+    for frequency, time in ((1, 1), (2, 4), (1, 2), (2, 2)):
+        sizes = {"SF": frequency, "ST": time, "D": 96, "DP": 128}
+        march, (rows, warps) = sizes | {"SEGMENT": pooling.SEGMENT, "num_warps": 1}, pooling.BACKWARD_INPUT
+        yield f"pooling forward {frequency} {time}", pooling._forward, march
+        yield f"pooling backward {frequency} {time}", pooling._backward, march
+        yield (
+            f"pooling input {frequency} {time}",
+            pooling._backward_input,
+            sizes | {"ROWS": rows, "num_warps": warps},
+        )
 
 
 def main() -> None:

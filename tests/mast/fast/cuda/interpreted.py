@@ -1,0 +1,77 @@
+"""The kernels in Triton's interpreter, on a CPU: values and gradients are those of the written-out formulas.
+
+``test_without_gpu.py`` runs this with TRITON_INTERPRET=1. Products in bfloat16 are wrong in the interpreter.
+"""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from kernel_errors import Grid, attention_errors, pooling_errors
+from torch import Tensor, nn
+
+from mast import model
+from mast.fast import cuda, widened
+from mast.fast.blocks import FastAttention
+
+attention = importlib.import_module("mast.fast.cuda.attention")
+pooling = importlib.import_module("mast.fast.cuda.pooling")
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+    return attention.attention(q, k, v, *widened.position_scores(q, *tables))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("sizes", [((3, 7), (2, 5), 1, 24), ((2, 35), (2, 70), 1, 96)], ids=["small", "several tiles"])
+def test_attention(sizes: tuple[Grid, Grid, int, int], dtype: torch.dtype) -> None:
+    assert max(attention_errors(attend, sizes, dtype, "cpu", batch=1)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ((2, 37), 1, 24, (1, 1), (2, 4)),  # more places than a program marches over, and an odd number
+        ((5, 7), 2, 16, (2, 2), (1, 2)),
+        ((3, 5), 1, 96, (1, 2), (1, 1)),
+    ],
+)
+def test_pooling(sizes: tuple[Grid, int, int, Grid, Grid], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "PROGRAMS", 4)  # so that programs have several marches each
+    assert max(pooling_errors(pooling.pool, sizes, dtype, "cpu")) < TOLERANCE[dtype]
+
+
+def test_the_compiler_knows_the_operators() -> None:
+    """Shapes and gradients as tracing sees them, against those of a real call."""
+    x = torch.randn(1, 2, 3, 48).requires_grad_()
+    parameters = [torch.randn(shape).requires_grad_() for shape in [(16, 1, 3, 3), (16,), (16,)] * 3]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(pooling.pool, (x, parameters, 1, [1, 1], [1, 2], 1e-6), test_utils=tests)
+
+
+def test_attention_by_kernels_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wiring within a block: what the kernels are given, forward and backward."""
+    monkeypatch.setattr(cuda, "attention", attention.attention, raising=False)
+    monkeypatch.setattr(cuda, "pool", pooling.pool, raising=False)
+    monkeypatch.setattr(cuda, "usable", lambda x, dim: True)
+    monkeypatch.setattr(FastAttention, "_pooled", FastAttention._pooled_by_kernels)
+    torch.manual_seed(0)
+    plain = model.PoolingAttention(32, 32, 2, (4, 6), (1, 2), (2, 1))
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    fast = copy.deepcopy(plain)
+    fast.__class__ = FastAttention
+    x = torch.randn(2, 4, 6, 32)
+    found = []
+    for each in (plain, fast):
+        given = x.clone().requires_grad_()
+        out = each(given)
+        out.square().sum().backward()
+        found.append([out, given.grad, *(parameter.grad for parameter in each.parameters())])
+    largest = max(float(value.detach().abs().max()) for value in found[0])
+    for value, wanted in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6 * largest)
