@@ -145,8 +145,8 @@ def with_settings(source: Loaded, config: AudioConfig) -> Loaded:
             )
     refitted = {key: value for key in REFITTED if (value := getattr(config, key)) not in (None, frontend[key])}
     if refitted:
-        told = ", ".join(f"audio.{key} {value} in place of {frontend[key]}" for key, value in refitted.items())
-        logger.info("otherwise than the checkpoint was trained: %s", told)
+        changes = ", ".join(f"audio.{key} {value} in place of {frontend[key]}" for key, value in refitted.items())
+        logger.info("otherwise than the checkpoint was trained: %s", changes)
         source = replace(source, frontend=mast.LogMel(**frontend | refitted))
     changed = {key: value for key, value in config.options.items() if key in REGULARIZATION}
     if not changed:
@@ -351,12 +351,12 @@ def _with_video_of(config: Training, source: Loaded) -> Training:
     number = int(pair["num_frames"])
     options = dict(pair.get("video_options") or {})
     known = video_options(own["model"], options)
-    told: dict[str, tuple[Any, Any]] = {
+    compared: dict[str, tuple[Any, Any]] = {
         f"video.{key}": (value, getattr(config.video, key)) for key, value in own.items()
     }
     for key, given in config.video.options.items():
-        told[f"video.options.{key}"] = (known.get(key), given)
-    for key, (value, given) in (told | {"data.num_frames": (number, config.data.num_frames)}).items():
+        compared[f"video.options.{key}"] = (known.get(key), given)
+    for key, (value, given) in (compared | {"data.num_frames": (number, config.data.num_frames)}).items():
         if given not in (None, value):
             raise ValueError(
                 f"{key}: the checkpoint's video encoder has {value!r}, not {given!r}; beside a checkpoint leave it "
