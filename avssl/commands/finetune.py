@@ -36,6 +36,7 @@ from avssl.pipelines.initialization import (
     MODALITIES,
     complete_finetuning,
     initial_classifier,
+    keeps_head,
     read_finetuning_start,
 )
 from avssl.progress import Meter
@@ -96,6 +97,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     classifier = initial_classifier(config, source, splits.labels).to(fabric.device)
     if source is not None:
         _warn_of_known_clips(config, source, test, splits)
+    # A head that goes on was trained on features as they are.
+    new_head = source is not None and not keeps_head(config, source, splits.labels)
+    standardize = config.standardize and new_head and config.fusion == "late" and run.checkpoint is None
     del source  # its weights are copied
     frontend, modalities = classifier.frontend, MODALITIES[config.modality]
     sample_rate = SAMPLE_RATE if frontend is None else frontend.config["sample_rate"]  # without sound it is not read
@@ -105,7 +109,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         task = _build_task(config, classifier, splits)
         check_training(config, fabric, run, task, splits)
     with run:
-        return _finetune(config, run, checkpoint, splits, classifier, task, loaders, test)
+        return _finetune(config, run, checkpoint, splits, classifier, task, loaders, test, standardize)
 
 
 def _finetune(
@@ -117,6 +121,7 @@ def _finetune(
     task: FinetuneTask | None,
     loaders: Loaders,
     test: Manifest,
+    standardize: bool,
 ) -> dict[str, Any]:
     """Trains, evaluates and reports; without a task a linear probe is fitted."""
     fabric = run.fabric
@@ -132,7 +137,7 @@ def _finetune(
             before = embed_features(with_random_weights(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
-        if config.standardize and checkpoint and config.fusion == "late" and run.checkpoint is None:
+        if standardize:
             _standardize(classifier, loaders, splits, fabric, config.seed)
         classifier, finished, weights = _fit_full(config, task, loaders, splits, fabric, run)
     result: dict[str, Any] = {"finished": finished}

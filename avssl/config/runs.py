@@ -84,7 +84,7 @@ class FinetuneConfig(ImportsConfig):
         head: linear fits a linear probe on frozen features; full trains the head and the encoders.
         standardize: A full head from a checkpoint starts on features of mean 0 and deviation 1 over the training clips;
             false keeps those of the pretraining, which may be nearly alike for all clips. Not of a bottleneck fusion,
-            which sees tokens.
+            which sees tokens, nor of a checkpoint's own head, which goes on for the same classes.
         compare_random: Train the same from random weights, too, in a folder beside this run's whose name ends in
             -random: result.json and the report then say what pretraining gains on the same test clips, and warn where
             it hurts.

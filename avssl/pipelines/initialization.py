@@ -405,7 +405,7 @@ def initial_classifier(config: FinetuneConfig, source: Loaded | None, labels: di
     if config.modality == "audio":
         audio = with_settings(_copied(source.audio_alone()), config.audio)
         assert audio.audio_encoder is not None and audio.frontend is not None
-        if list(source.labels.items()) != list(labels.items()):
+        if not keeps_head(config, source, labels):
             audio.audio_encoder.reset_classifier(0)
         return AudioClassifier(audio.audio_encoder, audio.frontend, labels)
     copy = _copied(source)
@@ -424,6 +424,11 @@ def initial_classifier(config: FinetuneConfig, source: Loaded | None, labels: di
         fusion=config.fusion,
         bottleneck=bottleneck,
     )
+
+
+def keeps_head(config: FinetuneConfig, source: Loaded, labels: dict[str, list[str]]) -> bool:
+    """Whether :func:`initial_classifier` goes on with the head of ``source``."""
+    return config.modality == "audio" and list(source.labels.items()) == list(labels.items())
 
 
 def _copied(source: Loaded) -> Loaded:

@@ -139,6 +139,8 @@ def test_a_full_head_starts_on_standardized_features_unless_told_otherwise(pretr
     gains = {run: load(tmp_path / run).classifier.audio_encoder.state_dict()["norm.weight"] for run in ("kept", "run")}
     torch.testing.assert_close(gains["kept"], before, rtol=0, atol=0.01)
     assert (gains["run"] - before).abs().max() > 0.1
+    finetune(config(tmp_path / "again", tmp_path / "run", head="full"))
+    assert caplog.text.count(told) == 1, "its head goes on, and knows the features as they are"
 
 
 def test_late_fusion_from_random_weights_resumes(tmp_path: Path) -> None:
