@@ -113,7 +113,7 @@ def finetune(config: FinetuneConfig | Recipes | None = None, **settings: Any) ->
 
 def evaluate(config: EvaluateConfig | None = None, **settings: Any) -> Result:
     """Evaluates a checkpoint on any data; arguments and errors as of :func:`pretrain`."""
-    from avssl.pipelines.evaluate import evaluate as run
+    from avssl.commands.evaluate import evaluate as run
 
     read = _read(EvaluateConfig, config, settings)
     return _run_result(run(read), Path(read.checkpoint))

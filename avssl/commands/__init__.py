@@ -32,6 +32,7 @@ SETTINGS = {
     "cache": "cache.CacheConfig",
     "demo": "DemoConfig",
     "augment": "AugmentSheetConfig",
+    "evaluate": "EvaluateConfig",
 }
 COMMANDS = (
     "demo",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from avssl.commands.evaluate import evaluate
 from avssl.commands.finetune import finetune
 from avssl.config import (
     AudioConfig,
@@ -23,7 +24,6 @@ from avssl.config import (
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits, check_labelled, open_splits
-from avssl.pipelines.evaluate import evaluate
 
 AUDIO = AudioConfig(model="mast_pico", options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
 PITCHES = {"low": 300.0, "high": 2000.0}

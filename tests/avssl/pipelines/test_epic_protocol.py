@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from avssl.commands.evaluate import evaluate
 from avssl.commands.finetune import finetune
 from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, WandbConfig
 from avssl.evaluation.epic import validate_submission
-from avssl.pipelines.evaluate import evaluate
 
 COLUMNS = "narration_id,participant_id,video_id,start_timestamp,stop_timestamp"
 SEGMENTS = 6

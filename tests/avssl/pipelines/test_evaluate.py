@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scipy.io import wavfile
 
 import mast
+from avssl.commands.evaluate import data_as_trained, evaluate
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
@@ -20,7 +21,6 @@ from avssl.data.scan import scan
 from avssl.evaluation.predictions import read_predictions
 from avssl.loading import load
 from avssl.locks import HeldError, hold
-from avssl.pipelines.evaluate import data_as_trained, evaluate
 from avssl.runs import run_folder, training_settings
 
 CLASSES = ["high", "low", "middle"]
@@ -306,7 +306,7 @@ def test_a_run_that_is_replaced_while_it_is_evaluated_gets_no_result(config, tmp
         (run / "evaluate-index").mkdir(parents=True)  # as another command does with --resume none
         return {}
 
-    monkeypatch.setattr("avssl.pipelines.evaluate.run_evaluations", replaced)
+    monkeypatch.setattr("avssl.commands.evaluate.run_evaluations", replaced)
     with pytest.raises(DataError, match="was renamed or replaced while it was evaluated"):
         evaluate(replace(config, checkpoint=str(run), output=None))
     assert not list(run.rglob("result.json"))

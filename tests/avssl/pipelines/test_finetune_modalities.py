@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from avssl.cli import parse
+from avssl.commands.evaluate import evaluate
 from avssl.commands.finetune import finetune
 from avssl.commands.pretrain import pretrain
 from avssl.config import (
@@ -31,7 +32,6 @@ from avssl.evaluation.embeddings import Embeddings, classify_split, embed_featur
 from avssl.evaluation.probe import linear_probe
 from avssl.loading import load
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier
-from avssl.pipelines.evaluate import evaluate
 
 DATA = DataConfig(
     options={"pretrain": 8, "train_per_class": 2, "test_per_class": 1},

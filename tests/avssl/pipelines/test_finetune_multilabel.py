@@ -9,6 +9,7 @@ from scipy.io import wavfile
 from sklearn.metrics import average_precision_score
 
 import mast
+from avssl.commands.evaluate import evaluate
 from avssl.commands.finetune import finetune
 from avssl.config import (
     AudioConfig,
@@ -27,7 +28,6 @@ from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import open_splits
 from avssl.loading import load
-from avssl.pipelines.evaluate import evaluate
 
 PITCHES = {"low": 250.0, "middle": 900.0, "high": 3000.0}
 AUDIO = AudioConfig(options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
+from avssl.commands.evaluate import evaluate
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.boxes import Box, read_boxes
 from avssl.data.catalog import open_data
 from avssl.evaluation.localization import heat
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives.vectors import unit
-from avssl.pipelines.evaluate import evaluate
 
 OPTIONS = {"pretrain": 1, "train_per_class": 1, "test_per_class": 1}
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}

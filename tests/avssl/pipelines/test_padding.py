@@ -13,6 +13,7 @@ import mast
 from avssl.augment import SpectrogramAugment, WaveAugment
 from avssl.commands.cache import cache
 from avssl.commands.embed import embed_media
+from avssl.commands.evaluate import evaluate
 from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, Source, resolve
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig
@@ -20,7 +21,6 @@ from avssl.data.batch import Batch
 from avssl.evaluation.predictions import read_predictions
 from avssl.loading import Loaded, load
 from avssl.models import AudioClassifier, AudioVisualPair
-from avssl.pipelines.evaluate import evaluate
 from avssl.pipelines.initialization import random_encoder, with_settings
 from avssl.pipelines.predict import Predictor
 from avssl.training.finetuning import FinetuneTask
