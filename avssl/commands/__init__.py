@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("avssl.progress").setLevel(logging.INFO)  # of commands that tell nothing else on stderr, too
     try:
         with lines_above_bars():
-            status: int = _run_with_settings(name, rest) if name in SETTINGS else import_module(module).run(rest)
+            status: int = run_with_settings(name, rest) if name in SETTINGS else import_module(module).run(rest)
         return status
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_one_line(error), 1)
 
 
-def _run_with_settings(name: str, argv: Sequence[str]) -> int:
+def run_with_settings(name: str, argv: Sequence[str]) -> int:
+    """Reads the settings of a command, then imports and runs it; returns the exit status."""
     from avssl.cli import check_data, parse, spelled_out  # with the parsers, which the list of commands needs not
 
     group, _, kind = SETTINGS[name].rpartition(".")

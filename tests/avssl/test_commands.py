@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avssl import commands
-from avssl.commands import COMMANDS, main
+from avssl.commands import COMMANDS, SETTINGS, main
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "lightning_fabric", "lightly", "wandb", "matplotlib", "sklearn", "scipy")
@@ -50,7 +50,13 @@ def test_no_command_is_missing_from_the_list() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_tool_is_the_twin_of_its_command(name: str, monkeypatch) -> None:
     given: list[list[str]] = []
-    monkeypatch.setattr(import_module(f"avssl.commands.{module_of(name)}"), "run", lambda argv: given.append(argv) or 7)
+    if name in SETTINGS:
+        monkeypatch.setattr(
+            "avssl.commands.run_with_settings", lambda which, argv: given.append(argv) or 7 * (which == name)
+        )
+    else:
+        module = import_module(f"avssl.commands.{module_of(name)}")
+        monkeypatch.setattr(module, "run", lambda argv: given.append(argv) or 7)
     monkeypatch.setattr(sys, "argv", ["tool.py", "--some", "option"])
     source = ROOT / "tools" / f"{module_of(name)}.py"
     with pytest.raises(SystemExit) as ended:
