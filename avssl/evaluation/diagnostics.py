@@ -91,6 +91,20 @@ def effective_negatives(logits: Tensor, partners: Tensor | None = None) -> Tenso
     return torch.special.entr(weights).sum(dim=1).exp().mean()
 
 
+@torch.no_grad()
+def mean_cosine(rows: Tensor) -> Tensor:
+    """Mean cosine of all pairs of rows: near 1 where all have a large part in common, about 0 where they have none.
+
+    Contrast behind a projection with batch norms lets features drift there, which a linear probe does not mind, but
+    fine-tuning does (:mod:`avssl.training.standardize`). A single row has no pair and counts as alike, 1.
+
+    Args:
+        rows: (N, D).
+    """
+    count, total = len(rows), _unit(rows).sum(dim=0).square().sum()
+    return (total - count) / (count * (count - 1)) if count > 1 else rows.new_ones((), dtype=torch.float32)
+
+
 def diagnose(
     audio: Tensor | None = None,
     video: Tensor | None = None,
@@ -118,6 +132,7 @@ def diagnose(
     for name, rows in (("audio", audio_features), ("video", video_features)):
         if rows is not None:
             report[f"{name}_feature_rank"] = effective_rank(_some(rows))
+            report[f"{name}_feature_cosine"] = mean_cosine(_some(rows))
     return report
 
 

@@ -13,6 +13,7 @@ from avssl.evaluation.diagnostics import (
     diagnose,
     effective_negatives,
     effective_rank,
+    mean_cosine,
     uniformity,
 )
 
@@ -105,9 +106,11 @@ def test_report_has_what_was_given() -> None:
     report = diagnose(audio, video, features)
     assert report.keys() == {
         "alignment", "audio_uniformity", "audio_rank", "video_uniformity", "video_rank", "audio_feature_rank",
+        "audio_feature_cosine",
     }  # fmt: skip
     assert report["audio_rank"] == effective_rank(torch.nn.functional.normalize(audio))
     assert report["audio_feature_rank"] == effective_rank(features)
+    assert report["audio_feature_cosine"] == mean_cosine(features)
     assert diagnose(video=video).keys() == {"video_uniformity", "video_rank"}
     assert diagnose() == {}
 
@@ -154,3 +157,13 @@ def test_bad_bound_is_named() -> None:
     for bound in (-1.0, math.nan):
         with pytest.raises(ValueError, match="collapse_rank: must be at least 0"):
             CollapseMonitor(bound)
+
+
+def test_mean_cosine_is_that_of_all_pairs() -> None:
+    matrix = rows(7, 5)
+    unit = matrix / matrix.norm(dim=1, keepdim=True)
+    pairs = [float(unit[i] @ unit[j]) for i in range(7) for j in range(7) if i != j]
+    assert mean_cosine(matrix).item() == pytest.approx(sum(pairs) / 42, abs=1e-5)
+    assert mean_cosine(matrix + 100).item() > 0.99, "what all have in common outweighs what tells them apart"
+    assert mean_cosine(torch.eye(6)).item() == pytest.approx(0, abs=1e-6)
+    assert mean_cosine(matrix[:1]).item() == 1

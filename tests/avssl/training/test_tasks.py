@@ -87,7 +87,7 @@ def test_report_diagnoses_what_the_objectives_compared() -> None:
     # One time bin: the projection's input is the features.
     expected = diagnose(seen["audio"], seen["video"], seen["audio_features"], seen["video_features"])
     found = {key: value for key, value in report.items() if key.startswith("diagnostics/")}
-    assert found.keys() == {f"diagnostics/{name}" for name in expected} and len(found) == 7
+    assert found.keys() == {f"diagnostics/{name}" for name in expected} and len(found) == 9
     for name, value in expected.items():
         torch.testing.assert_close(found[f"diagnostics/{name}"], value)
         assert not found[f"diagnostics/{name}"].requires_grad
@@ -104,6 +104,7 @@ def test_only_steps_that_are_logged_are_diagnosed() -> None:
     listening.projected_by = "infonce"
     task = PretrainTask(make_pair(), [("listening", listening, 1.0)], **augmentation(), diagnose_every=3)
     names = {"diagnostics/audio_uniformity", "diagnostics/audio_rank", "diagnostics/audio_feature_rank"}
+    names.add("diagnostics/audio_feature_cosine")
     diagnosed = []
     for step in range(1, 6):
         task.before_step(step - 1, 5)
