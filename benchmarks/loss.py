@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from common import compare, describe_machine, interleave, peak_rss_mib, publish
 from torch import Tensor
 
-from avssl.objectives.infonce import contrast
-from avssl.objectives.siglip import sigmoid_loss
+from avssl.objectives.contrastive import contrast, sigmoid_loss
 
 TEMPERATURE = 0.07
 SCALE, BIAS = torch.tensor(10.0), torch.tensor(-10.0)

@@ -25,7 +25,7 @@ from avssl.evaluation.intervals import bootstrap, proportion_interval
 from avssl.evaluation.plots import bare, drawn, new_figure, save, shorten, styled
 from avssl.evaluation.report import Section, Table
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives.vectors import unit
+from avssl.objectives.functional import unit
 
 if TYPE_CHECKING:
     from avssl.evaluation.context import EvaluationContext
@@ -234,7 +234,7 @@ def _maps(context: "EvaluationContext", pair: AudioVisualPair, what: str) -> dic
     def encode(batch: Batch) -> dict[str, Tensor]:
         batch = batch.to(context.device)
         assert batch.audio is not None and batch.video is not None
-        sounds, places = unit(pair.embed_audio(batch.audio, batch.samples)), unit(pair.embed_places(batch.video))
+        sounds, places = unit(pair.embed_audio(batch.audio, batch.samples)), unit(pair.embed_locations(batch.video))
         if not before:  # the first rows hear the last of their batch
             before.extend(sounds[-clips:])
         others = torch.stack([*before, *sounds])[: len(sounds)]

@@ -1,11 +1,25 @@
 """Fusion of audio and video: late, by their features, or through a few bottleneck tokens (MBT)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from avssl.models.places import CODE, place_code
+FREQUENCIES = 6
+POSITION_WIDTH = 2 * FREQUENCIES  # numbers for each axis
+
+
+def position_code(grid: Sequence[int], like: Tensor) -> Tensor:
+    """Sines and cosines of each cell's position on ``grid``, (...grid, axes * ``POSITION_WIDTH``).
+
+    They are half a wave to 16 waves across each axis, whatever the number of its cells. The device and type are those
+    of ``like``.
+    """
+    octaves = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=like.device, dtype=like.dtype)
+    axes = [(torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size for size in grid]
+    angles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[..., None] * octaves
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 class LateFusion(nn.Module):
@@ -108,8 +122,8 @@ class BottleneckFusion(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"bottleneck.dropout: must lie in [0, 1), got {dropout}")
         self.num_features, self.start = width, start
-        self.audio_input, self.audio_place = _input(audio, width), nn.Linear(2 * CODE, width, bias=False)
-        self.video_input, self.video_place = _input(video, width), nn.Linear(3 * CODE, width, bias=False)
+        self.audio_input, self.audio_place = _input(audio, width), nn.Linear(2 * POSITION_WIDTH, width, bias=False)
+        self.video_input, self.video_place = _input(video, width), nn.Linear(3 * POSITION_WIDTH, width, bias=False)
         self.bottleneck = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
         self.layers = nn.ModuleList(FusionLayer(width, heads, dropout) for _ in range(depth))
         self.audio_norm, self.video_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -150,4 +164,4 @@ def _input(inputs: int, width: int) -> nn.Module:
 def _tokens(grid: Tensor, project: nn.Module, place: nn.Linear) -> Tensor:
     """(B, *places, C) -> tokens (B, N, width) with their places."""
     places: Sequence[int] = grid.shape[1:-1]
-    return (project(grid) + place(place_code(places, place.weight))).flatten(1, -2)
+    return (project(grid) + place(position_code(places, place.weight))).flatten(1, -2)

@@ -54,19 +54,19 @@ class AudioVisualPair(nn.Module):
         super().__init__()
         if time_bins < 1:
             raise ValueError(f"time_bins: must be at least 1, got {time_bins}")
-        told = dict(projections or {JOINT: Projection()})
+        settings = dict(projections or {JOINT: Projection()})
         if "pool" in audio.config:  # of AST: objectives train the patch tokens, so that features are those, too
             audio.config["pool"] = "patch"
-        self.retrieval = retrieval or next(iter(told))
-        if self.retrieval not in told:
-            raise ValueError(f"retrieval: no projection {self.retrieval!r}; there are {', '.join(told)}")
+        self.retrieval = retrieval or next(iter(settings))
+        if self.retrieval not in settings:
+            raise ValueError(f"retrieval: no projection {self.retrieval!r}; there are {', '.join(settings)}")
         self.audio = audio
         self.frontend = frontend
         self.video = video
-        self.time_bins = {name: projection.time_bins or time_bins for name, projection in told.items()}
-        told = {name: replace(each, dim=each.dim or embedding_dim) for name, each in told.items()}
+        self.time_bins = {name: projection.time_bins or time_bins for name, projection in settings.items()}
+        settings = {name: replace(each, dim=each.dim or embedding_dim) for name, each in settings.items()}
         inputs = {"audio": audio.num_features, "video": video.num_features}
-        self.projections = build_heads(told, inputs, time_bins)
+        self.projections = build_heads(settings, inputs, time_bins)
         self.settings: dict[str, Any] = {}
         self.register_load_state_dict_pre_hook(_one_projection_for_all)
 
@@ -144,8 +144,8 @@ class AudioVisualPair(nn.Module):
         features = self.video(center_crop(frames, int(self.settings["crop_size"])))
         return self.project_video(features, self.retrieval)
 
-    def embed_places(self, frames: Tensor) -> Tensor:
-        """Embeddings (B, H', W', D) of the places of ``frames`` (B, 3, T, H, W) uint8, for retrieval, in that crop.
+    def embed_locations(self, frames: Tensor) -> Tensor:
+        """Embeddings (B, H', W', D) of the locations in ``frames`` (B, 3, T, H, W) uint8, for retrieval, in that crop.
 
         Each is the embedding that a clip would have that shows everywhere what this place shows.
         """

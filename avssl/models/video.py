@@ -130,13 +130,13 @@ class VideoEncoder(nn.Module):
         """
         where = self._map
         if where.fine is None or where.rest is None:
-            pooled = [axis for axis, told in ((1, time), (2, space), (3, space)) if not told]
+            pooled = [axis for axis, kept in ((1, time), (2, space), (3, space)) if not kept]
             _, output = self._read(where.layer, frames)
             grid = where.arrange(output)
             return grid.mean(dim=pooled, keepdim=True) if pooled else grid
         _, output = self._read(where.fine, frames)
         cells = output.movedim(1, -1)  # (B, T', H', W', C)
-        axes = [axis for axis, told in ((1, time), (2, space), (3, space)) if told]
+        axes = [axis for axis, kept in ((1, time), (2, space), (3, space)) if kept]
         size = [cells.shape[axis] if axis in axes else 1 for axis in (1, 2, 3)]
         inner = [1 if axis in axes else cells.shape[axis] for axis in (1, 2, 3)]
         parts = (

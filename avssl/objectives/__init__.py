@@ -1,4 +1,4 @@
-"""Audio-visual objectives: one small file each, one interface, found by name.
+"""Audio-visual objectives: a file for each idea, one interface, found by name.
 
 Every module of this package is imported here, so that its ``register_objective`` takes effect: a new objective is one
 new file.
@@ -15,8 +15,7 @@ from avssl.objectives.base import (
     list_objectives,
     register_objective,
 )
-from avssl.objectives.terms import create_objectives
-from avssl.objectives.weighted import WeightedObjectives, projections_of
+from avssl.objectives.terms import WeightedObjectives, create_objectives, projections_of
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from avssl.models.projection import Projection
 from avssl.objectives.base import Objective, Step, register_objective
-from avssl.objectives.gathering import gather_with_gradient
-from avssl.objectives.tokens import project_tokens
-from avssl.objectives.vectors import unit
+from avssl.objectives.functional import gather_with_gradient, project_tokens, unit
 
 
 @register_objective("localize")

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from avssl.models.fusion import BottleneckFusion
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
-from avssl.objectives.gathering import gather_constant, gather_with_gradient
-from avssl.objectives.tokens import audio_grid
-from avssl.objectives.vectors import unit
+from avssl.objectives.functional import audio_grid, gather_constant, gather_with_gradient, unit
 
 logger = logging.getLogger(__name__)
 

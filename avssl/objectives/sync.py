@@ -8,8 +8,7 @@ from lightly.utils.dist import rank
 from torch import Tensor
 
 from avssl.objectives.base import Objective, Step, register_objective
-from avssl.objectives.gathering import gather_constant, gather_with_gradient
-from avssl.objectives.vectors import unit
+from avssl.objectives.functional import gather_constant, gather_with_gradient, unit
 
 logger = logging.getLogger(__name__)
 

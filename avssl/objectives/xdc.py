@@ -12,9 +12,9 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from avssl.objectives.banks import check_rows, mean_by_row
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
-from avssl.objectives.gathering import gather_constant
-from avssl.objectives.memory_bank import check_rows, mean_by_row
+from avssl.objectives.functional import gather_constant
 
 
 @register_objective("xdc")

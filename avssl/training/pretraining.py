@@ -19,7 +19,7 @@ from avssl.evaluation.diagnostics import diagnose
 from avssl.models.blocks import batch_norms_still
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Objective, Step, WeightedObjectives
-from avssl.objectives.momentum import follow
+from avssl.objectives.banks import follow
 from avssl.training.engine import Task
 
 

@@ -9,8 +9,7 @@ from lightly.models.modules.heads import BarlowTwinsProjectionHead, SimCLRProjec
 import mast
 from avssl.models import AudioVisualPair
 from avssl.models.projection import Projection
-from avssl.objectives.barlow import Barlow
-from avssl.objectives.vicreg import VICReg
+from avssl.objectives.decorrelation import Barlow, VICReg
 
 SMALL = {"audio": "mast_pico", "audio_options": {"embed_dim": 16, "depths": [1, 1, 1, 1]}, "video": "tiny"}
 OTHERS = {"num_frames": 2, "crop_size": 32, "embedding_dim": 8}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from objective_steps import FixedStep
 
-from avssl.objectives.avc import AudioVideoContrast
-from avssl.objectives.infonce import InfoNCE
+from avssl.objectives.contrastive import InfoNCE
+from avssl.objectives.supervised import AudioVideoContrast
 
 MIXED = torch.tensor([0, 1, 0, -1, 2, 0, -1, 1])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from objective_steps import FixedStep
 
-from avssl.objectives.barlow import Barlow
+from avssl.objectives.decorrelation import Barlow
 
 
 def numpy_correlation(audio: np.ndarray, video: np.ndarray) -> np.ndarray:

@@ -7,9 +7,8 @@ from nce_reference import numpy_nce, unit_rows
 from objective_steps import SHAPES, FixedStep
 
 from avssl.objectives import create_objective
-from avssl.objectives.avid import AVID
-from avssl.objectives.cma import CMA, agreeing_rows
-from avssl.objectives.memory_bank import draw_rows
+from avssl.objectives.avid import AVID, CMA, agreeing_rows
+from avssl.objectives.banks import draw_rows
 
 SMALL = {"dim": 5, "clips": 9, "temperature": 0.3}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from objective_steps import FixedStep
 
-from avssl.objectives.imc import IntraModalContrast
+from avssl.objectives.supervised import IntraModalContrast
 
 MIXED = torch.tensor([0, 1, 0, -1, 2, 0, -1, 1])
 

@@ -9,7 +9,7 @@ from memory_watch import Largest, saved_elements
 from objective_steps import SHAPES, FixedStep
 
 from avssl.objectives import create_objective, list_objectives
-from avssl.objectives.infonce import InfoNCE, contrast
+from avssl.objectives.contrastive import InfoNCE, contrast
 
 
 def numpy_info_nce(audio: np.ndarray, video: np.ndarray, temperature: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from objective_steps import SHAPES, FixedStep, exact_batch, exact_task
 from torch import Tensor, nn
 
 import avssl.training.pretraining
-from avssl.models.places import place_code
+from avssl.models.fusion import position_code
 from avssl.objectives import create_objective
 from avssl.objectives.base import Shapes
 from avssl.objectives.masked import Masked
@@ -110,7 +110,7 @@ def test_video_matches_loops_over_cubes(normalize: bool, share: float) -> None:
     torch.testing.assert_close(encoder.shown[~masked], frames[~masked], rtol=0, atol=0)
     assert masked.float().mean().item() == pytest.approx(round(8 * share) * 64 / (5 * 17 * 10))
     video = objective.video
-    code = place_code((2, 2, 2), frames)
+    code = position_code((2, 2, 2), frames)
     clips = []
     for clip in range(2):
         errors = []
@@ -131,7 +131,7 @@ def test_video_matches_loops_over_cubes(normalize: bool, share: float) -> None:
 
 
 def test_every_cube_has_a_place_of_its_own() -> None:
-    code = place_code((2, 14, 14), torch.zeros(())).flatten(0, 2)
+    code = position_code((2, 14, 14), torch.zeros(())).flatten(0, 2)
     assert code.shape == (2 * 14 * 14, 36)
     distance = torch.cdist(code, code) + 9 * torch.eye(len(code))
     assert distance.min().item() > 0.5

@@ -8,8 +8,8 @@ import torch
 from objective_steps import SHAPES, FixedStep
 
 from avssl.objectives import create_objective
-from avssl.objectives.key_queue import KeyQueue
-from avssl.objectives.moco import MoCo
+from avssl.objectives.banks import KeyQueue
+from avssl.objectives.contrastive import MoCo
 
 
 def rows_of_length_one(rows: np.ndarray) -> np.ndarray:

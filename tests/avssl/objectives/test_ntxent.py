@@ -5,7 +5,7 @@ import pytest
 import torch
 from objective_steps import FixedStep
 
-from avssl.objectives.ntxent import NTXent
+from avssl.objectives.contrastive import NTXent
 
 
 def numpy_nt_xent(one: np.ndarray, other: np.ndarray, temperature: float) -> float:

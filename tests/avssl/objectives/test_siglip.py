@@ -6,7 +6,7 @@ import torch
 from memory_watch import Largest, saved_elements
 from objective_steps import FixedStep
 
-from avssl.objectives.siglip import SigLIP, sigmoid_loss
+from avssl.objectives.contrastive import SigLIP, sigmoid_loss
 
 
 def numpy_siglip(audio: np.ndarray, video: np.ndarray, scale: float, bias: float) -> float:

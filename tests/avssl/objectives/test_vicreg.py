@@ -7,7 +7,7 @@ import pytest
 import torch
 from objective_steps import FixedStep
 
-from avssl.objectives.vicreg import VICReg
+from avssl.objectives.decorrelation import VICReg
 
 EPSILON = 1e-4  # of the paper, under the square root
 

@@ -15,7 +15,7 @@ from avssl.data.boxes import Box, read_boxes
 from avssl.data.catalog import open_data
 from avssl.evaluation.localization import heat
 from avssl.models.pair import AudioVisualPair
-from avssl.objectives.vectors import unit
+from avssl.objectives.functional import unit
 
 OPTIONS = {"pretrain": 1, "train_per_class": 1, "test_per_class": 1}
 AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
@@ -68,12 +68,12 @@ def test_a_pair_that_sees_the_body_is_right(config: EvaluateConfig, monkeypatch:
     seen = cycle(np.repeat(np.arange(len(middles)), 2))  # two clips of a row, one after the other, in every pass
     cells = np.stack(np.meshgrid(np.arange(12), np.arange(12), indexing="ij"), axis=-1)
 
-    def embed_places(self: AudioVisualPair, frames: torch.Tensor) -> torch.Tensor:
+    def embed_locations(self: AudioVisualPair, frames: torch.Tensor) -> torch.Tensor:
         far = np.stack([np.linalg.norm(cells - middles[next(seen)], axis=-1) for _ in frames])
         angle = torch.from_numpy(far / 20).float()
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
-    monkeypatch.setattr(AudioVisualPair, "embed_places", embed_places)
+    monkeypatch.setattr(AudioVisualPair, "embed_locations", embed_locations)
     monkeypatch.setattr(
         AudioVisualPair, "embed_audio", lambda self, sound, _: torch.tensor([[1.0, 0]]).repeat(len(sound), 1)
     )

@@ -1,7 +1,10 @@
-"""Memory banks: something kept for every row of the training split, and draws from its rows."""
+"""What objectives remember between steps: memory banks, queues of keys, and teachers that follow by momentum."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 
@@ -83,3 +86,69 @@ class MemoryBank(nn.Module):
         """Moves rows ``index`` (B,) towards ``embeddings`` (B, D); one that occurs repeatedly towards their mean."""
         rows, means = mean_by_row(index, embeddings.to(self.entries.dtype))
         self.entries[rows] = F.normalize(self.entries[rows].lerp(means, 1 - self.momentum), dim=1)
+
+
+class KeyQueue(nn.Module):
+    """The last ``size`` keys, first in, first out (He et al. 2020, section 3.1). Slots fill up from the first.
+
+    Args:
+        size: Keys that are kept; need not be a multiple of the batch.
+        dim: Width D of a key.
+
+    Attributes:
+        keys: (size, D); zeros where nothing was written yet.
+        pointer: Slot that is written next.
+        filled: Slots that hold a key.
+    """
+
+    keys: Tensor
+    pointer: Tensor
+    filled: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(size, dim))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def empty_slots(self) -> Tensor:
+        """(size,) True where no key was written yet."""
+        return torch.arange(len(self.keys), device=self.keys.device) >= self.filled
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Writes ``keys`` (N, D) over the oldest; of more than ``size`` keys the last ones are kept."""
+        size = len(self.keys)
+        keys = keys[-size:]
+        slots = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
+        # A copy takes over: the graph of this step's loss holds the keys as they were.
+        self.keys = self.keys.index_copy(0, slots, keys.to(self.keys.dtype))
+        self.pointer.copy_((self.pointer + len(keys)) % size)
+        self.filled.copy_((self.filled + len(keys)).clamp(max=size))
+
+
+@torch.no_grad()
+def follow(
+    teacher: Iterable[Tensor],
+    student: Iterable[Tensor],
+    step: int,
+    max_steps: int,
+    momentum: float,
+    last: float = 1.0,
+) -> None:
+    """``m * teacher + (1 - m) * student``, with m rising from ``momentum`` to ``last`` on a cosine, as to 1 in BYOL
+    (Grill et al. 2020).
+
+    In place, unlike lightly's ``update_momentum``: sharded parameters need that.
+
+    Args:
+        teacher: Parameters that are moved.
+        student: Those that they move towards, in the same order.
+        step: Optimizer steps taken, from 1.
+        max_steps: Steps of the whole run.
+        momentum: m at the first step.
+        last: m at the last one.
+    """
+    m = cosine_schedule(min(step, max_steps) - 1, max_steps, momentum, last)
+    torch._foreach_lerp_(list(teacher), list(student), 1 - m)

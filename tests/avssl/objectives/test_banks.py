@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.objectives.memory_bank import MemoryBank, check_rows, draw_rows, mean_by_row
+from avssl.objectives.banks import MemoryBank, check_rows, draw_rows, mean_by_row
 
 
 def test_all_other_rows_are_the_complement_of_the_excluded_ones() -> None:
