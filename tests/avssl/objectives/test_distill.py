@@ -10,7 +10,7 @@ from lightly.loss import DINOLoss
 from objective_steps import SHAPES, FixedStep, exact_batch, exact_task
 from torch import Tensor
 
-from avssl.objectives import distill_losses
+from avssl.objectives import distill as distillation
 from avssl.objectives.distill import Distill, spread
 
 
@@ -128,8 +128,8 @@ def test_contrastive_on_two_processes_averages_to_one(monkeypatch: pytest.Monkey
     halves = []
     for process in range(2):
         mine = slice(3 * process, 3 * process + 3)
-        monkeypatch.setattr(distill_losses, "rank", lambda process=process: process)
-        monkeypatch.setattr(distill_losses, "gather_constant", lambda _: everyone)
+        monkeypatch.setattr(distillation, "rank", lambda process=process: process)
+        monkeypatch.setattr(distillation, "gather_constant", lambda _: everyone)
         halves.append(objective(FixedStep(student[mine], rows(2), None, teacher[mine]))[0])
     split = (halves[0] + halves[1]) / 2
     assert split.item() == pytest.approx(whole.item(), rel=1e-12)
