@@ -81,7 +81,7 @@ class FinetuneTask(Task):
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
         classifier = self.classifier
-        inputs = {modality: self.draw(modality, batch) for modality in classifier.modalities}
+        inputs: dict[str, Tensor] = {modality: self.draw(modality, batch) for modality in classifier.modalities}
         mixed, share, valid = batch.mixed_labels, batch.mixed_share, classifier.valid_frames(batch)
         if self.training and self.mixup_alpha > 0:
             first, *others = inputs
