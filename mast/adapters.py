@@ -128,7 +128,7 @@ class TimmModel(Backbone):
         reduction = _feature_info(body)[-1]["reduction"]
         self._stride = (reduction, reduction)
         if isinstance(patches, PatchEmbed) and hasattr(body, "num_prefix_tokens"):
-            self._stride = tuple(patches.proj.stride)
+            self._stride = (int(patches.proj.stride[0]), int(patches.proj.stride[1]))
         self.is_sequence = isinstance(patches, PatchEmbed) and hasattr(body, "num_prefix_tokens")
         if not self.blocks:
             raise ValueError(f"timm/{architecture}: its blocks are not known here; wrap it in a SpectrogramModel")
@@ -183,7 +183,7 @@ class TimmModel(Backbone):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: biases, norms, and those that timm names."""
-        named = getattr(self.body, "no_weight_decay", set)()
+        named: set[str] = getattr(self.body, "no_weight_decay", set)()
         return super().no_weight_decay() | {f"body.{name}" for name in named}
 
 
@@ -296,7 +296,9 @@ class HuggingFaceAST(Backbone):
                 body = ASTModel.from_pretrained(str(Path(folder).expanduser()), local_files_only=True)
             else:
                 body = ASTModel(ASTConfig.from_dict(dict(settings)))
-        super().__init__({"settings": _plain(settings)}, body.to(device), int(body.config.hidden_size), 2, pool)
+        super().__init__(
+            {"settings": _plain(settings)}, nn.Module.to(body, device), int(body.config.hidden_size), 2, pool
+        )
         self.reset_classifier(num_classes)
 
     @property
