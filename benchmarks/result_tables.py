@@ -319,6 +319,24 @@ def few_labels_table(results: Path) -> str:
     return markdown(FEW_LABELS, lines) if lines else NOTHING
 
 
+def transfer_table(results: Path) -> str:
+    """Full fine-tuning from pretrained weights, with features as they are and standardized, against random weights."""
+    found, kept = _read(results, "transfer"), _read(results, "transfer_kept")
+    if found is None or not found["comparisons"]:
+        return NOTHING
+    same = ("column", "share", "head", "from")
+    others = {tuple(row[key] for key in same): row for row in (kept or {}).get("comparisons", ())}
+    lines = []
+    for row in found["comparisons"]:
+        other = others.get(tuple(row[key] for key in same))
+        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * row[key] for key in ("difference", "low", "high")))
+        columns = [row["column"], f"{row['share']:.0%}", row["from"], percent(row["random"])]
+        columns += [percent(other["pretrained"]) if other else "", percent(row["pretrained"]), points]
+        lines.append([*columns, str(row["draws"]), found["machine"]["revision"]])
+    header = ["fine-tuned on", "labels", "pretrained on", "random weights", "features as they are", "standardized"]
+    return markdown([*header, "points ahead of random (95 %)", "seeds", "revision"], lines)
+
+
 def _of(read: Callable[[Path], Any], made: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
     """The table that is ``made`` of what is read of a folder, or that there is nothing."""
 
@@ -334,6 +352,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "recipes": _of(lambda results: _read(results, "recipes"), recipes_table),
     "pretraining": _of(_pretraining, pretraining_table),
     "few-labels": few_labels_table,
+    "transfer": transfer_table,
     "losses": losses_table,
     "localization": _of(_pretraining, localization_table),
     "robustness": _of(_pretraining, robustness_table),

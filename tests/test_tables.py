@@ -168,6 +168,18 @@ def test_heat_maps_stand_beside_what_they_must_beat(pretraining: Path) -> None:
     assert cells_of(page)[2] == ["pointing", "50.0 % +- 14.1", "40.0 % +- 14.1", *["50.0 % +- 14.1"] * 4]
 
 
+def test_transfer_has_both_ways_to_start_beside_random_weights(tmp_path: Path) -> None:
+    assert result_tables.TABLES["transfer"](tmp_path) == result_tables.NOTHING
+    row = {"column": "fsdd", "head": "full", "share": 0.1, "from": "demo-sources", "random": [0.2], "draws": 1}
+    row |= {"difference": 0.1, "low": -0.02, "high": 0.2}
+    for name, value in (("transfer", 0.3), ("transfer_kept", 0.25)):
+        result = {"machine": MACHINE, "comparisons": [row | {"pretrained": [value]}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    (found,) = cells_of(result_tables.TABLES["transfer"](tmp_path))
+    assert found[:6] == ["fsdd", "10%", "demo-sources", "20.0 %", "25.0 %", "30.0 %"]
+    assert found[6:8] == ["+10.0 (-2.0 to +20.0)", "1"]
+
+
 def test_losses_are_those_of_validation_and_the_default_is_marked(tmp_path: Path) -> None:
     default = yaml.safe_load((ROOT / "configs/pretrain/demo.yaml").read_text())["objectives"]
     terms = {"other": [{"name": "infonce", "weight": 0.25}], "chosen": default}
