@@ -75,12 +75,12 @@ WRITES = re.compile(
 OTHERWISE = {
     "avssl/demo/build.py": "in a folder that gets its name when it is whole, and a journal to append to",
     "avssl/data/journal.py": "a journal, to append to",
-    "avssl/evaluation/codec.py": "to memory",
     "avssl/evaluation/embeddings.py": "to the open temporary file",
     "avssl/evaluation/feature_parts.py": "to the temporary path that the caller gives",
     "avssl/evaluation/report.py": "to memory",
+    "avssl/evaluation/robustness.py": "to memory",
     "avssl/training/run.py": "to the temporary path in the line after",
-    "avssl/tracking/tracker.py": "rows, to append to",
+    "avssl/tracking/loggers.py": "rows, to append to",
     "mast/hub.py": "two files at once, the second of another name",
 }
 

@@ -29,6 +29,11 @@ NOT_RUN = {
     "pip install": "needs a package index",
     "python tools/export.py": "takes half a minute, and tests of the exporter run it; its options are parsed instead",
     "python benchmarks": "measures for minutes or hours",
+    "python tools/advise.py": "tries for minutes; test_advise.py runs it",
+    "python -m mast": "is not a tool of avssl; tests of mast run it",
+    "avssl pretrain --data videos/ --import my_parts.py": "test_docs_extending.py runs the parts of that page",
+    "avssl evaluate --checkpoint runs/pretrain-videos --data esc50": "evaluates what the line before trained",
+    "avssl pretrain --data videos/ --audio.model timm/": "needs weights of timm; test_adapters.py builds some",
 }
 # Options that make a run short; they come last and so win over the page's.
 TRAINING = shlex.split("""--optim.max_steps 1 --optim.batch_size 4 --data.num_workers 0 --data.frame_size 32

@@ -23,7 +23,8 @@ class AtTheEncoder(BaseException):
 def files_of_the_stack() -> list[str]:
     """Our files from the outermost call to the innermost one, each as often as it is entered from another."""
     frames = [Path(frame.filename) for frame in traceback.extract_stack()]
-    ours = [str(file.relative_to(ROOT)) for file in frames if file.is_relative_to(ROOT)]
+    known = [file for file in frames if file.is_relative_to(ROOT) and "site-packages" not in file.parts]
+    ours = [str(file.relative_to(ROOT)) for file in known]
     return [file for file, _ in groupby(file for file in ours if not file.startswith("tests/"))]
 
 
