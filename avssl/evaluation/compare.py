@@ -137,7 +137,8 @@ def over_draws(differences: Sequence[Arrayish], groups: Sequence[Sequence[Hashab
     The variance of the mean is that between the draws plus that between the groups of clips, whose clips are not
     independent, as those of one speaker. The second counts again what the noise of the clips adds to the first: the
     interval is rather too wide. Student's t with the degrees of freedom of Welch and Satterthwaite. It is taken to be
-    no narrower than half a clip, since it would have no width where both are right on the same clips throughout.
+    no narrower than half a clip, since it would have no width where both are right on the same clips throughout. One
+    draw on clips of one group says nothing of other groups: its clips are then taken as independent, as ``test`` says.
 
     Args:
         differences: of each draw (N,): 1 where only the first is right, -1 where only the second is, else 0.
@@ -153,6 +154,10 @@ def over_draws(differences: Sequence[Arrayish], groups: Sequence[Sequence[Hashab
     whole = np.concatenate(drawn)
     _, members = np.unique([repr(name) for names in groups for name in names], return_inverse=True)
     value, count = float(whole.mean()), members.max() + 1
+    told = f"paired over {len(drawn)} draws, {count} groups of {len(whole)} clips, Student's t"
+    if len(drawn) == count == 1:
+        members, count = np.arange(len(whole)), len(whole)
+        told = f"paired over {count} clips of one group, taken as independent, Student's t"
     parts: list[tuple[float, int]] = []  # variance of the mean, degrees of freedom
     if len(drawn) > 1:
         parts.append((float(np.var([each.mean() for each in drawn], ddof=1)) / len(drawn), len(drawn) - 1))
@@ -165,7 +170,6 @@ def over_draws(differences: Sequence[Arrayish], groups: Sequence[Sequence[Hashab
     error = math.sqrt(max(variance, least))
     reach = float(t.ppf(0.975, freedom)) * error
     p = float(2 * t.sf(abs(value) / error, freedom))
-    told = f"paired over {len(drawn)} draws, {count} groups of {len(whole)} clips, Student's t"
     return Difference(value, value - reach, value + reach, p, told)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.metrics import average_precision_score
 
 from avssl.evaluation.compare import holm, mcnemar, over_draws, paired_map, unpaired
@@ -135,6 +135,13 @@ def test_over_draws_finds_a_difference_that_is_not_there_no_more_often_than_it_s
         missed += not found.low <= 0 <= found.high
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
     assert false == missed <= 16  # 5 % are 10
+
+
+def test_one_draw_on_clips_of_one_group_has_the_width_of_its_clips() -> None:
+    answers = np.repeat([1.0, 0.0, -1.0], [30, 60, 10])
+    found, expected = over_draws([answers], [["george"] * 100]), ttest_1samp(answers, 0)
+    assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95)) and found.low < 0.1 < found.high
+    assert found.p == pytest.approx(expected.pvalue) and "taken as independent" in found.test
 
 
 def test_over_draws_of_equal_answers_has_a_width_and_no_clip_is_an_error() -> None:
