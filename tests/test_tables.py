@@ -32,7 +32,7 @@ def row(page: str, what: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.parametrize("name", ["speed.md", "results.md", "recipes.md"])
+@pytest.mark.parametrize("name", ["speed.md", "results.md", "recipes.md", "pays.md"])
 def test_committed_page_is_what_the_command_makes(name: str, tmp_path: Path) -> None:
     page, copy = (ROOT / "docs" / name).read_text(), tmp_path / name
     copy.write_text(re.sub(r"(?s)( begin -->\n).*?(\n<!-- \S+ end -->)", r"\1old\2", page))
