@@ -7,6 +7,7 @@ The plain code is counted, not what ``mast.fast`` makes of it: the widened heads
 
 import copy
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def measure_module(model: SpectrogramModel, *, mels: int = 128, frames: int = 10
     # The counter knows the products of the plain attention; the fused ones differ between devices.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as every, _LinearMacs() as linear:
         twin(torch.zeros(1, 1, mels, frames, device="meta"))
-    distinct = [shape for shape, before in zip(outputs, [None, *outputs], strict=False) if shape != before]
+    distinct = [shape for shape, _ in groupby(outputs)]
     grids = tuple((shape[1], shape[2]) if len(shape) == 4 else (1, shape[1]) for shape in distinct)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     attention = every.get_total_flops() // 2 - linear.count
