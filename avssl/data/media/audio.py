@@ -7,7 +7,8 @@ packet shows up as missing instead of shifting all that follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, dropwhile, islice
 from pathlib import Path
@@ -41,8 +42,10 @@ _SKIPPABLE = {"mpeg", "mpegts", "ogg"}
 _MISPLACING = {"mpeg", "matroska,webm"}
 _EARLY = 9
 _ROUNDED, _MISPLACED = 0.003, 0.06
-# Timestamps rounded to the container's clock (1 ms in Matroska, a frame in AVI) jitter by less than this.
+# Times jitter by less than this, in seconds: they are rounded (to 1 ms in Matroska), or off for a frame (Vorbis).
 JITTER = 0.03
+# A smaller gap or overlap is one that lasts, as after a jump between two recordings: so many frames tell.
+_LASTING = 16
 # How the channels of a file become one: their mean, or the one of this number, counted from 0.
 Channel = Literal["mean"] | int
 _DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
@@ -162,7 +165,7 @@ class Track:
         self.origin = origin
         self.rate = 0
         self.pieces: list[tuple[int, np.ndarray]] = []  # (position in samples after origin, samples)
-        self.cursor = 0  # where the next piece goes if its timestamp agrees
+        self.cursor = 0  # end of the last piece
         self.begun = False
         self.size = 0  # bytes of all pieces
 
@@ -171,15 +174,14 @@ class Track:
         return self.origin + self.cursor / self.rate if self.rate else self.origin
 
     def add(self, time: float | None, samples: np.ndarray, rate: int) -> None:
+        """Puts samples at a time, None for right behind the last ones."""
         if not self.rate:
             self.rate = rate
         elif rate != self.rate:  # a broadcast may switch; keep the first rate's clock
             samples = soxr.resample(samples, rate, self.rate)
         position = self.cursor
         if time is not None:
-            stamped = round((time - self.origin) * self.rate)
-            if not self.begun or abs(stamped - self.cursor) > JITTER * self.rate:
-                position = stamped
+            position = round((time - self.origin) * self.rate)
         if position < self.cursor and self.begun:  # overlap: what came first stays
             samples = samples[self.cursor - position :]
             position = self.cursor
@@ -252,7 +254,7 @@ def _decode(
     packets = packets_of(container, stream, sought=seek)
     if skips:
         packets = dropwhile(lambda packet: _ends_before(packet, run_up + file_start), packets)
-    for time, frame in timed_frames(container, packets):
+    for time, frame in placed_frames(container, packets):
         if seek and not track.begun and (time is None or time > track.origin):
             return None
         track.add(
@@ -270,7 +272,47 @@ def _ends_before(packet: Packet, time: float) -> bool:
     return packet.size > 0 and begin is not None and begin + (seconds(packet, packet.duration) or 0.0) < time
 
 
-def timed_frames(container: InputContainer, packets: Iterator[Packet]) -> Iterator[tuple[float | None, AudioFrame]]:
+def placed_frames(container: InputContainer, packets: Iterator[Packet]) -> Iterator[tuple[float | None, AudioFrame]]:
+    """Decoded sound with the time where it is to be put, None for right behind the sound before it.
+
+    A time counts where it is off by more than `JITTER`, or by more than `_ROUNDED` for as long as `_LASTING` frames
+    tell: what comes after a gap has then its own time, wherever in the file reading began.
+    """
+    frames = _timed_frames(container, packets)
+    ahead: deque[tuple[float | None, AudioFrame]] = deque()
+    end: float | None = None  # of the sound so far
+    while ahead or (following := next(frames, None)) is not None:
+        time, frame = ahead.popleft() if ahead else following
+        length = frame.samples / frame.sample_rate
+        if end is not None and time is not None:
+            off = time - end
+            if _ROUNDED < abs(off) <= JITTER:
+                ahead.extend(islice(frames, _LASTING - len(ahead)))
+                off = _lasting(off, end + length, ahead)
+            time = end + off if abs(off) > _ROUNDED else None
+        end = (end or 0.0) + length if time is None else max(time + length, time if end is None else end)
+        yield time, frame
+
+
+def _lasting(off: float, end: float, ahead: Iterable[tuple[float | None, AudioFrame]]) -> float:
+    """By how many seconds a frame is later than the end of the one before, as far as those that follow say so, too.
+
+    Args:
+        off: By its own time.
+        end: Where it ends if it is not.
+        ahead: The frames that follow. If none has a time, nothing is known: 0.
+    """
+    offs = []
+    for time, frame in ahead:
+        if time is not None:
+            offs.append(time - end)
+        end += frame.samples / frame.sample_rate
+    if not offs or not all(off * other > 0 for other in offs):
+        return 0.0
+    return min(off, *offs, key=abs)
+
+
+def _timed_frames(container: InputContainer, packets: Iterator[Packet]) -> Iterator[tuple[float | None, AudioFrame]]:
     """Decoded sound with its time on the file's clock, None where it has none or one that does not move on."""
     origin = start_of(container)
     frames = (frame for packet in packets for frame in decoded(packet))

@@ -23,8 +23,8 @@ from avssl.data.media.audio import (
     Channel,
     check_channel,
     mono_samples,
+    placed_frames,
     sound_end,
-    timed_frames,
 )
 from avssl.data.media.container import Clocks, begins_with_sound, find_audio, open_media, packets_of
 from avssl.data.media.errors import MediaError, raise_if_machine
@@ -199,17 +199,16 @@ def _laid_out(
 ) -> Iterator[np.ndarray]:
     """The stream's samples at its first rate from second 0 on, without a gap, up to where they are promised to end."""
     first, last = promised
-    rate = clock = given = 0  # `clock`: where the next piece goes if its timestamp agrees; `given`: samples yielded
+    rate = clock = given = 0  # `clock`: end of the last piece; `given`: samples yielded
     covered = 0  # samples that the file gave, not counting gaps
     held: list[np.ndarray] = []  # beyond the declared end: a codec's padding unless much more follows
     begun, filled = False, begins_with_sound(container)
-    for time, frame in timed_frames(container, packets_of(container, stream, clocks=clocks)):
+    for time, frame in placed_frames(container, packets_of(container, stream, clocks=clocks)):
         samples = mono_samples(frame, channel, name)
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
             samples = soxr.resample(samples, frame.sample_rate, rate)
-        stamped = clock if time is None else round(time * rate)
-        position = stamped if not begun or abs(stamped - clock) > JITTER * rate else clock
+        position = clock if time is None else round(time * rate)
         if begun and position < clock:  # overlap: what came first stays
             samples, position = samples[clock - position :], clock
         if not begun and last <= first:  # of a pipe nothing is known before

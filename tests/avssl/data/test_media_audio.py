@@ -161,20 +161,24 @@ def test_a_clock_that_does_not_start_at_zero(tmp_path):
     assert abs(lag_seconds(clip.waveform, read_wave(noise(3.0, 48000), 48000, 1.0, 1.0), 16000)) < 0.02
 
 
-def remux_without(path, target, low, high):
-    """Copy a file leaving out the sound's packets that start between ``low`` and ``high`` seconds."""
+def remux(path, target, moved):
+    """Copy a file's sound, each packet at the second that ``moved`` gives for its own; None leaves it out."""
     with av.open(str(path)) as source, av.open(str(target), "w") as sink:
         stream = source.streams.audio[0]
         copy = sink.add_stream_from_template(stream)
         for packet in source.demux(stream):
-            if packet.dts is not None and not low <= packet.pts * packet.time_base < high:
+            if packet.dts is None:
+                continue
+            time = moved(float(packet.pts * packet.time_base))
+            if time is not None:
+                packet.pts = packet.dts = round(time / packet.time_base)
                 packet.stream = copy
                 sink.mux(packet)
     return target
 
 
 def test_lost_packets_are_missing_and_do_not_shift_the_rest(sounds, tmp_path):
-    path = remux_without(sounds / "noise.mka", tmp_path / "gap.mka", 2.0, 2.3)
+    path = remux(sounds / "noise.mka", tmp_path / "gap.mka", lambda t: None if 2.0 <= t < 2.3 else t)
     with pytest.raises(MediaError, match="audio shorter than expected"):
         read_audio(path, 1.5, 1.0)
     clip = read_audio(path, 1.9, 4.0)  # 0.3 s of 4 s: tolerated, and counted
@@ -182,6 +186,25 @@ def test_lost_packets_are_missing_and_do_not_shift_the_rest(sounds, tmp_path):
     assert not clip.waveform[2400:5600].any()
     wanted = read_wave(noise(6.0, 48000), 48000, 2.5, 3.0)
     assert abs(lag_seconds(clip.waveform[9600:57600], wanted, 16000)) < 1e-3
+
+
+@pytest.mark.parametrize("gap", [0.012, 0.024])
+@pytest.mark.parametrize("extension", ["m4a", "mka"])
+def test_small_gaps_do_not_add_up(sounds, tmp_path, extension, gap):
+    """A second of a file is the same, wherever reading began."""
+    path = remux(sounds / f"noise.{extension}", tmp_path / f"gaps.{extension}", lambda t: t + gap * int(max(0.0, t)))
+    whole, blocks = read_audio(path).waveform, np.concatenate(list(stream_audio(path, 16000)))
+    assert len(blocks) == pytest.approx(len(whole), abs=2) and np.abs(blocks - whole[: len(blocks)]).max() < 1e-2
+    wanted = read_wave(noise(6.0, 48000 if extension == "mka" else 44100), 48000 if extension == "mka" else 44100, 0, 6)
+    for second in range(1, 5):
+        late, start = gap * second, second + 0.1
+        for found in (whole[round((start + late) * 16000) :][:8000], read_audio(path, start + late, 0.5).waveform):
+            assert abs(lag_seconds(found, wanted[round(start * 16000) :][:8000], 16000)) < 0.0015
+
+
+def test_a_time_that_is_off_once_moves_nothing(sounds, tmp_path):
+    path = remux(sounds / "noise.m4a", tmp_path / "off.m4a", lambda t: t + (0.01 if 2.0 < t < 2.02 else 0.0))
+    np.testing.assert_array_equal(read_audio(path).waveform, read_audio(sounds / "noise.m4a").waveform)
 
 
 def test_a_cut_off_file_is_an_error_where_its_sound_is_lost(sounds, tmp_path):
