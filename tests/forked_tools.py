@@ -1,8 +1,10 @@
 """Tools as users start them, in processes forked from one that has the imports: they take longer than a short run."""
 
 import atexit
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from wandb.sdk.data_types._private import MEDIA_TMP
+
+import avssl.commands
 
 
 class ForkedTools:
@@ -47,8 +51,9 @@ class ForkedTools:
 
 
 def serve() -> None:
-    """Forks a process for each request."""
-
+    """Forks a process for each request, which has all that the tools import."""
+    for module in pkgutil.iter_modules(avssl.commands.__path__, "avssl.commands."):
+        importlib.import_module(module.name)
     for line in sys.stdin:
         request = json.loads(line)
         files = [os.memfd_create(name) for name in ("stdout", "stderr")]
