@@ -21,7 +21,7 @@ from avssl.config.inference import EmbedConfig
 from avssl.errors import SettingsError
 
 if TYPE_CHECKING:
-    from avssl.pipelines.prediction_writers import Prediction
+    from avssl.prediction import Prediction
 
 __all__ = ["Embeddings", "Predictions", "Result", "embed", "evaluate", "finetune", "predict", "pretrain"]
 
@@ -153,8 +153,9 @@ def predict(
         FileNotFoundError: there is no classifier at ``checkpoint``.
         ValueError: it is none of sound alone, or an option makes no sense.
     """
+    from avssl.commands.predict import predict_files
     from avssl.loading import load
-    from avssl.pipelines.predict import Predictor, predict_files
+    from avssl.prediction import Predictor
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -3,19 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-from avssl import plugins
 from avssl.config import PretrainConfig, crossval_arguments, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials
 
 Config = TypeVar("Config")
 _PRINT = "--print_config"
-_IMPORT = "A module or .py file that registers parts of its own; may be given several times."
+IMPORT_HELP = "A module or .py file that registers parts of its own; may be given several times."
 _FLAGS = ("-h", "--help", _PRINT, "--list-objectives")
 
 
@@ -29,7 +27,7 @@ def parse(config_class: type[Config], argv: Sequence[str], command: str = "") ->
         return read_settings(config_class, argv, command)
     except SettingsError as error:
         told = hide_credentials(str(error))
-        sys.stderr.write(f"error: {told}{_see(told)} {f'avssl {command}'.strip()} --help\n")
+        sys.stderr.write(f"error: {told}{see_help(told)} {f'avssl {command}'.strip()} --help\n")
         sys.exit(2)
 
 
@@ -53,7 +51,8 @@ def read_settings(config_class: type[Config], argv: Sequence[str], command: str 
     return config
 
 
-def _see(told: str) -> str:
+def see_help(told: str) -> str:
+    """How a line of error leads on to the help."""
     return " See" if told.endswith("?") else "; see"
 
 
@@ -78,7 +77,7 @@ def _help_parser(config_class: type, command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"avssl {command}".strip(), description=described, epilog=known)
     what = "YAML file of settings, or the name of a recipe in configs/, or none; of several, the later wins."
     parser.add_argument("--config", help=what)
-    parser.add_argument("--import", dest="imports", metavar="PLUGIN", help=_IMPORT)
+    parser.add_argument("--import", dest="imports", metavar="PLUGIN", help=IMPORT_HELP)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved settings and exit.")
     parser.add_class_arguments(config_class)
     if config_class is PretrainConfig:
@@ -86,43 +85,6 @@ def _help_parser(config_class: type, command: str) -> ArgumentParser:
             "--list-objectives", action=_ListObjectives, help="Print the names of all objectives and exit."
         )
     return parser
-
-
-class CommandParser(argparse.ArgumentParser):
-    """The parser of a command whose options are no config; what is wrong is one line here, too, and status 2.
-
-    Args:
-        command: Its name.
-        description: Its module's docstring.
-    """
-
-    def __init__(self, command: str, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"avssl {command}", description=description, formatter_class=formatter, allow_abbrev=False)
-        self.add_argument("--import", action=_Imported, metavar="PLUGIN", help=_IMPORT)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but an option that there is not comes before others that are missing."""
-        for word in args or ():
-            option = word.split("=")[0]
-            if option.startswith("--") and len(option) > 2 and option not in self._option_string_actions:
-                near = get_close_matches(option, self._option_string_actions, 1)
-                self.error(f"no option {option}" + (f"; did you mean {near[0]}?" if near else ""))
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the process with ``message``."""
-        self.exit(2, f"error: {message}{_see(message)} {self.prog} --help\n")
-
-
-class _Imported(argparse.Action):
-    """Imports a plug-in; the parsed options do not hold it."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        plugins.load([values])
 
 
 class _ListObjectives(argparse.Action):

@@ -21,7 +21,7 @@ from common import describe_machine, settings_of, write_result
 from result_tables import FEW_LABELS, full_few_label_lines, markdown
 
 import mast
-from avssl.pipelines.initialization import FRONTEND
+from avssl.training.initialization import FRONTEND
 
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
 # The head, the training clips, and what a run on the set takes besides.

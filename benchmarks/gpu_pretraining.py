@@ -28,9 +28,9 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.splits import open_splits
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.initialization import complete_pair
 from avssl.tracking import read_rows
 from avssl.training.engine import Engine
+from avssl.training.initialization import complete_pair
 from avssl.training.launch import launch, prepare_encoders
 from avssl.training.optimizer import total_steps
 from avssl.training.pretraining import PretrainTask

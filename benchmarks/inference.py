@@ -185,7 +185,7 @@ def write_checkpoint(place: Path, args: argparse.Namespace) -> Path:
 def windows(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds for the spectrograms, and for the predictions, of a recording's windows; with and without reuse."""
     from avssl.loading import load
-    from avssl.pipelines.predict import Predictor
+    from avssl.prediction import Predictor
 
     torch.manual_seed(0)
     recording = [0.1 * np.random.default_rng(0).standard_normal(round(16000 * args.recording)).astype(np.float32)]

@@ -19,7 +19,7 @@ from avssl.data.splits import open_splits
 from avssl.evaluation.diagnostics import diagnose, uniformity
 from avssl.evaluation.embeddings import embed, embed_pair
 from avssl.loading import load
-from avssl.pipelines.initialization import frame_size_for
+from avssl.training.initialization import frame_size_for
 
 FOLDS = 4
 

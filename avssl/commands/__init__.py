@@ -21,8 +21,8 @@ from avssl.errors import SettingsError, user_errors
 from avssl.progress import Meter, lines_above_bars
 from avssl.urls import hide_credentials
 
-# Commands whose settings :func:`avssl.cli.parse` reads, by the name of their class in :mod:`avssl.config`; others parse
-# their own.
+# Commands whose settings :func:`avssl.cli.parse` reads, by the name of their class in :mod:`avssl.config`; options of
+# the others are in :mod:`avssl.arguments`.
 SETTINGS = {
     "pretrain": "PretrainConfig",
     "finetune": "FinetuneConfig",
@@ -51,6 +51,8 @@ COMMANDS = (
     "average",
     "augment",
 )
+# What these did is told on standard output: of the log only warnings are shown.
+QUIET = ("prepare", "extract-audio")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plugins.load(plugins.given_in(rest))
     except SettingsError as error:
         return _fail(str(error), 2)
-    module = f"avssl.commands.{name.replace('-', '_')}"
-    level = logging.INFO if name in SETTINGS else getattr(import_module(module), "LOG_LEVEL", logging.INFO)
+    level = logging.WARNING if name in QUIET else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname).1s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("avssl.progress").setLevel(logging.INFO)  # of commands that tell nothing else on stderr, too
     try:
         with lines_above_bars():
-            status: int = run_with_settings(name, rest) if name in SETTINGS else import_module(module).run(rest)
+            status: int = (run_with_settings if name in SETTINGS else run_with_arguments)(name, rest)
         return status
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -116,6 +117,17 @@ def run_with_settings(name: str, argv: Sequence[str]) -> int:
     return status
 
 
+def run_with_arguments(name: str, argv: Sequence[str]) -> int:
+    """Reads the options of a command without a config, then imports and runs it; returns the exit status."""
+    from avssl.arguments import parse_arguments
+
+    arguments = parse_arguments(name, _docstring(name), argv)
+    with Meter("starting"):
+        command = import_module(f"avssl.commands.{name.replace('-', '_')}")
+    status: int = command.run(arguments)
+    return status
+
+
 class _Formatter(logging.Formatter):
     """Hides the credentials of URLs, also of those in other packages' messages."""
 
@@ -126,10 +138,15 @@ class _Formatter(logging.Formatter):
 def _help() -> str:
     lines = ["usage: avssl COMMAND [OPTIONS]    avssl COMMAND --help lists its options", ""]
     for name in COMMANDS:
-        source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
-        summary = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+        summary = _docstring(name).split("\n")[0]
         lines.append(f"  {name:13}  {summary}")
     return "\n".join(lines) + "\n"
+
+
+def _docstring(name: str) -> str:
+    """What the module of a command says of it, without importing it."""
+    source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 def _fail(told: str, status: int) -> int:

@@ -10,13 +10,12 @@ Its runs are in --output; a stopped one, started again with the same arguments, 
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from avssl.cli import CommandParser, check_data
+from avssl.cli import check_data
 
 # Fewer clips than this are learned by heart by the larger encoders; a rule of thumb of ours.
 FEW_CLIPS = 5000
@@ -27,24 +26,8 @@ FEW_GROUPS = 8
 TRIED = ("linear", "full")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command line; returns the exit status, 130 where a signal ended the trial."""
-    parser = CommandParser("advise", __doc__)
-    add = parser.add_argument
-    add("--data", required=True, help="videos to pretrain on: a folder, a list, a data YAML, the name of a known set")
-    add("--root", help="folder of their media; default: the data YAML's, else $AVSSL_DATA/NAME")
-    add("--options", type=yaml.safe_load, default={}, help="options of the data set: '{fold: 2}'")
-    add("--labelled", help="labelled data for the trial; default: --data, where it has labels")
-    add("--labelled-root", help="folder of their media")
-    add("--labelled-options", type=yaml.safe_load, default={}, help="options of that data set")
-    add("--steps", type=int, default=150, help="optimizer steps of each part of the trial; 0 tries nothing; "
-        "default: %(default)s")  # fmt: skip
-    add("--settings", type=yaml.safe_load, default={}, metavar="YAML", help="settings of the trial's pretraining over "
-        "its recipe: '{audio.model: mast_nano}'")  # fmt: skip
-    add("--output", type=Path, help="folder of the trial and of advice.json; default: runs/advise-NAME")
-    given = parser.parse_args(argv)
-    if given.steps < 0:
-        parser.error(f"--steps must be at least 0, got {given.steps}")
+def run(given: Namespace) -> int:
+    """The command; returns the exit status, 130 where a signal ended the trial."""
     check_data(given.data)
     output = given.output or Path("runs") / f"advise-{Path(given.data).stem}"
     videos = {"name": given.data, "root": given.root, "options": given.options}

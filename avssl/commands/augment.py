@@ -30,7 +30,7 @@ from avssl.files import atomic_path
 from avssl.limits import set_limits
 from avssl.loading import SAMPLE_RATE
 from avssl.locks import hold
-from avssl.pipelines.initialization import complete_pair, frontend_options
+from avssl.training.initialization import complete_pair, frontend_options
 
 logger = logging.getLogger(__name__)
 

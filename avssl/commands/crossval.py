@@ -28,9 +28,9 @@ from avssl.evaluation.report import Table, is_share, write_report
 from avssl.evaluation.result import provenance, read_result, write_result
 from avssl.files import DamagedError
 from avssl.locks import hold_for_all
-from avssl.pipelines.initialization import complete_finetuning, read_finetuning_start
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
+from avssl.training.initialization import complete_finetuning, read_finetuning_start
 from avssl.training.run import check_same
 from avssl.urls import hide_credentials
 

@@ -25,8 +25,8 @@ from avssl.evaluation.embeddings import EmbeddingCache
 from avssl.files import remove_leftovers
 from avssl.loading import Loaded, load
 from avssl.locks import hold
-from avssl.pipelines.initialization import frame_size_for
 from avssl.runs import TrainingSettings, run_folder, with_training_data
+from avssl.training.initialization import frame_size_for
 from avssl.training.launch import launch_single
 from avssl.training.run import read_held_out, seen_in_training
 

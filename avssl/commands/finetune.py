@@ -32,13 +32,6 @@ from avssl.evaluation.random_start import random_start
 from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classifier, with_random_weights
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
-from avssl.pipelines.initialization import (
-    MODALITIES,
-    complete_finetuning,
-    initial_classifier,
-    keeps_head,
-    read_finetuning_start,
-)
 from avssl.progress import Meter
 from avssl.runs import EXPORT, run_folder
 from avssl.tracking import sweep_folder
@@ -46,6 +39,13 @@ from avssl.tracking.lineage import log_model, use_model
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask
+from avssl.training.initialization import (
+    MODALITIES,
+    complete_finetuning,
+    initial_classifier,
+    keeps_head,
+    read_finetuning_start,
+)
 from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
 from avssl.training.run import Run, next_command, seen_in_training, tell_next

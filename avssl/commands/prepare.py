@@ -9,50 +9,194 @@ avssl pretrain --data runs/prepare-grid/grid.parquet
 A killed run, started again with the same arguments, goes on where it was.
 """
 
-import logging
+from __future__ import annotations
+
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import yaml
+import numpy as np
 
-from avssl.cli import CommandParser
-from avssl.config import PrepareOptions
-from avssl.data.catalog import names
-from avssl.progress import Meter
+from avssl.config.bounds import check_bounds
+from avssl.config.prepare import PrepareOptions
+from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
+from avssl.data.datasets.layout import noting_left_out
+from avssl.data.failures import DataError
+from avssl.data.health import drop_undecodable_streams, health_report
+from avssl.data.inspection import inspect_clips
+from avssl.data.journal import Journal
+from avssl.data.manifest import Manifest
+from avssl.data.media.audio import check_channel
+from avssl.data.scan import EXAMPLES, FileFacts, fill, report_lines, scan_files, scan_rules
+from avssl.data.shards.index import is_cache
+from avssl.data.stats import MelStats, logmel_stats
+from avssl.data.strata import learnable_heads
+from avssl.errors import SettingsError
+from avssl.evaluation.health_page import write_health_page
+from avssl.evaluation.result import provenance, write_result
+from avssl.files import remove_leftovers
+from avssl.limits import set_limits
+from avssl.locks import hold
 
-LOG_LEVEL = logging.WARNING  # what it did is told on standard output
+# Raised when a journal of an older version would not tell what this one does.
+_JOURNAL_VERSION = 3
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command line; returns the exit status."""
-    default = {item.name: item.default for item in fields(PrepareOptions)}
-    parser = CommandParser("prepare", __doc__)
-    add = parser.add_argument
-    add("--data", required=True, help=f"{', '.join(names())}, a data YAML, a folder, a .csv or .parquet")
-    add("--root", help="folder of the media; default: the data YAML's, else $AVSSL_DATA/NAME")
-    add("--options", type=yaml.safe_load, default={}, help="options of the data set: '{fold: 2}'")
-    add("--output", type=Path, help="the manifest, with the report (.html, .json) beside it; "
-        "default: runs/prepare-NAME/NAME.parquet")  # fmt: skip
-    add("--workers", type=int, help="processes that read files; default: one per core")
-    add("--deep", action="store_true", help="decode every clip: finds silence, stills, duplicates, broken streams")
-    what = "what is heard of several channels: mean, or the number of one, from 0 on"
-    add("--channel", type=yaml.safe_load, default=default["channel"], help=what)
-    add("--clip-seconds", type=float, help="length of a clip; a clip of less than half of it is short; "
-        "default: the data YAML's")  # fmt: skip
-    add("--max-pixels", type=int, default=default["max_pixels"], help="width times height of the largest picture "
-        "that is decoded; default: %(default)s")  # fmt: skip
-    add("--max-clip-bytes", type=int, default=default["max_clip_bytes"], help="bytes that the decoded sound or "
-        "pictures of a clip may take; default: %(default)s")  # fmt: skip
-    add("--stats", action="store_true", help="mean and deviation of the log-mel over the training split")
-    add("--clips", type=int, default=default["clips"], help="--stats: so many clips at most")
-    add("--seed", type=int, default=default["seed"], help="--stats: seed of the choice of clips")
-    add("--sample-rate", type=int, default=default["sample_rate"], help="--stats: of the frontend, in Hz")
-    add("--num-mels", type=int, default=default["num_mels"], help="--stats: of the frontend")
-    arguments = parser.parse_args(argv)
-    with Meter("starting"):
-        from avssl.pipelines.prepare import prepare
-
+def run(arguments: Namespace) -> int:
+    """The command; returns the exit status."""
     prepare(PrepareOptions(**vars(arguments)), tell=lambda line: sys.stdout.write(f"{line}\n"))
     return 0
+
+
+def prepare(options: PrepareOptions, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Lists, scans, inspections, saves and reports; a killed run, called again, goes on where it was.
+
+    Args:
+        options: What to prepare.
+        tell: Is given every line for the user.
+
+    Returns:
+        The report, as it is written to the JSON file.
+
+    Raises:
+        DataError: wrong options, or nothing that can be used (manifest and reports are written all the same).
+    """
+    name = Path(options.data).resolve().stem
+    output = options.output or Path("runs") / f"prepare-{name}" / f"{name}.parquet"
+    if output.suffix != ".parquet":
+        raise DataError(f"--output {output}: a manifest's name ends in .parquet")
+    check_channel(options.channel)
+    try:
+        check_bounds(options)
+    except SettingsError as error:
+        option, _, told = str(error).partition(":")
+        raise DataError(f"--{option.replace('_', '-')}:{told}") from error
+    set_limits(options)
+    if not isinstance(options.options, dict):
+        raise DataError(f"--options {options.options}: must be a mapping such as '{{fold: 2}}'")
+    if is_cache(options.data):
+        raise DataError(
+            f"--data {options.data}: a cache was looked at when it was made; avssl cache --verify checks it"
+        )
+    try:
+        with noting_left_out() as left_out:
+            listed, key = list_data(options.data, options.root, options.options)
+    except DataError as error:
+        raise DataError(str(error).replace("--data.root", "--root")) from error  # as the option is called here
+    entry = find_entry(options.data)
+    clip_seconds = entry.seconds(options.clip_seconds, "--clip-seconds")
+    cached = None if options.deep or is_manifest(options.data) else scan_cache(listed, key, None, options.progress)
+    journal = output.with_name(f".{output.name}.scan")
+    with (
+        hold(output, "manifest"),
+        Journal(journal, f"prepare {_JOURNAL_VERSION} {scan_rules(options.deep)}") as kept,
+    ):
+        remove_leftovers(output.parent, [output.with_suffix(suffix).name for suffix in (".parquet", ".json", ".html")])
+        facts = scan_files(listed, options.workers, options.progress, True if options.deep else None, kept)
+        scanned = fill(listed, facts)
+        if cached is not None:  # what a run that names the data itself would find out once more
+            keep_scan(scanned, key, cached)
+        manifest, report = _examined(scanned, facts, options, clip_seconds, kept)
+        stats = _stats(manifest, options, clip_seconds) if options.stats and report["usable"]["audio"] else None
+        stated = entry.clip_seconds if options.clip_seconds is None else options.clip_seconds
+        settings = entry.stated | {"clip_seconds": stated}
+        if stated != entry.clip_seconds:
+            settings["protocol"] = ""
+        manifest.save(output, settings)
+        report = {
+            "data": options.data,
+            "root": str(manifest.root),
+            "options": options.options,
+            "digest": manifest.digest,
+            "classes": {head: len(classes) for head, classes in manifest.heads.items()},
+            **report,
+            "not_listed": {
+                what: {"files": len(names), "examples": names[:EXAMPLES]} for what, names in left_out.items()
+            },
+            **({} if stats is None else {"stats": stats.to_json()}),
+            "provenance": provenance(),
+        }
+        write_result(output.with_suffix(".json"), report)
+        page = write_health_page(output.with_suffix(".html"), f"Health of {options.data}", _for_page(report))
+        kept.remove()
+    for key in ("splits", "classes"):
+        tell(f"{key}: " + (", ".join(f"{name or '(none)'} {count}" for name, count in report[key].items()) or "none"))
+    for what, entry_out in report["not_listed"].items():
+        tell(f"{entry_out['files']} left out of the listing, {what}: {', '.join(entry_out['examples'])}")
+    for line in (*report_lines(report), *health_lines(report)):
+        tell(line)
+    if stats is not None:
+        tell(f"log-mel over {stats.clips} training clips ({stats.failed} failed): {stats.options}")
+    if not any(report["usable"].values()):
+        raise DataError(f"{options.data}: none of {len(manifest)} clips can be used; see {page} for the reasons")
+    tell(f"wrote {output}, digest {manifest.digest}, and {page}")
+    named = ["--data", str(output)]
+    named += ["--data.options", "{allow_absolute: true}"] if manifest.allow_absolute else []
+    if report["usable"]["both"]:
+        tell(f"next: {shlex.join(['avssl', 'pretrain', *named])}")
+    elif learnable_heads(manifest):
+        tell(f"next: {shlex.join(['avssl', 'finetune', *named, '--checkpoint', 'none'])}")
+    return report
+
+
+def health_lines(report: dict[str, Any]) -> list[str]:
+    """Lengths and findings of a health report as lines for a log; what was not looked at is said."""
+    lines, unknown = [], []
+    seconds = report["seconds"]
+    if seconds["median"] is not None:
+        lines.append("seconds a clip: median {median:.2f}, {shortest:.2f} to {longest:.2f}".format(**seconds))
+    for name, ill in report["ills"].items():
+        if ill["clips"] is None:
+            unknown.append(ill["title"])
+        elif ill["clips"] and not ill["expected"] and name not in ("missing", "outside"):  # told as errors
+            which = [f"{reason} x {count}" for reason, count in ill.get("reasons", {}).items()] or ill["examples"]
+            lines.append(f"{ill['clips']} clips {ill['title']} ({ill['meaning']}): {', '.join(which)}")
+    if not report["looked"]:
+        unknown += [] if report["ills"]["duplicate"]["clips"] is None else ["same bytes or sound in two splits"]
+        lines.append(f"not looked at without --deep: {', '.join(unknown)}")
+    return lines
+
+
+def _examined(
+    manifest: Manifest, facts: FileFacts, options: PrepareOptions, clip_seconds: float, journal: Journal
+) -> tuple[Manifest, dict[str, Any]]:
+    inspections = None
+    if options.deep:
+        inspections = inspect_clips(manifest, options.workers, options.progress, journal, options.channel)
+        manifest = drop_undecodable_streams(manifest, inspections)
+    return health_report(
+        manifest, facts, inspections, channel=options.channel, short_seconds=clip_seconds / 2, progress=options.progress
+    )
+
+
+def _stats(manifest: Manifest, options: PrepareOptions, clip_seconds: float) -> MelStats:
+    """Over the split that is trained on: "train" and "pretrain", or all rows of a set without splits."""
+    splits = np.asarray(manifest.column("split"), dtype=object)
+    chosen = np.isin(splits, ["train", "pretrain"])
+    if not chosen.any():
+        chosen = splits == ""
+    if not chosen.any():
+        raise DataError(f"{options.data}: no training split to take statistics of; it has {sorted(set(splits))}")
+    return logmel_stats(
+        manifest.select(mask=chosen),
+        clip_seconds,
+        sample_rate=options.sample_rate,
+        num_mels=options.num_mels,
+        channel=options.channel,
+        clips=options.clips,
+        seed=options.seed,
+        workers=options.workers,
+        progress=options.progress,
+    )
+
+
+def _for_page(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with its origin as name and value."""
+    origin = {key: str(report[key]) for key in ("data", "root", "options", "digest")}
+    made = report["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    kept = {key: made[key] for key in ("date", "revision", "python", "platform")}
+    return report | {"provenance": origin | kept | {"versions": versions}}

@@ -26,12 +26,12 @@ from avssl.loading import Loaded, save_encoder
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
-from avssl.pipelines.initialization import InitialPair, complete_pretraining, initial_pair, read_start
 from avssl.progress import Meter
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
+from avssl.training.initialization import InitialPair, complete_pretraining, initial_pair, read_start
 from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
 from avssl.training.pretraining import PretrainTask

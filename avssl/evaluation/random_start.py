@@ -33,7 +33,7 @@ def random_start(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
     """The run from random weights that the run of ``config`` in ``folder`` is set against: all else is the same.
 
     Args:
-        config: with the sizes of its encoders (:func:`avssl.pipelines.initialization.complete_finetuning`).
+        config: with the sizes of its encoders (:func:`avssl.training.initialization.complete_finetuning`).
         folder: its name, and ``-random``, is that of the other run.
     """
     return replace(

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from avssl.averaging import ExponentialAverage
 from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_head
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
@@ -33,7 +32,7 @@ from avssl.progress import Meter
 from avssl.signals import stop_signals
 from avssl.tracking import Tracker
 from avssl.training.finite import FiniteCheck
-from avssl.training.optimizer import make_optimizer, make_scheduler, scaled_lr
+from avssl.training.optimizer import ExponentialAverage, make_optimizer, make_scheduler, scaled_lr
 from avssl.training.settings import LogConfig, OptimConfig
 from avssl.training.utilization import UtilizationMeter, Window
 

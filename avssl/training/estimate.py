@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mast
 from avssl.config import FinetuneConfig, PretrainConfig
 from avssl.models.video import create_video_encoder
-from avssl.pipelines.initialization import frontend_options
+from avssl.training.initialization import frontend_options
 
 logger = logging.getLogger(__name__)
 

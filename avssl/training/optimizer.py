@@ -1,13 +1,15 @@
-"""Optimizer and learning-rate schedule."""
+"""Optimizer, learning-rate schedule, and the moving average of the weights."""
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from lightly.utils.scheduler import CosineWarmupScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from avssl.training.settings import OptimConfig
 
@@ -85,3 +87,43 @@ def make_scheduler(optimizer: Optimizer, *, max_steps: int, warmup: float, lr: f
     """Linear warm-up over a ``warmup`` share of ``max_steps``, then a cosine from ``lr`` to ``min_lr``."""
     warmup_steps = min(round(warmup * max_steps), max_steps - 1)
     return CosineWarmupScheduler(optimizer, warmup_steps, max_steps, start_value=1.0, end_value=min_lr / lr)
+
+
+class ExponentialAverage(AveragedModel):
+    """A copy of a model that follows it: after each update it is d * average + (1 - d) * model.
+
+    After n updates, d = min(decay, (1 + n) / (10 + n)): rising, as in TensorFlow's ExponentialMovingAverage, so that
+    short runs forget their random start. Buffers, such as the statistics of a batch norm, are the model's own.
+
+    The number of updates stays in the CPU's memory, whatever the weights do: torch's own update asks the device for it
+    four times.
+
+    Raises:
+        ValueError: when ``decay`` is not in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"optim.ema: must lie in [0, 1), got {decay}")
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follows ``model``, which has the parameters and buffers of the one that was copied."""
+        average: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        updates = int(self.n_averaged)
+        if updates == 0:
+            torch._foreach_copy_(average, current)
+        else:
+            torch._foreach_lerp_(average, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExponentialAverage":
+        updates = self.n_averaged
+        super()._apply(fn, recurse)
+        self.n_averaged = updates
+        return self

@@ -50,13 +50,8 @@ def test_no_command_is_missing_from_the_list() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_tool_is_the_twin_of_its_command(name: str, monkeypatch) -> None:
     given: list[list[str]] = []
-    if name in SETTINGS:
-        monkeypatch.setattr(
-            "avssl.commands.run_with_settings", lambda which, argv: given.append(argv) or 7 * (which == name)
-        )
-    else:
-        module = import_module(f"avssl.commands.{module_of(name)}")
-        monkeypatch.setattr(module, "run", lambda argv: given.append(argv) or 7)
+    runs = "run_with_settings" if name in SETTINGS else "run_with_arguments"
+    monkeypatch.setattr(commands, runs, lambda which, argv: given.append(argv) or 7 * (which == name))
     monkeypatch.setattr(sys, "argv", ["tool.py", "--some", "option"])
     source = ROOT / "tools" / f"{module_of(name)}.py"
     with pytest.raises(SystemExit) as ended:

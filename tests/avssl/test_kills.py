@@ -15,6 +15,7 @@ from kill_points import kills
 from small_runs import small_pretraining
 
 from avssl.checkpoint import verify
+from avssl.commands.prepare import prepare
 from avssl.commands.pretrain import pretrain
 from avssl.config import PrepareOptions
 from avssl.data.manifest import Manifest
@@ -22,7 +23,6 @@ from avssl.demo import build_demo, demo_rows, ensure_demo
 from avssl.evaluation.plots import drawn, new_figure, save
 from avssl.evaluation.report import write_report
 from avssl.evaluation.result import write_result
-from avssl.pipelines.prepare import prepare
 from avssl.tracking import read_rows
 
 logger = logging.getLogger(__name__)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 import avssl.limits
-from avssl.commands import augment, cache, embed, export
+from avssl.commands import augment, cache, embed, export, prepare
 from avssl.config import AugmentSheetConfig, DataConfig, PrepareOptions
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.data import folds, splits
 from avssl.data.processes import server
 from avssl.limits import MAX_CLIP_BYTES, Limits, limits, set_limits
-from avssl.pipelines import prepare
 from avssl.runs import TrainingSettings
 
 GIVEN = {"max_pixels": 4321, "max_clip_bytes": 98765}

@@ -13,7 +13,7 @@ import yaml
 import avssl
 import mast
 from avssl import checkpoint as checkpoint_files
-from avssl.averaging import average_checkpoints
+from avssl.commands.average import average_checkpoints
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig
 from avssl.data.batch import Batch
 from avssl.files import seal_text
@@ -21,8 +21,8 @@ from avssl.loading import Loaded, checkpoint_settings, save_classifier, save_enc
 from avssl.models.classifier import AudioClassifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.initialization import initial_classifier, initial_pair, read_start
 from avssl.runs import training_settings
+from avssl.training.initialization import initial_classifier, initial_pair, read_start
 
 SIZES = {"embed_dim": 8, "depths": [1, 1, 1, 1]}
 LABELS = {"verb": ["cut", "wash", "pour"], "noun": ["knife", "cup"]}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,15 +135,15 @@ def test_commands_that_are_quiet_show_progress_and_lines_go_above_the_bars(monke
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     monkeypatch.setattr(progress.logger, "level", logging.NOTSET)
 
-    def run(_: list[str]) -> int:
+    def run(_: Namespace) -> int:
         assert progress.logger.isEnabledFor(logging.INFO) and not logging.getLogger("avssl").isEnabledFor(logging.INFO)
         with Meter("scan", total=9, unit="file"):
             wait_for(lambda: "0/9" in screen.getvalue())
             logging.getLogger("avssl.data").warning("a file is broken")
         return 0
 
-    monkeypatch.setitem(sys.modules, "avssl.commands.prepare", SimpleNamespace(run=run, LOG_LEVEL=logging.WARNING))
-    assert main(["prepare"]) == 0
+    monkeypatch.setitem(sys.modules, "avssl.commands.prepare", SimpleNamespace(run=run))
+    assert main(["prepare", "--data", "demo"]) == 0
     before, after = screen.getvalue().split("a file is broken")
     assert before.rsplit("\r", 1)[1].strip() == "" and after.startswith("\n"), "the bar was cleared before the line"
 

@@ -15,7 +15,7 @@ from avssl.commands.pretrain import build_task
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, to_dict
 from avssl.data.batch import Batch
 from avssl.data.catalog import find_entry
-from avssl.pipelines.initialization import complete_audio, complete_pretraining, complete_video
+from avssl.training.initialization import complete_audio, complete_pretraining, complete_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {"finetune": FinetuneConfig, "pretrain": PretrainConfig}

@@ -1,6 +1,7 @@
 """Credentials in URLs are used, and shown nowhere."""
 
 import sys
+from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_commands_do_not_print_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_the_traceback_of_a_defect_does_not_show_them(monkeypatch, capsys, debug: bool) -> None:
-    def run(argv: list[str]) -> int:
+    def run(arguments: Namespace) -> int:
         try:
             raise OSError(f"GET {URL}")
         except OSError as error:
@@ -127,7 +128,7 @@ def test_the_traceback_of_a_defect_does_not_show_them(monkeypatch, capsys, debug
 
     monkeypatch.setattr("avssl.commands.predict.run", run)
     monkeypatch.setenv("AVSSL_DEBUG", "1" if debug else "")
-    assert main(["predict"]) == 1
+    assert main(["predict", "x.wav", "--checkpoint", "y"]) == 1
     told = capsys.readouterr().err
     assert "Traceback" in told and f"GET {SHOWN}" in told and f"a defect at {SHOWN}" in told and "SECRET" not in told
 

@@ -13,7 +13,7 @@ import mast
 from avssl.config import AudioConfig
 from avssl.models.blocks import checkpoint_activations
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.initialization import complete_audio
+from avssl.training.initialization import complete_audio
 from mast.complexity import measure
 
 timm = pytest.importorskip("timm", reason="pip install timm")

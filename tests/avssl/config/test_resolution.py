@@ -27,7 +27,7 @@ from avssl.config.recipes import list_recipes
 from avssl.data.catalog import names
 from avssl.errors import SettingsError
 from avssl.models.video import list_video_encoders, own_size
-from avssl.pipelines.initialization import complete_audio, complete_finetuning, complete_pair
+from avssl.training.initialization import complete_audio, complete_finetuning, complete_pair
 
 
 def parameters(config: PretrainConfig | FinetuneConfig) -> int:

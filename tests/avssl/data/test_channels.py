@@ -10,6 +10,7 @@ import pytest
 from media_factory import noise, write_media
 
 from avssl.commands.cache import cache
+from avssl.commands.prepare import prepare
 from avssl.config import DataConfig, PrepareOptions
 from avssl.config.cache import CacheConfig, SourceConfig
 from avssl.data.catalog import open_data
@@ -23,7 +24,6 @@ from avssl.data.scan import scan
 from avssl.data.shards.sample import open_source
 from avssl.data.splits import open_splits
 from avssl.data.stats import logmel_stats
-from avssl.pipelines.prepare import prepare
 
 WAVE = noise(2.0, 16000)
 

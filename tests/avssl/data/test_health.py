@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from media_factory import noise, write_media
 
+from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.data.manifest import Manifest
-from avssl.pipelines.prepare import PrepareOptions, prepare
 
 RATE = 16000
 ILLS = (

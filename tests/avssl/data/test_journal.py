@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from loading_samples import write_ramp_wav
 
+from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.data import scan as scan_module
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.media.pool import probe_all
 from avssl.data.scan import scan, scan_rules
-from avssl.pipelines.prepare import PrepareOptions, prepare
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
 FILES = 800

@@ -10,10 +10,10 @@ import yaml
 from loading_samples import write_ramp_wav
 
 from avssl.commands import main
+from avssl.commands.prepare import prepare
 from avssl.config import PrepareOptions
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.manifest import Manifest
-from avssl.pipelines.prepare import prepare
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare.py"
 

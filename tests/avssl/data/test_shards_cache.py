@@ -16,6 +16,7 @@ from PIL import Image
 from shard_samples import make_data
 
 import avssl.limits
+from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Item
@@ -35,7 +36,6 @@ from avssl.data.shards.write import plan, write_cache
 from avssl.data.spans import frame_times
 from avssl.data.splits import open_splits
 from avssl.limits import Limits
-from avssl.pipelines.prepare import PrepareOptions, prepare
 
 SETTINGS = Settings(short_side=32, quality=95)
 ENTRY = {"clip_seconds": 1.5, "eval_clips": 2, "head": "number"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from media_factory import frame_number, noise, write_media
 
+from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.config import DataConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
@@ -23,7 +24,6 @@ from avssl.data.shards.write import write_cache
 from avssl.data.spans import NO_COMMON_TIME, OUTSIDE, TOO_LITTLE
 from avssl.data.splits import open_splits
 from avssl.data.windows import cut_into_windows
-from avssl.pipelines.prepare import PrepareOptions, prepare
 
 MADE, RATE, FPS, SECONDS = 48000, 16000, 25, 8.0
 NEEDS = (("audio",), ("video",), ("audio", "video"))

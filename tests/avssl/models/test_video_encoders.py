@@ -23,7 +23,7 @@ from avssl.models.blocks import encoder_blocks
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath, own_size
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.initialization import complete_video
+from avssl.training.initialization import complete_video
 
 SIZES = {"mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "r2plus1d_18": (4, 56), "s3d": (16, 64)}
 SIZES |= {"tiny": (8, 56), "tiny_motion": (8, 56)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
-from avssl.pipelines.initialization import complete_finetuning, complete_pair
 from avssl.training import estimate
 from avssl.training.estimate import macs_of_clip, macs_per_second, tell_long_run
+from avssl.training.initialization import complete_finetuning, complete_pair
 from mast.complexity import measure
 
 

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import avssl
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
-from avssl.averaging import ExponentialAverage
 from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.models import AudioVisualPair
 from avssl.objectives import Shapes, create_objective
 from avssl.training.engine import Engine
+from avssl.training.optimizer import ExponentialAverage
 from avssl.training.pretraining import PretrainTask
 
 # Operators whose result Python or the size of a tensor depends on: on a GPU each waits for all that was asked before.
@@ -30,7 +30,7 @@ OURS = tuple(str(Path(package.__file__).parent) for package in (avssl, mast))
 # Lines that ask for a value in the CPU's memory, whatever the device.
 ON_THE_CPU = {
     "pretraining.py": "self._seed = int(torch.randint(2**62, ()).item())",  # of the CPU's generator
-    "averaging.py": "updates = int(self.n_averaged)",
+    "optimizer.py": "updates = int(self.n_averaged)",
     "spectrogram.py": "for clip, first, end in zip(x, start.tolist(), stop.tolist(), strict=True):",  # of a CPU alone
 }
 

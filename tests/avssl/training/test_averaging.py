@@ -9,11 +9,12 @@ import torch
 from small_engine import make_engine, stream
 from torch import nn
 
-from avssl.averaging import ExponentialAverage, average_checkpoints
 from avssl.checkpoint import read_checkpoint
+from avssl.commands.average import average_checkpoints
 from avssl.tracking import read_rows
+from avssl.training.optimizer import ExponentialAverage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_average_follows_the_formula() -> None:

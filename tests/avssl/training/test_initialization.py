@@ -13,7 +13,7 @@ from avssl.commands.finetune import resolve_checkpoint
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
 from avssl.loading import load, save_encoder
 from avssl.models.pair import AudioVisualPair
-from avssl.pipelines.initialization import (
+from avssl.training.initialization import (
     audio_settings,
     complete_audio,
     complete_finetuning,

@@ -8,7 +8,7 @@ import torch
 
 import mast
 from avssl.data.windows import sliding_windows
-from avssl.pipelines.predict import SlidingLogMel
+from avssl.prediction import SlidingLogMel
 
 RATE = 16000
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from avssl.data.batch import Batch
 from avssl.evaluation.predictions import read_predictions
 from avssl.loading import Loaded, load
 from avssl.models import AudioClassifier, AudioVisualPair
-from avssl.pipelines.initialization import random_encoder, with_settings
-from avssl.pipelines.predict import Predictor
+from avssl.prediction import Predictor
 from avssl.training.finetuning import FinetuneTask
+from avssl.training.initialization import random_encoder, with_settings
 from mast.export import describe
 
 RATE, SECONDS, HEARD = 16000, 0.5, 3400  # a clip, and samples of the sound

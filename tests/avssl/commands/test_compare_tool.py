@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import binomtest
 
 from avssl.commands import main
+from avssl.commands.compare import compare, differing_options, read_runs
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.predictions import write_predictions
-from avssl.pipelines.compare import compare, differing_options, read_runs
 
 RESULT = {
     "kind": "finetune-full",

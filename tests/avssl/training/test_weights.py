@@ -27,8 +27,8 @@ from avssl.config import (
     WandbConfig,
 )
 from avssl.loading import load
-from avssl.pipelines.initialization import initial_pair, read_start
 from avssl.tracking import read_rows
+from avssl.training.initialization import initial_pair, read_start
 
 DEMO = DataConfig(
     options={"pretrain": 16, "train_per_class": 1, "test_per_class": 1},

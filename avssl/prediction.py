@@ -1,13 +1,8 @@
-"""Classes over time of recordings of any length, from files, pipes and sound cards."""
+"""Classes over time of sound of any length: a classifier of audio on sliding windows."""
 
-import logging
 import math
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import BinaryIO, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,20 +10,19 @@ from torch import Tensor
 
 import mast
 from avssl.data.media import Channel, MediaError
-from avssl.data.media.audio import MISSING_SECONDS, check_channel
-from avssl.data.media.stream import stream_audio, stream_raw
-from avssl.data.scan import warning_words
-from avssl.data.windows import Window, from_first_sound, is_heard, sliding_windows
-from avssl.errors import printable
-from avssl.loading import Loaded, load
+from avssl.data.media.audio import check_channel
+from avssl.data.windows import Window, from_first_sound, sliding_windows
+from avssl.loading import Loaded
 from avssl.models.classifier import AudioClassifier
-from avssl.pipelines.prediction_writers import Prediction, PredictionWriter, create_writer
-from avssl.progress import Meter
 
-logger = logging.getLogger(__name__)
 
-# The name by which standard input is given, and the one by which it is told of.
-STDIN, STDIN_NAME = "-", "stdin"
+@dataclass(frozen=True)
+class Prediction:
+    """``scores``: (classes,) by head, 0 to 1, of the seconds ``start`` to ``end``."""
+
+    start: float
+    end: float
+    scores: Mapping[str, np.ndarray]
 
 
 class SlidingLogMel:
@@ -204,136 +198,3 @@ def _moved(predictions: list[Prediction], covered: Sequence[tuple[float, float]]
     """On the clock of the recording, whose first window begins with its first sound."""
     offset = covered[0][0] if covered else 0.0
     return [replace(found, start=found.start + offset, end=found.end + offset) for found in predictions]
-
-
-def predict_files(
-    files: Sequence[str],
-    predictor: Predictor,
-    writer: PredictionWriter,
-    *,
-    batch_size: int = 16,
-    stdin: BinaryIO | None = None,
-    progress: bool = False,
-    warnings: dict[str, str] | None = None,
-) -> Counter[str]:
-    """Writes the predictions of every file; one that fails is told, counted and left.
-
-    A file that breaks off in its middle keeps the predictions until there, and counts as failed. Windows in which the
-    file has no sound are left out and told, and so is the rest of a file of which only a part can be used.
-
-    Args:
-        files: Paths; "-" is a media file on ``stdin``.
-        progress: Show files and the time reached in the one at hand.
-        warnings: Is filled with why only a part of a file was judged, by its name.
-
-    Returns:
-        Reasons of failure and how many files have each.
-    """
-    failures: Counter[str] = Counter()
-    with Meter("predict", total=len(files), unit="file", shown=progress) as meter:
-        for file in files:
-            name = STDIN_NAME if file == STDIN else printable(file)
-            source: str | BinaryIO = (stdin or sys.stdin.buffer) if file == STDIN else file
-            covered: list[tuple[float, float]] = []
-            partly: list[str] = []
-            gaps = 0
-            try:
-                with writer.file(name):
-                    blocks = stream_audio(source, predictor.sample_rate, name, predictor.channel, covered, partly)
-                    for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size, covered):
-                        if is_heard(prediction.start, prediction.end, covered):
-                            writer.write(prediction)
-                        else:
-                            writer.skip()
-                            gaps += 1
-                        meter.note(f"{prediction.end:.0f} s of {Path(name).name}")
-            except MediaError as error:
-                logger.error("%s", error)
-                failures[error.reason] += 1
-            if covered and covered[0][0] > MISSING_SECONDS:
-                logger.info("%s: sound begins at %.2f s", name, covered[0][0])
-            if gaps:
-                logger.warning("%s: %d windows left out, in which the file has no sound", name, gaps)
-            for reason in partly:
-                logger.warning("%s: %s (%.2f s)", name, warning_words(reason), covered[-1][1] if covered else 0.0)
-            if partly and warnings is not None:
-                warnings[name] = "; ".join(partly)
-            meter.update()
-    return failures
-
-
-def predict_stream(
-    stdin: BinaryIO,
-    predictor: Predictor,
-    writer: PredictionWriter,
-    *,
-    rate: int,
-    sample_format: str = "s16le",
-    channels: int = 1,
-) -> Counter[str]:
-    """Writes the predictions of raw samples as each window completes, until the stream ends; returns as above."""
-    blocks = stream_raw(
-        stdin,
-        rate,
-        predictor.sample_rate,
-        sample_format=sample_format,
-        channels=channels,
-        channel=predictor.channel,
-        name=STDIN_NAME,
-    )
-    try:
-        with writer.file(STDIN_NAME):
-            for prediction in predictor.predict(blocks):
-                writer.write(prediction)
-    except MediaError as error:
-        logger.error("%s", error)
-        return Counter([error.reason])
-    return Counter()
-
-
-def run_predict(
-    files: Sequence[str],
-    checkpoint: Path,
-    *,
-    window: float | None,
-    hop: float | None,
-    top: int,
-    format: str,
-    batch_size: int,
-    device: str,
-    merge: bool,
-    stream: bool,
-    rate: int,
-    sample_format: str,
-    channels: int,
-    channel: Channel | None = None,
-    output: TextIO | None = None,
-) -> int:
-    """What ``avssl predict`` does; returns the number of files that failed.
-
-    Raises:
-        ValueError: options that make no sense.
-        FileNotFoundError: no checkpoint.
-    """
-    if top < 1 or batch_size < 1:
-        raise ValueError(f"top and batch-size must be at least 1, got {top} and {batch_size}")
-    if stream and list(files) != [STDIN]:
-        raise ValueError("stream: raw samples come from standard input: give - as the only file")
-    if files.count(STDIN) > 1:
-        raise ValueError("files: standard input can be read only once")
-    loaded = load(checkpoint, kind="classifier")
-    predictor = Predictor(loaded, window=window, hop=hop, device=device, channel=channel)
-    target = output or sys.stdout
-    writer = create_writer(format, target, predictor.labels, top, merge=merge and not stream)
-    if stream:
-        failures = predict_stream(
-            sys.stdin.buffer, predictor, writer, rate=rate, sample_format=sample_format, channels=channels
-        )
-    else:
-        show = not target.isatty()  # on a terminal the predictions themselves are the progress
-        failures = predict_files(files, predictor, writer, batch_size=batch_size, progress=show)
-    failed = sum(failures.values())
-    if failed:
-        reasons = ", ".join(f"{reason} x{count}" for reason, count in failures.most_common())
-        logger.error("%d of %d files failed: %s", failed, len(files), reasons)
-    return failed

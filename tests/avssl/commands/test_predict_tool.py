@@ -18,6 +18,7 @@ from scipy.io import wavfile
 import avssl
 import mast
 from avssl.commands import main
+from avssl.commands.predict import CSV_COLUMNS, create_writer, predict_files, predict_stream, run_predict
 from avssl.data.catalog import find_entry
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio
@@ -26,8 +27,7 @@ from avssl.data.scan import scan
 from avssl.data.windows import cut_into_windows
 from avssl.loading import checkpoint_settings, load, save_classifier
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.pipelines.predict import Predictor, predict_files, predict_stream, run_predict
-from avssl.pipelines.prediction_writers import CSV_COLUMNS, Prediction, create_writer
+from avssl.prediction import Prediction, Predictor
 
 ROOT = Path(__file__).parents[3]
 CLASSES = {"sound": ["rain", 'the "big", dog', "käse"], "tags": ["near", "far"]}
