@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig, Source, resolve
-from avssl.config.bounds import check_bounds
-from avssl.config.inference import EmbedConfig
+from avssl.bounds import check_bounds
+from avssl.config import EmbedConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.errors import SettingsError
 
 if TYPE_CHECKING:

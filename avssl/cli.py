@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-from avssl.config import PretrainConfig, crossval_arguments, given_options, resolve, to_yaml
+from avssl.config import PretrainConfig, given_options, resolve, to_yaml
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials
 
@@ -105,12 +105,27 @@ class _ListObjectives(argparse.Action):
 def spelled_out(command: str, argv: Sequence[str]) -> list[str]:
     """``argv`` with what ``command`` takes in short written as the parser takes it."""
     if command == "crossval":
-        return crossval_arguments(argv)
+        return _of_crossval(argv)
     if command == "evaluate":
         return join_list(argv, "--evaluations")
     if command == "cache":
         return switch_on(join_list(argv, "--modalities"), "--verify")
     return list(argv)
+
+
+def _of_crossval(argv: Sequence[str]) -> list[str]:
+    """``argv`` as the parser takes it: ``--seeds 0 1 2`` becomes ``--seeds [0,1,2]``, ``--group-by`` ``--group_by``."""
+    out: list[str] = []
+    rest = ["--group_by" + argument[10:] if argument.startswith("--group-by") else argument for argument in argv]
+    while rest:
+        out.append(rest.pop(0))
+        if out[-1] == "--seeds":
+            values = []
+            while rest and rest[0].lstrip("-").isdecimal():
+                values.append(rest.pop(0))
+            if values:
+                out.append(f"[{','.join(values)}]")
+    return out
 
 
 def join_list(argv: Sequence[str], option: str) -> list[str]:

@@ -6,10 +6,14 @@ It is one for a process, as the readers of media far below know no settings: ``s
 from dataclasses import dataclass
 from typing import Protocol
 
+from avssl.bounds import COUNT, Bound
+
 # Width times height: that of 8K cinema, of which a picture takes 106 MB as RGB.
 MAX_PIXELS = 8192 * 4320
 # Decoded sound and pictures of a clip, in bytes; of a sample of a cache, which may be an hour long.
 MAX_CLIP_BYTES, MAX_SAMPLE_BYTES = 1 << 30, 1 << 32
+# What these settings may be, by name; the first is FFmpeg's.
+LIMITS = {"max_pixels": Bound(1, 2**31 - 1), "max_clip_bytes": COUNT}
 
 
 class Settings(Protocol):

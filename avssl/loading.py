@@ -22,6 +22,7 @@ from avssl.files import atomic_path
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
+from avssl.plugins import import_wanted
 from avssl.runs import (
     CLASSIFIER,
     CLASSIFIER_FILE,
@@ -32,6 +33,7 @@ from avssl.runs import (
     run_folder,
     settings_of,
 )
+from mast import registry
 from mast.frontend import all_samples
 from mast.hub import read_config
 
@@ -41,6 +43,9 @@ Kind = Literal["pair", "encoder", "classifier"]
 
 # What a checkpoint may be of, as its settings say it.
 _PAIR, _VISUAL, _AUDIO = "pair", "visual classifier", "classifier"
+# An audio encoder that mast does not know may be of a plug-in.
+registry.more_models.append(import_wanted)
+
 # Where there is no sound, the rate matters to nothing.
 SAMPLE_RATE = 16000
 

@@ -7,6 +7,7 @@ and the setting ``imports``, those that the run behind a checkpoint recorded, an
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,6 +26,22 @@ _wanted: dict[str, str] = {}
 _given: list[str] = []
 _authors: list[str] = []  # modules from outside of the packages that have registered something
 _OWN = ("avssl", "mast", "__main__")
+
+
+@dataclass(kw_only=True)
+class ImportsConfig:
+    """What every command takes beside its own settings.
+
+    Args:
+        imports: Plug-ins to import first, modules or .py files, which register objectives, data sets, encoders,
+            evaluations or loggers; --import NAME adds one. A run records all of its process, by which it is found
+            again.
+    """
+
+    imports: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.imports = load(self.imports)
 
 
 class Registry(Generic[Part]):

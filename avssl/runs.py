@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from avssl.checkpoint import BEST, CONFIG, LAST, edited_by_hand, read_head, run_settings
-from avssl.config import DataConfig
-from avssl.config.inference import EmbedDataConfig
+from avssl.config import DataConfig, EmbedDataConfig
 from avssl.data.catalog import find_entry
 from avssl.data.failures import DataError
 from avssl.urls import hidden

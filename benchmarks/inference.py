@@ -91,7 +91,7 @@ def folder(args: argparse.Namespace) -> dict[str, Any]:
     """Clips per second of embedding and of decoding alone."""
     from avssl.cli import parse
     from avssl.commands.embed import embed_media, format_for, select
-    from avssl.config.inference import EmbedConfig
+    from avssl.config import EmbedConfig
     from avssl.data.clips import ClipDataset
     from avssl.data.windows import cut_into_windows
     from avssl.evaluation.feature_parts import read_features

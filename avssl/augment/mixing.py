@@ -1,9 +1,13 @@
 """Blends of a batch's clips with each other: mixup, whose labels blend too, and background sound, whose labels stay."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from avssl.augment.base import check, column, uniform
+from avssl.augment.base import column, uniform
+from avssl.augment.settings import MixupConfig
+from avssl.bounds import bounds_of
 
 # Root mean square below which a clip is silent (-80 dB of full scale): raised to a background it would be hiss.
 _SILENT = 1e-4
@@ -20,8 +24,9 @@ def mixup(x: Tensor, alpha: float, probability: float = 1.0) -> tuple[Tensor, Te
     Returns:
         Blended inputs, the partner's index (B,), and the weight (B,) of the item itself, at least one half.
     """
-    check("mixup.alpha", alpha, 0, 1000)
-    check("mixup.probability", probability, 0, 1)
+    bounds = bounds_of(MixupConfig)
+    replace(bounds["alpha"], above=False).check("augment.mixup.alpha", alpha)  # 0 blends nothing
+    bounds["probability"].check("augment.mixup.probability", probability)
     # Beta(a, a) from two Gamma draws of torch's generator, so that a resumed run draws the same.
     gamma = torch._standard_gamma(torch.full((2, len(x)), alpha, device=x.device))
     weight = (gamma[0] / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)).nan_to_num(1.0)

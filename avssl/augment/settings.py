@@ -6,7 +6,19 @@ Each class is the ``Config`` of a module of this package, which takes its fields
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from avssl.bounds import COUNT, SHARE, Bound, bounded
 
+
+@bounded(
+    crop_scale=Bound(0.01, 1),
+    crop_ratio=Bound(1, 10),
+    flip=SHARE,
+    color=SHARE,
+    hue=Bound(0, 0.5),
+    gray=SHARE,
+    blur=SHARE,
+    blur_sigma=Bound(0.01, 50, ascending=True),
+)
 @dataclass
 class FrameSettings:
     """Crop, flip, colour and blur of frames, which those of a clip share.
@@ -32,6 +44,9 @@ class FrameSettings:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
 
+@bounded(
+    gain_db=Bound(0, 60), time_shift=SHARE, mix=SHARE, mix_db=Bound(-60, 100, ascending=True), noise_db=Bound(-60, 100)
+)
 @dataclass
 class WaveSettings:
     """Time shift, background, noise and gain of waveforms.
@@ -54,6 +69,7 @@ class WaveSettings:
     noise_color: Literal["white", "pink", "brown", "random"] = "white"
 
 
+@bounded(spec_warp=SHARE, time_mask=SHARE, freq_mask=SHARE, masks=Bound(0, 100), patch_drop=SHARE, patch_size=COUNT)
 @dataclass
 class SpectrogramSettings:
     """Time stretch, mel shift, masks and patch-drop of log-mels.
@@ -75,6 +91,7 @@ class SpectrogramSettings:
     patch_size: tuple[int, int] = (16, 16)
 
 
+@bounded(probability=SHARE, alpha=Bound(0, 1000, above=True))
 @dataclass
 class MixupConfig:
     """Mixup: clips blended with others, and their labels with theirs (fine-tuning only).

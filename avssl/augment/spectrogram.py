@@ -4,14 +4,14 @@ objectives share with it.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.augment.base import ConfiguredAugment, check, uniform
+from avssl.augment.base import ConfiguredAugment, uniform
 from avssl.augment.settings import SpectrogramSettings
+from avssl.bounds import SHARE
 
 
 class SpectrogramAugment(ConfiguredAugment):
@@ -26,14 +26,6 @@ class SpectrogramAugment(ConfiguredAugment):
 
     Config = SpectrogramSettings
     config: SpectrogramSettings
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        for name in ("spec_warp", "time_mask", "freq_mask", "patch_drop"):
-            self.check(name, 0, 1)
-        self.check("masks", 0, 100)
-        if min(self.config.patch_size) < 1:
-            raise ValueError(f"augment.patch_size: both must be at least 1, got {tuple(self.config.patch_size)}")
 
     def forward(self, spectrogram: Tensor, inplace: bool = False) -> Tensor:
         """``spectrogram`` (B, 1, F, T) normalized log-mel -> (B, 1, F, T).
@@ -94,7 +86,7 @@ def drop_patches(spectrogram: Tensor, share: float, unit: tuple[int, int]) -> Te
         share: Share of the units that are blanked, rounded to whole units; each clip draws its own.
         unit: Mel bins and frames of a unit.
     """
-    check("patch_drop", share, 0, 1)
+    SHARE.check("augment.patch_drop", share)
     blank = random_units(spectrogram, share, unit)
     return spectrogram.masked_fill(stretch_units(blank, unit, spectrogram.shape[-2:])[:, None], 0.0)
 

@@ -27,9 +27,9 @@ SETTINGS = {
     "pretrain": "PretrainConfig",
     "finetune": "FinetuneConfig",
     "crossval": "CrossvalConfig",
-    "embed": "inference.EmbedConfig",
-    "export": "inference.ExportConfig",
-    "cache": "cache.CacheConfig",
+    "embed": "EmbedConfig",
+    "export": "ExportConfig",
+    "cache": "CacheConfig",
     "demo": "DemoConfig",
     "augment": "AugmentSheetConfig",
     "evaluate": "EvaluateConfig",
@@ -107,9 +107,7 @@ def run_with_settings(name: str, argv: Sequence[str]) -> int:
     """Reads the settings of a command, then imports and runs it; returns the exit status."""
     from avssl.cli import check_data, parse, spelled_out  # with the parsers, which the list of commands needs not
 
-    group, _, kind = SETTINGS[name].rpartition(".")
-    settings = getattr(import_module(f"avssl.config.{group}".rstrip(".")), kind)
-    config: Any = parse(settings, spelled_out(name, argv), name)
+    config: Any = parse(getattr(import_module("avssl.config"), SETTINGS[name]), spelled_out(name, argv), name)
     check_data(config.data.name)
     with Meter("starting"):
         command = import_module(f"avssl.commands.{name}")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment, mixup
+from avssl.bounds import check_bounds
 from avssl.config import AugmentConfig, AugmentSheetConfig, to_yaml
-from avssl.config.bounds import check_bounds
 from avssl.data.batch import Batch
 from avssl.data.catalog import open_data
 from avssl.data.clips import Modality

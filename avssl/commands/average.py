@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from avssl.checkpoint import read_checkpoint
-from avssl.config.parts import REGULARIZATION
 from avssl.files import atomic_path
 from avssl.locks import hold
+from avssl.models.settings import REGULARIZATION
 from avssl.progress import track
 
 

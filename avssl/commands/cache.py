@@ -11,8 +11,8 @@ import sys
 import time
 from typing import Any
 
-from avssl.config.bounds import check_bounds
-from avssl.config.cache import CacheConfig
+from avssl.bounds import check_bounds
+from avssl.config import CacheConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.failures import DataError
 from avssl.data.shards.encode import Settings

@@ -17,9 +17,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from avssl.config import to_dict
-from avssl.config.bounds import check_bounds
-from avssl.config.inference import EmbedConfig
+from avssl.bounds import check_bounds
+from avssl.config import EmbedConfig, to_dict
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.failures import DataError

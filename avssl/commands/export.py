@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 import mast
-from avssl.config import DataConfig, to_dict
-from avssl.config.bounds import check_bounds
-from avssl.config.inference import ExportConfig
+from avssl.bounds import check_bounds
+from avssl.config import DataConfig, ExportConfig, to_dict
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader

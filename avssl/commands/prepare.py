@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from avssl.config.bounds import check_bounds
-from avssl.config.prepare import PrepareOptions
+from avssl.bounds import check_bounds
+from avssl.config import PrepareOptions
 from avssl.data.catalog import find_entry, is_manifest, keep_scan, list_data, scan_cache
 from avssl.data.datasets.layout import noting_left_out
 from avssl.data.failures import DataError

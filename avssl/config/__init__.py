@@ -12,15 +12,21 @@ from typing import Any
 import yaml
 
 from avssl.augment.settings import AugmentConfig, MixupConfig
-from avssl.config.crossval import CrossvalConfig, crossval_arguments
+from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.config.options import given_options
-from avssl.config.parts import AudioConfig, BottleneckConfig, VideoConfig, WandbConfig
-from avssl.config.prepare import PrepareOptions
 from avssl.config.recipes import CONFIGS, Source
 from avssl.config.resolution import demo_settings, resolve
-from avssl.config.runs import AugmentSheetConfig, DemoConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
-from avssl.data.settings import DataConfig
-from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig
+from avssl.config.runs import (
+    AugmentSheetConfig,
+    CrossvalConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+)
+from avssl.data.settings import CacheConfig, DataConfig, PrepareOptions, SourceConfig
+from avssl.models.settings import AudioConfig, BottleneckConfig, VideoConfig
+from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig, WandbConfig
 from avssl.urls import hidden
 
 __all__ = [
@@ -29,10 +35,15 @@ __all__ = [
     "AugmentConfig",
     "AugmentSheetConfig",
     "BottleneckConfig",
+    "CacheConfig",
     "CrossvalConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbedConfig",
+    "EmbedDataConfig",
     "EvaluateConfig",
+    "ExportConfig",
+    "ExportDataConfig",
     "FinetuneConfig",
     "LogConfig",
     "MixupConfig",
@@ -41,9 +52,9 @@ __all__ = [
     "PretrainConfig",
     "RuntimeConfig",
     "Source",
+    "SourceConfig",
     "VideoConfig",
     "WandbConfig",
-    "crossval_arguments",
     "demo_settings",
     "given_options",
     "resolve",

@@ -4,12 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avssl.config.parts import ImportsConfig
-from avssl.limits import MAX_CLIP_BYTES, MAX_PIXELS
+from avssl.bounds import COUNT, NOT_NEGATIVE, POSITIVE, bounded
+from avssl.limits import LIMITS, MAX_CLIP_BYTES, MAX_PIXELS
+from avssl.plugins import ImportsConfig
 from avssl.training.settings import RuntimeConfig
 from avssl.urls import keep_back
 
 
+@bounded(
+    clip_seconds=POSITIVE,
+    num_frames=COUNT,
+    frame_size=COUNT,
+    channel=NOT_NEGATIVE,
+    num_workers=NOT_NEGATIVE,
+    clip_timeout=POSITIVE,
+    **LIMITS,
+)
 @dataclass
 class EmbedDataConfig:
     """What to embed, and how it is decoded.
@@ -51,6 +61,7 @@ class EmbedDataConfig:
         self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
+@bounded(num_windows=COUNT, hop=POSITIVE, batch_size=COUNT, part_size=COUNT)
 @dataclass
 class EmbedConfig(ImportsConfig):
     """Embeddings of any media by a trained checkpoint, one for each window, as a Parquet or .npz file.
@@ -85,6 +96,7 @@ class EmbedConfig(ImportsConfig):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+@bounded(clip_seconds=POSITIVE, channel=NOT_NEGATIVE, max_clips=COUNT, num_workers=NOT_NEGATIVE, **LIMITS)
 @dataclass
 class ExportDataConfig:
     """Real clips that the written file is compared on.
@@ -119,6 +131,7 @@ class ExportDataConfig:
         self.name, self.options = keep_back(self.name), keep_back(self.options)
 
 
+@bounded(tolerance=NOT_NEGATIVE, batch_size=COUNT, threads=NOT_NEGATIVE)
 @dataclass
 class ExportConfig(ImportsConfig):
     """A trained audio encoder or classifier as one file for other runtimes, compared with the model before it is kept.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avssl.config.parts import REGULARIZATION
 from avssl.config.recipes import Source
 from avssl.errors import SettingsError
+from avssl.models.settings import REGULARIZATION
 
 # What belongs to the thing that a setting names: where a later source names another one, it goes.
 BELONGS = {

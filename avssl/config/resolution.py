@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from avssl import plugins
-from avssl.config.crossval import CrossvalConfig
 from avssl.config.merging import NO_CHECKPOINT, drop_setting, get_setting, merge, nested
 from avssl.config.options import check_keys, typed
 from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
-from avssl.config.runs import AugmentSheetConfig, FinetuneConfig, PretrainConfig
+from avssl.config.runs import AugmentSheetConfig, CrossvalConfig, FinetuneConfig, PretrainConfig
 from avssl.data.settings import DataConfig
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avssl.augment.settings import AugmentConfig
-from avssl.config.parts import AudioConfig, BottleneckConfig, ImportsConfig, VideoConfig, WandbConfig
+from avssl.bounds import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SHARE_BELOW_1, Bound, bounded
 from avssl.data.settings import DataConfig
-from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig
+from avssl.models.settings import AudioConfig, BottleneckConfig, VideoConfig
+from avssl.plugins import ImportsConfig
+from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig, WandbConfig
 
 
+@bounded(embedding_dim=COUNT, time_bins=COUNT, teacher_momentum=SHARE, collapse_rank=NOT_NEGATIVE, seed=SEED)
 @dataclass
 class PretrainConfig(ImportsConfig):
     """Contrastive audio-visual pretraining on raw video.
@@ -72,6 +75,7 @@ class PretrainConfig(ImportsConfig):
     seed: int = 0
 
 
+@bounded(label_smoothing=SHARE_BELOW_1, head_weights=POSITIVE, seed=SEED)
 @dataclass
 class FinetuneConfig(ImportsConfig):
     """Classification of audio, video or both, with a linear or a full head on the encoders.
@@ -138,6 +142,26 @@ class FinetuneConfig(ImportsConfig):
     seed: int = 0
 
 
+@bounded(folds=Bound(2), seeds=SEED)
+@dataclass
+class CrossvalConfig(FinetuneConfig):
+    """Fine-tuning once per fold; every option of avssl finetune holds for each fold.
+
+    Args:
+        folds: official: the folds that the data set comes with. A number: as many random folds with equal shares of
+            every class, drawn with the seed. OPTION=VALUES: a fold for each value of an option of the data set, for
+            example fold=1..5 or held_out_speakers=[[george],[jackson]].
+        group_by: Column or label head of the data whose values stay together: each value is the test split once, or,
+            with a number of folds, the values are dealt out to that many folds.
+        seeds: Seeds of the repetitions of all folds; default: seed alone.
+    """
+
+    folds: int | str = "official"
+    group_by: str | None = None
+    seeds: list[int] | None = None
+
+
+@bounded(knn_k=COUNT, few_label_draws=COUNT, worst_classes=COUNT, sls=Bound(0, 5), batch_size=COUNT, seed=SEED)
 @dataclass
 class EvaluateConfig(ImportsConfig):
     """Evaluation of a pretrained pair, an audio encoder or a fine-tuned classifier.
@@ -178,6 +202,7 @@ class EvaluateConfig(ImportsConfig):
     seed: int = 0
 
 
+@bounded(clips=COUNT, views=COUNT, seed=SEED)
 @dataclass
 class AugmentSheetConfig(ImportsConfig):
     """A contact sheet of augmented clips, to look at and to listen to.
@@ -209,6 +234,7 @@ def _demo_of(config_class: type[Any]) -> Any:
     return demo_settings(config_class)
 
 
+@bounded(seed=SEED)
 @dataclass
 class DemoConfig(ImportsConfig):
     """The whole way on the demo set: pretraining, then four ways to a classifier, and a table of them.

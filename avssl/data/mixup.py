@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avssl.augment.settings import MixupConfig
+from avssl.bounds import bounds_of
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,15 @@ class SetMixup:
         alpha: Both parameters of the Beta distribution of the clip's own share.
 
     Raises:
-        ValueError: a number out of its range.
+        SettingsError: a number out of its bounds.
     """
 
     probability: float = 0.5
     alpha: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"augment.mixup.probability: must lie in [0, 1], got {self.probability}")
-        if not 0 < self.alpha <= 1000:
-            raise ValueError(f"augment.mixup.alpha: must lie in (0, 1000], got {self.alpha}")
+        for name, bound in bounds_of(MixupConfig).items():
+            bound.check(f"augment.mixup.{name}", getattr(self, name))
 
     @classmethod
     def of(cls, settings: MixupConfig) -> "SetMixup | None":

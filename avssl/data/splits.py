@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lightning_fabric import Fabric
 
+from avssl.bounds import check_bounds
 from avssl.config import DataConfig
-from avssl.config.bounds import check_bounds
 from avssl.data.catalog import Entry, find_entry, open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError

@@ -10,12 +10,12 @@ from torch import nn
 
 import mast
 from avssl.config import AudioConfig, AugmentSheetConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
-from avssl.config.parts import REGULARIZATION
 from avssl.data.clips import Modality
 from avssl.loading import SAMPLE_RATE, Loaded, load, with_random_weights
 from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.projection import Projection
+from avssl.models.settings import REGULARIZATION
 from avssl.models.video import own_size, video_options
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier, build_visual_classifier
 from avssl.objectives.terms import own_projections, read_terms, retrieval_projection, trained_projections

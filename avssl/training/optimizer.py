@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from avssl.bounds import bounds_of
 from avssl.training.settings import OptimConfig
 
 Scaling = Literal["none", "linear", "sqrt"]
+BOUNDS = bounds_of(OptimConfig)
 
 
 def total_steps(optim: OptimConfig, clips: int, world_size: int) -> int:
@@ -33,8 +35,7 @@ def scaled_lr(lr: float, rule: Scaling, batch: int, base_batch: int) -> float:
         batch: Clips of an optimizer step over all processes.
         base_batch: Clips of a step that ``lr`` was tuned for.
     """
-    if base_batch < 1:
-        raise ValueError(f"optim.base_batch: must be at least 1, got {base_batch}")
+    BOUNDS["base_batch"].check("optim.base_batch", base_batch)
     factors = {"none": 1.0, "linear": batch / base_batch, "sqrt": math.sqrt(batch / base_batch)}
     return lr * factors[rule]
 
@@ -59,8 +60,7 @@ def make_optimizer(
             layers (``layer_of``, ``num_layers``; MAST and AST do) learns this much slower than the one above it.
         fused: One kernel for all parameters. Not with fp16: it would unscale gradients itself, after they are clipped.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"optim.layer_decay: must lie in (0, 1], got {layer_decay}")
+    BOUNDS["layer_decay"].check("optim.layer_decay", layer_decay)
     spared: set[str] = set()
     scales: dict[str, float] = {}
     for prefix, child in module.named_modules():
@@ -103,8 +103,7 @@ class ExponentialAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"optim.ema: must lie in [0, 1), got {decay}")
+        BOUNDS["ema"].check("optim.ema", decay)
         super().__init__(model)
         self.decay = decay
 

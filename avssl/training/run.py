@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from lightning_fabric import Fabric
 from torch import nn
 
+from avssl.bounds import check_bounds
 from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
-from avssl.config.bounds import check_bounds
 from avssl.data.manifest import Manifest
 from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal

@@ -1,9 +1,27 @@
 """What training can be told: optimizer, devices, logging and checkpoints; the command line reads it without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from avssl.bounds import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, Bound, bounded
 
+
+@bounded(
+    batch_size=COUNT,
+    chunk=COUNT,
+    accumulate=COUNT,
+    epochs=POSITIVE,
+    max_steps=COUNT,
+    lr=POSITIVE,
+    base_batch=COUNT,
+    min_lr=NOT_NEGATIVE,
+    warmup=SHARE,
+    weight_decay=NOT_NEGATIVE,
+    betas=SHARE_BELOW_1,
+    clip_grad=NOT_NEGATIVE,
+    layer_decay=SHARE_ABOVE_0,
+    ema=SHARE_BELOW_1,
+)
 @dataclass
 class OptimConfig:
     """Optimizer and schedule: AdamW, linear warm-up, cosine decay.
@@ -44,6 +62,7 @@ class OptimConfig:
     ema: float | None = None
 
 
+@bounded(devices=Bound(-1), num_nodes=COUNT, threads=COUNT)
 @dataclass
 class RuntimeConfig:
     """Where and how the run computes (Lightning Fabric's terms).
@@ -80,6 +99,13 @@ class RuntimeConfig:
     threads: int | None = None
 
 
+@bounded(
+    every=COUNT,
+    validate_every=NOT_NEGATIVE,
+    checkpoint_every=NOT_NEGATIVE,
+    keep_every=NOT_NEGATIVE,
+    patience=NOT_NEGATIVE,
+)
 @dataclass
 class LogConfig:
     """What is logged and saved, and how often.
@@ -101,3 +127,26 @@ class LogConfig:
     keep_every: int = 0
     patience: int = 0
     use: Literal["best", "last"] = "best"
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. What is not given is taken from its environment variables (WANDB_MODE, WANDB_PROJECT, ...).
+
+    Args:
+        mode: online, offline or disabled; default: online with a login and a server that answers, else offline.
+        project: Project that the run belongs to; default: avssl.
+        entity: User or team; default: the login's own.
+        name: Name of the run; default: the output folder's name.
+        group: Group that the run belongs to; default: none, and for a cross-validation its folder's name.
+        notes: Notes on the run, shown beside it.
+        tags: Tags of the run.
+    """
+
+    mode: Literal["online", "offline", "disabled"] | None = None
+    project: str | None = None
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    notes: str | None = None
+    tags: list[str] = field(default_factory=list)

@@ -173,7 +173,7 @@ def test_autocast_does_not_move_pixels() -> None:
         ({"crop_ratio": 0.5}, r"crop_ratio: must lie in \[1, 10\], got 0.5"),
         ({"hue": 0.6}, r"hue: must lie in \[0, 0.5\], got 0.6"),
         ({"blur": -0.1}, "blur: must lie in"),
-        ({"blur_sigma": (2.0, 1.0)}, r"blur_sigma: must be \[smallest, largest\] in \[0.01, 50\], got \[2.0, 1.0\]"),
+        ({"blur_sigma": (2.0, 1.0)}, r"blur_sigma: must lie in \[0.01, 50\], the smaller first, got \[2.0, 1.0\]"),
         ({"blur_sigma": (0.0, 1.0)}, "blur_sigma"),
         ({"hue": math.nan}, "hue"),
     ],

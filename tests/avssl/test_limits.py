@@ -9,9 +9,17 @@ import pytest
 
 import avssl.limits
 from avssl.commands import augment, cache, embed, export, prepare
-from avssl.config import AugmentSheetConfig, DataConfig, PrepareOptions
-from avssl.config.cache import CacheConfig, SourceConfig
-from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
+from avssl.config import (
+    AugmentSheetConfig,
+    CacheConfig,
+    DataConfig,
+    EmbedConfig,
+    EmbedDataConfig,
+    ExportConfig,
+    ExportDataConfig,
+    PrepareOptions,
+    SourceConfig,
+)
 from avssl.data import folds, splits
 from avssl.data.processes import server
 from avssl.limits import MAX_CLIP_BYTES, Limits, limits, set_limits

@@ -11,9 +11,17 @@ import wandb
 from lightning_fabric import Fabric
 
 from avssl.commands import main
-from avssl.config import DataConfig, FinetuneConfig, WandbConfig, to_dict, to_yaml
-from avssl.config.cache import CacheConfig, SourceConfig
-from avssl.config.inference import EmbedDataConfig, ExportDataConfig
+from avssl.config import (
+    CacheConfig,
+    DataConfig,
+    EmbedDataConfig,
+    ExportDataConfig,
+    FinetuneConfig,
+    SourceConfig,
+    WandbConfig,
+    to_dict,
+    to_yaml,
+)
 from avssl.config.resolution import pretraining_folder
 from avssl.data import processes
 from avssl.data.catalog import find_entry

@@ -8,7 +8,7 @@ import pytest
 
 import mast
 from avssl.cli import parse
-from avssl.config.inference import ExportConfig
+from avssl.config import ExportConfig
 from mast.export import describe
 from mast.exported import Exported
 

@@ -13,7 +13,7 @@ import yaml
 import mast
 from avssl.cli import read_settings
 from avssl.commands.embed import embed_media
-from avssl.config.inference import EmbedConfig
+from avssl.config import EmbedConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio, read_frames

@@ -13,7 +13,7 @@ import mast
 from avssl.cli import read_settings
 from avssl.commands import export, main
 from avssl.commands.export import export_model
-from avssl.config.inference import ExportConfig
+from avssl.config import ExportConfig
 
 LABELS = {"label": ["high", "low"]}
 

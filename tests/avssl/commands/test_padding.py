@@ -14,9 +14,19 @@ from avssl.augment import SpectrogramAugment, WaveAugment
 from avssl.commands.cache import cache
 from avssl.commands.embed import embed_media
 from avssl.commands.evaluate import evaluate
-from avssl.config import AudioConfig, DataConfig, EvaluateConfig, FinetuneConfig, RuntimeConfig, Source, resolve
-from avssl.config.cache import CacheConfig, SourceConfig
-from avssl.config.inference import EmbedConfig, EmbedDataConfig
+from avssl.config import (
+    AudioConfig,
+    CacheConfig,
+    DataConfig,
+    EmbedConfig,
+    EmbedDataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    RuntimeConfig,
+    Source,
+    SourceConfig,
+    resolve,
+)
 from avssl.data.batch import Batch
 from avssl.evaluation.predictions import read_predictions
 from avssl.loading import Loaded, load

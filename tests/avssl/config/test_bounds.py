@@ -7,20 +7,21 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import avssl
+from avssl.bounds import bounds_of
 from avssl.cli import read_settings
 from avssl.config import (
     AugmentSheetConfig,
+    CacheConfig,
     CrossvalConfig,
     DemoConfig,
+    EmbedConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     OptimConfig,
     PrepareOptions,
     PretrainConfig,
 )
-from avssl.config.bounds import bounds_of
-from avssl.config.cache import CacheConfig
-from avssl.config.inference import EmbedConfig, ExportConfig
 from avssl.errors import SettingsError
 
 CONFIGS = [

@@ -13,9 +13,7 @@ import pytest
 from loading_samples import write_ramp_wav
 
 from avssl.cli import parse
-from avssl.config import EvaluateConfig, FinetuneConfig, PretrainConfig
-from avssl.config.cache import CacheConfig
-from avssl.config.inference import EmbedConfig
+from avssl.config import CacheConfig, EmbedConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
 from avssl.data import catalog
 from avssl.data.catalog import find_entry, list_data, names, open_data, read_entry
 from avssl.data.failures import DataError

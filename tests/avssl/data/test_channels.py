@@ -11,8 +11,7 @@ from media_factory import noise, write_media
 
 from avssl.commands.cache import cache
 from avssl.commands.prepare import prepare
-from avssl.config import DataConfig, PrepareOptions
-from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.config import CacheConfig, DataConfig, PrepareOptions, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.extraction import extract_all

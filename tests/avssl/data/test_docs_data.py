@@ -1,8 +1,7 @@
 import re
 from pathlib import Path
 
-from avssl.config import PretrainConfig
-from avssl.config.cache import CacheConfig
+from avssl.config import CacheConfig, PretrainConfig
 
 REPOSITORY = Path(__file__).parents[3]
 PAGE = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")

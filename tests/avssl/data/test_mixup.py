@@ -10,8 +10,7 @@ from torchaudio.compliance.kaldi import fbank
 
 from avssl.cli import read_settings
 from avssl.commands.cache import cache
-from avssl.config import AugmentConfig, FinetuneConfig, MixupConfig
-from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.config import AugmentConfig, CacheConfig, FinetuneConfig, MixupConfig, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.failures import FailureMonitor

@@ -15,7 +15,7 @@ from loading_samples import write_clock_video
 from shard_samples import make_data
 
 from avssl.commands.cache import cache
-from avssl.config.cache import CacheConfig, SourceConfig
+from avssl.config import CacheConfig, SourceConfig
 from avssl.data.boxes import read_boxes
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset

@@ -1,30 +1,15 @@
-"""Parts of a config whose packages import torch: encoders, fusion, tracking; and plug-ins."""
+"""What encoders and their fusion can be told; the command line reads it without torch."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from avssl import plugins
+from avssl.bounds import ANY, COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_1, bounded
 
 # Options of a model that its weights do not depend on: a recipe's hold for the model of a checkpoint, too.
 REGULARIZATION = ("drop_path", "mask_padding")
 
 
-@dataclass(kw_only=True)
-class ImportsConfig:
-    """What every command takes beside its own settings.
-
-    Args:
-        imports: Plug-ins to import first, modules or .py files, which register objectives, data sets, encoders,
-            evaluations or loggers; --import NAME adds one. A run records all of its process, by which it is found
-            again.
-    """
-
-    imports: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.imports = plugins.load(self.imports)
-
-
+@bounded(sample_rate=COUNT, num_mels=COUNT, mean=ANY, std=POSITIVE, frame_shift_ms=POSITIVE, fixed_frames=COUNT)
 @dataclass
 class AudioConfig:
     """The audio encoder and its frontend. What is not given is the checkpoint's where one is given.
@@ -58,6 +43,7 @@ class AudioConfig:
     pad: Literal["wave", "zero", "edge", "repeat"] | None = None
 
 
+@bounded(crop_size=COUNT)
 @dataclass
 class VideoConfig:
     """The video encoder. What is not given is the checkpoint's where one is given.
@@ -76,6 +62,7 @@ class VideoConfig:
     crop_size: int | None = None
 
 
+@bounded(tokens=COUNT, width=COUNT, depth=COUNT, start=NOT_NEGATIVE, heads=COUNT, dropout=SHARE_BELOW_1)
 @dataclass
 class BottleneckConfig:
     """Fusion through bottleneck tokens (MBT): transformer layers upon the tokens of both encoders.
@@ -95,26 +82,3 @@ class BottleneckConfig:
     start: int = 0
     heads: int = 4
     dropout: float = 0.0
-
-
-@dataclass
-class WandbConfig:
-    """Weights & Biases. What is not given is taken from its environment variables (WANDB_MODE, WANDB_PROJECT, ...).
-
-    Args:
-        mode: online, offline or disabled; default: online with a login and a server that answers, else offline.
-        project: Project that the run belongs to; default: avssl.
-        entity: User or team; default: the login's own.
-        name: Name of the run; default: the output folder's name.
-        group: Group that the run belongs to; default: none, and for a cross-validation its folder's name.
-        notes: Notes on the run, shown beside it.
-        tags: Tags of the run.
-    """
-
-    mode: Literal["online", "offline", "disabled"] | None = None
-    project: str | None = None
-    entity: str | None = None
-    name: str | None = None
-    group: str | None = None
-    notes: str | None = None
-    tags: list[str] = field(default_factory=list)
