@@ -38,6 +38,9 @@ from mast.export import describe
 
 RATE, SECONDS, HEARD = 16000, 0.5, 3400  # a clip, and samples of the sound
 CPU = RuntimeConfig(accelerator="cpu")
+# Of few blocks: an export takes seconds for each.
+ONE_BLOCK = {"embed_dim": 16, "depths": [1], "q_strides": [[1, 1]], "kv_strides": [[2, 2]]}
+TWO_BLOCKS = {"embed_dim": 16, "depths": [1, 1], "q_strides": [[1, 1], [2, 2]], "kv_strides": [[2, 2], [1, 1]]}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def classifier(folder: Path, pad: str) -> Path:
     torch.manual_seed(0)
-    model = mast.create_model("mast_pico", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1])
+    model = mast.create_model("mast_pico", num_classes=2, **ONE_BLOCK)
     frontend = mast.LogMel(num_mels=32, pad=pad)
     mast.save_pretrained(model, folder, frontend=frontend, labels={"label": ["a", "b"]})
     return folder
@@ -125,8 +128,7 @@ def test_the_padding_of_a_recipe_holds_beside_a_checkpoint_and_what_was_trained_
 @pytest.mark.parametrize("pad", ["wave", "edge"])
 def test_tokens_of_padding_leave_the_mean_in_training_tools_and_exported_files(pad: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "mask_padding": True}
-    model = mast.create_model("mast_pico", num_classes=2, **options).eval()
+    model = mast.create_model("mast_pico", num_classes=2, **TWO_BLOCKS, mask_padding=True).eval()
     frontend = mast.LogMel(num_mels=32, pad=pad)
     samples = torch.tensor([8000, 3400, 399])
     waves = torch.randn(3, 8000) * 0.1 * (torch.arange(8000) < samples[:, None])
