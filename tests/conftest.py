@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from forked_tools import ForkedTools
 
 import mast  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
 
@@ -39,6 +41,13 @@ def cases(real_data: Path) -> Path:
     if not (real_data / "cases").is_dir():
         pytest.skip("the folder of AVSSL_TEST_DATA has no cases")
     return real_data / "cases"
+
+
+@pytest.fixture(scope="session")
+def forked_tools() -> Iterator[ForkedTools]:
+    """Runs tools as users start them; what they import is imported once."""
+    with ForkedTools(os.environ | {"OMP_NUM_THREADS": "1"}) as tools:
+        yield tools
 
 
 @pytest.fixture(scope="session")

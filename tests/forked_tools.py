@@ -6,11 +6,12 @@ import json
 import os
 import pkgutil
 import runpy
+import socket
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,13 +36,33 @@ class ForkedTools:
         self, script: Path, arguments: list[str], *, environment: Mapping[str, str], cwd: Path, stdin: str = os.devnull
     ) -> subprocess.CompletedProcess[str]:
         """What ``subprocess.run`` of the script returns, with its output as text; it reads the file ``stdin``."""
-        request = {"argv": [str(script), *arguments], "environment": dict(environment), "cwd": str(cwd), "stdin": stdin}
+        (done,) = self._run(script, arguments, [environment], cwd, stdin)
+        return done
+
+    def run_ranks(
+        self, world: int, script: Path, arguments: list[str], *, environment: Mapping[str, str], cwd: Path
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """The same of ``world`` processes at once, which find each other as those that Fabric starts."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
+        ranks = [dict(environment) | meet | {"LOCAL_RANK": str(rank)} for rank in range(world)]
+        return self._run(script, arguments, ranks, cwd, os.devnull)
+
+    def _run(
+        self, script: Path, arguments: list[str], environments: Sequence[Mapping[str, str]], cwd: Path, stdin: str
+    ) -> list[subprocess.CompletedProcess[str]]:
+        argv = [str(script), *arguments]
+        requests = [
+            {"argv": argv, "environment": dict(environment), "cwd": str(cwd), "stdin": stdin}
+            for environment in environments
+        ]
         server = self._server
         assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.write(json.dumps(requests) + "\n")
         server.stdin.flush()
-        returncode, stdout, stderr = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess(request["argv"], returncode, stdout, stderr)
+        return [subprocess.CompletedProcess(argv, *each) for each in json.loads(server.stdout.readline())]
 
     def __enter__(self) -> "ForkedTools":
         return self
@@ -51,22 +72,26 @@ class ForkedTools:
 
 
 def serve() -> None:
-    """Forks a process for each request, which has all that the tools import."""
+    """Forks processes for each line of requests, which have all that the tools import."""
     for module in pkgutil.iter_modules(avssl.commands.__path__, "avssl.commands."):
         importlib.import_module(module.name)
     for line in sys.stdin:
-        request = json.loads(line)
-        files = [os.memfd_create(name) for name in ("stdout", "stderr")]
-        child = os.fork()
-        if not child:
-            end(become, request, *files)
-        returncode = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        told = []
-        for file in files:
-            with os.fdopen(file, "rb") as output:
-                output.seek(0)
-                told.append(output.read().decode(errors="replace"))
-        sys.stdout.write(json.dumps([returncode, *told]) + "\n")
+        started = []
+        for request in json.loads(line):
+            files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+            child = os.fork()
+            if not child:
+                end(become, request, *files)
+            started.append((child, files))
+        answers = []
+        for child, files in started:
+            answer: list[object] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+            for file in files:
+                with os.fdopen(file, "rb") as output:
+                    output.seek(0)
+                    answer.append(output.read().decode(errors="replace"))
+            answers.append(answer)
+        sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
 
 

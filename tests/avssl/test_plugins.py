@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +53,15 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tool(outside: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+def tool(outside: Path, forked_tools: ForkedTools, tmp_path_factory: pytest.TempPathFactory) -> Tool:
     """Runs a tool of the clone by its name, or a script by its path, in the folder of the plug-ins."""
     environment = os.environ | {"AVSSL_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
-    with ForkedTools(environment) as tools:
 
-        def run(name: str | Path, *arguments: str, cwd: Path = outside) -> subprocess.CompletedProcess[str]:
-            script = name if isinstance(name, Path) else ROOT / "tools" / f"{name}.py"
-            return tools.run(script, list(arguments), environment=environment, cwd=cwd)
+    def run(name: str | Path, *arguments: str, cwd: Path = outside) -> subprocess.CompletedProcess[str]:
+        script = name if isinstance(name, Path) else ROOT / "tools" / f"{name}.py"
+        return forked_tools.run(script, list(arguments), environment=environment, cwd=cwd)
 
-        yield run
+    return run
 
 
 def training(output: Path) -> list[str]:

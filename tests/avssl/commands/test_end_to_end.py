@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,15 +32,14 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tool(environment) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def tool(environment, forked_tools: ForkedTools) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a tool, or another script, given by its path."""
-    with ForkedTools(environment) as tools:
 
-        def run(name: str | Path, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-            script = name if isinstance(name, Path) else ROOT / "tools" / f"{name}.py"
-            return tools.run(script, list(arguments), environment=environment | variables, cwd=cwd)
+    def run(name: str | Path, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        script = name if isinstance(name, Path) else ROOT / "tools" / f"{name}.py"
+        return forked_tools.run(script, list(arguments), environment=environment | variables, cwd=cwd)
 
-        yield run
+    return run
 
 
 def pretrain_arguments(output: Path) -> list[str]:

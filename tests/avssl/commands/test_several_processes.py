@@ -9,18 +9,20 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from forked_tools import ForkedTools
 
 from avssl.loading import load
 from avssl.tracking import read_rows
 
 ROOT = Path(__file__).parents[3]
-TOOL = str(ROOT / "tools" / "pretrain.py")
+TOOL = ROOT / "tools" / "pretrain.py"
 STRUCK = str(Path(__file__).with_name("struck_pretrain.py"))
 ANY_DATA = (
     "--audio.options '{embed_dim: 16, depths: [1, 1, 1, 1]}' --data.num_workers 0 --data.clip_seconds 1.0 "
@@ -44,8 +46,39 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"AVSSL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def command(output: Path, *more: str, tool: str = TOOL) -> list[str]:
-    return [sys.executable, tool, *shlex.split(SETTINGS), "--output", str(output), *more]
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def tried(environment: dict[str, str], forked_tools: ForkedTools) -> Callable[..., list[Done]]:
+    """Runs the tool in ``world`` processes that are there already; what each of them ended with."""
+
+    def run(world: int, *arguments: str) -> list[Done]:
+        if world == 1:
+            return [forked_tools.run(TOOL, [*arguments], environment=environment, cwd=ROOT)]
+        return forked_tools.run_ranks(world, TOOL, [*arguments], environment=environment, cwd=ROOT)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tried: Callable[..., list[Done]]) -> Callable[..., None]:
+    """The same, for what must end well."""
+
+    def well(world: int, *arguments: str) -> None:
+        for done in tried(world, *arguments):
+            assert done.returncode == 0, done.stderr[-3000:]
+
+    return well
+
+
+def settings(output: Path, *more: str) -> list[str]:
+    return [*shlex.split(SETTINGS), "--output", str(output), *more]
+
+
+def struck(output: Path, *more: str) -> list[str]:
+    """The command of a run of two processes that start by themselves, one of which is struck."""
+    return [sys.executable, STRUCK, *settings(output, *TWO, *more)]
 
 
 def strike(rank: int) -> dict[str, str]:
@@ -87,34 +120,29 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
-def of_two(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_two(run: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a whole run of two processes."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(command(folder, *TWO, *PLAIN), environment)
+    run(2, *settings(folder, *TWO, *PLAIN))
     return folder
 
 
 def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes_exactly(
-    environment: dict[str, str], tmp_path: Path
+    run: Callable[..., None], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    run(command(tmp_path / "whole", *TWO), environment)
+    run(2, *settings(tmp_path / "whole", *TWO))
     uninterrupted = read_rows(tmp_path / "whole" / "metrics.jsonl")
     assert [row["step"] for row in uninterrupted] == list(range(1, 9))
     assert uninterrupted[0]["train/infonce/negatives"] == 7
     output = tmp_path / "run"
-    returncode, told = struck_and_gone(command(output, *TWO, tool=STRUCK), environment | strike(1), tmp_path)
+    returncode, told = struck_and_gone(struck(output), environment | strike(1), tmp_path)
     assert returncode != 0
     since = time.time() - (output / "checkpoints" / "last.ckpt").stat().st_mtime
     assert since < 240, f"the others ended {since:.0f} s after the strike"
     assert "lost another one at step" in told and f"continues from {output / 'checkpoints' / 'last.ckpt'}" in told
     assert len(read_rows(output / "metrics.jsonl")) < 8
-    run(command(output, *TWO), environment)
+    run(2, *settings(output, *TWO))
     assert read_rows(output / "metrics.jsonl") == uninterrupted
 
 
@@ -124,14 +152,13 @@ def test_the_first_killed_rank_takes_the_others_with_it(
     """It started them, and holds the store by which they meet."""
     if not long:
         pytest.skip("takes a minute: set AVSSL_TEST_LONG=1")
-    arguments = command(tmp_path / "run", *TWO, tool=STRUCK)
-    returncode, told = struck_and_gone(arguments, environment | strike(0), tmp_path)
+    returncode, told = struck_and_gone(struck(tmp_path / "run"), environment | strike(0), tmp_path)
     assert returncode == -signal.SIGKILL and "process 1 of 2 lost another one at step" in told
 
 
 def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "run"
-    arguments = [*TORCHRUN, *command(output, *TWO, *PLAIN, tool=STRUCK)[1:]]
+    arguments = [*TORCHRUN, *struck(output, *PLAIN)[1:]]
     done = subprocess.run(arguments, env=environment | strike(1), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step" in done.stderr
@@ -139,7 +166,7 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dic
 
 
 def test_processes_that_see_other_data_are_refused_before_anything_is_written(
-    environment: dict[str, str], tmp_path: Path, media_factory: ModuleType
+    tried: Callable[..., list[Done]], tmp_path: Path, media_factory: ModuleType
 ) -> None:
     """As of two machines, on one of which a file is another."""
     for rank in range(2):
@@ -149,11 +176,10 @@ def test_processes_that_see_other_data_are_refused_before_anything_is_written(
     data = tmp_path / "data.yaml"
     data.write_text("dataset: folder\nroot: media-$LOCAL_RANK\nclip_seconds: 1.0\n")
     output = tmp_path / "run"
-    arguments = [TOOL, *shlex.split(ANY_DATA), *TWO, "--data", str(data), "--output", str(output)]
-    done = subprocess.run([*TORCHRUN[:-1], "0", *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
     told = r"process 1 of 2, on \S+, has (data|training clips) of the digest '\w+', not '\w+' as process 0, on"
-    assert re.search(told, done.stderr), done.stderr[-3000:]
+    for done in tried(2, *shlex.split(ANY_DATA), *TWO, "--data", str(data), "--output", str(output)):
+        assert done.returncode == 1
+        assert re.search(told, done.stderr), done.stderr[-3000:]
     assert not output.exists()
 
 
@@ -161,30 +187,29 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in read_rows(folder / "metrics.jsonl") if "train/loss" in row]
 
 
-def test_a_sharded_run_is_whole_and_is_not_resumed_as_another(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_sharded_run_is_whole_and_is_not_resumed_as_another(
+    run: Callable[..., None], tried: Callable[..., list[Done]], tmp_path: Path
+) -> None:
     validated = ["--data.val_fraction", "0.25", "--log.validate_every", "1"]
-    run(command(tmp_path / "fsdp", *TWO, *validated, "--runtime.strategy", "fsdp"), environment)
+    run(2, *settings(tmp_path / "fsdp", *TWO, *validated, "--runtime.strategy", "fsdp"))
     assert len(losses(tmp_path / "fsdp")) == 8
     exported = load(tmp_path / "fsdp" / "audio_encoder").model.state_dict()
     best = load(tmp_path / "fsdp" / "checkpoints" / "best.ckpt").audio_encoder.state_dict()
     assert all(torch.equal(value, best[name]) for name, value in exported.items()), "whole, and of the best step"
-    refused = subprocess.run(
-        command(tmp_path / "fsdp", *ONE, *validated), env=environment, capture_output=True, text=True
-    )
+    (refused,) = tried(1, *settings(tmp_path / "fsdp", *ONE, *validated))
     assert refused.returncode == 1 and "was written with runtime.strategy fsdp" in refused.stderr
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
-    of_two: Path, environment: dict[str, str], tmp_path: Path
+    of_two: Path, run: Callable[..., None], tried: Callable[..., list[Done]], tmp_path: Path
 ) -> None:
     shutil.copytree(of_two, tmp_path / "run")
     whole = losses(tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     (tmp_path / "run" / "checkpoints" / "step-4.ckpt").replace(last)
-    smaller = command(tmp_path / "run", *PLAIN, "--optim.batch_size", "4")
-    wrong = subprocess.run(smaller, env=environment, capture_output=True)
-    assert wrong.returncode == 1 and b"8 clips a batch, not 4 x 1 processes: give --optim.batch_size 8" in wrong.stderr
-    run(command(tmp_path / "run", *ONE, *PLAIN), environment)
+    (wrong,) = tried(1, *settings(tmp_path / "run", *PLAIN, "--optim.batch_size", "4"))
+    assert wrong.returncode == 1 and "8 clips a batch, not 4 x 1 processes: give --optim.batch_size 8" in wrong.stderr
+    run(1, *settings(tmp_path / "run", *ONE, *PLAIN))
     resumed = losses(tmp_path / "run")
     assert len(resumed) == 8 and resumed[:4] == whole[:4]
     # The same weights and clips. But batch norm of several CPU processes has each its own statistics: close, not equal,

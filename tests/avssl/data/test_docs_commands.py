@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -93,12 +93,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "AVSSL_"))}
     own = {"AVSSL_CACHE": str(tmp_path_factory.mktemp("cache")), "AVSSL_DATA": str(tmp_path_factory.mktemp("trees"))}
     return kept | own | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def tools(environment: dict[str, str]) -> Iterator[ForkedTools]:
-    with ForkedTools(environment) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -206,16 +200,16 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(
-    tools: ForkedTools,
+    forked_tools: ForkedTools,
     environment: dict[str, str],
     tree: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Path], Place]:
     """Makes a place; RUN is a run that has fine-tuned on spoken digits."""
-    make = partial(Place, tools=tools, environment=environment, tree=tree, run=Path("runs/fsdd"))
+    make = partial(Place, tools=forked_tools, environment=environment, tree=tree, run=Path("runs/fsdd"))
     first = make(tmp_path_factory.mktemp("run"))
     first.run("python tools/finetune.py --config configs/finetune/fsdd.yaml --data.root PATH --output runs/fsdd")
-    return partial(Place, tools=tools, environment=environment, tree=tree, run=first.folder / "runs" / "fsdd")
+    return partial(Place, tools=forked_tools, environment=environment, tree=tree, run=first.folder / "runs" / "fsdd")
 
 
 @pytest.mark.parametrize(("page", "section"), SECTIONS, ids=[f"{page}-{section}" for page, section in SECTIONS])
