@@ -3,19 +3,27 @@
 torchvision's adds the positions to the whole matrix of scores, which costs memory, and gives wrong features when
 compiled for a GPU (seen with torch 2.11). Here queries and keys are widened as in ``mast.fast.widened``: with the
 scores of a query along time, height and width behind it, and one-hot codes of the key's place behind the key, one
-product is their sum.
+product is their sum. On a GPU, in half precision, the pooling of queries, keys and values is one kernel
+(``mast.fast.cuda.pooling3d``), for which torch has slow depthwise convolutions.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video.mvit import MultiscaleAttention, Pool
 
+from mast.fast import comparison, cuda
+from mast.fast.blocks import as_made
+from mast.fast.observers import observed
 from mast.fast.widened import cached, filler_for, key_positions
 
 Size = tuple[int, int, int]
+Pools = tuple[Pool | None, ...]
+Pooled = tuple[Tensor, Tensor, Tensor]
 
 _FORMULAS = ("bnthwc,tkc->bnthwk", "bnthwc,hkc->bnthwk", "bnthwc,wkc->bnthwk")
 
@@ -45,20 +53,49 @@ class FusedAttention(nn.Module):
         self.pool_k: Pool | None = attention.pool_k  # type: ignore[assignment]
         self.pool_v: Pool | None = attention.pool_v  # type: ignore[assignment]
         self.rel_pos_h, self.rel_pos_w, self.rel_pos_t = attention.rel_pos_h, attention.rel_pos_w, attention.rel_pos_t
+        self.kernels, self.plain_because = False, ""
+
+    def use_kernels(self, kernels: tuple[str, ...]) -> str:
+        """See ``mast.fast.OwnKernels``."""
+        self.kernels, self.plain_because = "cuda" in kernels, ""
+        if self.backend() == "cuda":
+            self.plain_because = _difference(self._pools, self.num_heads, self.qkv.weight.device)
+        return self.plain_because
+
+    def backend(self) -> str:
+        """See ``mast.fast.OwnKernels``."""
+        if self.plain_because:
+            return f"reference: {self.plain_because}"
+        here = self.kernels and self.qkv.weight.is_cuda and cuda.fits(self.head_dim)
+        return "cuda" if here and kernels_serve(self._pools) else "operators"
+
+    @property
+    def _pools(self) -> Pools:
+        return self.pool_q, self.pool_k, self.pool_v
 
     def forward(self, x: Tensor, thw: Size) -> tuple[Tensor, Size]:
         """Tokens (B, 1 + T * H * W, C) behind a class token, and (T, H, W) -> the same of the pooled queries."""
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.transpose(1, 3).unbind(dim=2)
-        k, k_size = self.pool_k(k, thw) if self.pool_k is not None else (k, thw)
-        v = self.pool_v(v, thw)[0] if self.pool_v is not None else v
-        q, q_size = self.pool_q(q, thw) if self.pool_q is not None else (q, thw)
+        qkv = self.qkv(x)
+        pool = pool_by_kernels if self._kernels_take(qkv) else pool_plainly
+        (q, k, v), q_size, k_size = pool(self._pools, qkv, self.num_heads, thw)
         out = self._attend(q, k, v, q_size, k_size)
         if self.residual_pool and self.residual_with_cls_embed:
             out = out + q.to(out.dtype)
         elif self.residual_pool:
             out = torch.cat((out[:, :, :1], out[:, :, 1:] + q[:, :, 1:].to(out.dtype)), dim=2)
         return self.project(out.transpose(1, 2).flatten(2)), q_size
+
+    def _kernels_take(self, qkv: Tensor) -> bool:
+        """Whether the GPU's kernels pool ``qkv``; compares them with the plain code where nobody has yet."""
+        if not self.kernels or self.plain_because or not cuda.usable(qkv, self.head_dim):
+            return False
+        if not kernels_serve(self._pools):
+            return False
+        if not observed():
+            self.plain_because = _difference(self._pools, self.num_heads, qkv.device)
+            if self.plain_because:
+                comparison.warn_of_plain(["pooling of MViTv2"], self.plain_because)
+        return not self.plain_because
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_size: Size, k_size: Size) -> Tensor:
         places = q[:, :, 1:].unflatten(2, q_size) * self.position_scale
@@ -75,6 +112,114 @@ class FusedAttention(nn.Module):
         wide_k = torch.cat((k.to(dtype), codes.expand(*k.shape[:2], -1, -1)), dim=-1)
         wide_v = F.pad(v.to(dtype), (0, codes.shape[-1]))  # fused kernels want one width
         return F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=1.0)[..., : self.head_dim]
+
+
+def pool_plainly(pools: Pools, qkv: Tensor, heads: int, thw: Size) -> tuple[Pooled, Size, Size]:
+    """Queries, keys and values (B, heads, 1 + T' * H' * W', C) out of one product, and the grids of two of them.
+
+    Args:
+        pools: of queries, keys and values, None where one of them is not pooled.
+        qkv: (B, 1 + T * H * W, 3 * heads * C).
+        thw: (T, H, W).
+    """
+    parts = qkv.unflatten(2, (3, heads, -1)).transpose(1, 3).unbind(dim=2)
+    found = [pool(x, thw) if pool is not None else (x, thw) for pool, x in zip(pools, parts, strict=True)]
+    (q, q_size), (k, k_size), (v, _) = found
+    return (q, k, v), q_size, k_size
+
+
+def pool_by_kernels(pools: Pools, qkv: Tensor, heads: int, thw: Size) -> tuple[Pooled, Size, Size]:
+    """The same by the GPU's kernels, for pools that :func:`kernels_serve`."""
+    convolutions, norms = ([part(pool) for pool in pools] for part in (_convolution, _norm))
+    steps = [convolution.stride[1] for convolution in convolutions]
+    parameters = [p for c, n in zip(convolutions, norms, strict=True) for p in (c.weight, n.weight, n.bias)]
+    q, k, v = cuda.pool3d(qkv, parameters, heads, list(thw), steps[0], steps[1], norms[0].eps)[:3]
+    q_size, k_size = ((thw[0], -(-thw[1] // step), -(-thw[2] // step)) for step in steps[:2])
+    return (q, k, v), q_size, k_size
+
+
+def _convolution(pool: Any) -> Any:
+    return pool.pool
+
+
+def _norm(pool: Any) -> Any:
+    return pool.norm_act[0]
+
+
+def kernels_serve(pools: Pools) -> bool:
+    """Whether these are what there are kernels for: 3x3x3 depthwise convolution, then LayerNorm, as they were made."""
+    for pool in pools:
+        if pool is None or not as_made(pool, Pool) or pool.norm_before_pool or pool.norm_act is None:
+            return False
+        if not as_made(pool.norm_act, nn.Sequential) or len(pool.norm_act) != 1:
+            return False
+        c, n = _convolution(pool), _norm(pool)
+        if not as_made(n, nn.LayerNorm) or n.bias is None or n.eps != _norm(pools[0]).eps:
+            return False
+        if not isinstance(c, nn.Conv3d) or not as_made(c, type(c)) or c.bias is not None or c.padding_mode != "zeros":
+            return False
+        if (c.kernel_size, c.padding, c.dilation) != ((3, 3, 3), (1, 1, 1), (1, 1, 1)):
+            return False
+        if c.stride[0] != 1 or c.stride[1] != c.stride[2] or not c.groups == c.in_channels == c.out_channels:
+            return False
+    return bool(_convolution(pools[1]).stride == _convolution(pools[2]).stride)
+
+
+_differences: dict[tuple[Any, ...], str] = {}
+
+
+def _difference(pools: Pools, heads: int, device: torch.device) -> str:
+    """How the kernels pool differently from ``pools``, on a small clip with random weights; "" where they do not.
+
+    Looked at once for each kind: geometry and code.
+    """
+    key: tuple[Any, ...] = heads, device.type
+    for pool in pools:
+        c, n = _convolution(pool), _norm(pool)
+        key += (type(pool).forward, type(c).forward, type(n).forward, c.in_channels, c.stride, n.eps)
+    if key not in _differences:
+        _differences[key] = _compare(pools, heads, device)
+    return _differences[key]
+
+
+def _compare(pools: Pools, heads: int, device: torch.device) -> str:
+    size = (2, 3, 5)  # odd, so that windows are cut off
+    try:
+        with comparison.undisturbed(device):
+            sample = copy.deepcopy(nn.ModuleList(pools)).float().to(device).requires_grad_()  # type: ignore[arg-type]
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for name, parameter in sample.named_parameters():
+                    values = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(values / 5 + name.endswith("0.weight") if parameter.ndim == 1 else values / 5)
+            width = 3 * heads * _convolution(pools[0]).in_channels
+            x = torch.randn(2, 1 + 2 * 3 * 5, width, generator=generator).to(device)
+            runs = [
+                _run(each, tuple(sample), x.to(dtype), heads, size)  # type: ignore[arg-type]
+                for each, dtype in (
+                    (pool_plainly, torch.float32),
+                    (pool_by_kernels, torch.bfloat16),
+                    (pool_plainly, torch.bfloat16),
+                )
+            ]
+            return comparison.differing_in_half(*runs)
+    except Exception as error:  # such as a kernel that does not compile here
+        return f"it could not be compared ({type(error).__name__}: {error})"
+
+
+def _run(
+    pool: Callable[..., tuple[Pooled, Size, Size]], pools: Pools, x: Tensor, heads: int, size: Size
+) -> dict[str, Tensor]:
+    """Values and gradients, under autocast where ``x`` is of half precision."""
+    given = x.clone().requires_grad_()
+    leaves = [given, *(parameter for each in pools if each is not None for parameter in each.parameters())]
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        pooled, _, _ = pool(pools, given, heads, size)
+    weights = [torch.linspace(-1, 1, each.numel(), device=x.device).view_as(each).to(each.dtype) for each in pooled]
+    gradients = torch.autograd.grad(pooled, leaves, weights)
+    found = {f"values {place}": each for place, each in enumerate(pooled)}
+    found |= {f"gradient {place}": each for place, each in enumerate(gradients)}
+    return {name: value.detach().double() for name, value in found.items()}
 
 
 def scale_positions(state: Mapping[str, Tensor], inverse: bool = False) -> dict[str, Tensor]:

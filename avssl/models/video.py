@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 from avssl.models.mvit import FusedAttention, scale_positions
 from avssl.plugins import Registry
 from avssl.progress import Meter
+from mast.fast import accelerate, default_backend
 from mast.model import AddBranch
 
 Statistics = tuple[float, float, float]
@@ -321,6 +322,8 @@ def create_video_encoder(
         pretrained: Load its weights, torchvision's on Kinetics-400 or its own.
         options: mvit_v2_s takes ``scaled_positions``, see :class:`avssl.models.mvit.FusedAttention`.
 
+    What ``mast.set_backend`` chose holds for it, too: kernels for GPUs pool within MViTv2.
+
     Raises:
         ValueError: for an unknown name or option, or weights that do not exist or do not fit.
         OSError: when the weights cannot be downloaded.
@@ -338,7 +341,8 @@ def create_video_encoder(
             "put them into torch's hub cache (TORCH_HOME) or set video.pretrained to false"
         ) from error
     backbone, num_features, feature_map = entry.build(frames, side, weights, **options)
-    return VideoEncoder(name, backbone, num_features, feature_map, entry.mean, entry.std, options)
+    encoder = VideoEncoder(name, backbone, num_features, feature_map, entry.mean, entry.std, options)
+    return accelerate(encoder, default_backend())
 
 
 class DropPath(AddBranch):

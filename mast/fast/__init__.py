@@ -6,7 +6,7 @@ them together, ``comparison`` compares every kind of block with the plain one.
 """
 
 from collections.abc import Iterator
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +19,17 @@ from mast.model import Block
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@runtime_checkable
+class OwnKernels(Protocol):
+    """A part of a model of another package that has kernels beside its plain code, and compares them itself."""
+
+    def use_kernels(self, kernels: tuple[str, ...]) -> str:
+        """Use those of these devices, if any; returns why not, where they differ from the plain code, or ""."""
+
+    def backend(self) -> str:
+        """What computes it where its parameters are now, as `backends` describes it."""
 
 
 _default: Backend = "auto"
@@ -59,7 +70,7 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
     Code that is edited in a running process, and a model that moves to another device, are compared at the next call.
 
     Args:
-        model: anything that contains blocks; changed in place.
+        model: anything that contains blocks, or parts with kernels of their own (`OwnKernels`); changed in place.
         backend: "auto": what is fastest on the device of each input. "reference": the plain code. "cpu", "cuda": the
             kernels of this device alone, and torch's operators elsewhere.
 
@@ -89,6 +100,9 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
             kept.setdefault(reason, []).append(name)
         else:
             swap(block, fast=True, kernels=kernels)
+    for name, part in _own_kernels(model):
+        if reason := part.use_kernels(() if backend == "reference" else kernels):
+            kept.setdefault(reason, []).append(name)
     for reason, names in kept.items():
         comparison.warn_of_plain(names, reason)
     return model
@@ -107,7 +121,7 @@ def backends(model: nn.Module) -> dict[str, str]:
             found[name] = ways(block, cast(FastBlock, block).kernels)[-1]
         else:
             found[name] = f"reference: {reason}" if reason else "reference"
-    return found
+    return found | {name: part.backend() for name, part in _own_kernels(model)}
 
 
 def ways(block: nn.Module, kernels: tuple[str, ...]) -> list[str]:
@@ -127,4 +141,10 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     plain = tuple(BLOCKS)
     for name, module in model.named_modules():
         if isinstance(module, plain):
+            yield name or type(module).__name__, module
+
+
+def _own_kernels(model: nn.Module) -> Iterator[tuple[str, OwnKernels]]:
+    for name, module in model.named_modules():
+        if isinstance(module, OwnKernels):
             yield name or type(module).__name__, module

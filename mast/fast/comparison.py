@@ -116,15 +116,7 @@ def warn_of_plain(names: list[str], reason: str) -> None:
 def _compare(block: nn.Module, way: str) -> str:
     device = torch.device("cuda", torch.cuda.current_device()) if way == "cuda" else torch.device("cpu")
     try:
-        with (
-            _one_thread(),
-            torch.random.fork_rng([device] if way == "cuda" else []),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
-            torch.autograd.graph.saved_tensors_hooks(_itself, _itself),  # not those of a checkpoint around
-        ):
+        with undisturbed(device):
             dtype = torch.float64 if way == "operators" else torch.float32
             plain = _sample(block).to(device=device, dtype=dtype)
             fast = copy.deepcopy(plain)
@@ -132,10 +124,26 @@ def _compare(block: nn.Module, way: str) -> str:
             _seen[fast] = dict.fromkeys(("operators", "cpu", "cuda"), written())
             x = _input(block).to(device=device, dtype=dtype)
             if way == "cuda":
-                return _differing_in_half(_run(plain, x), _run(fast, x, half=True), _run(plain, x, half=True))
+                return differing_in_half(_run(plain, x), _run(fast, x, half=True), _run(plain, x, half=True))
             return _differing(_run(plain, x), _run(fast, x), TOLERANCE[way])
     except Exception as error:  # whatever an edited block raises: its own caller shall see it, from its own code
         return f"it could not be compared ({type(error).__name__}: {error})"
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What a comparison runs in: none of the caller's modes and hooks; random states are left as they were."""
+    with (
+        _one_thread(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(device.type, enabled=False),
+        torch.device("cpu"),
+        torch.autograd.graph.saved_tensors_hooks(_itself, _itself),  # not those of a checkpoint around
+    ):
+        yield
 
 
 @contextmanager
@@ -215,7 +223,7 @@ def _differing(wanted: dict[str, Tensor], computed: dict[str, Tensor], tolerance
     return ""
 
 
-def _differing_in_half(wanted: dict[str, Tensor], computed: dict[str, Tensor], rounded: dict[str, Tensor]) -> str:
+def differing_in_half(wanted: dict[str, Tensor], computed: dict[str, Tensor], rounded: dict[str, Tensor]) -> str:
     """Half precision rounds much: kernels may err three times as much as the plain code in it, ``rounded``, does."""
     for group in ("values", "gradient"):
         exact, ours, plain = (

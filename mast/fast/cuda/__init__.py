@@ -12,6 +12,7 @@ _INSTALLED = torch.version.cuda is not None and importlib.util.find_spec("triton
 if _INSTALLED:
     from mast.fast.cuda.attention import attention as attention
     from mast.fast.cuda.pooling import pool as pool
+    from mast.fast.cuda.pooling3d import pool3d as pool3d
 
 
 def fits(dim: int) -> bool:

@@ -4,10 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.video.mvit import MSBlockConfig, MultiscaleAttention, MViT, _add_rel_pos
 
+import mast
+from avssl.models import mvit
 from avssl.models.mvit import FusedAttention, from_slowfast, scale_positions, to_slowfast
+from mast.fast import cuda
 
 
 def attention(stride_q: list[int], stride_kv: list[int], residual_with_cls_embed: bool) -> MultiscaleAttention:
@@ -144,3 +148,73 @@ def test_slowfasts_names_and_back() -> None:
     assert theirs["cls_token"].shape == (1, 1, 16)
     back = from_slowfast(theirs)
     assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
+
+
+def pool3d(x: Tensor, parameters: list[Tensor], heads: int, size: list[int], q_step: int, kv_step: int, eps: float):
+    """What the GPU's kernels compute (their own tests compare them with it), out of torch's operators."""
+    pooled = []
+    for part, step in enumerate((q_step, kv_step, kv_step)):
+        weight, gain, bias = parameters[3 * part : 3 * part + 3]
+        dim = len(gain)
+        tokens = x.chunk(3, dim=-1)[part].unflatten(2, (heads, dim)).transpose(1, 2)
+        volume = tokens[:, :, 1:].flatten(0, 1).transpose(1, 2).unflatten(2, size)
+        volume = F.conv3d(volume, weight, stride=(1, step, step), padding=1, groups=dim)
+        rows = torch.cat((tokens[:, :, :1], volume.flatten(2).transpose(1, 2).unflatten(0, (len(x), heads))), dim=2)
+        pooled.append(F.layer_norm(rows, (dim,), gain, bias, eps))
+    return pooled
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Kernels for GPUs in effect here; counts their calls."""
+    calls = []
+
+    def counted(x: Tensor, *rest):
+        calls.append(len(x))
+        return pool3d(x, *rest)
+
+    monkeypatch.setattr(cuda, "pool3d", counted, raising=False)
+    monkeypatch.setattr(cuda, "usable", lambda x, dim: True)
+    monkeypatch.setattr(mvit, "_differences", {})
+    return calls
+
+
+@pytest.mark.parametrize("strides", [([1, 1, 1], [1, 4, 4]), ([1, 2, 2], [1, 1, 1])])
+def test_pooled_by_kernels_it_is_torchvisions(strides: tuple[list[int], list[int]], kernels: list[int]) -> None:
+    theirs = attention(*strides, False)
+    ours = mast.accelerate(FusedAttention(copy.deepcopy(theirs)))
+    x = torch.randn(2, 1 + 4 * 8 * 8, 12, dtype=torch.float64)
+    found = []
+    for module in (theirs, ours):
+        out, size = module(x, (4, 8, 8))
+        out.square().sum().backward()
+        found.append((out, size, {name: parameter.grad for name, parameter in module.named_parameters()}))
+    torch.testing.assert_close(found[1], found[0])
+    assert kernels, "the kernels were reached"
+
+
+def test_kernels_that_differ_are_left_with_a_warning(
+    kernels: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(x: Tensor, *rest):
+        q, k, v = pool3d(x, *rest)
+        return q, k.flip(2), v
+
+    monkeypatch.setattr(cuda, "pool3d", wrong)
+    theirs = attention([1, 1, 1], [1, 2, 2], False)
+    ours = mast.accelerate(FusedAttention(copy.deepcopy(theirs)))
+    x = torch.randn(1, 1 + 4 * 8 * 8, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, (4, 8, 8)), theirs(x, (4, 8, 8)))
+    assert "fast and plain code differ in the values" in caplog.text
+    assert "differ" in mast.backends(ours)["FusedAttention"]
+
+
+def test_what_kernels_do_not_cover_stays_plain(kernels: list[int]) -> None:
+    theirs = attention([1, 1, 1], [1, 2, 2], False)
+    edited = mast.accelerate(FusedAttention(copy.deepcopy(theirs)))
+    edited.pool_k.register_forward_hook(lambda module, inputs, output: None)
+    alone = mast.accelerate(FusedAttention(copy.deepcopy(theirs)), "reference")
+    x = torch.randn(1, 1 + 4 * 8 * 8, 12, dtype=torch.float64)
+    for module in (edited, alone, FusedAttention(theirs)):
+        module(x, (4, 8, 8))
+    assert not kernels

@@ -230,9 +230,9 @@ def test_half_precision_is_judged_by_the_rounding_of_the_plain_code(x: Tensor, m
         fast = mast.accelerate(copy.deepcopy(exact))
         tokens = comparison._input(block)
         found = [comparison._run(each, tokens, half) for each, half in ((exact, False), (fast, True), (exact, True))]
-        assert comparison._differing_in_half(*found) == ""
+        assert comparison.differing_in_half(*found) == ""
         wrong = {name: -value if name.startswith("gradient of attn.qkv") else value for name, value in found[1].items()}
-        assert "differ in the gradient" in comparison._differing_in_half(found[0], wrong, found[2])
+        assert "differ in the gradient" in comparison.differing_in_half(found[0], wrong, found[2])
 
 
 @pytest.mark.gpu

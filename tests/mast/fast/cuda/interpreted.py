@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 import torch
-from kernel_errors import Grid, attention_errors, pooling_errors
+from kernel_errors import Grid, attention_errors, pooling3d_errors, pooling_errors
 from torch import Tensor, nn
 
 from mast import model
@@ -17,6 +17,7 @@ from mast.fast.blocks import FastAttention
 
 attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
+pooling3d = importlib.import_module("mast.fast.cuda.pooling3d")
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -45,12 +46,23 @@ def test_pooling(sizes: tuple[Grid, int, int, Grid, Grid], dtype: torch.dtype, m
     assert max(pooling_errors(pooling.pool, sizes, dtype, "cpu")) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "dtype"), [(((2, 3, 4), 1, 20, 1, 2), torch.float32), (((1, 5, 2), 2, 16, 2, 4), torch.float16)]
+)
+def test_pooling_of_a_video(sizes: tuple, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling3d, "PROGRAMS", 4)  # so that programs have several marches each
+    assert max(pooling3d_errors(pooling3d.pool3d, sizes, dtype, "cpu")) < TOLERANCE[dtype]
+
+
 def test_the_compiler_knows_the_operators() -> None:
     """Shapes and gradients as tracing sees them, against those of a real call."""
     x = torch.randn(1, 2, 3, 48).requires_grad_()
     parameters = [torch.randn(shape).requires_grad_() for shape in [(16, 1, 3, 3), (16,), (16,)] * 3]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(pooling.pool, (x, parameters, 1, [1, 1], [1, 2], 1e-6), test_utils=tests)
+    video = torch.randn(1, 3, 48).requires_grad_()
+    parameters = [torch.randn(shape).requires_grad_() for shape in [(16, 1, 3, 3, 3), (16,), (16,)] * 3]
+    torch.library.opcheck(pooling3d.pool3d, (video, parameters, 1, [1, 1, 2], 1, 2, 1e-6), test_utils=tests)
 
 
 def test_attention_by_kernels_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,3 +62,25 @@ def pooling_errors(
     )
     found = pool(x, parameters, heads, list(q_stride), list(kv_stride), model.NORM_EPS)[:3]
     return errors(found, wanted, [x, *parameters], [exact_x, *leaves])
+
+
+def pooling3d_errors(
+    pool: Callable[..., Any], sizes: tuple[tuple[int, int, int], int, int, int, int], dtype: torch.dtype, device: str
+) -> list[float]:
+    """Of ``mast.fast.cuda.pool3d``. ``sizes``: grid, heads, channels of a head, strides of queries and of keys."""
+    torch.manual_seed(0)
+    grid, heads, dim, q_step, kv_step = sizes
+    x = torch.randn(1, 1 + grid[0] * grid[1] * grid[2], 3 * heads * dim, device=device).to(dtype).requires_grad_()
+    shapes = [(dim, 1, 3, 3, 3), (dim,), (dim,)] * 3
+    parameters = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+    exact = [each.detach().double().requires_grad_() for each in (x, *parameters)]
+    wanted = []
+    for part, step in enumerate((q_step, kv_step, kv_step)):
+        weight, gain, bias = exact[1 + 3 * part : 4 + 3 * part]
+        tokens = exact[0].chunk(3, dim=-1)[part].unflatten(2, (heads, dim)).transpose(1, 2)  # (B, heads, N, dim)
+        volume = tokens[:, :, 1:].flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+        volume = nn.functional.conv3d(volume, weight, stride=(1, step, step), padding=1, groups=dim)
+        rows = torch.cat((tokens[:, :, :1], volume.flatten(2).transpose(1, 2).unflatten(0, (1, heads))), dim=2)
+        wanted.append(nn.functional.layer_norm(rows, (dim,), gain, bias, 1e-6))
+    found = pool(x, parameters, heads, list(grid), q_step, kv_step, 1e-6)[:3]
+    return errors(found, wanted, [x, *parameters], exact)

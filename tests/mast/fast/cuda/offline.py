@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
+pooling3d = importlib.import_module("mast.fast.cuda.pooling3d")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr")
@@ -86,6 +87,10 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
             pooling._backward_input,
             sizes | {"ROWS": rows, "num_warps": warps},
         )
+
+    sizes = {"D": 96, "DP": 128, "num_warps": 1}  # strides are told at run time
+    for name in ("_forward", "_backward", "_backward_weights", "_backward_input"):
+        yield f"pooling3d{name}", getattr(pooling3d, name), sizes
 
 
 def main() -> None:

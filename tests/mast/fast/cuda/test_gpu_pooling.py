@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_errors import Grid, pooling_errors
+from kernel_errors import Grid, pooling3d_errors, pooling_errors
 
 from mast.fast import cuda
 
@@ -20,3 +20,8 @@ pytestmark = pytest.mark.gpu
 )
 def test_equals_convolution_and_norm(sizes: tuple[Grid, int, int, Grid, Grid]) -> None:
     assert max(pooling_errors(cuda.pool, sizes, torch.bfloat16, "cuda")) < 1e-2
+
+
+@pytest.mark.parametrize("sizes", [((4, 14, 14), 4, 96, 1, 2), ((2, 5, 7), 1, 24, 2, 4), ((3, 9, 9), 1, 96, 1, 8)])
+def test_of_a_video_equals_convolution_and_norm(sizes: tuple[tuple[int, int, int], int, int, int, int]) -> None:
+    assert max(pooling3d_errors(cuda.pool3d, sizes, torch.bfloat16, "cuda")) < 1e-2
