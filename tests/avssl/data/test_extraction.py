@@ -1,12 +1,11 @@
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_tools import ForkedTools
 from media_factory import noise, write_media
 
 from avssl.commands import main
@@ -129,10 +128,10 @@ def test_too_loud_is_clipped_and_never_wraps(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, np.clip(loud, -1, 32767 / 32768), atol=1 / 32768)
 
 
-def test_a_folder_of_videos_and_again(videos: Path, tmp_path: Path) -> None:
+def test_a_folder_of_videos_and_again(videos: Path, tmp_path: Path, forked_tools: ForkedTools) -> None:
     output = tmp_path / "audio"
-    command = [sys.executable, str(TOOL), "--data", str(videos), "--output", str(output), "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--data", str(videos), "--output", str(output), "--workers", "1"]
+    done = forked_tools.run(TOOL, options, environment=os.environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 files: 2 extracted (0.00 h of sound), 0 there already, 2 failed" in done.stdout
     assert "1 x no audio stream" in done.stdout and "1 x not a media file" in done.stdout

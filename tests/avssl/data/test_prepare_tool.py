@@ -1,12 +1,11 @@
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_tools import ForkedTools
 from loading_samples import write_ramp_wav
 
 from avssl.commands import main
@@ -33,9 +32,9 @@ def media(tmp_path: Path) -> Path:
     return tmp_path / "media"
 
 
-def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "--data", str(media), "--output", str(tmp_path / "out.parquet"), "--deep"]
-    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)
+def test_the_command_writes_manifest_and_summary(media: Path, tmp_path: Path, forked_tools: ForkedTools) -> None:
+    options = ["--data", str(media), "--output", str(tmp_path / "out.parquet"), "--deep", "--workers", "1"]
+    done = forked_tools.run(TOOL, options, environment=os.environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.load(tmp_path / "out.parquet")
     assert len(manifest) == 4 and manifest.usable(audio=True)[1] == {"not a media file": 1}

@@ -1,11 +1,11 @@
 """Exponential moving average and the mean of checkpoints, against the formulas."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from forked_tools import ForkedTools
 from small_engine import make_engine, stream
 from torch import nn
 
@@ -14,7 +14,7 @@ from avssl.commands.average import average_checkpoints
 from avssl.tracking import read_rows
 from avssl.training.optimizer import ExponentialAverage
 
-ROOT = Path(__file__).parents[3]
+TOOL = Path(__file__).parents[3] / "tools" / "average.py"
 
 
 def test_average_follows_the_formula() -> None:
@@ -83,16 +83,15 @@ def test_mean_of_checkpoints(tmp_path) -> None:
         average_checkpoints([*paths, tmp_path / "other.ckpt"])
 
 
-def test_the_tool_writes_the_mean(tmp_path) -> None:
+def test_the_tool_writes_the_mean(tmp_path, forked_tools: ForkedTools) -> None:
     engine = make_engine(tmp_path, keep_every=6)
     engine.fit(stream(engine))
     paths = sorted((tmp_path / "checkpoints").glob("step-*.ckpt"))
-    command = [sys.executable, str(ROOT / "tools" / "average.py"), *map(str, paths), "--output"]
-    done = subprocess.run([*command, str(tmp_path / "mean.ckpt")], capture_output=True, text=True)
+    here = {"environment": os.environ, "cwd": tmp_path}
+    done = forked_tools.run(TOOL, [*map(str, paths), "--output", str(tmp_path / "mean.ckpt")], **here)
     assert done.returncode == 0 and "mean of 2 checkpoints" in done.stdout, done.stderr
     expected = average_checkpoints(paths)["task"]
     for key, value in read_checkpoint(tmp_path / "mean.ckpt")["task"].items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
-    missing = [sys.executable, str(ROOT / "tools" / "average.py"), "nowhere.ckpt", "--output", "x.ckpt"]
-    failed = subprocess.run(missing, capture_output=True, text=True)
+    failed = forked_tools.run(TOOL, ["nowhere.ckpt", "--output", "x.ckpt"], **here)
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("error: nowhere.ckpt")

@@ -3,12 +3,12 @@
 import logging
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from forked_tools import ForkedTools
 
 import mast
 from avssl.commands import finetune, pretrain
@@ -72,10 +72,15 @@ print(before, faults())
 @pytest.mark.parametrize(
     ("chosen", "kept"), [({}, True), ({"AVSSL_KEEP_MEMORY": "0"}, False), ({"MALLOC_MMAP_MAX_": "65536"}, False)]
 )
-def test_a_run_keeps_what_tensors_free_unless_the_user_chose(chosen: dict[str, str], kept: bool) -> None:
+def test_a_run_keeps_what_tensors_free_unless_the_user_chose(
+    chosen: dict[str, str], kept: bool, forked_tools: ForkedTools, tmp_path: Path
+) -> None:
+    """Torch reads its own variable when it first allocates, and the run the others when it is launched."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "AVSSL_KEEP"))}
     environment = mine | {"THP_MEM_ALLOC_ENABLE": "0"} | chosen
-    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    (tmp_path / "faults.py").write_text(FAULTS)
+    done = forked_tools.run(tmp_path / "faults.py", [], environment=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     pages = 3 * 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert before > pages / 2, "each tensor is mapped anew"
