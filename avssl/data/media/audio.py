@@ -281,8 +281,8 @@ def placed_frames(container: InputContainer, packets: Iterator[Packet]) -> Itera
     frames = _timed_frames(container, packets)
     ahead: deque[tuple[float | None, AudioFrame]] = deque()
     end: float | None = None  # of the sound so far
-    while ahead or (following := next(frames, None)) is not None:
-        time, frame = ahead.popleft() if ahead else following
+    while ahead or (following := next(frames, None)):
+        time, frame = ahead.popleft() if ahead else following  # type: ignore[misc]  # None ends the loop
         length = frame.samples / frame.sample_rate
         if end is not None and time is not None:
             off = time - end
