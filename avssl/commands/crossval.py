@@ -20,6 +20,7 @@ from avssl.commands.demo import text_table
 from avssl.commands.finetune import finetune, resolve_checkpoint
 from avssl.config import CrossvalConfig, FinetuneConfig, to_dict, to_yaml
 from avssl.data.folds import make_folds
+from avssl.data.splits import settle_clip_seconds
 from avssl.errors import is_of_machine
 from avssl.evaluation.classification import HEADLINES
 from avssl.evaluation.intervals import Spread, pooled_rate, spreads
@@ -30,7 +31,7 @@ from avssl.files import DamagedError
 from avssl.locks import hold_for_all
 from avssl.progress import Meter
 from avssl.tracking import end_failed_run
-from avssl.training.initialization import complete_finetuning, read_finetuning_start
+from avssl.training.initialization import MODALITIES, complete_finetuning, read_finetuning_start
 from avssl.training.run import check_same
 from avssl.urls import hide_credentials
 
@@ -83,7 +84,10 @@ def crossval(config: CrossvalConfig) -> dict[str, Any]:
     if config.resume not in ("auto", "none"):
         raise ValueError(f"resume: a cross-validation takes auto or none, not the checkpoint {config.resume}")
     checkpoint = resolve_checkpoint(config)
-    config = complete_finetuning(config, read_finetuning_start(config, checkpoint))
+    source = read_finetuning_start(config, checkpoint)
+    config = complete_finetuning(config, source)
+    trained = None if source is None else source.settings.clip_seconds
+    config = replace(config, data=settle_clip_seconds(config.data, MODALITIES[config.modality], trained))
     start = "pretrained" if checkpoint else "random"
     folder = config.output or Path("runs") / f"crossval-{Path(config.data.name).stem}-{config.head}-{start}"
     with hold_for_all(folder, "cross-validation"):

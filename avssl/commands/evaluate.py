@@ -28,7 +28,7 @@ from avssl.locks import hold
 from avssl.runs import TrainingSettings, run_folder, with_training_data
 from avssl.training.initialization import frame_size_for
 from avssl.training.launch import launch_single
-from avssl.training.run import read_held_out, seen_in_training
+from avssl.training.run import read_held_out, run_of, seen_in_training
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     # Pretraining holds out its "val" from the split "pretrain".
     pretraining = model.pair is not None and known.trained_on(config.data.name)
     labelled = config.split == "train" or (not pretraining and config.split != "pretrain")
-    held_out = read_held_out(run_folder(checkpoint))
+    origin = run_of(checkpoint)
+    held_out = read_held_out(origin)
     if model.classifier is not None:  # a draw of its own would be judged on clips that it was trained on
         config = replace(config, data=replace(config.data, test_fraction=0.0))
     splits = open_splits(
@@ -65,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     split = _named(splits, config)
     _check_classes(model, split)
-    seen = seen_in_training(run_folder(checkpoint), split)
+    seen = seen_in_training(origin, split)
     if seen is None and config.split in splits.held_out.keys() - held_out.keys() and known.trained_on(config.data.name):
         seen = len(split)
     if seen and config.split not in ("train", "pretrain"):
@@ -207,7 +208,7 @@ def _check_classes(model: Loaded, split: Manifest) -> None:
 def _write(
     context: EvaluationContext, splits: Splits, results: dict[str, EvaluationResult], seen: int | None
 ) -> dict[str, Any]:
-    config = context.config
+    config = replace(context.config, data=replace(context.config.data, clip_seconds=context.protocol.seconds))
     facts: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoint": config.checkpoint,

@@ -29,8 +29,8 @@ from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
 from avssl.progress import Meter, track
-from avssl.runs import TrainingSettings, run_folder
-from avssl.training.run import read_held_out
+from avssl.runs import TrainingSettings
+from avssl.training.run import read_held_out, run_of
 from mast.export import require
 from mast.exported import Exported
 from mast.frontend import all_samples
@@ -216,7 +216,7 @@ def _open_clips(config: ExportConfig, settings: TrainingSettings) -> tuple[Manif
     wanted = DataConfig(data.name, data.root, options, seconds, channel=channel, num_workers=data.num_workers)
     wanted = replace(wanted, max_pixels=data.max_pixels, max_clip_bytes=data.max_clip_bytes)
     wanted = replace(wanted, test_fraction=0.0)  # a draw could be of clips that it was trained on
-    held_out = read_held_out(run_folder(Path(config.checkpoint)))
+    held_out = read_held_out(run_of(Path(config.checkpoint)))
     splits = open_splits(wanted, modalities=("audio",), labelled=True, need_train=False, held_out=held_out)
     rows = next((rows for rows in (splits.test, splits.val, splits.train) if rows is not None and len(rows)), None)
     if rows is None:

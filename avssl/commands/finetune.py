@@ -22,7 +22,7 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.mixup import SetMixup
-from avssl.data.splits import Splits, check_labelled, open_splits
+from avssl.data.splits import Splits, check_labelled, open_splits, settle_clip_seconds
 from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.context import Before
@@ -33,7 +33,7 @@ from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classif
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.progress import Meter
-from avssl.runs import EXPORT, run_folder
+from avssl.runs import EXPORT
 from avssl.tracking import sweep_folder
 from avssl.tracking.lineage import log_model, use_model
 from avssl.training.checks import check_training
@@ -48,7 +48,7 @@ from avssl.training.initialization import (
 )
 from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
-from avssl.training.run import Run, next_command, seen_in_training, tell_next
+from avssl.training.run import Run, next_command, run_of, seen_in_training, tell_next
 from avssl.training.standardize import CLIPS, final_norm, standardize_features
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     checkpoint = resolve_checkpoint(config)
     source = read_finetuning_start(config, checkpoint)
     config = replace(complete_finetuning(config, source), imports=plugins.recorded())
+    trained = None if source is None else source.settings.clip_seconds
+    config = replace(config, data=settle_clip_seconds(config.data, MODALITIES[config.modality], trained))
     start = "pretrained" if checkpoint else "random"
     name = f"finetune-{Path(config.data.name).stem}-{_what(config)}-{start}"
     folder = config.output or sweep_folder() or Path("runs") / name
@@ -190,7 +192,7 @@ def _evaluate(
 def _warn_of_known_clips(config: FinetuneConfig, source: Loaded, test: Manifest, splits: Splits) -> None:
     """Warns where clips of the test are such that the encoder was pretrained on."""
     assert source.path is not None
-    seen = seen_in_training(run_folder(source.path), test)
+    seen = seen_in_training(run_of(source.path), test)
     if seen is None and "test" in splits.held_out and source.settings.trained_on(config.data.name):
         seen = len(test)
     if seen:

@@ -16,7 +16,7 @@ from avssl.config.resolution import pretraining_folder
 from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
-from avssl.data.splits import Splits, open_splits
+from avssl.data.splits import Splits, open_splits, settle_clip_seconds
 from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
 from avssl.evaluation.embeddings import embed_pair
@@ -59,6 +59,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     source = read_start(config.checkpoint)
     config = replace(complete_pretraining(config, source), imports=plugins.recorded())
+    trained = None if source is None else source.settings.clip_seconds
+    config = replace(config, data=settle_clip_seconds(config.data, ("audio", "video"), trained))
     fabric = launch(config.runtime, config.seed)
     folder = config.output or sweep_folder() or pretraining_folder(config.data.name)
     run = Run(config, folder, fabric, config.wandb, "pretrain")

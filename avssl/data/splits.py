@@ -1,8 +1,9 @@
 """From a data config to the rows of each split: what is usable, what is held out, and what is told of it."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightning_fabric import Fabric
 
 from avssl.bounds import check_bounds
 from avssl.config import DataConfig
-from avssl.data.catalog import Entry, find_entry, open_data
+from avssl.data.catalog import OWN_CLIP_SECONDS, Entry, find_entry, open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
 from avssl.data.loaders import ClipProtocol
@@ -26,6 +27,9 @@ from avssl.data.strata import learnable_heads, row_groups, training_share
 from avssl.limits import set_limits
 
 logger = logging.getLogger(__name__)
+
+# Of data that state no length of a clip: it is that of this share of their clips, or more; at least so many seconds.
+_NEARLY_ALL, _LEAST_SECONDS = 0.95, 1.0
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,40 @@ def open_splits(
     if labelled and need_train:
         warn_of_classes(splits, config.name)
     return splits
+
+
+def settle_clip_seconds(config: DataConfig, modalities: Sequence[Modality], trained: float | None = None) -> DataConfig:
+    """``config`` with the length of a clip that a training takes, as the run's ``config.yaml`` keeps it.
+
+    It is the one that is set, or else the data's own. Data that state none get that of the checkpoint's training, or
+    4 s, and not more than nearly all of their clips have, which the log says.
+
+    Args:
+        config: Data config.
+        modalities: What is trained on.
+        trained: Length of the clips that the checkpoint was trained on.
+
+    Raises:
+        DataError, SettingsError: as of :func:`open_splits`.
+    """
+    check_bounds(config, "data.")
+    if config.clip_seconds is not None:
+        return config
+    if (stated := find_entry(config.name).clip_seconds) is not None:
+        return replace(config, clip_seconds=stated)
+    set_limits(config)
+    most, whose = (OWN_CLIP_SECONDS, "usual") if trained is None else (trained, "the checkpoint's")
+    low, high = open_data(config.name, root=config.root, options=config.options).spans(modalities)
+    lengths = (high - low)[high > low]
+    if len(lengths):
+        own = float(np.quantile(lengths, _NEARLY_ALL, method="higher"))
+        own = max(math.ceil(100 * own - 1e-6) / 100, _LEAST_SECONDS)
+        most, whose = (own, "as long as its own") if own < most else (most, whose)
+    logger.warning(
+        "data %s: no length of a clip is stated: %g s are taken, %s; set data.clip_seconds to that of your sounds",
+        *(config.name, most, whose),
+    )
+    return replace(config, clip_seconds=most)
 
 
 def _protocol(config: DataConfig, entry: Entry, modalities: Sequence[Modality]) -> ClipProtocol:

@@ -18,8 +18,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from avssl.bounds import check_bounds
-from avssl.checkpoint import CONFIG, CheckpointStore, is_sharded, read_head, run_settings
+from avssl.checkpoint import CONFIG, CheckpointStore, edited_by_hand, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
+from avssl.data.catalog import OWN_CLIP_SECONDS, find_entry
 from avssl.data.manifest import Manifest
 from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
@@ -93,7 +94,7 @@ class Run:
         self._state: dict[str, Any] = {}
         if self.checkpoint:
             self._state = self._resumable(self.checkpoint)
-        origin = folder if self.checkpoint is None else run_folder(self.checkpoint)
+        origin = folder if self.checkpoint is None else run_of(self.checkpoint)
         # What this run, or the one that it continues, held out before.
         self.held_out = {} if fresh and self.checkpoint is None else read_held_out(origin)
         self._fresh, self._there = fresh, folder.exists()
@@ -293,14 +294,45 @@ def _state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def read_held_out(folder: Path) -> dict[str, HoldOut]:
-    """What the run in ``folder`` held out of its training split; nothing where it is no such run.
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is of; None of a file that was put into the folder of another run.
+
+    A change of ``config.yaml`` by hand makes no other run of it.
+    """
+    folder = run_folder(checkpoint)
+    if not checkpoint.is_file() or edited_by_hand(folder):
+        return folder
+    own, there = read_head(checkpoint)["settings"].get("config"), run_settings(folder)
+    other = _other_setting(hidden(own), there) if isinstance(own, dict) else ""
+    if not other:
+        return folder
+    logger.warning(
+        "%s is not of the run in %s, whose %s is another: what that run held out and trained on does not count for it",
+        *(checkpoint, folder, other),
+    )
+    return None
+
+
+def _other_setting(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
+    """The first setting that has two values, :data:`FREE_SETTINGS` apart; "" where there is none."""
+    for key in sorted(one.keys() & other.keys()):
+        name, (first, second) = f"{prefix}{key}", (one[key], other[key])
+        if name in FREE_SETTINGS or first is None or second is None or first == second:
+            continue
+        if not (isinstance(first, dict) and isinstance(second, dict)):
+            return name
+        if found := _other_setting(first, second, f"{name}."):
+            return found
+    return ""
+
+
+def read_held_out(folder: Path | None) -> dict[str, HoldOut]:
+    """What the run in ``folder`` held out of its training split; nothing where it is no such run, or None.
 
     Raises:
         ValueError: the file that says so is damaged.
     """
-    path = folder / HELD_OUT
-    if not path.is_file():
+    if folder is None or not (path := folder / HELD_OUT).is_file():
         return {}
     try:
         values = unseal(path.read_bytes(), path, "train the run again")
@@ -309,14 +341,13 @@ def read_held_out(folder: Path) -> dict[str, HoldOut]:
         raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
 
 
-def seen_in_training(folder: Path, rows: Manifest) -> int | None:
+def seen_in_training(folder: Path | None, rows: Manifest) -> int | None:
     """How many of ``rows`` have the id of a clip that the run in ``folder`` trained on; None where it does not say.
 
     Raises:
         ValueError: the file that says so is damaged.
     """
-    path = folder / TRAINED_ON
-    if not path.is_file():
+    if folder is None or not (path := folder / TRAINED_ON).is_file():
         return None
     try:
         trained_on = pq.read_table(path, columns=["clip_id"], page_checksum_verification=True)["clip_id"]
@@ -338,7 +369,8 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None, split:
     words += ["--data", data.name]
     words += [] if data.root is None else ["--data.root", str(data.root)]
     words += ["--data.options", json.dumps(data.options)] if data.options else []
-    words += [] if data.clip_seconds is None else ["--data.clip_seconds", f"{data.clip_seconds:g}"]
+    if data.clip_seconds not in (None, find_entry(data.name).clip_seconds):
+        words += ["--data.clip_seconds", f"{data.clip_seconds:g}"]
     words += [] if split in ("test", None) else ["--split", split]
     return shlex.join(words)
 
@@ -372,6 +404,8 @@ def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
+        if key == "data.clip_seconds" and key in old and before is None:  # of a run of before this was written down
+            before = find_entry(config.data.name).clip_seconds or OWN_CLIP_SECONDS
         if key not in old and key in completed and new.get(key) == completed[key]:
             continue
         if not free and before != new.get(key):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy.io import wavfile
 
 from avssl.commands.evaluate import evaluate
@@ -23,7 +24,7 @@ from avssl.config import (
 )
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.data.splits import Splits, check_labelled, open_splits
+from avssl.data.splits import Splits, check_labelled, open_splits, settle_clip_seconds
 
 AUDIO = AudioConfig(model="mast_pico", options={"embed_dim": 8, "depths": [1, 1, 1, 1]}, num_mels=32, sample_rate=8000)
 PITCHES = {"low": 300.0, "high": 2000.0}
@@ -66,10 +67,46 @@ def probe(folder: Path, output: Path, **options) -> FinetuneConfig:
     )
 
 
+@pytest.mark.parametrize(
+    ("lengths", "trained", "expected"),
+    [
+        ((1.5, 2.0), None, 2.0),
+        ((1.5, 9.0), None, 4.0),
+        ((1.5, 2.0), 10.0, 2.0),
+        ((6.0, 9.0), 5.0, 5.0),
+        ((0.2, 0.3), None, 1.0),
+        ((2.0,) * 39 + (30.0,), None, 2.0),
+    ],
+)
+def test_clips_are_no_longer_than_nearly_all_of_the_data(tmp_path, caplog, lengths, trained, expected) -> None:
+    rows = [
+        {
+            "clip_id": str(k),
+            "path": f"{k}.wav",
+            "split": "train",
+            "duration": seconds,
+            "has_audio": True,
+            "has_video": False,
+        }
+        for k, seconds in enumerate(lengths)
+    ]
+    for row in rows:
+        (tmp_path / row["path"]).touch()
+        row |= {"audio_start": 0.0, "audio_end": row["duration"], "error": ""}
+    Manifest.from_rows(rows, tmp_path, {}).save(tmp_path / "own.parquet")
+    config = DataConfig(str(tmp_path / "own.parquet"))
+    assert settle_clip_seconds(config, ["audio"], trained).clip_seconds == expected
+    assert f"{expected:g} s are taken" in caplog.text
+    assert settle_clip_seconds(replace(config, clip_seconds=7.0), ["audio"], trained).clip_seconds == 7.0
+    assert settle_clip_seconds(DataConfig("esc50"), ["audio"], trained).clip_seconds == 5.0
+
+
 def test_a_labelled_folder_works_at_once_and_is_evaluated_on_the_same_clips(folder, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
     run = tmp_path / "run"
-    result = finetune(probe(folder, run, seed=5))
+    config = probe(folder, run, seed=5)
+    result = finetune(replace(config, data=replace(config.data, clip_seconds=None)))
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["clip_seconds"] == 1.0, "what was used"
     assert "no split 'test': held out 5 of 24 training clips (seed 0)" in caplog.text
     told = result["held_out"]["test"]
     assert result["split"] == "test" and told["seed"] == 0 and told["of"] == 24 and told["fraction"] == 0.2
@@ -81,8 +118,10 @@ def test_a_labelled_folder_works_at_once_and_is_evaluated_on_the_same_clips(fold
 
     # Another seed, a name written otherwise and a clip that came later: the same clips are the test.
     write(folder, "low/0a.wav", PITCHES["low"], 99)
-    config = EvaluateConfig(str(run), data=data(folder / ".." / "clips"), evaluations=["accuracy"], seed=1)
+    named = replace(data(folder / ".." / "clips"), clip_seconds=None)
+    config = EvaluateConfig(str(run), data=named, evaluations=["accuracy"], seed=1)
     again = evaluate(EvaluateConfig(**vars(config) | {"runtime": RuntimeConfig(accelerator="cpu")}))
+    assert "1 s" in again["clip_protocol"] and again["config"]["data"]["clip_seconds"] == 1.0
     assert again["metrics"]["label/count"] == told["clips"]
     assert again["metrics"]["label/top1"] == pytest.approx(result["metrics"]["label/top1"])
     assert again["held_out"]["test"] == told

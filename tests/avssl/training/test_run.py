@@ -21,7 +21,7 @@ from avssl.files import DamagedError, seal_text
 from avssl.loading import load
 from avssl.runs import run_folder, training_settings, used_checkpoint
 from avssl.tracking import read_rows
-from avssl.training.run import Run, check_same, read_held_out, seen_in_training
+from avssl.training.run import Run, check_same, read_held_out, run_of, seen_in_training
 
 
 def open_run(config: FinetuneConfig) -> Run:
@@ -190,6 +190,30 @@ def test_a_checkpoint_away_from_its_run_knows_its_settings(config: FinetuneConfi
     assert open_run(elsewhere).step == 3
     with pytest.raises(ValueError, match=r"alone\.ckpt holds a run with seed = 0, not 5"):
         open_run(replace(elsewhere, seed=5))
+
+
+def test_what_another_run_held_out_does_not_count_for_a_checkpoint_in_its_folder(
+    config: FinetuneConfig, tmp_path: Path, caplog
+) -> None:
+    last = Path(str(config.output)) / "checkpoints" / LAST
+    other = replace(config, output=tmp_path / "other", seed=5)
+    with open_run(other) as run:
+        run.record_clips(SimpleNamespace(held_out={"test": HoldOut(["a"], 0.2, 0, 5, [])}, train=Manifest.from_rows(
+            [{"clip_id": "b", "path": "b.wav", "split": "train"}], tmp_path, {})))  # fmt: skip
+    strange = Path(shutil.copy(last, tmp_path / "other" / "strange.ckpt"))
+    assert run_of(last) == config.output and not caplog.text
+    assert run_of(strange) is None and read_held_out(run_of(strange)) == {}
+    assert "strange.ckpt is not of the run in" in caplog.text and "whose seed is another" in caplog.text
+    assert run_of(Path(shutil.copy(last, tmp_path / "run" / "mine.ckpt"))) == config.output
+
+
+def test_a_run_of_before_clips_had_their_length_written_down_goes_on(config: FinetuneConfig) -> None:
+    stated = replace(config, data=replace(config.data, clip_seconds=5.0))
+    file = Path(str(config.output)) / "config.yaml"
+    file.write_text(file.read_text().replace("clip_seconds: 2.5", "clip_seconds: null").rpartition("# sha256")[0])
+    check_same(file.parent, stated)
+    with pytest.raises(ValueError, match=r"data\.clip_seconds = 5\.0, not 2\.5"):
+        check_same(file.parent, config)
 
 
 def test_a_flipped_bit_in_what_was_held_out_or_trained_on_is_refused(config: FinetuneConfig) -> None:
