@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from avssl.checkpoint import BEST, CONFIG, LAST, edited_by_hand, read_head, run_settings
 from avssl.config import DataConfig, EmbedDataConfig
-from avssl.data.catalog import find_entry
-from avssl.data.failures import DataError
+from avssl.data.catalog import stated_seconds
 from avssl.urls import hidden
 from mast.hub import CONFIG as EXPORT_CONFIG
 from mast.hub import read_config
@@ -147,10 +146,7 @@ def settings_of(path: Path, config: Mapping[str, Any], extra: Mapping[str, Any])
     data = _data_of_run(run_folder(path), own)
     seconds = data.get("clip_seconds")
     if seconds is None and data.get("name"):
-        try:
-            seconds = find_entry(data["name"]).clip_seconds
-        except DataError as error:
-            logger.debug("%s: clip length unknown: %s", path, error)
+        seconds = stated_seconds(data["name"])
     return TrainingSettings(
         clip_seconds=None if seconds is None else float(seconds),
         num_frames=data.get("num_frames"),

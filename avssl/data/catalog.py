@@ -119,6 +119,15 @@ def find_entry(name: str) -> Entry:
     )
 
 
+def stated_seconds(name: str) -> float | None:
+    """Length of a clip that some data state; None where they state none, or are not there to say."""
+    try:
+        return find_entry(name).clip_seconds
+    except DataError as error:
+        logger.debug("%s: clip length unknown: %s", name, error)
+        return None
+
+
 def _protocol(dataset: str) -> dict[str, Any]:
     """What a registered data set states of its clips, as fields of an entry."""
     known = get_dataset(dataset)

@@ -20,7 +20,7 @@ from torch import nn
 from avssl.bounds import check_bounds
 from avssl.checkpoint import CONFIG, CheckpointStore, edited_by_hand, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
-from avssl.data.catalog import OWN_CLIP_SECONDS, find_entry
+from avssl.data.catalog import OWN_CLIP_SECONDS, stated_seconds
 from avssl.data.manifest import Manifest
 from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
@@ -369,7 +369,7 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None, split:
     words += ["--data", data.name]
     words += [] if data.root is None else ["--data.root", str(data.root)]
     words += ["--data.options", json.dumps(data.options)] if data.options else []
-    if data.clip_seconds not in (None, find_entry(data.name).clip_seconds):
+    if data.clip_seconds not in (None, stated_seconds(data.name)):
         words += ["--data.clip_seconds", f"{data.clip_seconds:g}"]
     words += [] if split in ("test", None) else ["--split", split]
     return shlex.join(words)
@@ -405,7 +405,7 @@ def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
         if key == "data.clip_seconds" and key in old and before is None:  # of a run of before this was written down
-            before = find_entry(config.data.name).clip_seconds or OWN_CLIP_SECONDS
+            before = stated_seconds(config.data.name) or OWN_CLIP_SECONDS
         if key not in old and key in completed and new.get(key) == completed[key]:
             continue
         if not free and before != new.get(key):
