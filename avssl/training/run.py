@@ -404,7 +404,9 @@ def _check_equal(settings: dict[str, Any], config: Any, where: Path) -> None:
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_SETTINGS)
         before = old[key] if key in old else usual.get(key)
-        if key == "data.clip_seconds" and key in old and before is None is not new.get(key):  # of a run of before this was written down
+        if (
+            key == "data.clip_seconds" and key in old and before is None is not new.get(key)
+        ):  # of a run of before this was written down
             before = stated_seconds(config.data.name) or OWN_CLIP_SECONDS
         if key not in old and key in completed and new.get(key) == completed[key]:
             continue
