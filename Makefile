@@ -3,14 +3,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Modules are compiled as they are imported, which most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: demo test docs clean
+.PHONY: demo test tests checks docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
 
+# The types are checked on the time that tests leave while they wait.
 test: $(VENV)/installed-dev
+	$(MAKE) --jobs 2 --keep-going tests checks
+
+tests: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+checks: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -22,15 +30,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@ $(VENV)/installed
 
 clean:

@@ -1,6 +1,7 @@
 """Pictures: that they show what they were given, refuse what cannot be shown, and touch no global state."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -205,14 +206,14 @@ def test_head_to_head(tmp_path):
         head_to_head({}, tmp_path / "b.png")
 
 
-def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path):
+def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path, forked_tools):
     before = dict(mpl.rcParams)
     confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "c.png")
     assert dict(mpl.rcParams) == before
-    code = (
+    (tmp_path / "loaded.py").write_text(
         "import sys; from avssl.evaluation import base; base.available(); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert forked_tools.run(tmp_path / "loaded.py", [], environment=os.environ, cwd=tmp_path).returncode == 0
 
 
 def test_metrics_do_not_wait_for_what_draws_and_fits():
@@ -251,10 +252,11 @@ def test_umap_separates_what_is_separate_and_is_the_same_again():
     assert umap_map(features[:3]).shape == (3, 2)
 
 
-def test_without_umap_the_error_says_what_to_install():
+def test_without_umap_the_error_says_what_to_install(tmp_path, forked_tools):
     code = "import sys; sys.modules['umap'] = None; from avssl.evaluation.feature_maps import umap_map, has_umap; "
     code += "import numpy as np; print(has_umap()); umap_map(np.eye(9))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "without.py").write_text(code)
+    done = forked_tools.run(tmp_path / "without.py", [], environment=os.environ, cwd=tmp_path)
     assert done.stdout.strip() == "False" and "pip install 'avssl[umap]'" in done.stderr.splitlines()[-1]
 
 
