@@ -413,7 +413,7 @@ def pretraining(to: Measurements) -> None:
 def pretraining_row(to: Measurements, batch: int, runtime: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     engine, data = make_engine(to.device, batch, runtime, to.tiny)
-    step = lambda: engine._step([data])  # noqa: E731
+    step = lambda: engine.step([data])  # noqa: E731
     step()
     first = time.perf_counter() - start
     row = to.timed(step, rounds=6, warmup=3)

@@ -288,7 +288,7 @@ class Engine:
                 with window.waiting():
                     step_batches = list(islice(batches, self.optim.accumulate))
                 with self.utilization.counting():
-                    losses, report, norm, stopped = self._step(step_batches, stop)
+                    losses, report, norm, stopped = self.step(step_batches, stop)
                 progress.step += 1
                 window.steps += 1
                 meter.update()
@@ -339,7 +339,7 @@ class Engine:
             },
         )
 
-    def _step(
+    def step(
         self, batches: list[Batch], stop: Sequence[int] = ()
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, bool]:
         """One optimizer step: its losses, reports and gradient norm, and whether any process was told to stop.

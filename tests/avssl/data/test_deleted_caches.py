@@ -45,7 +45,7 @@ def test_a_run_whose_data_are_deleted_ends_and_goes_on_with_the_same_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
-    config, step, looked = small_pretraining(tmp_path / "run", 7, every=2), Engine._step, []
+    config, step, looked = small_pretraining(tmp_path / "run", 7, every=2), Engine.step, []
 
     def deleting(self: Engine, *arguments: Any) -> Any:
         looked.append(self.progress.step)
@@ -53,7 +53,7 @@ def test_a_run_whose_data_are_deleted_ends_and_goes_on_with_the_same_metrics(
             shutil.rmtree(tmp_path / "cache")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Engine, "_step", deleting)
+    monkeypatch.setattr(Engine, "step", deleting)
     with pytest.raises(DataError, match=r"first cause: .*demo-\w+/.*\.mp4: file not found"):
         pretrain(config)
     assert max(looked) < 6 and pretrain(config)["finished"] and looked.count(2) == 2, "it went on"

@@ -113,7 +113,7 @@ def test_steps_of_training_leave_nothing_behind(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
     steps = 3000 if long else 60
     looks: dict[int, tuple[Held, ...]] = {}
-    step = Engine._step
+    step = Engine.step
 
     def looking(self: Engine, *arguments: Any) -> Any:
         if self.progress.step in (steps // 3, steps - 1):
@@ -121,7 +121,7 @@ def test_steps_of_training_leave_nothing_behind(tmp_path: Path, monkeypatch: pyt
             looks[self.progress.step] = (held(), *(held(child.pid) for child in multiprocessing.active_children()))
         return step(self, *arguments)
 
-    monkeypatch.setattr(Engine, "_step", looking)
+    monkeypatch.setattr(Engine, "step", looking)
     config = small_pretraining(tmp_path / "run", steps, every=steps // 6, workers=1)
     assert pretrain(config)["finished"]
     before, after = looks.values()

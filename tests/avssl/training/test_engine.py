@@ -70,7 +70,7 @@ def test_accumulation_equals_one_big_batch() -> None:
             gradients.append(layer.weight.grad.clone()),
             step(),
         )
-        engine._step(pieces)
+        engine.step(pieces)
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -89,13 +89,13 @@ def test_not_finite_stops_before_the_step(tmp_path) -> None:
     engine = make_engine(tmp_path)
     engine.raw_task.poison_at = 4
     seen = {}
-    original = engine._gradient_norm
+    clip = engine.fabric.clip_gradients
 
-    def remember():
+    def remember(*arguments, **options):
         seen["weights"] = [p.detach().clone() for p in engine.raw_task.parameters()]
-        return original()
+        return clip(*arguments, **options)
 
-    engine._gradient_norm = remember
+    engine.fabric.clip_gradients = remember
     with pytest.raises(NonFiniteError, match="step 3: losses"):
         engine.fit(stream(engine))
     for before, after in zip(seen["weights"], engine.raw_task.parameters(), strict=True):
@@ -180,14 +180,18 @@ def test_a_signal_at_any_point_of_a_step_changes_no_metric(point: str, step: int
 
     calls = {
         "forward": (struck.raw_task, "forward", step - 1),
-        "clipping": (struck, "_gradient_norm", step - 1),
+        "clipping": (struck.fabric, "clip_gradients", step - 1),
         "logging": (struck.tracker, "log", step),
-        "validation": (struck, "_validate", step),
         "saving": (struck.store, "save", step),
     }
     if point in calls:
         around(*calls[point])
-    ended = struck.fit(loading(), lambda _: score(struck))
+
+    def validate(_):
+        strike(point == "validation" and struck.progress.step >= step)
+        return score(struck)
+
+    ended = struck.fit(loading(), validate)
     assert sent
     again = engine_in(tmp_path / "struck")
     assert ended or again.fit(stream(again), lambda _: score(again))
@@ -458,7 +462,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path) -
 
     engine = half_engine()
     before = [parameter.detach().clone() for parameter in engine.raw_task.parameters()]
-    engine._step([batch_of(0)])  # 2^20 times these gradients is beyond fp16
+    engine.step([batch_of(0)])  # 2^20 times these gradients is beyond fp16
     assert engine.progress.skipped == 1 and engine.scaler.get_scale() == 2.0**19
     for old, new in zip(before, engine.raw_task.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0)

@@ -45,10 +45,10 @@ def test_the_step_is_not_taken_and_named(later: bool, every: int, tmp_path: Path
 def test_the_processor_goes_on_to_the_next_step(tmp_path: Path) -> None:
     engine = engine_in(tmp_path, True)
     engine.raw_task.poison_at = 1
-    engine._step([batch_of(0)])
+    engine.step([batch_of(0)])
     before = weights(engine)
     with pytest.raises(NonFiniteError, match="step 0"):
-        engine._step([batch_of(1)])
+        engine.step([batch_of(1)])
     for old, new in zip(before, weights(engine), strict=True):
         assert torch.equal(old, new)
 
@@ -56,7 +56,7 @@ def test_the_processor_goes_on_to_the_next_step(tmp_path: Path) -> None:
 def test_nothing_is_saved_of_a_step_that_was_not_finite(tmp_path: Path) -> None:
     engine = engine_in(tmp_path, True)
     engine.raw_task.poison_at = 1
-    engine._step([batch_of(0)])
+    engine.step([batch_of(0)])
     with pytest.raises(NonFiniteError, match="step 0"):
         engine.save("last.ckpt")
     assert not (tmp_path / "checkpoints/last.ckpt").exists()
@@ -84,7 +84,7 @@ def test_several_processes_stop_at_one_step(tmp_path: Path, monkeypatch: pytest.
     try:
         engine = engine_in(tmp_path, True)
         monkeypatch.setattr(type(engine.fabric), "world_size", property(lambda fabric: 2))
-        assert [engine._step([batch_of(n)], stop)[-1] for n, stop in enumerate([(), (15,), (), ()])] == [
+        assert [engine.step([batch_of(n)], stop)[-1] for n, stop in enumerate([(), (15,), (), ()])] == [
             *(False, False),  # what another process was told is known a step later, and so is what this one was
             *(True, False),
         ]
@@ -98,11 +98,11 @@ def test_a_gpu_leaves_the_step_out_by_itself(tmp_path: Path) -> None:
 
     engine = make_engine(tmp_path, fabric=Fabric(accelerator="cuda", devices=1))
     assert engine.finite.later
-    engine._step([batch_of(0)])
+    engine.step([batch_of(0)])
     before = weights(engine)
     engine.raw_task.poison_at = 2
-    engine._step([batch_of(1)])
+    engine.step([batch_of(1)])
     for old, new in zip(before, weights(engine), strict=True):
         assert torch.equal(old, new)
     with pytest.raises(NonFiniteError, match="step 0"):  # these steps are counted by fit
-        engine._step([batch_of(2)])
+        engine.step([batch_of(2)])

@@ -149,10 +149,10 @@ def test_a_step_that_is_not_logged_waits_once_for_what_all_agree_on(
     monkeypatch.setenv("MAST_NATIVE", "0")  # as on a GPU
     engine, batch = make_engine(objective), make_batch()
     engine.task.train()
-    engine._step([batch])  # constants are made once
+    engine.step([batch])  # constants are made once
     with Waits() as waits:
-        engine._step([batch])
-        engine._step([batch, batch])  # two batches, one step
+        engine.step([batch])
+        engine.step([batch, batch])  # two batches, one step
     assert len(waits.found) == 2, waits.found
     assert all(place == "finite.py: broken, stopped = asked.flags.tolist()" for place in waits.found), waits.found
 
