@@ -90,11 +90,10 @@ def timed(calls: dict[str, Callable[[Tensor], Tensor]], waveform: Tensor, args: 
 def folder(args: argparse.Namespace) -> dict[str, Any]:
     """Clips per second of embedding and of decoding alone."""
     from avssl.cli import parse
-    from avssl.commands.embed import embed_media, format_for, select
+    from avssl.commands.embed import embed_media, format_for, read_features, select
     from avssl.config import EmbedConfig
     from avssl.data.clips import ClipDataset
     from avssl.data.windows import cut_into_windows
-    from avssl.evaluation.feature_parts import read_features
     from avssl.loading import load
 
     logging.getLogger("avssl").setLevel(logging.ERROR)

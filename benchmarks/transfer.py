@@ -34,9 +34,9 @@ from avssl.config import PretrainConfig
 from avssl.data.catalog import open_data
 from avssl.data.splits import open_splits
 from avssl.data.strata import row_groups
-from avssl.evaluation.compare import Difference, holm, over_draws
-from avssl.evaluation.predictions import FILE as PREDICTIONS
-from avssl.evaluation.predictions import read_predictions
+from avssl.evaluation.result import FILE as PREDICTIONS
+from avssl.evaluation.result import read_predictions
+from avssl.evaluation.statistics import Difference, holm, over_draws
 from avssl.training.optimizer import total_steps
 from mast.files import atomic_path
 

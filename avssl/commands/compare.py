@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from avssl.evaluation.compare import Difference, holm, is_significant, labelled_rows, mcnemar, paired_map, unpaired
-from avssl.evaluation.predictions import FILE, Predictions, read_predictions
 from avssl.evaluation.report import TEMPLATES, is_share, show
-from avssl.evaluation.result import read_result
+from avssl.evaluation.result import FILE, Predictions, read_predictions, read_result
+from avssl.evaluation.statistics import Difference, holm, is_significant, labelled_rows, mcnemar, paired_map, unpaired
 from avssl.files import atomic_path
 from avssl.locks import hold
 from avssl.progress import Meter

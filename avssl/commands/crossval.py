@@ -23,10 +23,10 @@ from avssl.data.folds import make_folds
 from avssl.data.splits import settle_clip_seconds
 from avssl.errors import is_of_machine
 from avssl.evaluation.classification import HEADLINES
-from avssl.evaluation.intervals import Spread, pooled_rate, spreads
 from avssl.evaluation.plots import drawn, head_to_head
 from avssl.evaluation.report import Table, is_share, write_report
 from avssl.evaluation.result import provenance, read_result, write_result
+from avssl.evaluation.statistics import Spread, pooled_rate, spreads
 from avssl.files import DamagedError
 from avssl.locks import hold_for_all
 from avssl.progress import Meter

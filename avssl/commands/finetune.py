@@ -35,7 +35,7 @@ from avssl.objectives import Shapes, create_objectives
 from avssl.progress import Meter
 from avssl.runs import EXPORT
 from avssl.tracking import sweep_folder
-from avssl.tracking.lineage import log_model, use_model
+from avssl.tracking.tracker import log_model, use_model
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask

@@ -20,7 +20,7 @@ from avssl.data.splits import Splits, open_splits, settle_clip_seconds
 from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
 from avssl.evaluation.embeddings import embed_pair
-from avssl.evaluation.online_probe import OnlineProbe
+from avssl.evaluation.probe import OnlineProbe
 from avssl.evaluation.retrieval import retrieval_metrics
 from avssl.loading import Loaded, save_encoder
 from avssl.models.pair import AudioVisualPair
@@ -28,7 +28,7 @@ from avssl.objectives import Shapes, create_objectives
 from avssl.objectives.terms import read_terms, trained_projections
 from avssl.progress import Meter
 from avssl.tracking import sweep_folder
-from avssl.tracking.lineage import log_model, use_model
+from avssl.tracking.tracker import log_model, use_model
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.initialization import InitialPair, complete_pretraining, initial_pair, read_start

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.int64]
@@ -66,3 +67,13 @@ def unit_rows(matrix: FloatArray) -> FloatArray:
 def labelled(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """(N,) whether a row has a label, of a head with one label a clip (N,) or with several (N, C)."""
     return np.asarray(labels >= 0 if labels.ndim == 1 else (labels >= 0).all(axis=1))
+
+
+def one_vs_rest(scores: FloatArray) -> FloatArray:
+    """Logits ``(N, C)`` as log-probabilities, by which classes rank rows: a softmax changes the order of the rows.
+
+    Probabilities are left as they are.
+    """
+    if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+        return scores
+    return log_softmax(scores.astype(np.float64), axis=1)

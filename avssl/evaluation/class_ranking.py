@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
 from avssl.evaluation.arrays import FloatArray, IntArray
-from avssl.evaluation.intervals import Z95
+from avssl.evaluation.statistics import Z95
 
 
 @dataclass(frozen=True)

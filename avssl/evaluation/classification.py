@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix, to_numpy
+from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix, one_vs_rest, to_numpy
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
 from avssl.evaluation.class_ranking import rank_classes
 from avssl.evaluation.error_analysis import confusion_matrix
-from avssl.evaluation.intervals import proportion_interval
 from avssl.evaluation.plots import drawn
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.statistics import proportion_interval
 
 if TYPE_CHECKING:
     from avssl.evaluation.context import EvaluationContext
@@ -70,16 +70,6 @@ def mean_average_precision(scores: Arrayish, targets: Arrayish) -> float:
     if truth.shape != matrix.shape:
         raise ValueError(f"targets: shape {truth.shape} does not match scores {matrix.shape}")
     return rank_classes(matrix, truth.astype(bool)).mean_ap
-
-
-def one_vs_rest(scores: FloatArray) -> FloatArray:
-    """Logits ``(N, C)`` as log-probabilities, by which classes rank rows: a softmax changes the order of the rows.
-
-    Probabilities are left as they are.
-    """
-    if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        return scores
-    return log_softmax(scores.astype(np.float64), axis=1)
 
 
 def classification_report(scores: Arrayish, labels: Arrayish, *, seed: int = 0) -> ClassificationReport:

@@ -16,8 +16,8 @@ from sklearn.metrics import (
 
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix, to_numpy, unit_rows
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
-from avssl.evaluation.intervals import Z95
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.statistics import Z95
 
 if TYPE_CHECKING:
     from avssl.evaluation.context import EvaluationContext
@@ -41,7 +41,7 @@ def cluster_metrics(
 
     Returns:
         The six numbers, ``NMI_low``, ``NMI_high``, ``ARI_low``, ``ARI_high`` (95 %, for these clusters; see
-        :func:`avssl.evaluation.intervals.jackknife_clusters`), ``classes`` and ``count``. The last three of the six are
+        :func:`jackknife_clusters`), ``classes`` and ``count``. The last three of the six are
         NaN when classes are fewer than 2 or as many as rows.
     """
     matrix: FloatArray = as_matrix(features, "features").astype(np.float64)

@@ -28,9 +28,9 @@ from avssl.evaluation.embeddings import (
     model_digest,
 )
 from avssl.evaluation.epic import is_epic
-from avssl.evaluation.predictions import FILE as PREDICTIONS
-from avssl.evaluation.predictions import write_predictions
 from avssl.evaluation.probe import ProbeResult, linear_probe
+from avssl.evaluation.result import FILE as PREDICTIONS
+from avssl.evaluation.result import write_predictions
 from avssl.loading import Loaded
 
 

@@ -29,8 +29,8 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_labels, as_matrix
 from avssl.evaluation.base import EvaluationResult, register_evaluation
 from avssl.evaluation.classification import ranking
-from avssl.evaluation.intervals import proportion_interval
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.statistics import proportion_interval
 from avssl.files import atomic_path
 from avssl.progress import track
 

@@ -21,9 +21,9 @@ from avssl.data.manifest import Manifest
 from avssl.evaluation.arrays import FloatArray
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
 from avssl.evaluation.embeddings import Embeddings, embed_many
-from avssl.evaluation.intervals import bootstrap, proportion_interval
 from avssl.evaluation.plots import bare, drawn, new_figure, save, shorten, styled
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.statistics import bootstrap, proportion_interval
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives.functional import unit
 

@@ -15,9 +15,9 @@ from avssl.data.strata import row_groups
 from avssl.evaluation.arrays import FloatArray, labelled
 from avssl.evaluation.base import EvaluationResult
 from avssl.evaluation.classification import HEADLINES, mean_average_precision
-from avssl.evaluation.compare import Difference, mcnemar, over_draws, paired_map
-from avssl.evaluation.predictions import FILE, read_predictions
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.result import FILE, read_predictions
+from avssl.evaluation.statistics import Difference, mcnemar, over_draws, paired_map
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from avssl.evaluation.arrays import Arrayish, FloatArray, IntArray, as_matrix, to_numpy, unit_rows
 from avssl.evaluation.base import EvaluationResult, Headline, register_evaluation
 from avssl.evaluation.embeddings import Embeddings
-from avssl.evaluation.intervals import bootstrap_medians, proportion_interval
 from avssl.evaluation.plots import FAINT, RIGHT, WRONG, drawn, new_figure, save, shorten, styled
 from avssl.evaluation.report import Section, Table
+from avssl.evaluation.statistics import bootstrap_medians, proportion_interval
 
 if TYPE_CHECKING:
     from avssl.evaluation.context import EvaluationContext

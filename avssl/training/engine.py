@@ -29,26 +29,14 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.prefetch import prefetched
 from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
-from avssl.signals import stop_signals
 from avssl.tracking import Tracker
 from avssl.training.finite import FiniteCheck
+from avssl.training.launch import is_lost_process, stop_signals
 from avssl.training.optimizer import ExponentialAverage, make_optimizer, make_scheduler, scaled_lr
 from avssl.training.settings import LogConfig, OptimConfig
 from avssl.training.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
-
-
-# What gloo, NCCL and their store say when the other end is gone, in lower case.
-_LOST_PROCESS = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo")
-
-
-def is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective operation raised ``error``, as another process of the run is gone."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return False
-    told = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or any(sign in told for sign in _LOST_PROCESS)
 
 
 class Task(nn.Module, ABC):

@@ -1,12 +1,14 @@
-"""Devices, precision, processes and memory of a run."""
+"""Devices, precision, processes and memory of a run, and signals that stop it."""
 
 import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,11 +21,22 @@ import mast
 from avssl.data.media.pool import available_cores
 from avssl.errors import LostProcessError
 from avssl.models.blocks import checkpoint_activations, encoder_blocks, shard
-from avssl.training.engine import is_lost_process
 from avssl.training.settings import RuntimeConfig
 from mast.fast.cuda.graphs import graph_training
 
 logger = logging.getLogger(__name__)
+
+# What gloo, NCCL and their store say when the other end is gone, in lower case.
+_LOST_PROCESS = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo")
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation raised ``error``, as another process of the run is gone."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    told = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(sign in told for sign in _LOST_PROCESS)
+
 
 # Of mallopt, as <malloc.h> has them.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -211,3 +224,22 @@ def prepare_encoders(runtime: RuntimeConfig, fabric: Fabric, *encoders: nn.Modul
             graph_training(encoder)
     if runtime.graphs == "auto" and on_gpu and fabric.world_size > 1:
         logger.info("runtime.graphs: several processes train without CUDA graphs")
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM or SIGINT fills; a second signal acts as it did before."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.epic_videos import locate, seconds
+from avssl.data.datasets.epic_kitchens import locate, seconds
 from avssl.data.datasets.layout import find_annotations, read_table
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest

@@ -1,4 +1,4 @@
-"""Any folder of media: the folder that holds a file is its class, folders named after splits are splits."""
+"""Any folder: of media, whose classes and splits are the names of folders, or of what ``avssl cache`` wrote."""
 
 import logging
 from collections import Counter
@@ -9,6 +9,7 @@ from avssl.data.datasets import register_dataset
 from avssl.data.datasets.layout import class_name, class_names, media_files, split_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
+from avssl.data.shards.index import open_cache
 
 logger = logging.getLogger(__name__)
 
@@ -62,3 +63,16 @@ def _splits_and_classes(folders: list[list[str]]) -> list[tuple[str | None, str 
     if odd:
         logger.warning("folders named like splits are taken for classes: %s; splits lie at the top", ", ".join(odd))
     return places
+
+
+@register_dataset("cache", clip_seconds=None, eval_clips=1, head=None, needs_root=False)
+def cache(root: Path | None, *, location: str | None = None) -> Manifest:
+    """A finished cache.
+
+    Args:
+        root: Its folder.
+        location: Its folder or URL (s3://, gs://, memory:// ...), instead.
+    """
+    if root is None and not location:
+        raise DataError("data set 'cache' needs a place: give its folder with --data.root, or the option location")
+    return open_cache(location or str(root))

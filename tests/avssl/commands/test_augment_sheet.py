@@ -12,7 +12,8 @@ import yaml
 from scipy.io import wavfile
 
 from avssl.cli import parse
-from avssl.commands.augment import augment_sheet, in_words, write_wave
+from avssl.commands import augment as sheet_module
+from avssl.commands.augment import View, augment_sheet, contact_sheet, in_words, write_wave
 from avssl.config import (
     AugmentConfig,
     AugmentSheetConfig,
@@ -22,8 +23,6 @@ from avssl.config import (
     PretrainConfig,
     to_yaml,
 )
-from avssl.evaluation import contact_sheet as sheet_module
-from avssl.evaluation.contact_sheet import View, contact_sheet
 from avssl.evaluation.plots import save
 
 ROOT = Path(__file__).parents[3]

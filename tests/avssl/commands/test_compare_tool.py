@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from avssl.commands import main
 from avssl.commands.compare import compare, differing_options, read_runs
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.predictions import write_predictions
+from avssl.evaluation.result import write_predictions
 
 RESULT = {
     "kind": "finetune-full",

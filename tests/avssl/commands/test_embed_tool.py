@@ -12,14 +12,13 @@ import yaml
 
 import mast
 from avssl.cli import read_settings
-from avssl.commands.embed import embed_media
+from avssl.commands import embed as embed_command
+from avssl.commands.embed import embed_media, read_features
 from avssl.config import EmbedConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import read_audio, read_frames
 from avssl.data.spans import ClipSpan, frame_times
-from avssl.evaluation import feature_parts
-from avssl.evaluation.feature_parts import read_features
 from avssl.files import seal
 from avssl.loading import save_classifier
 from avssl.models.pair import AudioVisualPair
@@ -200,7 +199,7 @@ def test_classifiers_that_see_give_what_their_parts_see(fusion: str | None, medi
 def test_a_stopped_run_continues_and_gives_the_same_file(pair_run: Path, media: Path, tmp_path, monkeypatch) -> None:
     options = ("--windows", "all", "--batch_size", "2", "--part_size", "2", "--modalities", "audio")
     embed_media(config(pair_run, media, tmp_path / "whole.parquet", *options))
-    add, written = feature_parts.FeatureParts.add, []
+    add, written = embed_command.FeatureParts.add, []
 
     def stop_at_the_second(self, *arguments) -> None:
         if len(written) == 2:
@@ -209,12 +208,12 @@ def test_a_stopped_run_continues_and_gives_the_same_file(pair_run: Path, media: 
         add(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(feature_parts.FeatureParts, "add", stop_at_the_second)
+        patch.setattr(embed_command.FeatureParts, "add", stop_at_the_second)
         embed_media(config(pair_run, media, tmp_path / "f.parquet", *options))
     assert written == [2, 4] and not (tmp_path / "f.parquet").exists()
     done = []
     with monkeypatch.context() as patch:
-        patch.setattr(feature_parts.FeatureParts, "add", lambda self, *a: (done.append(a[1]), add(self, *a)))
+        patch.setattr(embed_command.FeatureParts, "add", lambda self, *a: (done.append(a[1]), add(self, *a)))
         embed_media(config(pair_run, media, tmp_path / "f.parquet", *options))
     assert done[0] == 6
     assert pq.read_table(tmp_path / "f.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
@@ -230,17 +229,17 @@ def test_the_precision_that_was_asked_for_is_used(pair_run: Path, media: Path, t
 
 
 def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
-    parts = feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 1})
-    table = {"clip_id": ["a", "b"], "x": feature_parts.feature_column(np.ones((2, 3)))}
-    parts.add(feature_parts.pa.table(table), 3, [{"reason": "broken"}])
-    again = feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 1})
+    parts = embed_command.FeatureParts(tmp_path / "f.npz", {"seed": 1})
+    table = {"clip_id": ["a", "b"], "x": embed_command.feature_column(np.ones((2, 3)))}
+    parts.add(embed_command.pa.table(table), 3, [{"reason": "broken"}])
+    again = embed_command.FeatureParts(tmp_path / "f.npz", {"seed": 1})
     assert (again.done, again.failures) == (3, [{"reason": "broken"}])
-    again.add(feature_parts.pa.table({}), 4, [{"reason": "gone"}])
+    again.add(embed_command.pa.table({}), 4, [{"reason": "gone"}])
     assert again.finish() == 2 and len(again.failures) == 2
     assert read_features(tmp_path / "f.npz")["x"].tolist() == [[1.0] * 3] * 2
-    parts = feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 1})
-    parts.add(feature_parts.pa.table(table), 3, [])
-    assert feature_parts.FeatureParts(tmp_path / "f.npz", {"seed": 2}).done == 0
+    parts = embed_command.FeatureParts(tmp_path / "f.npz", {"seed": 1})
+    parts.add(embed_command.pa.table(table), 3, [])
+    assert embed_command.FeatureParts(tmp_path / "f.npz", {"seed": 2}).done == 0
 
 
 @pytest.mark.parametrize(("modalities", "late", "one"), [("audio", [1.5, 2.5], 3), ("both", [1.5, 2.5], 0)])

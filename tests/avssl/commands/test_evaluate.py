@@ -18,7 +18,7 @@ from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.scan import scan
-from avssl.evaluation.predictions import read_predictions
+from avssl.evaluation.result import read_predictions
 from avssl.loading import load
 from avssl.locks import HeldError, hold
 from avssl.runs import run_folder, training_settings

@@ -28,7 +28,7 @@ from avssl.config import (
     resolve,
 )
 from avssl.data.batch import Batch
-from avssl.evaluation.predictions import read_predictions
+from avssl.evaluation.result import read_predictions
 from avssl.loading import Loaded, load
 from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.prediction import Predictor

@@ -10,7 +10,7 @@ from media_factory import write_media
 from avssl.data.datasets.epic_sounds import CLASSES as EPIC_SOUNDS
 from avssl.data.datasets.speech_commands import WORDS
 from avssl.data.datasets.urbansound8k import CLASSES as CITY
-from avssl.data.datasets.vggsound_classes import VGGSOUND_CLASSES
+from avssl.data.datasets.vggsound import VGGSOUND_CLASSES
 
 KINETICS = ["bowling", "singing"]
 MIDS = {"/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking", "/t/dd00092": "Wind"}

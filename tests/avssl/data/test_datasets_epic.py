@@ -8,7 +8,7 @@ from media_factory import write_media
 
 from avssl.data.catalog import open_data
 from avssl.data.datasets import build_manifest
-from avssl.data.datasets.epic_videos import seconds
+from avssl.data.datasets.epic_kitchens import seconds
 from avssl.data.failures import DataError
 
 HEADER = (

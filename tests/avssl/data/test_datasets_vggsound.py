@@ -7,7 +7,7 @@ from media_factory import write_media
 
 from avssl.data.catalog import open_data
 from avssl.data.datasets import build_manifest
-from avssl.data.datasets.vggsound_classes import VGGSOUND_CLASSES
+from avssl.data.datasets.vggsound import VGGSOUND_CLASSES
 from avssl.data.failures import DataError
 
 FULL = """aaaaaaaaaaa,30,"bee, wasp, etc. buzzing",train

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import avssl  # noqa: F401
 from avssl.evaluation.clustering import contingency, jackknife_clusters
-from avssl.evaluation.intervals import bootstrap_medians, pooled_rate, proportion_interval, spread, spreads
+from avssl.evaluation.statistics import bootstrap_medians, pooled_rate, proportion_interval, spread, spreads
 
 
 def test_bootstrap_agrees_with_scipy():

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from avssl.evaluation.feature_parts import FeatureParts, feature_column, read_features
-from avssl.evaluation.predictions import read_predictions, write_predictions
-from avssl.evaluation.result import read_result, write_result
+from avssl.commands.embed import FeatureParts, feature_column, read_features
+from avssl.evaluation.result import read_predictions, read_result, write_predictions, write_result
 from avssl.files import DamagedError
 
 VALUES = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 import avssl  # noqa: F401
-from avssl.evaluation import curves, error_analysis, feature_maps, few_label, retrieval, robustness
-from avssl.evaluation.curves import collect, loss_curves, smooth
+from avssl.evaluation import after_training, error_analysis, feature_maps, few_label, retrieval, robustness
+from avssl.evaluation.after_training import collect, loss_curves, smooth
 from avssl.evaluation.error_analysis import confusion_matrix
 from avssl.evaluation.feature_maps import class_maps, tsne_before_after, tsne_map, umap_map
 from avssl.evaluation.few_label import share_curves
@@ -26,7 +26,7 @@ from avssl.evaluation.robustness import condition_bars
 def figures(monkeypatch):
     """The figures that the pictures are saved from, for a look inside."""
     made = []
-    for module in (robustness, error_analysis, curves, few_label, feature_maps, retrieval):
+    for module in (robustness, error_analysis, after_training, few_label, feature_maps, retrieval):
         monkeypatch.setattr(module, "save", lambda figure, path: (made.append(figure), save(figure, path)))
     return made
 

@@ -11,8 +11,8 @@ from avssl.data.batch import Batch
 from avssl.data.loaders import ClipProtocol, Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits
-from avssl.evaluation import online_probe
-from avssl.evaluation.online_probe import MAX_ROWS, OnlineProbe
+from avssl.evaluation import probe
+from avssl.evaluation.probe import MAX_ROWS, OnlineProbe
 
 HEADS = {"event": ["a", "b"], "place": ["x", "y"]}
 
@@ -35,7 +35,7 @@ def manifest(splits: dict[str, int], tmp_path, places: bool = False) -> Manifest
 
 
 def open_probe(monkeypatch, data: Manifest, val: Manifest | None, seed: int = 0) -> OnlineProbe:
-    monkeypatch.setattr(online_probe, "open_data", lambda *arguments, **options: data)
+    monkeypatch.setattr(probe, "open_data", lambda *arguments, **options: data)
     config = DataConfig(name="some")
     train = data.select("train")
     splits = Splits(train, val, None, HEADS, ClipProtocol(1.0), "digest")

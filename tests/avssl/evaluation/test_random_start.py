@@ -14,9 +14,9 @@ import mast
 from avssl.commands.finetune import finetune
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, RuntimeConfig, WandbConfig
 from avssl.data.manifest import Manifest
-from avssl.evaluation.compare import mcnemar
-from avssl.evaluation.predictions import FILE, write_predictions
 from avssl.evaluation.random_start import compare_starts
+from avssl.evaluation.result import FILE, write_predictions
+from avssl.evaluation.statistics import mcnemar
 
 CLIPS = [f"clip{k}" for k in range(24)]
 TRUTH = np.arange(24) % 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
-from avssl.training import estimate
-from avssl.training.estimate import macs_of_clip, macs_per_second, tell_long_run
+from avssl.training import checks
+from avssl.training.checks import macs_of_clip, macs_per_second, tell_long_run
 from avssl.training.initialization import complete_finetuning, complete_pair
 from mast.complexity import measure
 
@@ -25,7 +25,7 @@ def test_macs_are_those_of_the_encoders() -> None:
 
 
 def test_a_gpus_recipe_is_told_before_it_starts_and_a_short_run_is_not(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(estimate, "macs_per_second", lambda: 1e11)
+    monkeypatch.setattr(checks, "macs_per_second", lambda: 1e11)
     large = complete_pair(resolve(PretrainConfig, [], ["large"]))
     small = complete_pair(resolve(PretrainConfig, [], ["small"]))
     with caplog.at_level(logging.WARNING):

@@ -6,8 +6,8 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.metrics import average_precision_score
 
-from avssl.evaluation.compare import holm, mcnemar, over_draws, paired_map, unpaired
-from avssl.evaluation.predictions import read_predictions, write_predictions
+from avssl.evaluation.result import read_predictions, write_predictions
+from avssl.evaluation.statistics import holm, mcnemar, over_draws, paired_map, unpaired
 
 
 def answers(both: int, first: int, second: int, none: int) -> tuple[np.ndarray, np.ndarray]:

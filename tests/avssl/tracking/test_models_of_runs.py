@@ -12,7 +12,7 @@ from offline_runs import read_offline_run
 from wandb.errors import CommError
 
 from avssl.tracking import Tracker
-from avssl.tracking.lineage import RECORD, ModelArtifact, log_model, use_model
+from avssl.tracking.tracker import RECORD, ModelArtifact, log_model, use_model
 
 
 def pretrained(folder: Path, mode: str = "offline") -> str | None:
