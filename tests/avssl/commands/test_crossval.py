@@ -19,7 +19,6 @@ from avssl.config import (
     DataConfig,
     FinetuneConfig,
     WandbConfig,
-    crossval_arguments,
     to_dict,
     to_yaml,
 )
@@ -213,9 +212,9 @@ def test_the_command_line_takes_every_option_of_finetuning(tmp_path) -> None:
         "--optim.lr",
         "1",
     ]
-    parsed = parse(CrossvalConfig, crossval_arguments(argv))
+    parsed = parse(CrossvalConfig, spelled_out("crossval", argv))
     assert parsed.data.name == "esc50"  # though the file comes later
     assert (parsed.seeds, parsed.folds, parsed.optim.lr, parsed.optim.batch_size) == ([0, 1, 2], "fold=1..5", 1.0, 3)
-    parsed = parse(CrossvalConfig, crossval_arguments(["--folds", "5", "--group-by", "speaker"]))
+    parsed = parse(CrossvalConfig, spelled_out("crossval", ["--folds", "5", "--group-by", "speaker"]))
     assert (parsed.folds, parsed.group_by) == (5, "speaker")
     assert {*vars(FinetuneConfig())} < {*vars(CrossvalConfig())}
