@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from avssl.cli import parse
+from avssl.cli import parse, spelled_out
 from avssl.commands.crossval import Cell, crossval, finished_result, make_cells
 from avssl.commands.finetune import finetune
 from avssl.config import (
