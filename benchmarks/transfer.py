@@ -27,7 +27,7 @@ from cells import ALONE, UNTRACKED, Cell, measure_all, measured, published, usag
 from common import describe_machine, settings_of, write_result
 from result_tables import markdown, percent
 from transfer_probes import look_at_encoder, look_at_pair
-from transfer_setup import IDENTITY, SEEN, SETS, Study
+from transfer_setup import IDENTITY, MADE_OF, SEEN, SETS, Study
 
 from avssl.cli import parse
 from avssl.config import PretrainConfig
@@ -207,6 +207,7 @@ class Results:
         self.study, self.runs, self.output, self.head = study, runs, output, head
         self.rows: dict[str, Row] = {}
         self.groups: dict[str, dict[str, str]] = {}
+        self.known: set[tuple[str, int]] = set()
 
     def keep(self, cell: Cell, row: Row) -> None:
         """Adds a finished run, and writes the JSON anew."""
@@ -221,12 +222,14 @@ class Results:
         self.write()
 
     def _know_groups(self, column: str, draw: int) -> None:
-        if column in self.groups:
-            return  # other draws have the same clips, divided otherwise
-        manifest = open_data(column, root=self.study.roots.get(column), options=self.study.split(column, draw))
+        if (column, draw) in self.known:
+            return
+        self.known.add((column, draw))
+        manifest = open_data(column, root=self.study.root(column), options=self.study.split(column, draw))
         ids = manifest.column("clip_id")
         firsts = _firsts(row_groups(manifest)[0])
-        self.groups[column] = {clip: ids[first] for clip, first in zip(ids, firsts, strict=True)}
+        groups = self.groups.setdefault(column, {})  # draws that share clips group them alike
+        groups.update((clip, ids[first]) for clip, first in zip(ids, firsts, strict=True))
 
     def look(self, cell: Cell) -> None:
         """Adds what the encoder or the pair of a finished run tells; kept beside the run."""
@@ -317,8 +320,11 @@ def main() -> int:
         print(table(json.loads((args.output / f"{name}.json").read_text())))
         return 0
     roots = {each: path for each in ("grid", "esc10", "fsdd") if (path := getattr(args, each))}
-    for each in {*args.rows, *args.columns} - {"demo", "demo-sources", *roots}:
+    for each in {MADE_OF.get(each, each) for each in (*args.rows, *args.columns)} - {"demo", "demo-sources", *roots}:
         parser.error(f"{each} needs --{each}, its folder")
+    for each in MADE_OF:
+        if each in args.rows and MADE_OF[each] in args.columns:
+            parser.error(f"{each} is made of {MADE_OF[each]}: who is held out of one may be heard in the other")
     for each, _ in args.options:
         if each not in SETS:
             parser.error(f"--options {each}: there is no such set; there are {', '.join(SETS)}")

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import voices
 from cells import Cell
 from evidence_setup import SETS as REAL
-from evidence_setup import DataSet
+from evidence_setup import SPEAKERS, DataSet
 from few_labels import architecture
 
 # A hold-out of its own for validation where the set has none, whole groups of it: what is selected is selected there.
@@ -18,12 +19,25 @@ ANY = {f"draw{k}": {} for k in range(10)}  # sets with a test split of their own
 SETS: dict[str, DataSet] = {
     "demo": DataSet("event", 1.2, 16, ANY, {}, {}),
     "demo-sources": DataSet("content", 1.6, 16, ANY, {}, {}),
+    "voices": DataSet(
+        "word",
+        voices.NUM_FRAMES / voices.FPS,
+        16,
+        {"-".join(pair): {"held_out_speakers": [*pair]} for pair in zip(SPEAKERS[::2], SPEAKERS[1::2], strict=True)},
+        {},
+        {},
+    ),
     **REAL,
 }
 # Sets with sound and pictures, that can be pretrained on.
-SEEN = ("demo", "demo-sources", "grid")
+SEEN = ("demo", "demo-sources", "voices", "grid")
+# Sets that are made of another, whose folder they need.
+MADE_OF = {"voices": "fsdd"}
+# Sets without a recipe of their own are pretrained on by another's.
+BORROWED = {"voices": ["--config", "grid", "--optim.epochs", "20"]}
+PLUGINS = {"voices": ["--import", str(Path(voices.__file__))]}
 # Who or what a clip is of, as a column of the manifest: what is probed beside the class.
-IDENTITY = {"demo-sources": "speaker", "fsdd": "speaker", "grid": "speaker"}
+IDENTITY = {name: "speaker" for name in ("demo-sources", "voices", "fsdd", "grid")}
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,16 @@ class Study:
         splits = list(SETS[name].splits.values())
         return splits[draw % len(splits)] | self.options.get(name, {})
 
+    def root(self, name: str) -> Path | None:
+        """Folder of a set, or of what it is made of; None of one that needs none."""
+        return self.roots.get(MADE_OF.get(name, name))
+
     def data(self, name: str, draw: int) -> list[str]:
         """Options of any run on a set."""
-        root = ["--data.root", str(self.roots[name])] if name in self.roots else []
-        return ["--data", name, *root, "--data.options", json.dumps(self.split(name, draw)), "--seed", str(draw)]
+        root = self.root(name)
+        where = ["--data.root", str(root)] if root else []
+        options = ["--data.options", json.dumps(self.split(name, draw)), "--seed", str(draw)]
+        return [*PLUGINS.get(name, []), "--data", name, *where, *options]
 
     def starts(self) -> list[tuple[str, str, str]]:
         """Name, set and recipe of every pretraining."""
@@ -76,7 +96,8 @@ class Study:
             Cell(
                 f"pretrain:{name}:draw{draw}",
                 (
-                    *("--config", row, "--data.val_fraction", "0.1", *self.data(row, draw)),
+                    *BORROWED.get(row, ["--config", row]),
+                    *("--data.val_fraction", "0.1", *self.data(row, draw)),
                     *shlex.split(self.recipes[recipe]),
                 ),
                 {"kind": "pretrain", "from": name, "row": row, "recipe": recipe, "draw": draw},
