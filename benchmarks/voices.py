@@ -45,7 +45,7 @@ class VoicesRecipe(Recipe):
 
     Attributes:
         recordings: folder of FSDD.
-        held_out_speakers: whose voices are the test's.
+        held_out_speakers: whose voices are the test's, with blanks between them.
         seed: another seed gives other clips.
         pretrain, train, test: clips of each split; words are equally frequent in each.
         motion: how far the mouth opens, 0 to 1: the smaller, the more the face alone is seen.
@@ -55,7 +55,7 @@ class VoicesRecipe(Recipe):
     name: ClassVar[str] = "voices"
 
     recordings: str
-    held_out_speakers: tuple[str, ...]
+    held_out_speakers: str
     seed: int = 0
     pretrain: int = 1600
     train: int = 1600
@@ -74,7 +74,9 @@ class VoicesRecipe(Recipe):
         """Clips of "pretrain" have no label; whose they are is the column "speaker" of all."""
         rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
         known = takes(self.recordings)
-        speakers = sorted({speaker for _, speaker in known if (speaker in self.held_out_speakers) == (split == "test")})
+        speakers = sorted(
+            {speaker for _, speaker in known if (speaker in self.held_out_speakers.split()) == (split == "test")}
+        )
         speaker, speed = str(rng.choice(speakers)), int(rng.integers(len(SPEEDS)))
         word = WORDS[index % len(WORDS)]
         spoken = [known[int(digit), speaker] for digit in word.split()]
@@ -168,9 +170,9 @@ def voices(
     speakers = {speaker for _, speaker in takes(str(root))}
     if not set(held_out_speakers) < speakers or not held_out_speakers:
         raise DataError(f"voices: held_out_speakers must be some of {', '.join(sorted(speakers)) or 'nobody'}")
-    recipe = VoicesRecipe(str(root), tuple(held_out_speakers), seed, pretrain, train, test, motion)
+    held_out = sorted(held_out_speakers)
+    recipe = VoicesRecipe(str(root), " ".join(held_out), seed, pretrain, train, test, motion)
     folder = ensure_set(recipe)
     rows, heads = set_rows(folder, recipe)
-    held_out = "-".join(sorted(held_out_speakers))
-    rows = [row | {"clip_id": f"{held_out}-{row['clip_id']}"} for row in rows]  # other speakers, other clips
+    rows = [row | {"clip_id": "-".join([*held_out, row["clip_id"]])} for row in rows]  # other speakers, other clips
     return Manifest.from_rows(rows, folder, heads)

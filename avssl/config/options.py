@@ -45,7 +45,9 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
             continue
         stand_ins = [other for other in required if other != name]
         try:
-            words = [f"{option}={word}" for word in rest] or [option]  # a value may begin with -, as -1e-3 does
+            hint = _hint_of(config_class, name.removesuffix("+"))
+            given = ["null" if _means_null(hint, word) else word for word in rest]
+            words = [f"{option}={word}" for word in given] or [option]  # a value may begin with -, as -1e-3 does
             one = parser.parse_args([*(f"--{other}=x" for other in stand_ins), *words], defaults=False).as_dict()
         except ArgumentError as error:
             raise SettingsError(_told(error, config_class)) from error
@@ -76,7 +78,7 @@ def check_keys(config_class: type, source: Source) -> None:
 
 def typed(config_class: type[Config], values: dict[str, Any], sources: Sequence[Source]) -> Config:
     parser = _parser(config_class)
-    values = _with_defaults(values, parser.get_defaults().as_dict())
+    values = _with_defaults(_with_nulls(config_class, values), parser.get_defaults().as_dict())
     try:
         config = config_class(**parser.instantiate(parser.parse_object(values)).as_dict())
         check_bounds(config)
@@ -86,6 +88,23 @@ def typed(config_class: type[Config], values: dict[str, Any], sources: Sequence[
         place = next((source.name for source in reversed(sources) if get_setting(source.values, key) is not None), "")
         raise SettingsError(told if place in ("", "command line") else f"{place}: {told}") from error
     return config
+
+
+def _means_null(hint: Any, value: Any) -> bool:
+    """Whether "none" stands for no value: of a setting that may be without one and is not a text."""
+    inner = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else ()
+    texts = any(part in (str, Path) or "none" in get_args(part) for part in inner)
+    return value == "none" and NoneType in inner and not texts
+
+
+def _with_nulls(config_class: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``values`` with None for every "none" that means it."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and _kind_of(config_class, f"{prefix}{key}") is not None:
+            value = _with_nulls(config_class, value, f"{prefix}{key}.")
+        out[key] = None if _means_null(_hint_of(config_class, f"{prefix}{key}"), value) else value
+    return out
 
 
 def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

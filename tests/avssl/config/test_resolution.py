@@ -359,6 +359,21 @@ def test_a_wrong_option_is_told_in_one_line(argv: list[str], told: str, capsys) 
         resolve(FinetuneConfig, given, files)
 
 
+@pytest.mark.parametrize("spelling", ["option", "group", "file"])
+def test_none_takes_a_value_away_where_the_message_says_that_it_may(spelling: str, tmp_path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("augment: {noise_db: none}\nhead: full\n")
+    argv = {
+        "option": ["--config", "small", "--augment.noise_db", "none"],
+        "group": ["--config", "small", "--augment", "{noise_db: none}"],
+        "file": ["--config", "small", "--config", str(file)],
+    }[spelling]
+    assert parse(FinetuneConfig, ["--config", "small"]).augment.noise_db == 20
+    config = parse(FinetuneConfig, [*argv, "--checkpoint", "none", "--data", str(tmp_path)])
+    assert config.augment.noise_db is None
+    assert config.checkpoint == "none"  # a text
+
+
 TYPES = {
     "nan": (["--data.clip_seconds", "nan"], "data.clip_seconds: must be a number or none, got nan"),
     "a word": (["--optim.max_steps", "many"], "optim.max_steps: must be a whole number or none, got many"),
