@@ -52,7 +52,8 @@ SHORT = {
     "crossval": TRAINING,
     "evaluate": ["--data.num_workers", "0"],
     "embed": ["--data.num_workers", "0"],
-    "demo": [],
+    "demo": shlex.split("""--pretrain.max_steps 1 --pretrain.batch_size 4 --finetune.max_steps 1 --finetune.batch_size 4
+        --data.num_workers 0 --wandb.mode disabled"""),
 }
 SMALL_SETS = {
     "grid": "{test_clips: 3}",
