@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # A holder gives a sign of life so often; one of another host that gave none for so long is taken to be dead.
 HEARTBEAT, LEASE = 15.0, 90.0
-_POLL = 0.5
+POLL = 0.5
 
 
 class HeldError(OSError):
@@ -89,14 +89,14 @@ def _acquire(lease: SoftFileLease, file: Path, what: str, wait: bool) -> None:
     told = f"{holder['host']}, process {holder['pid']}, since {holder['since']}"
     if wait:
         logger.info("%s is being written by %s: waiting for it", what, told)
-        lease.acquire(timeout=-1, poll_interval=_POLL)
+        lease.acquire(timeout=-1, poll_interval=POLL)
         return
     if holder["host"] != _myself()["host"]:
         # Whether a process of another host lives can only be seen by its signs of life.
         logger.info("%s is held by %s: waiting for a sign of life of it", what, told)
         while _beat(file) in (beat, None):
             with suppress(Timeout):
-                lease.acquire(timeout=_POLL, poll_interval=_POLL)
+                lease.acquire(timeout=POLL, poll_interval=POLL)
                 return
     raise HeldError(f"{what} is being written by {told}: wait for it, stop it, or choose another output")
 

@@ -120,7 +120,7 @@ class AST(SpectrogramModel):
         """Names of the parameters that weight decay should leave alone: biases, norms, tokens, positions."""
         return super().no_weight_decay() | {"special_tokens", "positions"}
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
+    def positions_at(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:
             return self.positions
         image = self.position_image()
@@ -149,7 +149,7 @@ class AST(SpectrogramModel):
         """(B, 1, mels, frames) -> tokens after the final norm (B, 2 + N, embed_dim), the two special ones first."""
         check_spectrogram(x, self.name or type(self).__name__)
         patches = self.patch_embed(x)
-        positions = self._positions((patches.shape[1], patches.shape[2]))
+        positions = self.positions_at((patches.shape[1], patches.shape[2]))
         special = self.special_tokens.expand(x.shape[0], -1, -1).to(patches.dtype)
         tokens = torch.cat((special, patches.flatten(1, 2)), dim=1)
         return self.norm(self.blocks(tokens + positions))

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +11,7 @@ import torch
 from forked_tools import ForkedTools
 
 import mast  # noqa: F401  (first: repairs CPU-only torch beside CUDA-linked torchvision/torchaudio)
+from avssl.limits import Limits, limits, set_limits
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,6 +42,14 @@ def cases(real_data: Path) -> Path:
     if not (real_data / "cases").is_dir():
         pytest.skip("the folder of AVSSL_TEST_DATA has no cases")
     return real_data / "cases"
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[Limits], None]]:
+    """Sets what a file may cost, until the test ends."""
+    before = limits()
+    yield set_limits
+    set_limits(before)
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("AVSSL_DEBUG") or not (optional or isinstance(error, user_errors())):
             sys.stderr.write(hide_credentials(traceback.format_exc()))
             return 1
-        return _fail(_one_line(error), 1)
+        return _fail(one_line(error), 1)
 
 
 def run_with_settings(name: str, argv: Sequence[str]) -> int:
@@ -152,7 +152,7 @@ def _fail(told: str, status: int) -> int:
     return status
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.strerror:
         where = os.path.dirname(os.path.abspath(error.filename)) if error.filename else "a folder that is written to"
         return f"no space left in {where}: free some and run the same command again"

@@ -68,11 +68,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The batch with its tensors on ``device``; copies from pinned memory do not wait."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (called by the loader's ``pin_memory=True``)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tells the allocator that ``stream`` uses the tensors, which another one made."""
@@ -81,9 +81,10 @@ class Batch:
             tensor.record_stream(stream)
             return tensor
 
-        self._map(record)
+        self.map(record)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with ``function`` of each of its tensors, but for ``start``."""
         return replace(
             self,
             audio=None if self.audio is None else function(self.audio),

@@ -142,7 +142,7 @@ def open_splits(
     )
     if fabric is not None and fabric.is_global_zero:
         fabric.barrier()
-    protocol = _protocol(config, entry, modalities)
+    protocol = protocol_of(config, entry, modalities)
     coverage: dict[str, dict[str, Any]] = {}
 
     def usable(split: str) -> Manifest | None:
@@ -225,7 +225,7 @@ def settle_clip_seconds(config: DataConfig, modalities: Sequence[Modality], trai
     return replace(config, clip_seconds=most)
 
 
-def _protocol(config: DataConfig, entry: Entry, modalities: Sequence[Modality]) -> ClipProtocol:
+def protocol_of(config: DataConfig, entry: Entry, modalities: Sequence[Modality]) -> ClipProtocol:
     """The protocol that the data state, with what is set beside it; it keeps its name, that of a work on sound, only
     where nothing differs and sound is heard."""
     seconds = entry.seconds(config.clip_seconds)

@@ -78,7 +78,7 @@ class FusedAttention(nn.Module):
         qkv = self.qkv(x)
         pool = pool_by_kernels if self._kernels_take(qkv) else pool_plainly
         (q, k, v), q_size, k_size = pool(self._pools, qkv, self.num_heads, thw)
-        out = self._attend(q, k, v, q_size, k_size)
+        out = self.attend(q, k, v, q_size, k_size)
         if self.residual_pool and self.residual_with_cls_embed:
             out = out + q.to(out.dtype)
         elif self.residual_pool:
@@ -97,7 +97,7 @@ class FusedAttention(nn.Module):
                 comparison.warn_of_plain(["pooling of MViTv2"], self.plain_because)
         return not self.plain_because
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_size: Size, k_size: Size) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, q_size: Size, k_size: Size) -> Tensor:
         places = q[:, :, 1:].unflatten(2, q_size) * self.position_scale
         tables = (self.rel_pos_t, self.rel_pos_h, self.rel_pos_w)
         scores = [

@@ -81,8 +81,8 @@ class Matching(Objective):
             audio, video = unit(joint_audio), unit(joint_video)
             file = step.file.to(audio.device)
             other = file[:, None] != gather_constant(file)
-            video_of, video_similarity = self._negatives(audio @ gather_constant(video).T, other)
-            audio_of, audio_similarity = self._negatives(video @ gather_constant(audio).T, other)
+            video_of, video_similarity = self.draw_negatives(audio @ gather_constant(video).T, other)
+            audio_of, audio_similarity = self.draw_negatives(video @ gather_constant(audio).T, other)
             exists = other.any(dim=1)
             pairs = gather_constant((len(audio) + 2 * exists.sum())[None]).sum()  # of all processes
         own = rank() * len(audio) + torch.arange(len(audio), device=audio.device)
@@ -105,7 +105,7 @@ class Matching(Objective):
             }
         return loss, report
 
-    def _negatives(self, similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """A column for each row of ``similarity`` (B, N), and its similarity; any where none is ``allowed``."""
         logits = (similarity / self.temperature).masked_fill(~allowed, -torch.inf)
         if self.draw:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import avssl.limits
 from avssl.commands import augment, cache, embed, export, prepare
 from avssl.config import (
     AugmentSheetConfig,
@@ -29,8 +28,8 @@ GIVEN = {"max_pixels": 4321, "max_clip_bytes": 98765}
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(avssl.limits, "_current", Limits())
+def restored(limited) -> None:
+    limited(Limits())
 
 
 class Opened(Exception):

@@ -76,14 +76,14 @@ def of_another_host(folder: Path) -> Path:
 def test_the_lock_of_another_host_is_taken_over_without_a_sign_of_life(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "LEASE", 1.0)
     monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
-    monkeypatch.setattr(locks, "_POLL", 0.1)
+    monkeypatch.setattr(locks, "POLL", 0.1)
     of_another_host(tmp_path)
     with hold(tmp_path / "out", "run"):
         assert f"pid={os.getpid()}" in (tmp_path / ".out.lock").read_text()
 
 
 def test_a_live_holder_on_another_host_keeps_its_lock(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(locks, "_POLL", 0.1)
+    monkeypatch.setattr(locks, "POLL", 0.1)
     file = of_another_host(tmp_path)
     acquire = SoftFileLease.acquire
 
@@ -100,7 +100,7 @@ def test_a_live_holder_on_another_host_keeps_its_lock(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_no_jump_of_the_clock_takes_a_lock(tmp_path: Path, monkeypatch, hours: int) -> None:
     """Neither of the holder's clock, by which the sign of life has its time, nor of one's own."""
-    monkeypatch.setattr(locks, "_POLL", 0.1)
+    monkeypatch.setattr(locks, "POLL", 0.1)
     file = of_another_host(tmp_path)
     clock, acquire, polls = time.time, SoftFileLease.acquire, 0
     os.utime(file, (clock() - 3600 * hours,) * 2)

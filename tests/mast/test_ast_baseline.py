@@ -161,9 +161,9 @@ def test_positions_are_cut_as_in_the_original(frames: int) -> None:
     elif length > width:
         image = torch.nn.functional.interpolate(image, size=(12, length), mode="bilinear")
     expected = torch.cat((model.positions[:, :2], image.reshape(1, 32, -1).transpose(1, 2)), dim=1)
-    torch.testing.assert_close(model._positions((12, length)), expected)
+    torch.testing.assert_close(model.positions_at((12, length)), expected)
     if length < width:
-        assert not torch.allclose(small_ast(frames=100)._positions((12, length)), expected)
+        assert not torch.allclose(small_ast(frames=100).positions_at((12, length)), expected)
 
 
 @pytest.mark.parametrize(

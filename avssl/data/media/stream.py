@@ -50,7 +50,7 @@ _READ = 1 << 16
 _ZEROS = 1 << 16
 # Bytes of a pipe in which no sound comes, after which it is given up: it may be endless, and some of FFmpeg's demuxers
 # keep all that they search through. Ten seconds of pictures at 100 Mbit/s are as much.
-_SOUNDLESS = 1 << 27
+SOUNDLESS = 1 << 27
 # A timestamp that jumps ahead by more seconds than this is a broken one, not a pause.
 _LONGEST_GAP = 600.0
 
@@ -104,9 +104,7 @@ def stream_audio(
         pieces = _laid_out(container, stream, name, promised, by_header, channel, covered, clocks)
         yield from _resampled(pieces if pipe is None else pipe.watched(pieces), rate, sample_rate, name)
         if pipe is not None and pipe.given_up:
-            raise MediaError(
-                name, "no more sound", f"none in {_SOUNDLESS >> 20} MiB of a pipe; name a file by its path"
-            )
+            raise MediaError(name, "no more sound", f"none in {SOUNDLESS >> 20} MiB of a pipe; name a file by its path")
     if warnings is not None:
         told = probe(source, deep=False).warning if isinstance(source, str | Path) else ""
         warnings += told.split("; ") if told else [RESTARTS] if clocks.restarted else []
@@ -148,7 +146,7 @@ def stream_raw(
 
 
 class _Pipe:
-    """An open file that cannot seek, which ends where it has no sound in `_SOUNDLESS` bytes.
+    """An open file that cannot seek, which ends where it has no sound in `SOUNDLESS` bytes.
 
     Attributes:
         given_up: It did so.
@@ -160,7 +158,7 @@ class _Pipe:
         self._file, self._since = file, 0
 
     def read(self, size: int) -> bytes:
-        self.given_up |= self._since >= _SOUNDLESS
+        self.given_up |= self._since >= SOUNDLESS
         data = b"" if self.given_up else self._file.read(size)
         self._since += len(data)
         return data

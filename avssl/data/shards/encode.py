@@ -23,7 +23,7 @@ from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
 from avssl.files import atomic_path
 
 # Frames are decoded so many seconds at a time: an hour of them would not fit into memory.
-_WINDOW = 20.0
+WINDOW = 20.0
 # More than any camera of these data sets takes; grids of instants as fine as that still fit into memory.
 _MOST_FPS = 1000
 # Seconds of sound that share a checksum; a clip reads whole blocks.
@@ -251,7 +251,7 @@ def _windows(span: tuple[float, float], fps: float | None, file: MediaFile) -> I
     start, end = span
     low = start
     while low < end:
-        high = min(low + _WINDOW, end)
+        high = min(low + WINDOW, end)
         starts = file.frame_starts(low, high)
         kept = starts
         if fps is not None:

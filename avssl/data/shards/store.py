@@ -15,7 +15,7 @@ from avssl.data.failures import DataError
 from avssl.files import atomic_path
 from avssl.urls import hide_credentials, keep_back, reveal
 
-_OPEN_FILES = 64
+OPEN_FILES = 64
 
 
 def is_url(location: str) -> bool:
@@ -131,6 +131,6 @@ class Store:
             return self._files[name]
         descriptor = os.open(self.local / name, os.O_RDONLY)
         self._files[name] = descriptor
-        if len(self._files) > _OPEN_FILES:
+        if len(self._files) > OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         return descriptor

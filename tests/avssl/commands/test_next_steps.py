@@ -8,7 +8,7 @@ import pytest
 from avssl.cli import read_settings
 from avssl.commands import demo as pipeline
 from avssl.commands import main
-from avssl.config import DataConfig, DemoConfig, EvaluateConfig, FinetuneConfig
+from avssl.config import DataConfig, EvaluateConfig, FinetuneConfig
 from avssl.training.run import next_command
 
 
@@ -45,12 +45,20 @@ def test_the_demo_tells_where_its_report_is(tmp_path, monkeypatch, capsys) -> No
     (tmp_path / "pretrain" / "config.yaml").write_text("seed: 0\n")
     ways = {f"{way}/{name}": 0.5 for way in ("audio_to_video", "video_to_audio", "chance")
             for name in ("R@1", "R@5", "R@10", "median_rank")}  # fmt: skip
-    shares = {"random": 0.25, "pretrained": 0.75}
-    accuracy = {"linear probe": shares, "full fine-tune": shares}
-    intervals = {protocol: {start: (0.2, 0.8) for start in shares} for protocol in accuracy}
-    pretrained = {"metrics": ways | {"count": 12.0}, "retrieval": {"projection": "infonce"}}
-    done = pipeline._summarize(DemoConfig(tmp_path), pretrained, accuracy, intervals)
-    monkeypatch.setattr(pipeline, "demo", lambda config: done)
+    pretrained = {"finished": True, "metrics": ways | {"count": 12.0}, "retrieval": {"projection": "infonce"}}
+    top1 = {"random": 0.25, "pretrained": 0.75}
+
+    def finetune(config: FinetuneConfig) -> dict:
+        start = "random" if config.checkpoint == "none" else "pretrained"
+        metrics = {"event/top1": top1[start], "event/top1_low": 0.2, "event/top1_high": 0.8}
+        return {"finished": True, "metrics": metrics}
+
+    monkeypatch.setattr(pipeline, "pretrain", lambda config: pretrained)
+    monkeypatch.setattr(pipeline, "finetune", finetune)
     assert main(["demo", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"report: {tmp_path / 'report.html'}"
+    for protocol in ("linear probe", "full fine-tune"):
+        (line,) = [line for line in told if line.startswith(protocol)]
+        assert line.split()[-4:] == ["25.0", "%", "75.0", "%"]
     assert "20.0% to 80.0%" in (tmp_path / "report.html").read_text()

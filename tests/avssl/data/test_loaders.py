@@ -5,7 +5,7 @@ import pytest
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry
 from avssl.data.loaders import ClipProtocol
-from avssl.data.splits import _protocol
+from avssl.data.splits import protocol_of
 
 
 def test_it_is_told_in_words() -> None:
@@ -22,7 +22,7 @@ def test_it_is_told_in_words() -> None:
 
 def test_a_work_on_sound_is_not_named_where_pictures_alone_are_judged() -> None:
     entry = find_entry("epic-kitchens")
-    named = {seen: _protocol(DataConfig(), entry, seen).name for seen in (("audio",), ("audio", "video"), ("video",))}
+    named = {seen: protocol_of(DataConfig(), entry, seen).name for seen in (("audio",), ("audio", "video"), ("video",))}
     assert list(named.values()) == ["Auditory SlowFast", "Auditory SlowFast", ""]
 
 

@@ -17,7 +17,7 @@ from test_shards_write import clocks, made
 
 import mast
 from avssl.checkpoint import read_checkpoint
-from avssl.commands import _one_line
+from avssl.commands import one_line
 from avssl.data.datasets import build_manifest
 from avssl.data.extraction import extract_all
 from avssl.data.media import MediaError, probe, read_audio
@@ -49,7 +49,7 @@ def test_a_disk_that_is_full_for_a_moment_blames_no_file_of_a_cache(tmp_path: Pa
     (tmp_path / "media" / "full").touch()
     with pytest.raises(OSError, match="No space left") as raised:
         made(manifest, tmp_path / "cache", workers=workers)
-    assert f"no space left in {tmp_path / 'cache' / '.parts'}:" in _one_line(raised.value)
+    assert f"no space left in {tmp_path / 'cache' / '.parts'}:" in one_line(raised.value)
     (tmp_path / "media" / "full").unlink()
     report = made(manifest, tmp_path / "cache", workers=workers)
     assert report.samples == 5 and not report.failures and not verify(str(tmp_path / "cache"), progress=False)
@@ -67,7 +67,7 @@ def test_an_extraction_stops_at_a_full_disk_and_goes_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(media_write, "write_audio", fills)
     with pytest.raises(OSError, match="No space left") as raised:
         extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
-    assert str(tmp_path / "sound") in _one_line(raised.value)
+    assert str(tmp_path / "sound") in one_line(raised.value)
     monkeypatch.setattr(media_write, "write_audio", write_audio)
     summary = extract_all(manifest, tmp_path / "sound", workers=0, progress=False)
     assert (summary.there, summary.extracted, summary.failures) == (1, 1, {})
@@ -76,7 +76,7 @@ def test_an_extraction_stops_at_a_full_disk_and_goes_on(tmp_path: Path, monkeypa
 def test_what_was_written_to_names_the_folder_that_is_full(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as raised, atomic_path(tmp_path / "full" / "a.json"):
         raise full()  # as `file.write` does, without a name
-    assert _one_line(raised.value).startswith(f"no space left in {tmp_path / 'full'}: free some and run the same")
+    assert one_line(raised.value).startswith(f"no space left in {tmp_path / 'full'}: free some and run the same")
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENFILE])
@@ -152,7 +152,7 @@ def test_what_the_machine_cannot_is_known_from_whatever_it_was_told_as(code: int
     plain, told = OSError(code, os.strerror(code)), ValueError("cannot write")
     told.__cause__ = plain
     assert is_of_machine(plain) and is_of_machine(told) and is_of_machine(machine_error(code, "in words"))
-    assert str(machine_error(code, "in words")) == _one_line(machine_error(code, "in words")) == "in words"
+    assert str(machine_error(code, "in words")) == one_line(machine_error(code, "in words")) == "in words"
 
 
 def test_what_a_file_cannot_is_no_error_of_the_machine() -> None:

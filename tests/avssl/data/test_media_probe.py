@@ -10,7 +10,6 @@ import av
 import pytest
 from media_factory import write_media
 
-import avssl.limits
 from avssl.data.media import MediaError, MediaFile, probe, read_audio, read_frames
 from avssl.data.media import video as video_module
 from avssl.limits import Limits
@@ -178,17 +177,17 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_picture_that_is_too_large_is_refused(name: str, tmp_path, monkeypatch) -> None:
+def test_a_picture_that_is_too_large_is_refused(name: str, tmp_path, limited) -> None:
     sound = "libopus" if name.endswith("webm") else "pcm_s16le" if name.endswith("avi") else "aac"
     rate = 48000 if sound == "libopus" else 16000
     path = write_media(
         tmp_path / name, size=(320, 240), video_codec=LARGE[name], audio_codec=sound, sample_rate=rate, seconds=1.0
     )
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=320 * 240))
+    limited(Limits(max_pixels=320 * 240))
     assert probe(path, deep=True).width == 320, "the limit itself is allowed"
     assert len(read_frames(path, [0.2], size=48)) == 1
     path = path.rename(tmp_path / f"other {name}")  # within a process, what is known of a file is kept
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=320 * 240 - 1))
+    limited(Limits(max_pixels=320 * 240 - 1))
     for deep in (False, None, True):
         info = probe(path, deep=deep)
         assert (info.has_video, info.video_error, info.width) == (False, "picture too large", None)
@@ -238,7 +237,7 @@ def test_a_picture_that_is_too_large_costs_no_memory(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["mjpeg", "flv"])
-def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path, monkeypatch) -> None:
+def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path, monkeypatch, limited) -> None:
     """decord, which reads AVI otherwise, has no limit."""
     pictures = {48: tmp_path / "small.avi", 1024: tmp_path / "large.avi"}
     for size, path in pictures.items():
@@ -251,7 +250,7 @@ def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path
             if packet.size:
                 packet.stream = stream
                 made.mux(packet)
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=512 * 512))
+    limited(Limits(max_pixels=512 * 512))
     seen: list[int] = []
     monkeypatch.setattr(video_module, "_read_with_decord", lambda *_: pytest.fail("decord has no limit"))
     monkeypatch.setattr(video_module, "upright", lambda image, frame: seen.append(frame.width) or image)
@@ -259,10 +258,10 @@ def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path
     assert frames.shape == (3, 32, 32, 3) and set(seen) == {48}
 
 
-def test_a_clip_that_takes_too_much_memory_is_refused_before_it_does(tmp_path, monkeypatch) -> None:
+def test_a_clip_that_takes_too_much_memory_is_refused_before_it_does(tmp_path, limited) -> None:
     """Of a picture 8 pixels high, scaled to a short side of 224, a frame has 28 times as many pixels each way."""
     thin = write_media(tmp_path / "thin.avi", size=(1024, 8), video_codec="mjpeg", audio_codec=None, seconds=1.0)
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_clip_bytes=1 << 20))
+    limited(Limits(max_clip_bytes=1 << 20))
     with pytest.raises(MediaError, match=r"clip too large \(77 MB, limit 1 MB; max_clip_bytes raises it\)"):
         read_frames(thin, [0.1, 0.2, 0.3, 0.4], size=224)
     assert read_frames(thin, [0.1, 0.2], size=8).shape == (2, 8, 1024, 3)

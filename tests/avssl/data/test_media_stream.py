@@ -93,7 +93,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_pipe_that_never_ends_is_given_up_where_no_sound_comes(name: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(stream, "_SOUNDLESS", 1 << 21)
+    monkeypatch.setattr(stream, "SOUNDLESS", 1 << 21)
     codec, unit = ENDLESS[name]
     path = write_media(
         tmp_path / name, video_codec=None, audio_codec=codec, sample_rate=48000, waveform=noise(1, 48000)
@@ -114,7 +114,7 @@ def test_endless_bytes_that_are_no_media_are_refused_soon(unit: bytes) -> None:
 
 
 def test_a_long_pipe_with_sound_all_along_is_not_given_up(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(stream, "_SOUNDLESS", 1 << 17)
+    monkeypatch.setattr(stream, "SOUNDLESS", 1 << 17)
     path = write_media(tmp_path / "a.wav", video_codec=None, audio_codec="pcm_s16le", waveform=noise(20, 16000))
     assert len(whole(stream_audio(OddPipe(path.read_bytes()), 16000, "stdin"))) == 20 * 16000
 

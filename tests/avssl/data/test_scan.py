@@ -11,7 +11,6 @@ import av
 import pytest
 from media_factory import write_media
 
-import avssl.limits
 from avssl.data import scan as scan_module
 from avssl.data.manifest import Manifest
 from avssl.data.media import MediaInfo, pool, probe
@@ -54,12 +53,12 @@ def test_two_spellings_of_a_path_are_both_filled(root):
     assert result.column("has_audio") == [True] * 3 and len(set(result.column("duration"))) == 1
 
 
-def test_pictures_that_are_too_large_are_counted_and_another_limit_scans_anew(tmp_path, monkeypatch) -> None:
+def test_pictures_that_are_too_large_are_counted_and_another_limit_scans_anew(tmp_path, limited) -> None:
     write_media(tmp_path / "silent.mp4", audio_codec=None, size=(64, 64))
     write_media(tmp_path / "both.mp4", size=(64, 64))
     manifest = Manifest.from_rows([{"clip_id": name, "path": f"{name}.mp4"} for name in ("silent", "both")], tmp_path)
     rules = scan_module.scan_rules(None)
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=4095))
+    limited(Limits(max_pixels=4095))
     assert scan_module.scan_rules(None) != rules
     result = scan(manifest, workers=0, progress=False)
     assert result.column("error") == ["picture too large", ""]

@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 from PIL import Image
 from shard_samples import make_data
 
-import avssl.limits
 from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, open_data
@@ -175,7 +174,7 @@ def test_long_files_are_read_in_pieces_without_a_seam(
 ) -> None:
     settings = replace(SETTINGS, fps=fps, modalities=("video",))
     write_cache(data.take([0]), str(tmp_path / "whole"), settings, workers=0, progress=False)
-    monkeypatch.setattr(encode, "_WINDOW", 0.77)
+    monkeypatch.setattr(encode, "WINDOW", 0.77)
     write_cache(data.take([0]), str(tmp_path / "pieces"), settings, workers=0, progress=False)
     whole, pieces = ((tmp_path / name / "train-000000.tar").read_bytes() for name in ("whole", "pieces"))
     assert whole == pieces
@@ -310,23 +309,26 @@ def test_a_flipped_bit_in_what_a_cache_says_of_itself_is_refused(copied: Path) -
 
 @pytest.mark.parametrize("own_limit", [True, False])
 def test_a_picture_that_is_too_large_is_a_counted_failure(
-    own_limit: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+    own_limit: bool,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limited,
 ) -> None:
     manifest = open_data(str(folder))
     row = usable(manifest)[0]
     assert dataset(manifest, mode="center")[(0, row)].clips
     if own_limit:
-        monkeypatch.setattr(avssl.limits, "_current", Limits(max_pixels=100))
+        limited(Limits(max_pixels=100))
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert {failure.reason for failure in dataset(manifest, mode="center")[(0, row)].failures} == {"picture too large"}
 
 
 @pytest.mark.parametrize("modalities", [("audio",), ("video",)])
-def test_a_cached_clip_that_takes_too_much_memory_is_a_counted_failure(folder: Path, monkeypatch, modalities) -> None:
+def test_a_cached_clip_that_takes_too_much_memory_is_a_counted_failure(folder: Path, modalities, limited) -> None:
     manifest = open_data(str(folder))
     row = usable(manifest)[0]
-    monkeypatch.setattr(avssl.limits, "_current", Limits(max_clip_bytes=10_000))
+    limited(Limits(max_clip_bytes=10_000))
     item = dataset(manifest, mode="center", modalities=modalities)[(0, row)]
     assert {failure.reason for failure in item.failures} == {"clip too large"} and not item.clips
 

@@ -287,7 +287,7 @@ def test_threads_share_a_store_whose_files_take_turns(tmp_path: Path, monkeypatc
         time.sleep(1e-4)  # time enough for others
         return pread(*arguments)
 
-    monkeypatch.setattr(store, "_OPEN_FILES", 2)
+    monkeypatch.setattr(store, "OPEN_FILES", 2)
     monkeypatch.setattr(os, "pread", slowly)
     for number in range(8):
         (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 4096)

@@ -210,7 +210,7 @@ def test_a_deep_look_calls_none_of_them_corrupt(root: Path, tmp_path: Path) -> N
 def test_a_cache_gives_the_clips_of_the_originals(
     scanned: Manifest, tmp_path: Path, needs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "_WINDOW", 1.0)  # some stretches of the files have no pictures at all
+    monkeypatch.setattr(encode, "WINDOW", 1.0)  # some stretches of the files have no pictures at all
     write_cache(scanned, str(tmp_path / "cache"), Settings(short_side=48, quality=95), workers=0, progress=False)
     cached = open_data(str(tmp_path / "cache"))
     for name in ("audio_start", "audio_end", "video_start", "video_end"):

@@ -128,7 +128,7 @@ def test_the_printed_rule_divides_the_positions_too() -> None:
     size = (4, 8, 8)
     scores = _add_rel_pos(scores, q, size, size, plain.rel_pos_h, plain.rel_pos_w, plain.rel_pos_t)
     expected = (scores / 8**0.5).softmax(dim=-1) @ v
-    torch.testing.assert_close(ours._attend(q, k, v, size, size), expected)
+    torch.testing.assert_close(ours.attend(q, k, v, size, size), expected)
 
 
 def test_slowfasts_names_and_back() -> None:

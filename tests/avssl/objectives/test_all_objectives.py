@@ -34,7 +34,7 @@ def make_task(name: str, chunk: int | None = None) -> PretrainTask:
 def share_of(batch: Batch, rank: int, world: int) -> Batch:
     size = batch.size // world
     rows = slice(rank * size, (rank + 1) * size)
-    cut = batch._map(lambda tensor: tensor[rows])
+    cut = batch.map(lambda tensor: tensor[rows])
     return Batch(**vars(cut) | {"clip_ids": batch.clip_ids[rows], "start": batch.start[rows]})
 
 

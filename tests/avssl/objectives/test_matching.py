@@ -53,7 +53,7 @@ def test_negatives_are_drawn_by_the_softmax_of_the_similarity() -> None:
     similarity = torch.tensor([[0.9, 0.5, 0.1, -0.4]]).expand(20000, -1)
     allowed = torch.tensor([[False, True, True, True]]).expand(20000, -1)
     torch.manual_seed(0)
-    columns, values = objective._negatives(similarity, allowed)
+    columns, values = objective.draw_negatives(similarity, allowed)
     shares = torch.bincount(columns, minlength=4) / 20000
     wanted = torch.softmax(torch.tensor([0.5, 0.1, -0.4]) / 0.5, dim=0)  # ALBEF: its own weight is set to 0
     torch.testing.assert_close(shares[1:], wanted, atol=0.015, rtol=0)
