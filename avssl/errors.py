@@ -42,14 +42,6 @@ def machine_error(code: int, message: str) -> OSError:
     return error
 
 
-def user_errors() -> tuple[type[Exception], ...]:
-    """What a user can cause and mend, told in one line without a traceback; anything else is a defect."""
-    from avssl.data.failures import DataError  # with the reader of media, which a parser need not wait for
-    from avssl.data.media import MediaError
-
-    return OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError, LostProcessError
-
-
 def printable(name: str) -> str:
     """A file name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xff`` and the like."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl import plugins
-from avssl.errors import SettingsError, user_errors
+from avssl.errors import LostProcessError, NonFiniteError, SettingsError
 from avssl.progress import Meter, lines_above_bars
 from avssl.urls import hide_credentials
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An import that failed names its module; without one it is our word on an optional package, with its command.
         optional = isinstance(error, ImportError) and error.name is None
         # Anything else is a defect and shows its traceback, here, where nothing can print it with a URL's password.
-        if os.environ.get("AVSSL_DEBUG") or not (optional or isinstance(error, user_errors())):
+        if os.environ.get("AVSSL_DEBUG") or not (optional or isinstance(error, _user_errors())):
             sys.stderr.write(hide_credentials(traceback.format_exc()))
             return 1
         return _fail(one_line(error), 1)
@@ -145,6 +145,14 @@ def _docstring(name: str) -> str:
     """What the module of a command says of it, without importing it."""
     source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What a user can cause and mend, told in one line without a traceback; anything else is a defect."""
+    from avssl.data.failures import DataError  # with the reader of media, which a parser need not wait for
+    from avssl.data.media import MediaError
+
+    return OSError, ValueError, KeyError, DataError, MediaError, NonFiniteError, LostProcessError
 
 
 def _fail(told: str, status: int) -> int:

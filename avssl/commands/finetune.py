@@ -23,7 +23,6 @@ from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.mixup import SetMixup
 from avssl.data.splits import Splits, check_labelled, open_splits, settle_clip_seconds
-from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.classification import multi_head_metrics
 from avssl.evaluation.context import Before
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
@@ -36,6 +35,7 @@ from avssl.progress import Meter
 from avssl.runs import EXPORT
 from avssl.tracking import sweep_folder
 from avssl.tracking.tracker import log_model, use_model
+from avssl.training.after_training import evaluate_trained
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask

@@ -17,7 +17,6 @@ from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits, open_splits, settle_clip_seconds
-from avssl.evaluation.after_training import evaluate_trained
 from avssl.evaluation.diagnostics import CollapseMonitor, diagnose
 from avssl.evaluation.embeddings import embed_pair
 from avssl.evaluation.probe import OnlineProbe
@@ -29,6 +28,7 @@ from avssl.objectives.terms import read_terms, trained_projections
 from avssl.progress import Meter
 from avssl.tracking import sweep_folder
 from avssl.tracking.tracker import log_model, use_model
+from avssl.training.after_training import evaluate_trained
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.initialization import InitialPair, complete_pretraining, initial_pair, read_start

@@ -11,12 +11,12 @@ import numpy as np
 import yaml
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, list_data, open_data
 from avssl.data.datasets import get_dataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import LABEL_PREFIX, Manifest
 from avssl.data.manifest_checks import COLUMNS
+from avssl.data.settings import DataConfig
 from avssl.data.strata import row_groups, strata
 from avssl.limits import set_limits
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from avssl.config import DataConfig
 from avssl.data.clips import ClipDataset, Modality
 from avssl.data.loader import ClipLoader, make_eval_loader, make_train_loader
 from avssl.data.manifest import Manifest
 from avssl.data.mixup import SetMixup
 from avssl.data.samplers import balanced_shares
+from avssl.data.settings import DataConfig
 from avssl.data.shards.index import shard_numbers
 
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from lightning_fabric import Fabric
 
 from avssl.bounds import check_bounds
-from avssl.config import DataConfig
 from avssl.data.catalog import OWN_CLIP_SECONDS, Entry, find_entry, open_data
 from avssl.data.clips import Modality
 from avssl.data.failures import DataError
@@ -21,6 +20,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import some
 from avssl.data.media.probe import CANCELS
 from avssl.data.scan import cut_short, warning_words
+from avssl.data.settings import DataConfig
 from avssl.data.shards.index import check_settings
 from avssl.data.strata import held_out as draw_held_out
 from avssl.data.strata import learnable_heads, row_groups, training_share

@@ -10,10 +10,16 @@ from lightly.utils.dist import rank
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avssl.evaluation.diagnostics import effective_negatives
 from avssl.objectives.banks import KeyQueue
 from avssl.objectives.base import Objective, Shapes, Step, register_objective
-from avssl.objectives.functional import gather_constant, gather_with_gradient, joint_of, parse_modality, unit
+from avssl.objectives.functional import (
+    effective_negatives,
+    gather_constant,
+    gather_with_gradient,
+    joint_of,
+    parse_modality,
+    unit,
+)
 
 
 def contrast(

@@ -44,6 +44,29 @@ def gather_constant(rows: Tensor) -> Tensor:
 _MODALITIES = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
 
 
+@torch.no_grad()
+def effective_negatives(logits: Tensor, partners: Tensor | None = None) -> Tensor:
+    """How many negatives a contrastive softmax listens to: the perplexity of its weights on them, averaged over rows.
+
+    Among the negatives of row i, negative j has the share exp(logit_ij) / sum over k != i of exp(logit_ik) of the
+    gradient: the relative penalty of Wang & Liu 2021, "Understanding the Behaviour of Contrastive Loss". The perplexity
+    is exp of its entropy: N - 1 where all negatives weigh the same, 1 where the hardest has all the weight, as at a low
+    temperature.
+
+    Args:
+        logits: (B, N) similarities over temperature. N = 1 has no negatives, 0.
+        partners: (B,) column of each row's positive; without them the positives are the diagonal of (N, N).
+    """
+    if logits.ndim != 2 or (partners is None and len(logits) != logits.shape[1]):
+        raise ValueError(f"effective_negatives: needs (N, N) logits, got {tuple(logits.shape)}")
+    if logits.shape[1] < 2:
+        return logits.new_zeros(())
+    if partners is None:
+        partners = torch.arange(len(logits), device=logits.device)
+    weights = logits.scatter(1, partners[:, None], -math.inf).softmax(dim=1)
+    return torch.special.entr(weights).sum(dim=1).exp().mean()
+
+
 def parse_modality(objective: str, modality: str) -> tuple[str, ...]:
     """The modalities that the option ``modality`` of ``objective`` asks for.
 

@@ -1,13 +1,14 @@
 """What an import of avssl brings, and what it does not."""
 
-import re
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 import avssl
+import mast
 
 # Every module, with packages that none of them needs absent, as where only the dependencies are installed.
 EVERYTHING = """
@@ -49,9 +50,62 @@ def test_avssl_and_its_settings_are_light() -> None:
     run(LIGHT)
 
 
-@pytest.mark.parametrize("package", ["data", "demo", "augment"])
-def test_what_brings_data_imports_nothing_of_what_stands_above_it(package: str) -> None:
-    names = ("evaluation", "commands", "tasks", "objectives", "engine", "tracking", "api")
-    above = re.compile(rf"^\s*(?:from|import) avssl\.({'|'.join(names)})\b", re.MULTILINE)
-    files = sorted((Path(avssl.__file__).parent / package).rglob("*.py"))
-    assert files and not [path.name for path in files if above.search(path.read_text(encoding="utf-8"))]
+# From the bottom up: a module imports of its own layer and of those below it, wherever in it the import stands.
+LAYERS = (
+    ("bounds", "errors", "files", "limits", "locks", "plugins", "progress", "urls"),
+    ("settings",),  # of data, models, augmentation and training: read without torch
+    ("checkpoint", "data", "demo"),
+    ("models",),
+    ("augment",),
+    ("objectives",),
+    ("config", "tracking"),
+    ("runs",),
+    ("loading", "prediction"),
+    ("evaluation",),
+    ("training",),
+    ("api", "arguments", "cli", "commands"),
+)
+LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def layer(module: str) -> int:
+    """The height of a module of avssl; the package itself brings the API and stands beside it."""
+    parts = module.split(".")[1:]
+    if not parts or parts == ["__main__"]:
+        return LAYER["api"]
+    return LAYER["settings" if parts[-1] == "settings" else parts[0]]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules that a file imports, of ``from package import module`` the module."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def modules(package: ModuleType) -> dict[str, Path]:
+    root = Path(str(package.__file__)).parents[1]
+    files = (path.relative_to(root) for path in (root / package.__name__).rglob("*.py"))
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): root / path for path in files}
+
+
+def test_avssl_is_imported_downhill() -> None:
+    known = modules(avssl)
+    assert {name.split(".")[1] for name in known if "." in name} - {"__main__"} == LAYER.keys() - {"settings"}
+    uphill = []
+    for name, file in known.items():
+        for found in imported(file):
+            # A name of a package is of that package, or one of its modules.
+            other = found if found in known else found.rpartition(".")[0]
+            if other in known and layer(other) > layer(name):
+                uphill.append(f"{name} imports {found}")
+    assert not uphill
+
+
+def test_mast_stands_alone_and_its_model_knows_no_fast_path() -> None:
+    known = modules(mast)
+    assert not [name for name, file in known.items() if any(found.split(".")[0] == "avssl" for found in imported(file))]
+    plain = {found for found in imported(known["mast.model"]) if found.startswith("mast")}
+    assert plain and not [found for found in plain if found.startswith("mast.fast")]

@@ -11,7 +11,6 @@ from avssl.evaluation.diagnostics import (
     CollapseMonitor,
     alignment,
     diagnose,
-    effective_negatives,
     effective_rank,
     mean_cosine,
     uniformity,
@@ -72,33 +71,6 @@ def test_effective_rank_of_known_matrices() -> None:
     assert effective_rank(torch.zeros(4, 3)).item() == 0
     assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan]])).item())
     assert effective_rank(rows(8, 4).bfloat16()).dtype == torch.float32
-
-
-def test_effective_negatives_match_numpy_and_known_softmaxes() -> None:
-    logits = rows(6, 6) * 3
-    expected = []
-    for i, row in enumerate(logits.double().numpy()):
-        weights = np.exp(np.delete(row, i))
-        weights /= weights.sum()
-        expected.append(math.exp(-(weights * np.log(weights)).sum()))
-    assert effective_negatives(logits).item() == pytest.approx(np.mean(expected), rel=1e-5)
-    assert effective_negatives(torch.zeros(6, 6)).item() == pytest.approx(5, rel=1e-6)
-    # The positives do not count, the hardest negative alone does.
-    hard = torch.zeros(4, 4).fill_diagonal_(1e4)
-    hard[range(4), [1, 2, 3, 0]] = 1e3
-    assert effective_negatives(hard).item() == pytest.approx(1)
-    assert effective_negatives(torch.zeros(1, 1)).item() == 0
-    with pytest.raises(ValueError, match=r"\(N, N\)"):
-        effective_negatives(torch.zeros(2, 3))
-
-
-def test_effective_negatives_are_the_shares_of_the_gradient() -> None:
-    logits = rows(5, 5).double().requires_grad_()
-    torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="sum").backward()
-    pushed = logits.grad.masked_select(~torch.eye(5, dtype=torch.bool)).view(5, 4)
-    share = pushed / pushed.sum(dim=1, keepdim=True)
-    expected = (-(share * share.log()).sum(dim=1)).exp().mean()
-    assert effective_negatives(logits).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_report_has_what_was_given() -> None:

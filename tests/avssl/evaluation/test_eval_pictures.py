@@ -12,14 +12,15 @@ import pytest
 from matplotlib.colors import to_hex
 
 import avssl  # noqa: F401
-from avssl.evaluation import after_training, error_analysis, feature_maps, few_label, retrieval, robustness
-from avssl.evaluation.after_training import collect, loss_curves, smooth
+from avssl.evaluation import error_analysis, feature_maps, few_label, retrieval, robustness
 from avssl.evaluation.error_analysis import confusion_matrix
 from avssl.evaluation.feature_maps import class_maps, tsne_before_after, tsne_map, umap_map
 from avssl.evaluation.few_label import share_curves
 from avssl.evaluation.plots import RIGHT, WRONG, class_style, head_to_head, save
 from avssl.evaluation.retrieval import RetrievalExample, retrieval_examples
 from avssl.evaluation.robustness import condition_bars
+from avssl.training import after_training
+from avssl.training.after_training import collect, loss_curves, smooth
 
 
 @pytest.fixture

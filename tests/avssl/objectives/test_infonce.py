@@ -10,6 +10,7 @@ from objective_steps import SHAPES, FixedStep
 
 from avssl.objectives import create_objective, list_objectives
 from avssl.objectives.contrastive import InfoNCE, contrast
+from avssl.objectives.functional import effective_negatives
 
 
 def numpy_info_nce(audio: np.ndarray, video: np.ndarray, temperature: float) -> tuple[float, float]:
@@ -120,3 +121,34 @@ def test_errors_name_the_fix() -> None:
     with pytest.raises(ValueError, match="min_temperature"):
         InfoNCE(temperature=0.001)
     assert list_objectives()["infonce"].startswith("Cross-modal InfoNCE")
+
+
+def rows(count: int, width: int) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_effective_negatives_match_numpy_and_known_softmaxes() -> None:
+    logits = rows(6, 6) * 3
+    expected = []
+    for i, row in enumerate(logits.double().numpy()):
+        weights = np.exp(np.delete(row, i))
+        weights /= weights.sum()
+        expected.append(math.exp(-(weights * np.log(weights)).sum()))
+    assert effective_negatives(logits).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert effective_negatives(torch.zeros(6, 6)).item() == pytest.approx(5, rel=1e-6)
+    # The positives do not count, the hardest negative alone does.
+    hard = torch.zeros(4, 4).fill_diagonal_(1e4)
+    hard[range(4), [1, 2, 3, 0]] = 1e3
+    assert effective_negatives(hard).item() == pytest.approx(1)
+    assert effective_negatives(torch.zeros(1, 1)).item() == 0
+    with pytest.raises(ValueError, match=r"\(N, N\)"):
+        effective_negatives(torch.zeros(2, 3))
+
+
+def test_effective_negatives_are_the_shares_of_the_gradient() -> None:
+    logits = rows(5, 5).double().requires_grad_()
+    torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="sum").backward()
+    pushed = logits.grad.masked_select(~torch.eye(5, dtype=torch.bool)).view(5, 4)
+    share = pushed / pushed.sum(dim=1, keepdim=True)
+    expected = (-(share * share.log()).sum(dim=1)).exp().mean()
+    assert effective_negatives(logits).item() == pytest.approx(expected.item(), rel=1e-9)
