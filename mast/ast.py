@@ -60,6 +60,8 @@ class AST(SpectrogramModel):
 
     blocks: nn.Sequential
 
+    any_length = True
+
     def __init__(
         self,
         *,

@@ -33,6 +33,7 @@ class SpectrogramModel(nn.Module, ABC):
     sharding and counting (``mast.complexity``) follow from ``blocks``.
 
     Attributes:
+        any_length: whether a tracer can follow the model at every length, so that exported files take any.
         blocks: the repeated blocks from the input on, submodules of the model.
         name: registry name, set by ``create_model``.
         config: constructor arguments, JSON-able, enough to build the model again.
@@ -40,6 +41,7 @@ class SpectrogramModel(nn.Module, ABC):
         num_classes: width of the head, 0 for none.
     """
 
+    any_length: bool = False
     channels_first: bool = False  # of the blocks' outputs with a grid: (B, C, F, T), not (B, F, T, C)
     blocks: Iterable[nn.Module]
     head: nn.Module

@@ -1,8 +1,10 @@
 """Models as files that need neither this package nor its Python: ``torch.export`` programs and ONNX.
 
 Batch and length are dynamic, from one clip to many and from a part of the reference length to many times as much; the
-number of mels is that of the frontend. A file carries what is needed to use it: the frontend's settings, the class
-names, the names of input and outputs, the shortest input (``mast.open_exported`` reads them), and its checksum.
+number of mels is that of the frontend. Of a model that is not ``any_length``, such as a backbone of another library,
+the length is fixed: what a tracer has seen at one length may be wrong at another. A file carries what is needed to use
+it: the frontend's settings, the class names, the names of input and outputs, the shortest input
+(``mast.open_exported`` reads them), and its checksum.
 """
 
 import hashlib
@@ -52,7 +54,10 @@ class _Traced(nn.Module):
 
 
 def describe(
-    model: SpectrogramModel, frontend: LogMel | None, labels: Mapping[str, Sequence[str]] | None = None
+    model: SpectrogramModel,
+    frontend: LogMel | None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """What an exported file says of itself, JSON-able.
 
@@ -60,13 +65,17 @@ def describe(
         model: with the ``name`` and ``config`` of ``create_model``.
         frontend: part of the graph; None where the graph takes a spectrogram.
         labels: head name -> ordered class names; the heads lie side by side in the logits.
+        length: see ``export_program``.
 
     Raises:
-        ValueError: there are not as many classes as logits.
+        ValueError: there are not as many classes as logits; or no length is known, where it is fixed.
     """
     frames = 1
     if isinstance(patches := getattr(model, "patch_embed", None), PatchEmbed):
         frames = max(1, patches.proj.kernel_size[1] - 2 * int(patches.proj.padding[1]))
+    bounds = {"shortest": frames if frontend is None else frontend.samples_for(frames)}
+    if not model.any_length:
+        bounds = dict.fromkeys(("shortest", "longest"), _traced_length(model, frontend, length))
     classes = sum(len(names) for names in (labels or {}).values())
     if labels and classes != model.num_classes:
         raise ValueError(f"labels name {classes} classes, the model's head has {model.num_classes}")
@@ -77,7 +86,7 @@ def describe(
         "labels": {head: list(names) for head, names in (labels or {}).items()},
         "input": "spectrogram" if frontend is None else "waveform",
         "inputs": _inputs(model, frontend),
-        "shortest": frames if frontend is None else frontend.samples_for(frames),
+        **bounds,
         "outputs": ["logits", "features"] if model.num_classes else ["features"],
         "quantization": None,
     }
@@ -97,8 +106,22 @@ def _inputs(model: SpectrogramModel, frontend: LogMel | None) -> list[str]:
     return ["waveform", "samples"] if masks or frontend.pad != "wave" else ["waveform"]
 
 
+def _traced_length(model: SpectrogramModel, frontend: LogMel | None, length: int | None) -> int:
+    """Samples, or frames of a spectrogram, of what is traced."""
+    if length is not None:
+        return length
+    if (frames := model.config.get("frames")) is None:
+        raise ValueError(f"{model.name or 'the model'} has no frames of its own: give the length of the file's inputs")
+    return int(frames) if frontend is None else frontend.samples_for(int(frames))
+
+
 def export_program(
-    model: SpectrogramModel, frontend: LogMel | None = None, *, transform: Transform = "fft", mels: int | None = None
+    model: SpectrogramModel,
+    frontend: LogMel | None = None,
+    *,
+    transform: Transform = "fft",
+    mels: int | None = None,
+    length: int | None = None,
 ) -> ExportedProgram:
     """Trace ``model``, with ``frontend`` before it where there is one.
 
@@ -107,21 +130,29 @@ def export_program(
         frontend: makes the program take a waveform (B, S) instead of a spectrogram (B, 1, mels, frames).
         transform: how the frontend takes its Fourier transforms; see ``mast.exportable.ExportableLogMel``.
         mels: of a spectrogram; default: the model's reference.
+        length: samples, or frames of a spectrogram, of every input of a model that is not ``any_length``; default: the
+            model's reference.
 
     Returns:
         A program of one input, and a second one, samples (B,) int64, where the frontend pads frames; its outputs are
         logits (B, num_classes), where there is a head, and features (B, num_features). Every grid in it has at least
         two tokens along time: see ``shortest_input``.
+
+    Raises:
+        ValueError: the length, or the mels, are neither given nor the model's.
     """
-    frames = int(model.config["frames"])
+    shape = [_TRACED_BATCH, _traced_length(model, frontend, None if model.any_length else length)]
     if frontend is None:
-        shape = [_TRACED_BATCH, 1, mels or int(model.config["mels"]), frames]
-    else:
-        shape = [_TRACED_BATCH, frontend.samples_for(frames)]
+        mels = mels or model.config.get("mels")
+        if mels is None:
+            raise ValueError(f"{model.name or 'the model'} has no mels of its own: give those of the spectrograms")
+        shape[1:1] = [1, int(mels)]
     device = next(model.parameters()).device
     traced = _Traced(model, frontend, transform)
     given: tuple[Tensor, ...] = (torch.zeros(shape, device=device),)
-    dimensions: tuple[dict[int, Any], ...] = ({0: Dim.DYNAMIC, len(shape) - 1: Dim.DYNAMIC},)
+    dimensions: tuple[dict[int, Any], ...] = ({0: Dim.DYNAMIC},)
+    if model.any_length:
+        dimensions[0][len(shape) - 1] = Dim.DYNAMIC
     if len(_inputs(model, frontend)) > 1:
         given += (torch.full((_TRACED_BATCH,), shape[1], device=device),)
         dimensions += ({0: Dim.DYNAMIC},)
@@ -132,7 +163,8 @@ def export_program(
 def shortest_input(program: ExportedProgram) -> int:
     """Samples, or frames, of the shortest input that a program of ``export_program`` takes."""
     given = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    return int(program.range_constraints[given.meta["val"].shape[-1].node.expr].lower)
+    size = given.meta["val"].shape[-1]
+    return size if isinstance(size, int) else int(program.range_constraints[size.node.expr].lower)
 
 
 def save_program(
@@ -142,10 +174,12 @@ def save_program(
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
     mels: int | None = None,
+    length: int | None = None,
 ) -> Path:
     """Write what ``export_program`` gives as a .pt2 file, which ``torch.export.load`` reads without this package."""
-    program = export_program(model, frontend, mels=mels)
-    metadata = describe(model, frontend, labels) | {"shortest": shortest_input(program)}
+    metadata = describe(model, frontend, labels, length)
+    program = export_program(model, frontend, mels=mels, length=length)
+    metadata |= {"shortest": shortest_input(program)}
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
     with atomic_path(path) as temporary:
@@ -160,11 +194,12 @@ def export_onnx(
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
     mels: int | None = None,
+    length: int | None = None,
 ) -> Path:
     """Write ``model``, with ``frontend`` before it where there is one, as one ONNX file with dynamic batch and length.
 
     Args:
-        model, frontend, mels: see ``export_program``.
+        model, frontend, mels, length: see ``export_program``.
         path: of the file.
         labels: see ``describe``.
 
@@ -173,8 +208,8 @@ def export_onnx(
         ValueError: see ``describe``.
     """
     require("onnx", "onnxscript")
-    metadata = describe(model, frontend, labels)
-    program = export_program(model, frontend, transform="product", mels=mels)
+    metadata = describe(model, frontend, labels, length)
+    program = export_program(model, frontend, transform="product", mels=mels, length=length)
     quiet = logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
     levels = [logger.level for logger in quiet]
     names = {"input_names": metadata["inputs"], "output_names": metadata["outputs"]}
@@ -278,6 +313,7 @@ def _name_dimensions(graph: Any, length: str) -> None:
     """Give the dynamic dimensions names that a reader understands; others are results of computations."""
     shape = graph.input[0].type.tensor_type.shape.dim
     renamed = {shape[0].dim_param: "batch", shape[len(shape) - 1].dim_param: length}
+    renamed.pop("", None)  # of a size that is fixed
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in renamed:

@@ -1,6 +1,7 @@
 """Exported files in use: one interface to ``torch.export`` programs and ONNX."""
 
 import errno
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,12 +44,15 @@ class Exported:
                 (``metadata["frontend"]["pad"]``) replaces these zeros by its rule. None: all.
 
         Raises:
-            ValueError: another shape, or shorter than ``metadata["shortest"]``.
+            ValueError: another shape, or shorter than ``metadata["shortest"]``, or longer than ``metadata["longest"]``,
+                where the file has one.
         """
         kind, shortest = self.metadata["input"], self.metadata["shortest"]
-        if x.ndim != (2 if kind == "waveform" else 4) or x.shape[-1] < shortest:
+        longest = self.metadata.get("longest")
+        if x.ndim != (2 if kind == "waveform" else 4) or x.shape[-1] < shortest or x.shape[-1] > (longest or math.inf):
             shape = "(B, samples)" if kind == "waveform" else "(B, 1, mels, frames)"
-            raise ValueError(f"expected a {kind} {shape} with at least {shortest} of the last, got {tuple(x.shape)}")
+            size = f"at least {shortest}" if longest is None else f"just {longest}"
+            raise ValueError(f"expected a {kind} {shape} with {size} of the last, got {tuple(x.shape)}")
         given = [x]
         if "samples" in self.metadata.get("inputs", ()):
             given.append(all_samples(x) if samples is None else samples.long())

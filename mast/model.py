@@ -353,6 +353,8 @@ class MAST(SpectrogramModel):
         torch.Size([2, 10])
     """
 
+    any_length = True
+
     def __init__(
         self,
         *,

@@ -127,14 +127,23 @@ class _Original:
             )
         assert loaded.audio_encoder is not None and loaded.frontend is not None
         self.model, self.frontend = loaded.audio_encoder, loaded.frontend
-        frames = int(self.model.config["frames"])
-        self.seconds = loaded.settings.clip_seconds or self.frontend.samples_for(frames) / self.frontend.sample_rate
+        frames = self.model.config.get("frames")
+        if loaded.settings.clip_seconds is not None:
+            self.seconds = loaded.settings.clip_seconds
+        elif frames is not None:
+            self.seconds = self.frontend.samples_for(int(frames)) / self.frontend.sample_rate
+        else:
+            raise ValueError(f"checkpoint: {loaded.path} does not say how long its clips were; give a run")
 
     def write(self, path: Path) -> None:
         frontend = self.frontend if self.takes_waveform else None
         write = mast.export_onnx if path.suffix == ".onnx" else mast.save_program
+        length = round(self.seconds * self.frontend.sample_rate)
+        length = length if self.takes_waveform else self.frontend.num_frames(length)
+        if not self.model.any_length:
+            logger.warning("%s is exported for inputs of one length, %g s", self.model.name, self.seconds)
         with Meter(f"writing {path.suffix}"):
-            write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels)
+            write(self.model, frontend, path, labels=self.labels, mels=self.frontend.num_mels, length=length)
 
     @torch.inference_mode()
     def outputs(self, waveform: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
@@ -254,7 +263,7 @@ def _compare(config: ExportConfig, original: _Original, path: Path, clips: tuple
     for batch in track(loader, "checking the file with clips", "batch", total=-(-len(rows) // config.batch_size)):
         if not batch.size or batch.audio is None:
             continue
-        if not comparison.clips:  # other lengths of real sound once
+        if not comparison.clips and original.model.any_length:  # other lengths of real sound once
             for length in LENGTHS:
                 _add(comparison, original, exported, _resized(batch.audio, round(length * batch.audio.shape[1])))
         expected, found = _add(comparison, original, exported, batch.audio, batch.samples)
@@ -281,7 +290,8 @@ def _noise(original: _Original, exported: Exported) -> Iterator[Tensor]:
     if not original.takes_waveform:
         shortest = original.frontend.samples_for(shortest)
     generator = torch.Generator().manual_seed(0)
-    sizes = [round(length * original.seconds * original.frontend.sample_rate) for length in LENGTHS]
+    lengths = LENGTHS if original.model.any_length else (1.0,)
+    sizes = [round(length * original.seconds * original.frontend.sample_rate) for length in lengths]
     for number, size in enumerate([shortest, *sizes], start=1):
         size = max(size, shortest)
         yield torch.randn(number, size, generator=generator) * torch.linspace(1e-3, 0.3, size)

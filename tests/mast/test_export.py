@@ -98,6 +98,40 @@ def test_a_frontend_without_branches_pads_alike(pad: str) -> None:
             torch.testing.assert_close(found, frontend(waveform, told), rtol=0, atol=1e-5)
 
 
+class Branching(mast.SpectrogramModel):
+    """What it does depends on the length: a tracer sees one way of it, as of backbones of other libraries."""
+
+    def __init__(self) -> None:
+        super().__init__({"num_classes": 2}, num_features=8)
+        self.patches = nn.Conv2d(1, 8, (32, 16), (32, 16))
+        self.blocks = [nn.Identity()]
+        self.reset_classifier(2)
+
+    def forward_grid(self, x: torch.Tensor) -> torch.Tensor:
+        if missing := -x.shape[3] % 16:
+            x = nn.functional.pad(x, (0, missing))
+        return self.patches(x).movedim(1, -1)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return 32, 16
+
+
+def test_an_encoder_that_is_not_known_at_all_lengths_is_exported_for_one(frontend, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    with pytest.raises(ValueError, match="no frames of its own: give the length"):
+        mast.save_program(model, frontend, tmp_path / "model.pt2")
+    exported = mast.open_exported(mast.save_program(model, frontend, tmp_path / "model.pt2", length=9000))
+    for batch in (1, 3):
+        waveform = noise(batch, 9000 / RATE)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(waveform)["logits"], model(frontend(waveform)), atol=1e-4, rtol=0)
+    for size in (8000, 9160):
+        with pytest.raises(ValueError, match="just 9000 of the last"):
+            exported(torch.zeros(1, size))
+
+
 def test_the_file_says_what_it_is(onnx_file, frontend) -> None:
     import onnx
 
