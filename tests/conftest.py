@@ -1,10 +1,8 @@
 """Fixtures shared by all tests. Real data is optional: its tests skip, visibly, where it is absent."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -57,14 +55,3 @@ def forked_tools() -> Iterator[ForkedTools]:
     """Runs tools as users start them; what they import is imported once."""
     with ForkedTools(os.environ | {"OMP_NUM_THREADS": "1"}) as tools:
         yield tools
-
-
-@pytest.fixture(scope="session")
-def media_factory() -> ModuleType:
-    """The writer of small media files, for tests in other folders than its own."""
-    file = Path(__file__).parent / "avssl" / "data" / "media_factory.py"
-    spec = importlib.util.spec_from_file_location("media_factory", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

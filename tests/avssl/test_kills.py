@@ -8,8 +8,8 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
+import media_factory
 import pytest
 from kill_points import kills
 from small_runs import small_pretraining
@@ -84,7 +84,7 @@ def test_a_demo_set_is_whole_or_not_there(tmp_path: Path, anew: bool, every: int
 
 
 def test_a_manifest_is_whole_or_not_there_and_its_reports_are_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, media_factory: ModuleType, every: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "work" / "cache"))
     for name in ("a", "b"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.image
+import media_factory
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory, media_factory) -> Path:
+def media(tmp_path_factory) -> Path:
     """Three short videos and one that is none."""
     folder = tmp_path_factory.mktemp("media")
     for i in range(3):

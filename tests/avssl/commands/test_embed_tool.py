@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import media_factory
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +29,7 @@ AUDIO = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory, media_factory) -> Path:
+def media(tmp_path_factory) -> Path:
     """Two videos, one without sound, a sound alone, a short one, and a file that is none."""
     folder = tmp_path_factory.mktemp("media")
     for number, seconds in enumerate((3.3, 2.0)):
@@ -244,7 +245,7 @@ def test_parts_of_other_settings_are_not_used(tmp_path) -> None:
 
 @pytest.mark.parametrize(("modalities", "late", "one"), [("audio", [1.5, 2.5], 3), ("both", [1.5, 2.5], 0)])
 def test_windows_lie_where_the_streams_run_that_are_needed(
-    pair_run: Path, media_factory, tmp_path, modalities: str, late: list[float], one: int
+    pair_run: Path, tmp_path, modalities: str, late: list[float], one: int
 ) -> None:
     options = {"audio_codec": "pcm_s16le", "size": (64, 48), "seconds": 3.5}
     wave = media_factory.noise(2.0, 16000)
@@ -265,7 +266,7 @@ def test_windows_lie_where_the_streams_run_that_are_needed(
     assert summary["cut_short"] == 1 and read_features(output)["start"] == pytest.approx([1.55], abs=0.01)
 
 
-def test_the_channel_is_that_of_training_or_as_asked_for(pair_run: Path, media_factory, tmp_path) -> None:
+def test_the_channel_is_that_of_training_or_as_asked_for(pair_run: Path, tmp_path) -> None:
     wave, options = media_factory.noise(2.0, 16000), {"video_codec": None, "audio_codec": "pcm_s16le"}
     media_factory.write_media(tmp_path / "one" / "a.wav", waveform=wave, **options)
     media_factory.write_media(tmp_path / "two" / "a.wav", waveform=np.stack([wave, -wave]), layout="stereo", **options)

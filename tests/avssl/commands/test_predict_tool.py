@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import av
+import media_factory
 import numpy as np
 import pytest
 import torch
@@ -337,9 +338,7 @@ def test_a_name_that_is_not_utf8_is_read_and_written_escaped(classifier: Path, t
     assert [Path(json.loads(line)["file"]).name for line in target] == [r"k\xe4se.wav", "after.wav"]
 
 
-def test_sound_that_begins_late_is_judged_from_its_beginning_on(
-    classifier: Path, media_factory, tmp_path, caplog
-) -> None:
+def test_sound_that_begins_late_is_judged_from_its_beginning_on(classifier: Path, tmp_path, caplog) -> None:
     wave = changing_noise(3.0).astype(np.float32) / 32768
     for name, start in (("late.mov", 2.5), ("whole.mov", 0.0)):
         media_factory.write_media(
@@ -363,7 +362,7 @@ def test_sound_that_begins_late_is_judged_from_its_beginning_on(
     assert "late.mov: sound begins at 2.50 s" in caplog.text and "whole.mov: sound" not in caplog.text
 
 
-def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, media_factory, tmp_path, caplog) -> None:
+def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, tmp_path, caplog) -> None:
     whole = media_factory.write_media(
         tmp_path / "whole.mkv",
         seconds=12.0,
@@ -386,7 +385,7 @@ def test_windows_within_a_gap_are_left_out_and_told(classifier: Path, media_fact
     assert [line.split(" s ")[0] for line in lines] == ["      0.00 to     2.00", "      3.00 to    12.00"]
 
 
-def test_recordings_joined_in_one_file_are_told(classifier: Path, media_factory, tmp_path, caplog) -> None:
+def test_recordings_joined_in_one_file_are_told(classifier: Path, tmp_path, caplog) -> None:
     """Of the second one nothing is judged: its times are those of the first."""
     parts = [
         media_factory.write_media(tmp_path / f"{k}.ogg", seconds=3.0 + k, video_codec=None, audio_codec="libopus",

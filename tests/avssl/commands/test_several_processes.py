@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
+import media_factory
 import pytest
 import torch
 from forked_tools import ForkedTools
@@ -166,7 +166,7 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(of_two: Path, environment: dic
 
 
 def test_processes_that_see_other_data_are_refused_before_anything_is_written(
-    tried: Callable[..., list[Done]], tmp_path: Path, media_factory: ModuleType
+    tried: Callable[..., list[Done]], tmp_path: Path
 ) -> None:
     """As of two machines, on one of which a file is another."""
     for rank in range(2):

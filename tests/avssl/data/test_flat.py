@@ -12,9 +12,9 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import media_factory
 import pytest
 from small_runs import small_pretraining
 from test_shards_write import clocks, made
@@ -71,7 +71,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_opens_of_media_leave_nothing_behind(name: str, tmp_path: Path, media_factory: ModuleType, long: bool) -> None:
+def test_opens_of_media_leave_nothing_behind(name: str, tmp_path: Path, long: bool) -> None:
     if name == "sample of a cache":
         made(clocks(tmp_path / "media", 1), tmp_path / "cache")
         path = Manifest.load(tmp_path / "cache" / "index.parquet").row(0).path

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from avssl.config import CacheConfig, PretrainConfig
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
 
 

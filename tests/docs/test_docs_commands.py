@@ -19,7 +19,7 @@ from miniature import TREES, Tree, miniature
 
 from avssl.data.catalog import open_data
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 # How what is not run here begins, and why it is not.
 NOT_RUN = {

@@ -12,7 +12,7 @@ import yaml
 
 import mast
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import recipe_tables  # noqa: E402  (a script, of no package)

@@ -11,7 +11,7 @@ import pytest
 from avssl import commands
 from avssl.commands import COMMANDS, SETTINGS, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "torchvision", "lightning_fabric", "lightly", "wandb", "matplotlib", "sklearn", "scipy")
 LINES = [
     [],

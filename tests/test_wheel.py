@@ -14,7 +14,7 @@ from miniature import TREES, miniature
 import avssl
 from avssl.commands import COMMANDS
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[1]
 # What a result.json says about the protocol, for every known name, and one result.json; the clone runs it, too.
 PROTOCOLS = """
 import avssl

@@ -12,7 +12,7 @@ from avssl.config import ExportConfig
 from mast.export import describe
 from mast.exported import Exported
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:.*\| )?python (tools/.*)", PAGE, re.MULTILINE)
 EXPORTS = [command for command in COMMANDS if command.startswith("tools/export.py ")]
