@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Modules are compiled as they are imported, which most of what is installed never is.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: demo test tests checks docs clean
 
@@ -15,8 +13,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(MAKE) --jobs 2 --keep-going tests checks
 
+# Processes that tests start find modules compiled, whatever the environment says of that.
 tests: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 checks: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -30,15 +29,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e .
+	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-docs: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[docs]'
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@ $(VENV)/installed
 
 clean:
