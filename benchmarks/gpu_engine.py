@@ -54,6 +54,7 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
         store=None,  # type: ignore[arg-type]
         failures=FailureMonitor(),
         settings={},
+        graphs=runtime.get("graphs") == "auto",
     )
     engine.task.train()
     wide = (40, 48) if tiny else (256, 340)

@@ -145,6 +145,7 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
             failures=FailureMonitor(config.data.max_failures),
             settings=run.settings(splits.digest),
             seed=config.seed,
+            graphs=config.runtime.graphs == "auto",
         )
         protocol, rate = splits.protocol, config.audio.sample_rate
         loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)

@@ -321,6 +321,7 @@ def _fit_full(
         settings=checkpoint_settings(classifier, _extra(config, splits)) | run.settings(splits.digest),
         monitor=_monitor(splits),
         seed=config.seed,
+        graphs=config.runtime.graphs == "auto",
     )
     run.resume(engine)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, steps, optim.batch_size)

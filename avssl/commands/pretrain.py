@@ -115,6 +115,7 @@ def _pretrain(
         settings={"kind": "pair", "pair": task.pair.settings} | run.settings(splits.digest),
         monitor="audio_to_video/R@1",
         seed=config.seed,
+        graphs=config.runtime.graphs == "auto",
     )
     run.resume(engine)
     logger.info(

@@ -31,6 +31,7 @@ from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
 from avssl.tracking import Tracker
 from avssl.training.finite import FiniteCheck
+from avssl.training.graphed import GraphedStep
 from avssl.training.launch import is_lost_process, stop_signals
 from avssl.training.optimizer import ExponentialAverage, make_optimizer, make_scheduler, scaled_lr
 from avssl.training.settings import LogConfig, OptimConfig
@@ -50,6 +51,20 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by name, whose sum is minimized, and scalars to log."""
+
+    drawing: tuple[str, ...] = ()
+    """Its methods that draw inputs: tensors, or None, of a batch -> a tensor without gradient."""
+
+    def prepare(self, batch: Batch) -> dict[str, Tensor] | None:
+        """All that a step needs of ``batch``, drawn and augmented: :meth:`compute` makes of it what ``forward`` does.
+
+        None where a step is more than that, so that ``forward`` alone can compute it.
+        """
+        return None
+
+    def compute(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and scalars as of ``forward``, of what :meth:`prepare` gave: waits for no device, draws no input."""
+        raise NotImplementedError(f"{type(self).__name__} prepares nothing")
 
     def before_step(self, step: int, max_steps: int) -> None:
         """Called before each optimizer step, of which ``step`` were taken."""
@@ -90,6 +105,7 @@ class Engine:
         settings: Plain values saved beside the weights, which rebuild the model.
         monitor: Validation metric, higher is better, that chooses the best checkpoint; of equal ones the latest.
         seed: Seed of the run.
+        graphs: On a GPU, in one process, steps by CUDA graphs; see :class:`GraphedStep`.
     """
 
     def __init__(
@@ -106,6 +122,7 @@ class Engine:
         settings: dict[str, Any],
         monitor: str | None = None,
         seed: int = 0,
+        graphs: bool = False,
     ) -> None:
         self.fabric, self.optim, self.log, self.max_steps, self.monitor = fabric, optim, log, steps, monitor
         self.tracker, self.store, self.failures, self.settings, self.seed = tracker, store, failures, settings, seed
@@ -138,6 +155,9 @@ class Engine:
         # are float32 as they should be; autocast does the rest.
         fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
         self.finite = FiniteCheck(fabric, optimizer, self.scaler, self._count_skipped)
+        self.graphs: GraphedStep | None = None
+        if graphs and self.finite.later and fabric.world_size == 1:
+            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self._gradient_norm)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)
@@ -337,13 +357,30 @@ class Engine:
         rank, step = self.fabric.global_rank, self.progress.step
         seed_everything((self.seed * 1_000_003 + step * 1009 + rank) % 2**32, verbose=False)
         self.raw_task.before_step(step, self.max_steps)
-        losses: dict[str, Tensor] = {}
-        report: dict[str, Tensor] = {}
-        for index, batch in enumerate(batches):
+        for batch in batches:
             self.failures.update(batch)
             if batch.size == 0:
                 raise NonFiniteError(f"step {step}: no clip of the batch could be read: {batch.failures[0]}")
-            batch = batch.to(self.fabric.device)
+        batches = [batch.to(self.fabric.device) for batch in batches]
+        found = None if self.graphs is None or len(batches) > 1 else self.graphs.whole(step, batches[0])
+        if found is not None:
+            losses, report, norm = found
+            stopped = bool(stop)
+        else:
+            losses, report = self._gradients(batches)
+            norm, stopped = self._optimize(step, losses, stop)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.raw_task.after_step(step + 1, self.max_steps)
+        if self.average is not None:
+            self.average.update_parameters(self.raw_task.model)
+        return losses, report, norm, stopped
+
+    def _gradients(self, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the sum over ``batches``; the mean losses and reports."""
+        losses: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.task, enabled=index + 1 < len(batches)):
                 terms, details = self.task(batch)
                 total = torch.stack(list(terms.values())).sum() / len(batches)
@@ -351,15 +388,17 @@ class Engine:
             for into, values in ((losses, terms), (report, details)):
                 for name, value in values.items():
                     into[name] = into.get(name, 0) + value.detach().float() / len(batches)
+        return losses, report
+
+    def _optimize(self, step: int, losses: dict[str, Tensor], stop: Sequence[int]) -> tuple[Tensor, bool]:
+        """Takes the step; the norm of its gradients, and whether any process was told to stop."""
+        norm = None if self.graphs is None else self.graphs.optimize(step, losses)
+        if norm is not None:
+            return norm, bool(stop)
         norm = self._gradient_norm()
         stopped = self.finite.ask(step, losses, norm, stop)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
-        self.raw_task.after_step(step + 1, self.max_steps)
-        if self.average is not None:
-            self.average.update_parameters(self.raw_task.model)
-        return losses, report, norm, stopped
+        return norm, stopped
 
     def _gradient_norm(self) -> Tensor:
         limit = self.optim.clip_grad or math.inf

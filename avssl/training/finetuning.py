@@ -40,6 +40,8 @@ class FinetuneTask(Task):
             ``time_bins``; or weights or a smoothing that :class:`HeadLoss` refuses.
     """
 
+    drawing = ("draw_audio", "draw_video")
+
     def __init__(
         self,
         classifier: Classifier,
@@ -80,6 +82,26 @@ class FinetuneTask(Task):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by head, and top-1 on the (augmented, mixed) batch. Unlabelled items (-1) do not count."""
+        given = self._given(batch)
+        losses, report, encoded = self._classified(given)
+        if len(self.objectives):
+            inputs = {modality: given[modality] for modality in self.classifier.modalities}
+            terms, details = self.objectives(FinetuneStep(self, batch, inputs, encoded))
+            losses |= terms
+            report |= details
+        return losses, report
+
+    def prepare(self, batch: Batch) -> dict[str, Tensor] | None:
+        """See :meth:`Task.prepare`; None beside objectives, which draw views of their own."""
+        return None if len(self.objectives) else self._given(batch)
+
+    def compute(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See :meth:`Task.compute`."""
+        losses, report, _ = self._classified(given)
+        return losses, report
+
+    def _given(self, batch: Batch) -> dict[str, Tensor]:
+        """Inputs by modality, ``labels/HEAD`` and, where there are, ``mixed/HEAD``, ``share`` and ``valid``."""
         classifier = self.classifier
         inputs: dict[str, Tensor] = {modality: self.draw(modality, batch) for modality in classifier.modalities}
         mixed, share, valid = batch.mixed_labels, batch.mixed_share, classifier.valid_frames(batch)
@@ -89,14 +111,21 @@ class FinetuneTask(Task):
             inputs |= {name: blend(inputs[name], partner, share) for name in others}
             mixed = {head: labels[partner] for head, labels in batch.labels.items()}
             valid = None if valid is None else torch.where(share < 1, torch.maximum(valid, valid[partner]), valid)
-        encoded = classifier.encode(inputs.get("audio"), inputs.get("video"), valid)
+        given = inputs | {f"labels/{head}": labels for head, labels in batch.labels.items()}
+        if share is not None:
+            given |= {f"mixed/{head}": labels for head, labels in mixed.items()} | {"share": share}
+        return given if valid is None else given | {"valid": valid}
+
+    def _classified(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Encoded]:
+        classifier = self.classifier
+        encoded = classifier.encode(given.get("audio"), given.get("video"), given.get("valid"))
         logits = classifier.split(classifier.outputs(encoded.features))
-        losses, report = self.head_loss(logits, batch.labels, mixed, share)
-        if len(self.objectives):
-            terms, details = self.objectives(FinetuneStep(self, batch, inputs, encoded))
-            losses |= terms
-            report |= details
-        return losses, report
+        labels, mixed = (
+            {head: given[f"{kind}/{head}"] for head in logits if f"{kind}/{head}" in given}
+            for kind in ("labels", "mixed")
+        )
+        losses, report = self.head_loss(logits, labels, mixed, given.get("share"))
+        return losses, report, encoded
 
     def draw(self, modality: str, batch: Batch) -> Tensor:
         """An augmented input of ``batch``: a spectrogram (B, 1, F, T), or frames (B, 3, T, H, W) in [0, 1]."""
@@ -105,9 +134,20 @@ class FinetuneTask(Task):
             assert batch.audio is not None and frontend is not None, "this classifier needs audio"
             # Where padding is masked, a shift must not carry sound into it, whatever stands there.
             samples = batch.samples if self.masks else frontend.told(batch.samples)
-            return self.spectrogram(frontend(self.wave(batch.audio, samples), samples), inplace=True)
+            return self.draw_audio(batch.audio, samples)
         assert batch.video is not None and self.video is not None, "this classifier needs video and its augmentation"
-        return self.video(batch.video)
+        return self.draw_video(batch.video)
+
+    def draw_audio(self, waveform: Tensor, samples: Tensor | None) -> Tensor:
+        """Augmented spectrograms (B, 1, F, T) of ``waveform`` (B, S), of which ``samples`` (B,) are sound."""
+        frontend = self.classifier.frontend
+        assert frontend is not None
+        return self.spectrogram(frontend(self.wave(waveform, samples), samples), inplace=True)
+
+    def draw_video(self, frames: Tensor) -> Tensor:
+        """Augmented ``frames`` (B, 3, T, H, W)."""
+        assert self.video is not None
+        return self.video(frames)
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Lets objectives move what they keep."""
@@ -280,8 +320,8 @@ class HeadLoss:
                 counted = share * counted + (1 - share) * other_counted
             losses[head] = self.weights[head] * loss.sum() / counted.sum().clamp_min(1)
             if target.ndim == 1:
-                right = (scores.detach().argmax(1) == target)[target >= 0]
-                report[f"{head}/train_top1"] = right.float().mean().nan_to_num()
+                right = scores.detach().argmax(1) == target  # never where it is unlabelled
+                report[f"{head}/train_top1"] = (right.sum() / (target >= 0).sum()).nan_to_num()
         return losses, report
 
     def _by_clip(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

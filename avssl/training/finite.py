@@ -1,10 +1,11 @@
 """Whether a step is finite, on every process: known at once on a CPU, a step later on a GPU, which nobody waits for."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.amp import GradScaler
@@ -72,8 +73,9 @@ class FiniteCheck:
         Raises:
             NonFiniteError: of this step or, where answers are read later, of the one before; on every process.
         """
-        broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all())
-        flags = torch.stack([broken.float(), torch.full_like(norm, bool(stop), dtype=torch.float32)])
+        flags = self.flags(losses, norm)
+        if stop:
+            flags[1] = 1.0
         if self._fabric.world_size > 1:  # Fabric's own reduction would have all wait for all twice
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         if self.later:
@@ -85,6 +87,20 @@ class FiniteCheck:
             self.settle()
         stopped, self._stopped = self._stopped, False
         return bool(stop) if self._fabric.world_size == 1 else stopped
+
+    @staticmethod
+    def flags(losses: Mapping[str, Tensor], norm: Tensor) -> Tensor:
+        """(2,) float32: whether a step is not finite, and whether it was told to stop, which it was not so far."""
+        broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(list(losses.values()))).all())
+        return F.pad(broken.float()[None], (0, 1))
+
+    def watch(self, number: int, losses: dict[str, Tensor], norm: Tensor, flags: Tensor) -> None:
+        """After a step whose optimizer has read ``flags`` by itself: the answer is read a step later.
+
+        :meth:`settle` comes before it, so that no step follows one that was not finite.
+        """
+        assert self._asked is None, "settle comes first"
+        self._asked = self._copied(_Step(number, losses, norm, flags, None))
 
     def settle(self) -> None:
         """Waits for the answer about the last step.

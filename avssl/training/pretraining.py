@@ -43,6 +43,8 @@ class PretrainTask(Task):
         diagnose_every: Steps between diagnostics of the embeddings in the report: as often as it is logged.
     """
 
+    drawing = ("draw_audio", "draw_video")
+
     def __init__(
         self,
         pair: AudioVisualPair,
@@ -91,6 +93,14 @@ class PretrainTask(Task):
             numbers = diagnose(audio, video, audio_features, video_features)  # of this process's view 0
             report |= {f"diagnostics/{name}": value for name, value in numbers.items()}
         return losses, report
+
+    def draw_audio(self, waveform: Tensor, samples: Tensor | None) -> Tensor:
+        """Augmented spectrograms (B, 1, F, T) of ``waveform`` (B, S), of which ``samples`` (B,) are sound."""
+        return self.spectrogram(self.pair.frontend(self.wave(waveform, samples), samples), inplace=True)
+
+    def draw_video(self, frames: Tensor) -> Tensor:
+        """Augmented ``frames`` (B, 3, T, H, W)."""
+        return self.video(frames)
 
     @property
     def model(self) -> AudioVisualPair:
@@ -243,8 +253,7 @@ class PretrainStep(Step):
         if made is None:
             task, samples = self._task, None if self._samples is None else self._samples[rows]
             with self._drawing(rows, view, salt=0), torch.no_grad():
-                waveform = task.wave(self._waveform[rows], samples)
-                made = task.spectrogram(task.pair.frontend(waveform, samples), inplace=True)
+                made = task.draw_audio(self._waveform[rows], samples)
             self._keep(("spectrogram", view), made)
         return made
 
@@ -253,7 +262,7 @@ class PretrainStep(Step):
         made = self._known.get(("frames", view))
         if made is None:
             with self._drawing(rows, view, salt=1), torch.no_grad():
-                made = self._task.video(self._frames[rows])
+                made = self._task.draw_video(self._frames[rows])
             self._keep(("frames", view), made)
         return made
 

@@ -1,15 +1,18 @@
-"""Training passes as CUDA graphs: one launch in place of thousands, where the processor is slower than the GPU.
+"""Training by CUDA graphs: one launch in place of thousands, where the processor is slower than the GPU.
 
 A graph replays its kernels at fixed addresses, so it serves what it was captured for alone: one input shape, the same
 parameters, one forward pass at a time. :class:`Graphed` captures an encoder's forward and backward pass at its first
-training call, compares them with the plain pass there, and leaves every call that does not fit to the plain code.
-:func:`captured` is for a whole training step of your own.
+training call, :class:`Replayed` any function that needs no gradient, such as a whole optimizer step or augmentation.
+Both compare the graph with the plain code there, and leave every call that does not fit to the plain code.
+:func:`captured` is for a step of your own.
 """
 
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,8 +27,31 @@ logger = logging.getLogger(__name__)
 WARM_UP = 3
 # Of the same kernels on the same numbers: what atomic additions in another order may change, in half precision.
 TOLERANCE = 0.02
+# Of what a step changes: AdamW's first steps make ones of all gradients, also of those that are rounding alone.
+TOLERANCE_OF_CHANGES = 0.25
 
 Function = Callable[[Tensor], Tensor]
+
+
+class Recording:
+    """What ``function`` does, as one CUDA graph: always with the same memory.
+
+    Args:
+        function: of nothing; runs four times here. What a capture must not do, such as compiling, it does at the first.
+    """
+
+    device_type = "cuda"
+
+    def __init__(self, function: Callable[[], Sequence[Tensor]]) -> None:
+        _on_the_side(function)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads, which load and copy batches, go on meanwhile: theirs is not this graph's.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self.outputs = tuple(function())
+
+    def replay(self) -> None:
+        """Runs it again, on what its inputs hold now; ``outputs`` are overwritten."""
+        self._graph.replay()
 
 
 def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -39,14 +65,11 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     Returns:
         A function that runs the step again, on what its inputs hold then, and returns the loss, always in one tensor.
     """
-    _on_the_side(step)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        loss = step()
+    recording = Recording(lambda: [step()])
 
     def replay() -> Tensor:
-        graph.replay()
-        return loss
+        recording.replay()
+        return recording.outputs[0]
 
     return replay
 
@@ -59,6 +82,20 @@ def _on_the_side(call: Callable[[], Any]) -> None:
         for _ in range(WARM_UP):
             call()
     torch.cuda.current_stream().wait_stream(side)
+
+
+_plain_within = 0
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within, nothing is captured or replayed: it may be part of a larger graph."""
+    global _plain_within
+    _plain_within += 1
+    try:
+        yield
+    finally:
+        _plain_within -= 1
 
 
 def weights_cast_anew(x: Tensor) -> torch.autocast:
@@ -156,6 +193,7 @@ class Graphed:
     def __init__(self, module: nn.Module, method: str = "forward", capture: type[Passes] = Passes) -> None:
         self.module, self.method, self.plain = module, method, cast(Function, getattr(module, method))
         self.passes: Passes | None = None
+        self.kept: dict[int, Tensor] = {}  # gradients in the graphs' memory, by id of the parameter
         self.turn: Callable[[], _Turn | None] = lambda: None
         self._capture_by, self._key, self._refused, self._said = capture, (), "", set[str]()
 
@@ -165,7 +203,7 @@ class Graphed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``module.method(x)``."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _plain_within:
             return self.plain(x)
         if not self.module.training or not torch.is_grad_enabled():
             return self._plainly(x, "evaluation")
@@ -238,6 +276,8 @@ class Graphed:
             if not off <= TOLERANCE * size:
                 return f"the {what} of its graphs differ from the plain ones by {off:.1e} of {size:.1e}"
         self.passes, self._key = passes, key
+        pairs = zip(parameters, passes.gradients, strict=True)
+        self.kept = {id(parameter): gradient for parameter, gradient in pairs if gradient is not None}
         logger.info("%s: training passes are CUDA graphs, for %s", type(self.module).__name__, _shown(key))
         return ""
 
@@ -248,6 +288,163 @@ class Graphed:
             grad = parameter.grad
             if grad is not None and mine is not None and grad.data_ptr() == mine.data_ptr():
                 parameter.grad = grad.clone()
+
+
+class Replayed:
+    """What ``function`` computes, by one CUDA graph where that fits.
+
+    The first call that fits is computed plainly, captured, and replayed on the same numbers; where that gives the same,
+    the next ones are replayed. Every other is left to the plain code, and said once for each reason: other shapes or
+    types than the first, tensors that have moved, checkpoints, and who counts or traces operators. Random numbers are
+    those of the plain code.
+
+    Args:
+        function: of tensors (or None), returning tensors without a gradient. It must not wait for the device nor set a
+            seed, and keep no value but in its results and in ``state``.
+        name: for the log.
+        state: the tensors that it reads or changes beside its inputs; they stay where they are, or the graph is left.
+        changes: whether it changes any of them. Then all are put back after the trial, which copies them twice.
+        record: what makes the graph.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        name: str,
+        *,
+        state: Callable[[], Sequence[Tensor]] = tuple,
+        changes: bool = False,
+        record: type[Recording] = Recording,
+    ) -> None:
+        self.function, self.name, self.recording = function, name, cast(Recording | None, None)
+        self._state, self._changes, self._record = state, changes, record
+        self._inputs: list[Tensor | None] = []
+        self._key: tuple[Any, ...] = ()
+        self._refused, self._said = "", set[str]()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Replayed":
+        raise TypeError(f"{self.name}: a graph has no copy; make one for the copied module")
+
+    def __call__(self, *inputs: Tensor | None, kind: Hashable = ()) -> tuple[Tensor, ...]:
+        """``function(*inputs)``; what else tells calls apart is ``kind``."""
+        if _plain_within or torch.compiler.is_compiling():
+            return tuple(self.function(*inputs))
+        state = self._state()
+        key = (*(None if x is None else (x.shape, x.dtype, x.device) for x in inputs), kind)
+        key += (tuple(tensor.data_ptr() for tensor in state),)
+        reason = self._unfit(inputs, key)
+        if not reason and self.recording is None:
+            return self._capture(inputs, state, key)
+        if reason:
+            if reason not in self._said:
+                self._said.add(reason)
+                logger.info("%s operator by operator: %s", self.name, reason)
+            with plainly():
+                return tuple(self.function(*inputs))
+        recording = cast(Recording, self.recording)
+        self._fill(inputs)
+        recording.replay()
+        return tuple(output.clone() for output in recording.outputs)
+
+    def _unfit(self, inputs: Sequence[Tensor | None], key: tuple[Any, ...]) -> str:
+        """Why the graph does not serve this call; "" where it does."""
+        if self._refused:
+            return self._refused
+        if {x.device.type for x in inputs if x is not None} != {self._record.device_type}:
+            return "there is nothing to capture"
+        if observed():
+            return "its operators are counted, traced or hooked"
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            return "it is computed in chunks, or within a checkpoint"
+        if self.recording is None or key == self._key:
+            return ""
+        if key[:-1] == self._key[:-1]:
+            return "what it reads has moved"
+        if key[:-2] == self._key[:-2]:
+            return "settings have changed since it was captured"
+        return f"its graph is for {_shapes(self._inputs)} alone"
+
+    @torch.no_grad()
+    def _fill(self, inputs: Sequence[Tensor | None]) -> None:
+        kinds: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for mine, x in zip(self._inputs, inputs, strict=True):
+            if mine is not None and x is not None:
+                kinds[x.dtype].append((mine, x))
+        for pairs in kinds.values():
+            torch._foreach_copy_([mine for mine, _ in pairs], [x for _, x in pairs])
+
+    def _capture(
+        self, inputs: Sequence[Tensor | None], state: Sequence[Tensor], key: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        """Results of the plain code; and the graph, where it gives the same."""
+        device = next((x.device for x in inputs if x is not None and x.is_cuda), None)
+        changed = list(state) if self._changes else []
+        before, random = [tensor.clone() for tensor in changed], _random_states(device)
+        with plainly():  # on copies, as it may write into its inputs
+            wanted = tuple(self.function(*(None if x is None else x.detach().clone() for x in inputs)))
+        after, random_after = [tensor.clone() for tensor in changed], _random_states(device)
+        self._inputs = [None if x is None else x.detach().clone() for x in inputs]
+
+        def restart() -> None:
+            _put_back(changed, before)
+            self._fill(inputs)
+            _set_random_states(device, random)
+
+        try:
+            restart()
+            with plainly():
+                recording = self._record(lambda: self.function(*self._inputs))
+            restart()
+            recording.replay()
+            found = [output.clone() for output in recording.outputs]
+            pairs = [("results", found, wanted, TOLERANCE)]
+            if changed:
+                moved, wished = ([a - b for a, b in zip(of, before, strict=True)] for of in (changed, after))
+                pairs.append(("changes", moved, wished, TOLERANCE_OF_CHANGES))
+            for what, mine, plain, tolerance in pairs:
+                off, size = _distance(mine, plain)
+                if not off <= tolerance * size:
+                    self._refused = f"the {what} of its graph differ from the plain ones by {off:.1e} of {size:.1e}"
+        except RuntimeError as error:  # also out of memory
+            self._refused = f"no graph could be captured ({str(error).splitlines()[0]})"
+        finally:
+            _put_back(changed, after)
+            _set_random_states(device, random_after)
+        if self._refused:
+            self._inputs = []
+            logger.warning("%s gets no CUDA graph: %s", self.name, self._refused)
+        else:
+            self.recording, self._key = recording, key
+            logger.info("%s: one CUDA graph, for %s", self.name, _shapes(self._inputs))
+        return wanted
+
+
+def _put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
+def _random_states(device: torch.device | None) -> tuple[Tensor, ...]:
+    return (torch.get_rng_state(), *([] if device is None else [torch.cuda.get_rng_state(device)]))
+
+
+def _set_random_states(device: torch.device | None, states: tuple[Tensor, ...]) -> None:
+    torch.set_rng_state(states[0])
+    if device is not None:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def places_of(module: nn.Module, parameters: bool = True) -> Callable[[], list[Tensor]]:
+    """The buffers of ``module``, and parameters, as they are when this is called: ``state`` of :class:`Replayed`."""
+    kinds = ("_parameters", "_buffers") if parameters else ("_buffers",)
+    slots = [(vars(part)[kind], name) for kind in kinds for part in module.modules() for name in vars(part)[kind]]
+    return lambda: [tensor for of, name in slots if (tensor := of[name]) is not None]
+
+
+def graphs_of(module: nn.Module) -> list[Graphed]:
+    """What :func:`graph_training` has put into ``module``."""
+    return [found for part in module.modules() for found in vars(part).values() if isinstance(found, Graphed)]
 
 
 def graph_training(encoder: nn.Module) -> None:
@@ -263,6 +460,13 @@ def _shown(key: tuple[Any, ...]) -> str:
     return f"inputs of {' x '.join(map(str, key[0]))}"
 
 
+def _shapes(inputs: Sequence[Tensor | None]) -> str:
+    """The largest of the inputs stands for all."""
+    largest = max((x for x in inputs if x is not None), key=Tensor.numel, default=None)
+    return "no inputs" if largest is None else f"inputs of {' x '.join(map(str, largest.shape))}"
+
+
+@torch.no_grad()
 def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> tuple[float, float]:
     """Norm of the difference, and of ``wanted``; infinite where one has a gradient that the other has not."""
     error = size = 0.0

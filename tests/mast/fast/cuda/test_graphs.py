@@ -1,46 +1,20 @@
 """Training passes by CUDA graphs: what a graph cannot serve goes to the plain code, and all gradients are right.
 
-The graphs are a GPU's. What surrounds them is tried on any device with passes that have a graph's contract: fixed
-tensors, and memory that the next forward pass writes over.
+The graphs are a GPU's. What surrounds them is tried on any device with stand-ins of the same contract.
 """
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
+from graph_standins import Recorded, Taped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mast
-from mast.fast.cuda.graphs import Graphed, Passes, captured, graph_training
-
-
-class Recorded(Passes):
-    """The contract of a pair of graphs, kept by running the function again."""
-
-    device_type = "cpu"
-    wrong = 0.0
-
-    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.function, self.parameters, self.input = function, parameters, x.detach().clone()
-        out = function(self.input)  # a capture draws numbers, and moves running statistics
-        self.output, self.grad = out.detach().clone(), torch.empty_like(out)
-        self.gradients = tuple(torch.empty_like(parameter) for parameter in parameters)
-
-    def forward(self) -> None:
-        with torch.enable_grad():
-            self.made = self.function(self.input)
-        self.output.copy_(self.made.detach() + self.wrong)
-        for gradient in self.gradients:
-            gradient.fill_(float("nan"))
-
-    def backward(self) -> None:
-        found = torch.autograd.grad(self.made, self.parameters, self.grad)
-        for gradient, value in zip(self.gradients, found, strict=True):
-            gradient.copy_(value)
-        self.output.fill_(float("nan"))
+from mast.fast.cuda.graphs import Graphed, Passes, Replayed, captured, graph_training, places_of, plainly
 
 
 class Net(nn.Module):
@@ -233,3 +207,106 @@ def test_a_captured_step_trains_as_the_step_itself() -> None:
     for _ in range(4):
         torch.testing.assert_close(replay(), steps[0]())
     torch.testing.assert_close(models[1].weight, models[0].weight)
+
+
+class Drawing(nn.Module):
+    """Draws, and counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.factor = 2.0
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> list[Tensor]:
+        self.calls.add_(1)
+        return [self.factor * x + torch.rand(len(x)) + (0 if shift is None else shift), self.calls.clone()]
+
+
+@pytest.fixture
+def drawings() -> tuple[Drawing, Replayed]:
+    """A plain one, and its twin by a graph."""
+    twin = Drawing()
+    return Drawing(), Replayed(twin, "drawing", state=places_of(twin), changes=True, record=Taped)
+
+
+def check_drawn(drawings: tuple[Drawing, Replayed], *inputs: Tensor | None) -> None:
+    found = []
+    for function in drawings:
+        torch.manual_seed(7)
+        found.append([*function(*inputs), torch.rand(2)])
+    for value, wanted in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+def test_a_function_is_replayed_on_new_numbers(drawings: tuple[Drawing, Replayed]) -> None:
+    kept = []
+    for number in range(4):
+        check_drawn(drawings, torch.full((3,), float(number)))
+        kept.append(drawings[1](torch.full((3,), float(number)))[0])
+        drawings[0](torch.zeros(3))
+    assert isinstance(drawings[1].recording, Taped)
+    assert len({float(each[0]) for each in kept}) == 4, "results are the caller's own"
+
+
+def test_what_the_graph_does_not_fit_is_computed_plainly(
+    drawings: tuple[Drawing, Replayed], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        check_drawn(drawings, torch.ones(3))
+        check_drawn(drawings, torch.ones(2))
+        check_drawn(drawings, torch.ones(3), torch.ones(3))
+    assert caplog.text.count("drawing operator by operator: its graph is for inputs of 3 alone") == 1
+    twin = drawings[1].function
+    for each in (drawings[0], twin):
+        each.calls = torch.full((), 10.0)  # another tensor
+    check_drawn(drawings, torch.ones(3))
+    assert caplog.text.count("what it reads has moved") == 1
+    with plainly():
+        check_drawn(drawings, torch.ones(3))
+
+
+def test_other_settings_are_not_those_of_the_graph(drawings: tuple[Drawing, Replayed]) -> None:
+    for factor in (2.0, 3.0, 2.0):
+        for each in (drawings[0], drawings[1].function):
+            each.factor = factor
+        torch.manual_seed(7)
+        wanted = drawings[0](torch.ones(3))
+        torch.manual_seed(7)
+        torch.testing.assert_close(drawings[1](torch.ones(3), kind=factor)[0], wanted[0])
+    assert drawings[1]._said == {"settings have changed since it was captured"}
+
+
+@pytest.mark.parametrize("fault", ["waits", "remembers"])
+def test_functions_that_have_no_right_graph(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def function(x: Tensor) -> list[Tensor]:
+        calls.append(1)
+        return [x * x.sum().item() if fault == "waits" else x * len(calls)]
+
+    replayed = Replayed(function, "it", record=Taped)
+    for number in range(1, 4):
+        calls.clear()
+        torch.testing.assert_close(replayed(torch.ones(2))[0], torch.full((2,), 2.0 if fault == "waits" else 1.0))
+        assert number == 1 or len(calls) == 1
+    assert caplog.text.count("it gets no CUDA graph") == 1 and replayed.recording is None
+
+
+def test_state_is_put_back_after_the_trial(drawings: tuple[Drawing, Replayed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Taped, "replay", lambda self: drawings[1].function.calls.fill_(99.0))
+    check_drawn(drawings, torch.ones(3))
+    assert float(drawings[1].function.calls) == 1 and "changes" in drawings[1]._refused
+
+
+@pytest.mark.gpu
+def test_a_function_by_a_cuda_graph_draws_as_without() -> None:
+    replayed = Replayed(lambda x: [x + torch.rand(len(x), device=x.device)], "it")
+    for number in range(4):
+        x = torch.full((5,), float(number), device="cuda")
+        torch.manual_seed(number)
+        found = replayed(x)[0], torch.rand(2, device="cuda")
+        torch.manual_seed(number)
+        wanted = x + torch.rand(5, device="cuda"), torch.rand(2, device="cuda")
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert replayed.recording is not None
