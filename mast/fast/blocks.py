@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mast.ast import AstBlock
 from mast.fast import cuda
 from mast.fast.cpu import fused
+from mast.fast.cuda.half import weights_in_half
 from mast.fast.observers import observed, transformed
 from mast.fast.recompute import recomputed
 from mast.fast.widened import attention, diagonals, vectors
@@ -113,6 +114,17 @@ class FastBlock(Block):
                 return Block.forward(self, x)  # its parts are plain by now
             if way == "cpu":
                 return self._forward_fused(x)
+        with weights_in_half(self, x):
+            return self._forward_by_parts(x)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``nn.Module``; compiled code takes its weights as they are cast outside of it."""
+        if self._compiled_call_impl is None or not args:
+            return super().__call__(*args, **kwargs)
+        with weights_in_half(self, args[0]):
+            return super().__call__(*args, **kwargs)
+
+    def _forward_by_parts(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         with recomputed(self.norm1, x, normed):
             branch, residual = self.attn(normed), self.residual(x, normed)
@@ -190,7 +202,8 @@ class FastAstBlock(AstBlock):
         """See ``AstBlock``."""
         if not torch.compiler.is_compiling():
             confirmed(self, self.way(x))  # or its parts are plain by now
-        return super().forward(x)
+        with weights_in_half(self, x):
+            return super().forward(x)
 
     def way(self, x: Tensor) -> str:
         """What computes ``x``."""
