@@ -1,22 +1,27 @@
-"""The engine of pretraining on a batch that is on the device: its step alone, without data and log."""
+"""The engine on a batch that is on the device: its step alone, without data and log."""
 
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor, nn
 
+import mast
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import LogConfig, OptimConfig, RuntimeConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
-from avssl.models import AudioVisualPair
+from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.objectives import Shapes, create_objective
-from avssl.training.engine import Engine
+from avssl.training.engine import Engine, Task
+from avssl.training.finetuning import FinetuneTask
 from avssl.training.launch import prepare_encoders
 from avssl.training.pretraining import PretrainTask
 
+CLASSES = 527
 
-def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) -> tuple[Engine, Batch]:
+
+def pretraining_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) -> tuple[Engine, Batch]:
     """An engine that trains MAST-B and MViTv2-S under InfoNCE, as the large recipe has them, and a batch for it.
 
     Args:
@@ -41,9 +46,26 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
         clip_seconds=float(seconds),
         diagnose_every=1000,
     )
-    mixed = "bf16-mixed" if device == "cuda" else "32-true"
-    fabric = Fabric(accelerator=device, devices=1, precision=mixed)
-    prepare_encoders(RuntimeConfig(**runtime), fabric, pair.audio, pair.video)
+    engine = _engine(task, device, runtime, pair.audio, pair.video)
+    wide = (40, 48) if tiny else (256, 340)
+    frames_of = torch.randint(0, 256, (batch, 3, frames, *wide), dtype=torch.uint8)
+    return engine, _clips(device, batch, 16000 * seconds, video=frames_of)
+
+
+def finetuning_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) -> tuple[Engine, Batch]:
+    """An engine that fine-tunes MAST-B on as many classes as AudioSet has, and a batch of clips of 10 s for it."""
+    torch.manual_seed(0)
+    encoder = mast.create_model("mast_nano" if tiny else "mast_base")
+    classifier = AudioClassifier(encoder, mast.LogMel(), {"class": [str(number) for number in range(CLASSES)]})
+    spectrogram = SpectrogramAugment(time_mask=0.1, freq_mask=0.1)
+    engine = _engine(FinetuneTask(classifier, WaveAugment(), spectrogram), device, runtime, encoder)
+    return engine, _clips(device, batch, 16000 * (1 if tiny else 10), {"class": torch.arange(batch) % CLASSES})
+
+
+def _engine(task: Task, device: str, runtime: dict[str, Any], *encoders: nn.Module) -> Engine:
+    settings = RuntimeConfig(**runtime)
+    fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if device == "cuda" else "32-true")
+    prepare_encoders(settings, fabric, *encoders)
     engine = Engine(
         fabric,
         task,
@@ -54,16 +76,21 @@ def make_engine(device: str, batch: int, runtime: dict[str, Any], tiny: bool) ->
         store=None,  # type: ignore[arg-type]
         failures=FailureMonitor(),
         settings={},
-        graphs=runtime.get("graphs") == "auto",
+        graphs=settings.graphs == "auto",
+        compile_frontend=settings.compile,
     )
     engine.task.train()
-    wide = (40, 48) if tiny else (256, 340)
-    data = Batch(
-        audio=0.1 * torch.randn(batch, 16000 * seconds),
-        video=torch.randint(0, 256, (batch, 3, frames, *wide), dtype=torch.uint8),
-        labels={},
+    return engine
+
+
+def _clips(
+    device: str, batch: int, samples: int, labels: dict[str, Tensor] | None = None, video: Tensor | None = None
+) -> Batch:
+    return Batch(
+        audio=0.1 * torch.randn(batch, samples),
+        video=video,
+        labels=labels or {},
         index=torch.arange(batch),
         clip_ids=[str(number) for number in range(batch)],
         start=torch.zeros(batch, dtype=torch.float64),
-    )
-    return engine, data.to(torch.device(device))
+    ).to(torch.device(device))

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_measurements.py FOLDER --call 1   # is it right; MAST-B against AST; kernels by name
     python benchmarks/gpu_measurements.py FOLDER --call 2   # pretraining with MViTv2-S: a step of the engine
-    python benchmarks/gpu_measurements.py FOLDER --call 3   # larger batches, inference, tiles, log-mel, shards
+    python benchmarks/gpu_measurements.py FOLDER --call 3   # fine-tuning, larger batches, inference, log-mel, shards
 
 FOLDER/gpu_call1.json is written anew after every number. A part that fails is recorded, and the next one starts;
 nothing starts without the time that it needs. Before anything is timed, the tests marked gpu run, every kind of block
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from common import describe_machine, interleave, write_result
-from gpu_engine import make_engine
+from gpu_engine import finetuning_engine, pretraining_engine
 from gpu_pretraining import busy_share
 from mast_vs_ast import CLASSES, build, precision, prepare, utilization
 from torch import Tensor, nn
@@ -39,16 +39,19 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import mast
+from avssl.data.batch import Batch
+from avssl.models.blocks import checkpoint_activations
+from avssl.training.engine import Engine
 from mast.fast import cuda, widened
-from mast.fast.cuda.graphs import Graphed, captured
+from mast.fast.cuda.graphs import captured
 from mast.model import NORM_EPS, DepthwisePool
 from mast.model import attention as formula
 
 ROOT = Path(__file__).parents[1]
 CALLS = {
     1: ("tests", "machine", "blocks", "kernels", "training", "profiles"),
-    2: ("pretraining",),
-    3: ("large_training", "inference", "log_mel", "tiles", "shards"),
+    2: ("pretraining", "drawing"),
+    3: ("finetuning", "large_training", "checkpointed", "inference", "log_mel", "tiles", "shards"),
 }
 MODES = ("eager", "eager graph", "compiled", "compiled graph")
 STAGES = {  # grids of queries and keys, and heads, of MAST-B's stages
@@ -256,6 +259,8 @@ def timed_model(to: Measurements, name: str, mode: str, batch: int) -> Iterator[
     args.precision, args.batch, args.peak_tflops = "bf16", batch, None
     # Where it is: compiled code compares no kernels with the plain code.
     model = mast.accelerate(prepare(name, args))
+    if "checkpointed" in mode:
+        checkpoint_activations(model)
     yield args, model, torch.randn(batch, 1, args.mels, args.frames, device=to.device)
     del model
     release(to)
@@ -305,7 +310,7 @@ def training_row(
     start = time.perf_counter()
     target = torch.randint(CLASSES, (len(x),), device=x.device)
     try:
-        if len(x) == to.batches()[0]:
+        if len(x) == to.batches()[0] and mode != "checkpointed":
             row["errors"] = as_timed(name, model, x, args)
             release(to, compiled=False)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True, capturable="graph" in mode)
@@ -334,6 +339,16 @@ def training_row(
 def large_training(to: Measurements) -> None:
     training(to, to.batches()[-1:], ("compiled graph", "eager"))
     training(to, to.batches()[1:2], ("compiled graph",))
+
+
+def checkpointed(to: Measurements) -> None:
+    """The memory that MAST-B takes where only the blocks' inputs are kept; to be held against AST's without."""
+    name = models(to)[0]
+    for batch in (to.batches()[0], to.batches()[-1]):
+        if to.left() < 45:
+            return to.put("not measured", f"checkpointed, batch {batch}", "no time was left")
+        with timed_model(to, name, "eager checkpointed", batch) as (args, model, x):
+            to.put("checkpointed", f"batch {batch}, {name}", training_row(to, name, "checkpointed", args, model, x))
 
 
 def inference(to: Measurements) -> None:
@@ -404,15 +419,28 @@ def pretraining(to: Measurements) -> None:
             continue
         release(to)
         try:
-            to.put("pretraining", f"batch {batch}, {shown}", pretraining_row(to, batch, runtime))
+            engine, data = pretraining_engine(to.device, batch, runtime, to.tiny)
+            to.put("pretraining", f"batch {batch}, {shown}", engine_row(to, engine, data))
         except Exception as error:  # such as too little memory: the next setting may fit
             traceback.print_exc()
             to.put("pretraining", f"batch {batch}, {shown}", f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def pretraining_row(to: Measurements, batch: int, runtime: dict[str, Any]) -> dict[str, Any]:
+def finetuning(to: Measurements) -> None:
+    """The same of MAST-B alone, whose step is one graph."""
+    batch = to.batches()[0]
+    for compiled, graphs in ((True, "auto"), (False, "auto"), (False, "off")) if to.gpu else ((False, "off"),):
+        shown = f"batch {batch}, compile {compiled}, graphs {graphs}"
+        if to.left() < (120 if compiled else 30):
+            to.put("not measured", f"finetuning, {shown}", "no time was left")
+            continue
+        release(to)
+        engine, data = finetuning_engine(to.device, batch, {"compile": compiled, "graphs": graphs}, to.tiny)
+        to.put("finetuning", shown, engine_row(to, engine, data))
+
+
+def engine_row(to: Measurements, engine: Engine, data: Batch) -> dict[str, Any]:
     start = time.perf_counter()
-    engine, data = make_engine(to.device, batch, runtime, to.tiny)
     step = lambda: engine.step([data])  # noqa: E731
     step()
     first = time.perf_counter() - start
@@ -423,19 +451,30 @@ def pretraining_row(to: Measurements, batch: int, runtime: dict[str, Any]) -> di
             step()
         to._wait()
     spans, longest = kernel_times(prof)
-    found = [value for encoder in (engine.model().audio, engine.model().video) for value in vars(encoder).values()]
     return row | {
         "first_s": round(first, 1),
-        "clips_per_s": round(1e3 * batch / row["device_ms"], 1),
+        "clips_per_s": round(1e3 * data.size / row["device_ms"], 1),
         "busy": busy_share(spans),
         "kernels_a_step": len(spans) // 2,
-        "encoders_by_graphs": sum(isinstance(each, Graphed) and each.passes is not None for each in found),
+        "by_graphs": [] if engine.graphs is None else engine.graphs.in_use(),
         "peak_gib": to.peak_gib(),
         "longest": longest[:25],
     }
 
 
 # The rest.
+
+
+def drawing(to: Measurements) -> None:
+    """Augmentation and log-mel of a batch of pretraining: operator by operator, and as a graph."""
+    batch = to.batches()[0] if to.tiny else 40
+    for graphs in ("off", "auto") if to.gpu else ("off",):
+        engine, data = pretraining_engine(to.device, batch, {"graphs": graphs, "compile": graphs == "auto"}, to.tiny)
+        task = engine.raw_task
+        for name, inputs in (("draw_audio", (data.audio, None)), ("draw_video", (data.video,))):
+            call = lambda draw=getattr(task, name), inputs=inputs: draw(*inputs)  # noqa: E731
+            to.put("drawing", f"{name}, batch {batch}, graphs {graphs}", to.timed(call))
+        release(to)
 
 
 def log_mel(to: Measurements) -> None:
@@ -453,6 +492,7 @@ def log_mel(to: Measurements) -> None:
     if to.gpu:
         compiled = torch.compile(copy.deepcopy(frontend), dynamic=False)
         calls |= {"compiled": lambda: compiled(there), "graph": captured(lambda: frontend(there))}
+        calls["compiled graph"] = captured(lambda: compiled(there))
     for name, call in calls.items():
         off = float((call() - wanted).abs().max())
         row = to.timed(call) | {"difference": off}
@@ -503,8 +543,8 @@ def shards(to: Measurements) -> None:
 PARTS: dict[str, Callable[[Measurements], None]] = {
     part.__name__: part
     for part in (
-        *(tests, machine, blocks, kernels, training, profiles, pretraining),
-        *(large_training, inference, log_mel, tiles, shards),
+        *(tests, machine, blocks, kernels, training, profiles, pretraining, drawing),
+        *(finetuning, large_training, checkpointed, inference, log_mel, tiles, shards),
     )
 }
 

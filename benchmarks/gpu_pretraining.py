@@ -146,6 +146,7 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
             settings=run.settings(splits.digest),
             seed=config.seed,
             graphs=config.runtime.graphs == "auto",
+            compile_frontend=config.runtime.compile,
         )
         protocol, rate = splits.protocol, config.audio.sample_rate
         loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)

@@ -322,6 +322,7 @@ def _fit_full(
         monitor=_monitor(splits),
         seed=config.seed,
         graphs=config.runtime.graphs == "auto",
+        compile_frontend=config.runtime.compile,
     )
     run.resume(engine)
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, steps, optim.batch_size)

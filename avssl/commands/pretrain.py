@@ -116,6 +116,7 @@ def _pretrain(
         monitor="audio_to_video/R@1",
         seed=config.seed,
         graphs=config.runtime.graphs == "auto",
+        compile_frontend=config.runtime.compile,
     )
     run.resume(engine)
     logger.info(

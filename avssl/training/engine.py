@@ -55,6 +55,11 @@ class Task(nn.Module, ABC):
     drawing: tuple[str, ...] = ()
     """Its methods that draw inputs: tensors, or None, of a batch -> a tensor without gradient."""
 
+    @property
+    def frontend(self) -> nn.Module | None:
+        """What makes a spectrogram of a waveform, within what the task draws."""
+        return None
+
     def prepare(self, batch: Batch) -> dict[str, Tensor] | None:
         """All that a step needs of ``batch``, drawn and augmented: :meth:`compute` makes of it what ``forward`` does.
 
@@ -106,6 +111,7 @@ class Engine:
         monitor: Validation metric, higher is better, that chooses the best checkpoint; of equal ones the latest.
         seed: Seed of the run.
         graphs: On a GPU, in one process, steps by CUDA graphs; see :class:`GraphedStep`.
+        compile_frontend: In these graphs the log-mel is compiled.
     """
 
     def __init__(
@@ -123,6 +129,7 @@ class Engine:
         monitor: str | None = None,
         seed: int = 0,
         graphs: bool = False,
+        compile_frontend: bool = False,
     ) -> None:
         self.fabric, self.optim, self.log, self.max_steps, self.monitor = fabric, optim, log, steps, monitor
         self.tracker, self.store, self.failures, self.settings, self.seed = tracker, store, failures, settings, seed
@@ -157,7 +164,8 @@ class Engine:
         self.finite = FiniteCheck(fabric, optimizer, self.scaler, self._count_skipped)
         self.graphs: GraphedStep | None = None
         if graphs and self.finite.later and fabric.world_size == 1:
-            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self._gradient_norm)
+            frontend = task.frontend if compile_frontend else None
+            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self._gradient_norm, frontend)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)

@@ -154,6 +154,11 @@ class FinetuneTask(Task):
         self.objectives.after_step(step, max_steps)
 
     @property
+    def frontend(self) -> nn.Module | None:
+        """See :attr:`Task.frontend`."""
+        return self.classifier.frontend
+
+    @property
     def model(self) -> Classifier:
         """What is evaluated and exported."""
         return self.classifier

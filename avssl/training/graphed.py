@@ -31,6 +31,7 @@ class GraphedStep:
         optimizer: Fused AdamW itself.
         finite: Reads its answers a step later.
         clip: Clips the gradients and returns their norm.
+        frontend: What is compiled within the graphs of what the task draws; None compiles nothing.
         record: What makes a graph.
     """
 
@@ -41,6 +42,7 @@ class GraphedStep:
         optimizer: Optimizer,
         finite: FiniteCheck,
         clip: Callable[[], Tensor],
+        frontend: nn.Module | None = None,
         record: type[Recording] = Recording,
     ) -> None:
         self._fabric, self._task, self._optimizer, self._finite, self._clip = fabric, task, optimizer, finite, clip
@@ -54,8 +56,12 @@ class GraphedStep:
         self._in_place: list[Tensor] = []
         self._whole = Replayed(self._compute, "training step", state=self._state, changes=True, record=record)
         self._last = Replayed(self._take, "optimizer's step", state=self._state_of_last, changes=True, record=record)
-        for name in task.drawing:
-            _graph_drawing(task, name, record)
+        self._drawn = [_graph_drawing(task, name, frontend, record) for name in task.drawing]
+
+    def in_use(self) -> list[str]:
+        """What is computed by graphs by now."""
+        found = [part.name for part in (self._whole, self._last, *self._drawn) if part.recording is not None]
+        return found + [type(encoder.module).__name__ for encoder in self._encoders if encoder.passes is not None]
 
     def whole(self, step: int, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor] | None:
         """Takes the step of ``batch``: its losses, its report and the norm of its gradients.
@@ -167,14 +173,23 @@ class GraphedStep:
         return [*self._state(), *self._in_place]
 
 
-def _graph_drawing(task: Any, name: str, record: type[Recording]) -> None:
+def _graph_drawing(task: Any, name: str, frontend: nn.Module | None, record: type[Recording]) -> Replayed:
+    """Replaces a method of ``task`` by its graph, within which ``frontend`` is compiled."""
     plain, buffers = getattr(task, name), places_of(task, parameters=False)
-    replayed = Replayed(lambda *inputs: [plain(*inputs)], name, state=buffers, record=record)
+    compiled = None if frontend is None else torch.compile(frontend._call_impl, dynamic=False)
 
-    def draw(*inputs: Tensor | None) -> Tensor:
-        return replayed(*inputs)[0]
+    def captured(*inputs: Tensor | None) -> list[Tensor]:
+        if frontend is not None:
+            frontend._compiled_call_impl = compiled
+        try:
+            return [plain(*inputs)]
+        finally:
+            if frontend is not None:
+                frontend._compiled_call_impl = None
 
-    setattr(task, name, draw)
+    replayed = Replayed(lambda *inputs: [plain(*inputs)], name, state=buffers, record=record, captured=captured)
+    setattr(task, name, lambda *inputs: replayed(*inputs)[0])
+    return replayed
 
 
 def _values(tensors: Sequence[Tensor | None]) -> int:

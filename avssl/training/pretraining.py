@@ -103,6 +103,11 @@ class PretrainTask(Task):
         return self.video(frames)
 
     @property
+    def frontend(self) -> nn.Module:
+        """See :attr:`Task.frontend`."""
+        return self.pair.frontend
+
+    @property
     def model(self) -> AudioVisualPair:
         """What is evaluated and exported."""
         return self.pair

@@ -21,12 +21,13 @@ def measured(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_small_models_on_a_cpu(tmp_path: Path) -> None:
-    found = measured(tmp_path, "--parts", "blocks", "training", "pretraining", "log_mel")
+    found = measured(tmp_path, "--parts", "blocks", "training", "pretraining", "finetuning", "log_mel")
     assert found["computes"] and "not measured" not in found
     assert found["training"]["eager, batch 2, speedup"] > 0
     errors = found["training"]["eager, batch 2, mast_nano"]["errors"]
     assert 0 < errors["logits"] < 0.05 and 0 < errors["gradient"] < 0.2, "bf16 against float32"
-    assert found["pretraining"]["batch 2, compile False, graphs off"]["clips_per_s"] > 0
+    for part in ("pretraining", "finetuning"):
+        assert found[part]["batch 2, compile False, graphs off"]["clips_per_s"] > 0
     assert found["log_mel"]["largest difference from it"] < 1e-3
     assert found["log_mel"]["operator by operator"]["difference"] == 0
 

@@ -305,6 +305,7 @@ class Replayed:
         state: the tensors that it reads or changes beside its inputs; they stay where they are, or the graph is left.
         changes: whether it changes any of them. Then all are put back after the trial, which copies them twice.
         record: what makes the graph.
+        captured: what is captured in place of ``function``, such as compiled code; None: ``function`` itself.
     """
 
     def __init__(
@@ -315,9 +316,11 @@ class Replayed:
         state: Callable[[], Sequence[Tensor]] = tuple,
         changes: bool = False,
         record: type[Recording] = Recording,
+        captured: Callable[..., Sequence[Tensor]] | None = None,
     ) -> None:
         self.function, self.name, self.recording = function, name, cast(Recording | None, None)
         self._state, self._changes, self._record = state, changes, record
+        self._captured = captured or function
         self._inputs: list[Tensor | None] = []
         self._key: tuple[Any, ...] = ()
         self._refused, self._said = "", set[str]()
@@ -393,7 +396,7 @@ class Replayed:
         try:
             restart()
             with plainly():
-                recording = self._record(lambda: self.function(*self._inputs))
+                recording = self._record(lambda: self._captured(*self._inputs))
             restart()
             recording.replay()
             found = [output.clone() for output in recording.outputs]
