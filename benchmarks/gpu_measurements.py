@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -472,8 +473,8 @@ def drawing(to: Measurements) -> None:
         engine, data = pretraining_engine(to.device, batch, {"graphs": graphs, "compile": graphs == "auto"}, to.tiny)
         task = engine.raw_task
         for name, inputs in (("draw_audio", (data.audio, None)), ("draw_video", (data.video,))):
-            call = lambda draw=getattr(task, name), inputs=inputs: draw(*inputs)  # noqa: E731
-            to.put("drawing", f"{name}, batch {batch}, graphs {graphs}", to.timed(call))
+            row = to.timed(partial(getattr(task, name), *inputs))
+            to.put("drawing", f"{name}, batch {batch}, graphs {graphs}", row)
         release(to)
 
 
