@@ -131,16 +131,16 @@ def test_other_batches_are_computed_plainly_and_said_once(
     engines = [engine_of(Prepared, tmp_path / str(graphs), graphs, monkeypatch) for graphs in (False, True)]
     for engine in engines:
         for number, size in enumerate((4, 4, 4, 3, 4, 2, 4)):
-            engine._step([batch_of(number, size)])
-        engine._step([batch_of(7), batch_of(8)])  # two batches
+            engine.step([batch_of(number, size)])
+        engine.step([batch_of(7), batch_of(8)])  # two batches
         for parameter in engine.raw_task.body[0].parameters():  # in place, and elsewhere
             with torch.no_grad():
                 parameter.mul_(1.5)
-        engine._step([batch_of(9)])
+        engine.step([batch_of(9)])
         engine.raw_task.body[0].weight.data = 2 * engine.raw_task.body[0].weight.data
-        engine._step([batch_of(10)])
+        engine.step([batch_of(10)])
         engine.optimizer.param_groups[0]["weight_decay"] = 0.5
-        engine._step([batch_of(11)])
+        engine.step([batch_of(11)])
     check_same(engines)
     for reason in ("its graph is for inputs of 4 x 6 alone", "what it reads has moved"):
         assert caplog.text.count(f"training step operator by operator: {reason}") == 1
@@ -150,12 +150,12 @@ def test_other_batches_are_computed_plainly_and_said_once(
 def test_a_step_that_is_not_finite_is_left_out(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(Prepared, tmp_path, True, monkeypatch, checkpoint_every=100)
     for number in range(at):
-        engine._step([batch_of(number)])
+        engine.step([batch_of(number)])
     weights = [parameter.clone() for parameter in engine.raw_task.parameters()]
-    engine._step([replace(batch_of(at), audio=torch.full((4, 6), float("nan")))])
+    engine.step([replace(batch_of(at), audio=torch.full((4, 6), float("nan")))])
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.raw_task.parameters(), strict=True))
     with pytest.raises(NonFiniteError, match=rf"step {at if at else 0}|step 0"):
-        engine._step([batch_of(at + 1)])
+        engine.step([batch_of(at + 1)])
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.raw_task.parameters(), strict=True))
 
 
@@ -218,7 +218,7 @@ def test_tasks_by_graphs_train_as_without(make: Callable, monkeypatch: pytest.Mo
         engine.task.train()
         losses.append([])
         for number in range(3):
-            found, report, norm, _ = engine._step([clips(number)])
+            found, report, norm, _ = engine.step([clips(number)])
             losses[-1].append({**found, **report, "norm": norm})
             engine.progress.step += 1
         engines.append(engine)
