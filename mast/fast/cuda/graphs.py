@@ -8,6 +8,7 @@ Both compare the graph with the plain code there, and leave every call that does
 """
 
 import copy
+import gc
 import logging
 import weakref
 from collections import defaultdict
@@ -75,13 +76,19 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _on_the_side(call: Callable[[], Any]) -> None:
-    """Warm up: what a capture must not do, such as compiling and making workspaces, happens here."""
+    """Warm up: what a capture must not do, such as compiling and making workspaces, happens here.
+
+    What earlier passes left in cycles goes first: nodes that take the parameters' gradients would be used again, and
+    wait for the stream that they were made on, which a capture may not.
+    """
+    gc.collect()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             call()
     torch.cuda.current_stream().wait_stream(side)
+    gc.collect()
 
 
 _plain_within = 0
