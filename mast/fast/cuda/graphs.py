@@ -389,11 +389,11 @@ class Replayed:
         """Results of the plain code; and the graph, where it gives the same."""
         device = next((x.device for x in inputs if x is not None and x.is_cuda), None)
         changed = list(state) if self._changes else []
-        before, random = [tensor.clone() for tensor in changed], _random_states(device)
+        before, random = _copies(changed), _random_states(device)
         with plainly():  # on copies, as it may write into its inputs
-            wanted = tuple(self.function(*(None if x is None else x.detach().clone() for x in inputs)))
-        after, random_after = [tensor.clone() for tensor in changed], _random_states(device)
-        self._inputs = [None if x is None else x.detach().clone() for x in inputs]
+            wanted = tuple(self.function(*_copies(inputs)))
+        after, random_after = _copies(changed), _random_states(device)
+        self._inputs = _copies(inputs)
 
         def restart() -> None:
             _put_back(changed, before)
@@ -427,6 +427,11 @@ class Replayed:
             self.recording, self._key = recording, key
             logger.info("%s: one CUDA graph, for %s", self.name, _shapes(self._inputs))
         return wanted
+
+
+def _copies(tensors: Sequence[Any]) -> list[Any]:
+    """Detached: a copy of a weight with a gradient would keep the node alive that takes it, on this stream."""
+    return [None if tensor is None else tensor.detach().clone() for tensor in tensors]
 
 
 def _put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -159,6 +159,27 @@ def test_a_step_that_is_not_finite_is_left_out(at: int, tmp_path: Path, monkeypa
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.raw_task.parameters(), strict=True))
 
 
+def test_no_node_of_an_earlier_pass_is_alive_when_a_graph_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the stream that it was made on, which breaks a capture."""
+    engine = engine_of(Prepared, tmp_path, True, monkeypatch)
+    weight, alive = engine.raw_task.body[0].weight, []
+    engine.raw_task.body.register_forward_hook(lambda *_: node_of(weight).metadata.update(earlier=True))
+    record = Taped.__init__
+    monkeypatch.setattr(
+        Taped, "__init__", lambda tape, run: (alive.append("earlier" in node_of(weight).metadata), record(tape, run))[1]
+    )
+    for number in range(3):
+        engine.step([batch_of(number)])
+    assert engine.graphs._whole.recording is not None and alive and not any(alive)
+
+
+def node_of(weight: Tensor):
+    """What takes the weight's gradient: the same one as long as anything keeps it alive."""
+    return weight.view_as(weight).grad_fn.next_functions[0][0]
+
+
 def clips(number: int) -> Batch:
     generator = torch.Generator().manual_seed(number)
     return Batch(
