@@ -23,7 +23,7 @@ from avssl.models.classifier import AudioClassifier, Classifier
 from avssl.models.pair import AudioVisualPair, center_crop
 from avssl.models.visual_classifier import VisualClassifier, build_visual_classifier
 from avssl.plugins import import_wanted
-from avssl.runs import (
+from avssl.saved_runs import (
     CLASSIFIER,
     CLASSIFIER_FILE,
     EXPORT,

@@ -71,6 +71,8 @@ class Registry(Generic[Part]):
         Raises:
             ValueError: the name is taken.
         """
+        if not _is_own(author):
+            self._complete()  # the package's own parts are there first
         if name in self._parts:
             raise ValueError(f"{self.setting}: {self.kind} {name!r} is registered already")
         self._parts[name] = part
@@ -203,9 +205,12 @@ def known() -> list[str]:
 
 def note_author(author: Any) -> None:
     """Keeps the module that registers ``author``, a function or class, unless it is of avssl or mast."""
-    name = getattr(author, "__module__", None) or "__main__"
-    if name.split(".")[0] not in _OWN and name not in _authors:
-        _authors.append(name)
+    if not _is_own(author) and author.__module__ not in _authors:
+        _authors.append(author.__module__)
+
+
+def _is_own(author: Any) -> bool:
+    return (getattr(author, "__module__", None) or "__main__").split(".")[0] in _OWN
 
 
 def given_in(argv: Iterable[str]) -> list[str]:

@@ -39,7 +39,7 @@ from avssl.limits import set_limits
 from avssl.loading import Loaded, load
 from avssl.locks import hold, refuse_held
 from avssl.progress import Meter
-from avssl.runs import with_training_data
+from avssl.saved_runs import with_training_data
 from avssl.training.launch import launch_single
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from avssl.evaluation.embeddings import EmbeddingCache
 from avssl.files import remove_leftovers
 from avssl.loading import Loaded, load
 from avssl.locks import hold
-from avssl.runs import TrainingSettings, run_folder, with_training_data
+from avssl.saved_runs import TrainingSettings, run_folder, with_training_data
 from avssl.training.initialization import frame_size_for
 from avssl.training.launch import launch_single
 from avssl.training.run import read_held_out, run_of, seen_in_training

@@ -29,7 +29,7 @@ from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
 from avssl.progress import Meter, track
-from avssl.runs import TrainingSettings
+from avssl.saved_runs import TrainingSettings
 from avssl.training.run import read_held_out, run_of
 from mast.export import require
 from mast.exported import Exported

@@ -32,7 +32,7 @@ from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classif
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.progress import Meter
-from avssl.runs import EXPORT
+from avssl.saved_runs import EXPORT
 from avssl.tracking import sweep_folder
 from avssl.tracking.tracker import log_model, use_model
 from avssl.training.after_training import evaluate_trained

@@ -14,7 +14,6 @@ import yaml
 from avssl.augment.settings import AugmentConfig, MixupConfig
 from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.config.options import given_options
-from avssl.config.recipes import CONFIGS, Source
 from avssl.config.resolution import demo_settings, resolve
 from avssl.config.runs import (
     AugmentSheetConfig,
@@ -24,6 +23,7 @@ from avssl.config.runs import (
     FinetuneConfig,
     PretrainConfig,
 )
+from avssl.config.sources import CONFIGS, Source
 from avssl.data.settings import CacheConfig, DataConfig, PrepareOptions, SourceConfig
 from avssl.models.settings import AudioConfig, BottleneckConfig, VideoConfig
 from avssl.training.settings import LogConfig, OptimConfig, RuntimeConfig, WandbConfig

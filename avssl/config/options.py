@@ -14,8 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, get_loader
 from avssl import plugins
 from avssl.augment.settings import MixupConfig, former_mixup
 from avssl.bounds import check_bounds
-from avssl.config.merging import Added, get_setting, nested, overlay
-from avssl.config.recipes import Source
+from avssl.config.sources import Added, Source, get_setting, nested, overlay
 from avssl.errors import SettingsError
 
 Config = TypeVar("Config")

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from avssl import plugins
-from avssl.config.merging import NO_CHECKPOINT, drop_setting, get_setting, merge, nested
 from avssl.config.options import check_keys, typed
-from avssl.config.recipes import CONFIGS, Source, choose_recipe, find_recipe, read_recipe
 from avssl.config.runs import AugmentSheetConfig, CrossvalConfig, FinetuneConfig, PretrainConfig
+from avssl.config.sources import (
+    CONFIGS,
+    NO_CHECKPOINT,
+    Source,
+    choose_recipe,
+    drop_setting,
+    find_recipe,
+    get_setting,
+    merge,
+    nested,
+    read_recipe,
+)
 from avssl.data.settings import DataConfig
 from avssl.errors import SettingsError
 from avssl.urls import hide_credentials

@@ -17,8 +17,8 @@ from torchvision.models.video.resnet import BasicBlock
 from torchvision.models.video.s3d import SepInceptionBlock3D
 from torchvision.models.video.swin_transformer import PatchMerging, SwinTransformerBlock
 
+from avssl.models.backbones import SmallBlock
 from avssl.models.fusion import FusionLayer
-from avssl.models.video import SmallBlock
 from mast import SpectrogramModel
 
 # Those of video encoders and fusion; an audio encoder names its own (``SpectrogramModel.blocks``).

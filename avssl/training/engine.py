@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from avssl.checkpoint import BEST, LAST, CheckpointStore, is_sharded, read_head
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
-from avssl.data.prefetch import prefetched
+from avssl.data.loader import prefetched
 from avssl.errors import LostProcessError, NonFiniteError
 from avssl.progress import Meter
 from avssl.tracking import Tracker

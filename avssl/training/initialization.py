@@ -19,7 +19,7 @@ from avssl.models.settings import REGULARIZATION
 from avssl.models.video import own_size, video_options
 from avssl.models.visual_classifier import AudioVisualClassifier, VideoClassifier, build_visual_classifier
 from avssl.objectives.terms import own_projections, read_terms, retrieval_projection, trained_projections
-from avssl.runs import EXPORT, not_finished
+from avssl.saved_runs import EXPORT, not_finished
 
 logger = logging.getLogger(__name__)
 

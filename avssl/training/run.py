@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and when it may be continued."""
+"""The run that trains: its folder, opened for writing, what it holds, and when it may be continued."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
-from avssl.runs import EXPORT, run_folder
+from avssl.saved_runs import EXPORT, run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.training.engine import Engine
 from avssl.training.launch import check_alike

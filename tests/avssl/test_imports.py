@@ -59,7 +59,7 @@ LAYERS = (
     ("augment",),
     ("objectives",),
     ("config", "tracking"),
-    ("runs",),
+    ("saved_runs",),
     ("loading", "prediction"),
     ("evaluation",),
     ("training",),

@@ -22,7 +22,7 @@ from avssl.config import (
 from avssl.data import folds, splits
 from avssl.data.processes import server
 from avssl.limits import MAX_CLIP_BYTES, Limits, limits, set_limits
-from avssl.runs import TrainingSettings
+from avssl.saved_runs import TrainingSettings
 
 GIVEN = {"max_pixels": 4321, "max_clip_bytes": 98765}
 

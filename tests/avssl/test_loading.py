@@ -21,7 +21,7 @@ from avssl.loading import Loaded, checkpoint_settings, save_classifier, save_enc
 from avssl.models.classifier import AudioClassifier
 from avssl.models.pair import AudioVisualPair
 from avssl.models.visual_classifier import build_visual_classifier
-from avssl.runs import training_settings
+from avssl.saved_runs import training_settings
 from avssl.training.initialization import initial_classifier, initial_pair, read_start
 
 SIZES = {"embed_dim": 8, "depths": [1, 1, 1, 1]}

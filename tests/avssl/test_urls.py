@@ -29,7 +29,7 @@ from avssl.data.media import MediaError
 from avssl.data.processes import server
 from avssl.evaluation.result import write_result
 from avssl.limits import Limits
-from avssl.runs import TrainingSettings
+from avssl.saved_runs import TrainingSettings
 from avssl.tracking import Tracker
 from avssl.training.run import Run, next_command
 from avssl.urls import hidden, hide_credentials, keep_back, reveal

@@ -21,7 +21,7 @@ from avssl.data.scan import scan
 from avssl.evaluation.result import read_predictions
 from avssl.loading import load
 from avssl.locks import HeldError, hold
-from avssl.runs import run_folder, training_settings
+from avssl.saved_runs import run_folder, training_settings
 
 CLASSES = ["high", "low", "middle"]
 RATE = 16000

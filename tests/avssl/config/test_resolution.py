@@ -22,8 +22,7 @@ from avssl.config import (
     resolve,
     to_dict,
 )
-from avssl.config.merging import BELONGS, merge
-from avssl.config.recipes import list_recipes
+from avssl.config.sources import BELONGS, list_recipes, merge
 from avssl.data.catalog import names
 from avssl.errors import SettingsError
 from avssl.models.video import list_video_encoders, own_size

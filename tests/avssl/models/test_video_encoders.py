@@ -19,9 +19,10 @@ from avssl.data.clips import center_square
 from avssl.data.media.file import MediaFile
 from avssl.loading import with_random_weights
 from avssl.models import VideoEncoder, create_video_encoder, list_video_encoders
+from avssl.models.backbones import DropPath
 from avssl.models.blocks import encoder_blocks
 from avssl.models.pair import AudioVisualPair, center_crop
-from avssl.models.video import KINETICS_MEAN, KINETICS_STD, DropPath, own_size
+from avssl.models.video import KINETICS_MEAN, KINETICS_STD, own_size
 from avssl.models.visual_classifier import build_visual_classifier
 from avssl.training.initialization import complete_video
 

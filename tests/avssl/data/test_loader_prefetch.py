@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from avssl.data.batch import Batch
-from avssl.data.prefetch import one_ahead, prefetched
+from avssl.data.loader import one_ahead, prefetched
 
 
 def numbers(count: int, taken: list[int], fail_at: int = -1) -> Iterator[int]:

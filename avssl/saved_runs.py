@@ -1,4 +1,4 @@
-"""The folder of a run: where its models are, and what they were trained with."""
+"""Runs on disk: where their models are, and what these were trained with."""
 
 import json
 import logging
