@@ -12,7 +12,6 @@ import yaml
 
 import avssl
 import mast
-from avssl import checkpoint as checkpoint_files
 from avssl.commands.average import average_checkpoints
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig
 from avssl.data.batch import Batch
@@ -123,13 +122,13 @@ def test_a_classifier_that_sees_keeps_its_settings_where_it_is_moved(path: str, 
 
 def test_a_checkpoint_is_read_once(pair_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    whole = checkpoint_files._load
+    whole = torch.load
 
-    def reading(path: Path, *rest: Any, **how: Any) -> dict[str, Any]:
-        read.append(path)
-        return whole(path, *rest, **how)
+    def reading(file: Any, *rest: Any, **how: Any) -> dict[str, Any]:
+        read.append(file if isinstance(file, Path) else Path(file.name))
+        return whole(file, *rest, **how)
 
-    monkeypatch.setattr(checkpoint_files, "_load", reading)
+    monkeypatch.setattr(torch, "load", reading)
     source = read_start(pair_run)
     initial_pair(PretrainConfig(checkpoint=str(pair_run)), source)
     assert read == [pair_run / "checkpoints" / "last.ckpt"]

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -55,20 +56,21 @@ def test_lines_come_while_a_single_item_takes_its_time(lines) -> None:
 def test_rate_counts_what_was_done_here_and_slow_ones_are_told_the_other_way_round(lines, monkeypatch) -> None:
     clock = iter([100.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock, 110.0)))
-    meter = Meter("training", total=50, initial=10, unit="step")
-    meter._thread = _NoThread()
-    with meter:
+    alone = {"Thread": lambda **_: NoThread(), "Lock": threading.Lock, "Event": threading.Event}
+    monkeypatch.setattr(progress, "threading", SimpleNamespace(**alone))
+    with Meter("training", total=50, initial=10, unit="step") as meter:
         meter.update(5)  # 10 s after the start, of which 5 steps
     assert lines() == ["training: 15 of 50 steps (30 %), 2.0 s a step, 01:10 left"]
 
 
-class _NoThread:
+class NoThread:
     def start(self) -> None: ...
     def join(self) -> None: ...
 
 
 def test_bytes_are_scaled(lines) -> None:
-    assert progress.Meter("x", total=3, unit="batch")._amount() == "0 of 3 batches (0 %)"
+    with Meter("x", total=3, unit="batch"):
+        wait_for(lambda: any(line.startswith("x: 0 of 3 batches (0 %), ") for line in lines()))
     with Meter("verifying", total=4_000_000, unit="B") as meter:
         meter.update(1_000_000)
         wait_for(lambda: any("25 %" in line for line in lines()))
@@ -101,9 +103,13 @@ def test_what_is_quick_says_nothing_and_no_thread_stays(caplog, monkeypatch) -> 
     monkeypatch.setattr("sys.stderr", io.StringIO())
     caplog.set_level(logging.INFO)
     assert list(track(range(1000), "quick", "item")) == list(range(1000))
-    with pytest.raises(KeyError), Meter("fails") as meter:
+    with pytest.raises(KeyError), Meter("fails"):
         raise KeyError
-    assert not caplog.records and not meter._thread.is_alive() and not progress._open
+    assert not caplog.records
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("progress of ")]
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
+    with Meter("later"):  # what is still open would speak in its place
+        wait_for(lambda: any(record.getMessage().startswith("later: ") for record in caplog.records))
 
 
 class Terminal(io.StringIO):
@@ -149,9 +155,12 @@ def test_commands_that_are_quiet_show_progress_and_lines_go_above_the_bars(monke
 
 
 def test_a_notebook_gets_a_bar(monkeypatch) -> None:
-    assert not Meter("scan")._terminal or sys.stderr.isatty()
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "BAR_DELAY", 0.01)
+    monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
-    assert Meter("scan")._terminal
+    with Meter("scan", total=9, unit="file"):
+        wait_for(lambda: "0/9" in screen.getvalue())
 
 
 def test_a_script_that_says_nothing_of_logging_still_gets_lines() -> None:
