@@ -78,9 +78,9 @@ class RuntimeConfig:
         backend: What computes the blocks of MAST and AST (``mast.accelerate``): auto (the fastest that equals their
             plain code on the device), reference (the plain code), cpu or cuda (the kernels of this device alone).
         compile: Compile the encoders with torch.compile.
-        graphs: auto: on a GPU, in one process, an encoder's training passes are CUDA graphs wherever they fit, which
-            saves the processor launching thousands of kernels a step; they are compared with the plain passes first,
-            and keep their memory. Other shapes than the first, optim.chunk and evaluation go without. off: never.
+        graphs: auto: on a GPU, in one process, training steps are CUDA graphs wherever they fit, which saves the
+            processor launching thousands of kernels a step; they are compared with the plain code first, and keep
+            their memory. Other shapes than the first, optim.chunk and evaluation go without. off: never.
         checkpoint_activations: Keep only the input of each encoder block and compute the rest again when needed.
         threads: CPU threads of the process that trains; default: torch's own. In evaluation and embedding the default
             leaves a core for each process that decodes.
