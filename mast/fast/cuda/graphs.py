@@ -407,7 +407,7 @@ class Replayed:
             restart()
             recording.replay()
             found = [output.clone() for output in recording.outputs]
-            pairs = [("results", found, wanted, TOLERANCE)]
+            pairs: list[tuple[str, Sequence[Tensor], Sequence[Tensor], float]] = [("results", found, wanted, TOLERANCE)]
             if changed:
                 moved, wished = ([a - b for a, b in zip(of, before, strict=True)] for of in (changed, after))
                 pairs.append(("changes", moved, wished, TOLERANCE_OF_CHANGES))

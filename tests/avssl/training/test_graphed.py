@@ -159,6 +159,37 @@ def test_a_step_that_is_not_finite_is_left_out(at: int, tmp_path: Path, monkeypa
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.raw_task.parameters(), strict=True))
 
 
+class Listening(Prepared):
+    """The small task, which draws through a frontend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ear = nn.Softplus()
+
+    @property
+    def frontend(self) -> nn.Module:
+        return self.ear
+
+    def draw_audio(self, waveform: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.ear(super().draw_audio(waveform))
+
+
+def test_the_frontend_is_compiled_in_its_graph_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *x: (calls.append(len(x[0])), function(*x))[1])
+    engines = [engine_of(Listening, tmp_path / str(graphs), False, monkeypatch) for graphs in (False, True)]
+    task = engines[1].raw_task
+    parts = (engines[1].fabric, task, engines[1].optimizer._optimizer, engines[1].finite, engines[1]._gradient_norm)
+    engines[1].graphs = GraphedStep(*parts, task.frontend, record=Taped)
+    for engine in engines:
+        for number, size in enumerate((4, 4, 3, 4)):
+            engine.step([batch_of(number, size)])
+    check_same(engines)
+    assert calls and set(calls) == {4} and task.ear._compiled_call_impl is None
+    assert set(engines[1].graphs.in_use()) == {"draw_audio", "training step"}
+
+
 def test_no_node_of_an_earlier_pass_is_alive_when_a_graph_is_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
