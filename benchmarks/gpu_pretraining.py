@@ -24,12 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 from avssl.cli import parse
 from avssl.commands.pretrain import build_task
 from avssl.config import PretrainConfig
-from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.splits import open_splits
 from avssl.models.pair import AudioVisualPair
 from avssl.tracking import read_rows
-from avssl.training.engine import Engine
 from avssl.training.initialization import complete_pair
 from avssl.training.launch import launch, prepare_encoders
 from avssl.training.optimizer import total_steps
@@ -134,20 +132,8 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
 
     run = Run(config, place / "run", fabric, config.wandb, "pretrain")
     with run:
-        engine = Engine(
-            fabric,
-            task,
-            optim=config.optim,
-            log=config.log,
-            steps=total_steps(config.optim, len(splits.train), fabric.world_size),
-            tracker=run.tracker,
-            store=run.store,
-            failures=FailureMonitor(config.data.max_failures),
-            settings=run.settings(splits.digest),
-            seed=config.seed,
-            graphs=config.runtime.graphs == "auto",
-            compile_frontend=config.runtime.compile,
-        )
+        steps = total_steps(config.optim, len(splits.train), fabric.world_size)
+        engine = run.engine(task, steps, splits.digest, {})
         protocol, rate = splits.protocol, config.audio.sample_rate
         loaders = Loaders(config.data, protocol, ("audio", "video"), rate, args.batch, config.seed)
         gpu = fabric.device.type == "cuda"

@@ -71,18 +71,18 @@ def measure(name: str, *, num_classes: int = 527, mels: int = 128, frames: int =
 @torch.no_grad()
 def measure_module(model: SpectrogramModel, *, mels: int = 128, frames: int = 1024) -> Complexity:
     """Count any model of ``mast.base`` for one spectrogram of ``mels`` x ``frames``."""
-    twin = accelerate(copy.deepcopy(model).to("meta"), "reference")
+    plain = accelerate(copy.deepcopy(model).to("meta"), "reference")
     outputs: list[tuple[int, ...]] = []
 
     def note_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         tokens = output if isinstance(output, Tensor) else output[0]
         outputs.append(tuple((tokens.movedim(1, -1) if model.channels_first and tokens.ndim == 4 else tokens).shape))
 
-    for block in twin.blocks:
+    for block in plain.blocks:
         block.register_forward_hook(note_output)
     # The counter knows the products of the plain attention; the fused ones differ between devices.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as every, _LinearMacs() as linear:
-        twin(torch.zeros(1, 1, mels, frames, device="meta"))
+        plain(torch.zeros(1, 1, mels, frames, device="meta"))
     distinct = [shape for shape, _ in groupby(outputs)]
     grids = tuple((shape[1], shape[2]) if len(shape) == 4 else (1, shape[1]) for shape in distinct)
     parameters = sum(parameter.numel() for parameter in model.parameters())

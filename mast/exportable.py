@@ -179,11 +179,11 @@ def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
 
 def exportable(model: SpectrogramModel) -> SpectrogramModel:
     """A copy of ``model`` in eval mode that a tracer can follow at any length: to be traced, not to be run."""
-    twin = accelerate(copy.deepcopy(model), "reference").eval().requires_grad_(False)
-    if isinstance(twin, AST):
-        twin._positions = functools.partial(_stretched_positions, twin)  # type: ignore[method-assign]
-    for module in list(twin.modules()):
+    plain = accelerate(copy.deepcopy(model), "reference").eval().requires_grad_(False)
+    if isinstance(plain, AST):
+        plain._positions = functools.partial(_stretched_positions, plain)  # type: ignore[method-assign]
+    for module in list(plain.modules()):
         for name, child in module.named_children():
             if isinstance(child, PoolingAttention):
                 setattr(module, name, ExportableAttention(child))
-    return twin
+    return plain

@@ -82,7 +82,9 @@ class Comparison:
             self.differences[name] = float(np.maximum(self.differences.get(name, 0.0), difference))
             self.scale[name] = max(self.scale.get(name, 0.0), float(values.abs().max()))
 
-    def judge(self, expected: Tensor, found: Tensor, labels: dict[str, list[str]], truth: dict[str, Tensor]) -> None:
+    def compare_classes(
+        self, expected: Tensor, found: Tensor, labels: dict[str, list[str]], truth: dict[str, Tensor]
+    ) -> None:
         """Logits (B, all classes) of both; ``truth``: (B,) by head, -1 where unlabelled."""
         sizes = [len(names) for names in labels.values()]
         for head, right, own in zip(labels, expected.split(sizes, -1), found.split(sizes, -1), strict=True):
@@ -270,7 +272,7 @@ def _compare(config: ExportConfig, original: _Original, path: Path, clips: tuple
         comparison.clips += batch.size
         if original.labels:
             truth = {head: batch.labels[head] for head in single}
-            comparison.judge(expected["logits"], found["logits"], original.labels, truth)
+            comparison.compare_classes(expected["logits"], found["logits"], original.labels, truth)
     return comparison
 
 

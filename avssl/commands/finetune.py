@@ -18,7 +18,6 @@ from avssl.commands.pretrain import pretrain
 from avssl.config import FinetuneConfig, PretrainConfig, Source, resolve
 from avssl.config.resolution import pretraining_folder
 from avssl.data.catalog import find_entry
-from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.mixup import SetMixup
@@ -37,7 +36,6 @@ from avssl.tracking import sweep_folder
 from avssl.tracking.tracker import log_model, use_model
 from avssl.training.after_training import evaluate_trained
 from avssl.training.checks import check_training
-from avssl.training.engine import Engine
 from avssl.training.finetuning import JOINT, FinetuneTask
 from avssl.training.initialization import (
     MODALITIES,
@@ -135,7 +133,7 @@ def _finetune(
     if task is None:
         finished = True
         _fit_linear(config, classifier, loaders, splits, fabric, before)
-        if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against its twin with random weights
+        if checkpoint and fabric.is_global_zero:  # a frozen encoder is set against itself with random weights
             before = embed_features(with_random_weights(classifier).to(fabric.device), loaders, test, fabric.device)
             titles = ("Random weights", "Pretrained, frozen")
     else:
@@ -309,22 +307,8 @@ def _fit_full(
     prepare_encoders(config.runtime, fabric, *classifier.trained_in_blocks)
     clips, val = len(splits.train), splits.val
     steps = total_steps(optim, clips, fabric.world_size)
-    engine = Engine(
-        fabric,
-        task,
-        optim=optim,
-        log=config.log,
-        steps=steps,
-        tracker=run.tracker,
-        store=run.store,
-        failures=FailureMonitor(config.data.max_failures),
-        settings=checkpoint_settings(classifier, _extra(config, splits)) | run.settings(splits.digest),
-        monitor=_monitor(splits),
-        seed=config.seed,
-        graphs=config.runtime.graphs == "auto",
-        compile_frontend=config.runtime.compile,
-    )
-    run.resume(engine)
+    settings = checkpoint_settings(classifier, _extra(config, splits))
+    engine = run.engine(task, steps, splits.digest, settings, monitor=_monitor(splits))
     logger.info("fine-tuning on %d clips for %d steps of %d", clips, steps, optim.batch_size)
     start = engine.progress.step * optim.accumulate
     mixup = SetMixup.of(config.augment.mixup)

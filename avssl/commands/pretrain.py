@@ -13,7 +13,6 @@ from avssl import plugins
 from avssl.augment import SpectrogramAugment, VideoAugment, WaveAugment
 from avssl.config import PretrainConfig
 from avssl.config.resolution import pretraining_folder
-from avssl.data.failures import FailureMonitor
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits, open_splits, settle_clip_seconds
@@ -103,22 +102,8 @@ def _pretrain(
     run.record_clips(splits)
     prepare_encoders(config.runtime, fabric, task.pair.audio, task.pair.video)
     steps = total_steps(optim, clips, fabric.world_size)
-    engine = Engine(
-        fabric,
-        task,
-        optim=optim,
-        log=config.log,
-        steps=steps,
-        tracker=run.tracker,
-        store=run.store,
-        failures=FailureMonitor(config.data.max_failures),
-        settings={"kind": "pair", "pair": task.pair.settings} | run.settings(splits.digest),
-        monitor="audio_to_video/R@1",
-        seed=config.seed,
-        graphs=config.runtime.graphs == "auto",
-        compile_frontend=config.runtime.compile,
-    )
-    run.resume(engine)
+    settings = {"kind": "pair", "pair": task.pair.settings}
+    engine = run.engine(task, steps, splits.digest, settings, monitor="audio_to_video/R@1")
     logger.info(
         "pretraining %s + %s on %d clips for %d steps of %d clips",
         *(task.pair.settings["audio"], task.pair.settings["video"], clips, steps),

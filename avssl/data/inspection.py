@@ -19,7 +19,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.media.audio import Channel
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, run_all
-from avssl.data.shards.sample import read_audio, read_frames
+from avssl.data.shards.sample import open_source
 from avssl.data.spans import ClipSpan, frame_times
 from avssl.progress import Meter
 
@@ -81,9 +81,8 @@ def inspect_clip(location: ClipLocation, channel: Channel = "mean") -> Inspectio
     if location.audio:
         try:
             parts = _parts(*location.audio)
-            sounds = [
-                read_audio(location.path, start, seconds, SAMPLE_RATE, channel).waveform for start, seconds in parts
-            ]
+            with open_source(location.path) as source:
+                sounds = [source.audio(start, seconds, SAMPLE_RATE, channel).waveform for start, seconds in parts]
             loudest = max(float(np.abs(sound).max()) for sound in sounds)
             peak = max(_FLOOR_DB, 20 * float(np.log10(max(loudest, 1e-9))))
             words = fingerprint(sounds[0], SAMPLE_RATE)
@@ -92,9 +91,8 @@ def inspect_clip(location: ClipLocation, channel: Channel = "mean") -> Inspectio
     if location.video:
         length = location.video[1] - location.video[0]
         try:
-            frames = read_frames(
-                location.path, frame_times(ClipSpan(location.video[0], length, length), FRAMES), FRAME_SIZE
-            )
+            with open_source(location.path) as source:
+                frames = source.frames(frame_times(ClipSpan(location.video[0], length, length), FRAMES), FRAME_SIZE)
             luminance = frames.astype(np.float32) @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
             motion = float(np.ptp(luminance, axis=0).max()) if length >= MOTION_SECONDS else None
         except MediaError as error:

@@ -17,7 +17,7 @@ from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import Channel, MediaError
 from avssl.data.media.pool import available_cores, run_all
-from avssl.data.shards.sample import read_audio
+from avssl.data.shards.sample import open_source
 from avssl.data.spans import random_span
 from avssl.progress import track
 
@@ -155,7 +155,8 @@ def _moments(sample_rate: int, num_mels: int, channel: Channel, job: _Job) -> _M
         torch.set_num_threads(1)
     frontend = _frontend(sample_rate, num_mels)
     try:
-        waveform = read_audio(job.path, job.start, job.seconds, sample_rate, channel).waveform
+        with open_source(job.path) as source:
+            waveform = source.audio(job.start, job.seconds, sample_rate, channel).waveform
     except MediaError as error:
         return _Moments(0, 0.0, 0.0, error.reason)
     if len(waveform) < frontend.window:

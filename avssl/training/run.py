@@ -21,13 +21,14 @@ from avssl.bounds import check_bounds
 from avssl.checkpoint import CONFIG, CheckpointStore, edited_by_hand, is_sharded, read_head, run_settings
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.catalog import OWN_CLIP_SECONDS, stated_seconds
+from avssl.data.failures import FailureMonitor
 from avssl.data.manifest import Manifest
 from avssl.data.splits import HoldOut, Splits
 from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.saved_runs import EXPORT, run_folder
 from avssl.tracking import Tracker, check_tracking
-from avssl.training.engine import Engine
+from avssl.training.engine import Engine, Task
 from avssl.training.launch import check_alike
 from avssl.urls import hidden
 from mast import LogMel
@@ -179,12 +180,41 @@ class Run:
         clips = self.config.optim.batch_size * self.fabric.world_size
         return {"global_batch": clips, "manifest": digest, "config": to_dict(self.config)}
 
-    def resume(self, engine: Engine) -> None:
-        """Lets ``engine`` go on where the checkpoint of this run left off, if it has one.
+    def engine(
+        self, task: Task, steps: int, digest: str, settings: Mapping[str, Any], monitor: str | None = None
+    ) -> Engine:
+        """The engine that trains ``task`` in this folder; it goes on where the checkpoint of this run left off, if any.
+
+        Args:
+            task: What is trained.
+            steps: Optimizer steps of the schedule.
+            digest: Of the data.
+            settings: What builds the trained model again, for checkpoints.
+            monitor: Validation metric that chooses the best checkpoint.
 
         Raises:
             ValueError: the checkpoint has changed since, or is another one for another process.
         """
+        config = self.config
+        engine = Engine(
+            self.fabric,
+            task,
+            optim=config.optim,
+            log=config.log,
+            steps=steps,
+            tracker=self.tracker,
+            store=self.store,
+            failures=FailureMonitor(config.data.max_failures),
+            settings={**settings, **self.settings(digest)},
+            monitor=monitor,
+            seed=config.seed,
+            graphs=config.runtime.graphs == "auto",
+            compile_frontend=config.runtime.compile,
+        )
+        self._resume(engine)
+        return engine
+
+    def _resume(self, engine: Engine) -> None:
         if self.checkpoint is None:
             return
         engine.resume(self.checkpoint)

@@ -16,10 +16,11 @@ from avssl.config import DataConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
 from avssl.data.manifest import Manifest
+from avssl.data.media import read_audio, read_frames
 from avssl.data.scan import report_lines, scan, scan_report
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
-from avssl.data.shards.sample import read_audio, read_frames
+from avssl.data.shards.sample import open_source
 from avssl.data.shards.write import write_cache
 from avssl.data.spans import NO_COMMON_TIME, OUTSIDE, TOO_LITTLE
 from avssl.data.splits import open_splits
@@ -284,7 +285,8 @@ def test_a_cached_phone_video_is_upright(cases: Path, tmp_path: Path) -> None:
     write_cache(result, str(tmp_path / "cache"), Settings(short_side=120, quality=95), workers=0, progress=False)
     cached = open_data(str(tmp_path / "cache"))
     times = np.linspace(0.2, 1.8, 4)
-    shown, kept = (read_frames(manifest.row(0).path, times, 120) for manifest in (result, cached))
+    with open_source(result.row(0).path) as original, open_source(cached.row(0).path) as sample:
+        shown, kept = original.frames(times, 120), sample.frames(times, 120)
     assert shown.shape == kept.shape == (4, 160, 120, 3)
     error, turned = (np.abs(shown.astype(int) - frames).mean() for frames in (kept, kept[:, ::-1, ::-1]))
     assert error < 8 and turned > 5 * error
