@@ -102,9 +102,11 @@ class FastBlock(Block):
 
     Attributes:
         kernels: devices whose kernels it may use, "cpu" and "cuda".
+        by_branches: use the functions of ``mast.fast.cuda.branches`` where they fit.
     """
 
     kernels: tuple[str, ...] = ("cpu", "cuda")
+    by_branches = True
 
     def forward(self, x: Tensor) -> Tensor:
         """See ``Block``."""
@@ -115,7 +117,7 @@ class FastBlock(Block):
             if way == "cpu":
                 return self._forward_fused(x)
         with weights_in_half(self, x):
-            return self._forward_by_parts(x)
+            return self._forward_by_branches(x) if self._by_branches(x) else self._forward_by_parts(x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See ``nn.Module``; compiled code takes its weights as they are cast outside of it."""
@@ -152,7 +154,46 @@ class FastBlock(Block):
         parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         return fused.mlp_branch(x, NORM_EPS, self.add2.shares(x), *parameters)
 
+    def _by_branches(self, x: Tensor) -> bool:
+        """Whether the functions of ``mast.fast.cuda.branches`` take ``x``; compiled code does without them."""
+        if not self.by_branches or "cuda" not in self.kernels or not x.is_cuda or torch.compiler.is_compiling():
+            return False
+        linear, mixed = self.attn.proj, torch.is_autocast_enabled("cuda")
+        fits = x.dtype == (torch.get_autocast_dtype("cuda") if mixed else linear.weight.dtype)
+        return fits and self._as_made(x) and cuda.usable(x, linear.in_features // self.attn.heads)
+
+    def _forward_by_branches(self, x: Tensor) -> Tensor:
+        from mast.fast.cuda import branches, norms, positions  # they need Triton
+
+        attn, mlp, affine = self.attn, self.mlp, (self.norm1.weight, self.norm1.bias)
+        x, normed = branches.normed(x, *affine, NORM_EPS)
+        residual = self.residual(x, normed)
+        settings = branches.Settings(attn.heads, attn.pool_q.stride, attn.pool_k.stride, NORM_EPS)
+        grids = (pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride))
+        where = positions.Positions(attn.relative_freq, attn.relative_time, *grids)
+        pools = [p for pool in (attn.pool_q, attn.pool_k, attn.pool_v) for p in (pool.weight, *pool.norm.parameters())]
+        with recomputed(lambda x: norms.layer_norm(x, *affine, NORM_EPS)[0], x, normed):
+            qkv = (attn.qkv.weight, attn.qkv.bias)
+            branch = branches.attention_branch(normed, settings, where, qkv, pools, attn.proj.weight)
+        shares = (self.add1.shares(branch), self.add2.shares(branch))
+        layers = (self.norm2, mlp.fc1, mlp.fc2)
+        weights = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        keep_hidden = x.shape[-1] > CHEAP_DIM
+        return branches.add_and_mlp(residual, branch, NORM_EPS, keep_hidden, shares, attn.proj.bias, *weights)
+
     def _fused(self, x: Tensor) -> bool:
+        """Whether the compiled functions for CPUs take the branches of ``x``."""
+        mine: dict[str, Any] = self._modules
+        if not self._as_made(x):
+            return False
+        within, hidden = mine["attn"]._modules, mine["mlp"]._modules
+        linear = (within["qkv"], within["proj"], hidden["fc1"], hidden["fc2"])
+        pools = (within["pool_q"], within["pool_k"], within["pool_v"])
+        norms = (mine["norm1"], mine["norm2"], *(pool._modules["norm"] for pool in pools))
+        widths = (x.shape[-1], linear[1].in_features // mine["attn"].heads, linear[2].out_features)
+        return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
+
+    def _as_made(self, x: Tensor) -> bool:
         """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""
         # Read directly: this runs for every block of every call, and a module's attributes take their time.
         mine: dict[str, Any] = self._modules
@@ -176,10 +217,7 @@ class FastBlock(Block):
             as_made(n, nn.LayerNorm) and n.eps == NORM_EPS and n._parameters.get("bias") is not None for n in norms
         ):
             return False
-        if x.ndim != 4 or x.shape[-1] != linear[0].in_features:  # for the plain layers to refuse
-            return False
-        widths = (x.shape[-1], linear[1].in_features // attn.heads, linear[2].out_features)
-        return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
+        return bool(x.ndim == 4 and x.shape[-1] == linear[0].in_features)  # else for the plain layers to refuse
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
         mlp = self.mlp

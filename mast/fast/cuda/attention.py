@@ -44,11 +44,11 @@ def _store(base, rows, row_mask, row_stride, value, D: tl.constexpr, START: tl.c
 
 @triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, f_ptr, t_ptr, out_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, f_ptr, t_ptr, out_ptr, lse_ptr, sum_ptr,
     heads, queries, rows, columns, scale,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    RESIDUAL: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Output and the scores' log2-sum-exp2 of M queries of one head."""
+    """Output and the scores' log2-sum-exp2 of M queries of one head; the sum of queries and output, if asked for."""
     tiles = tl.cdiv(queries, M)
     head = tl.program_id(0) // tiles
     batch = (head // heads).to(tl.int64)
@@ -57,6 +57,7 @@ def _forward(
     keys = rows * columns
     q_ptr += batch * queries * stride + head * D
     out_ptr += batch * queries * stride + head * D
+    sum_ptr += batch * queries * stride + head * D
     k_ptr += batch * keys * stride + head * D
     v_ptr += batch * keys * stride + head * D
     f_ptr += batch * queries * heads * rows + head * rows
@@ -95,9 +96,15 @@ def _forward(
             out1 = tl.dot(weights, _load(v_ptr, key, n_ok, stride, D, 0, D1), out1 * shrink[:, None])
             if D2:
                 out2 = tl.dot(weights, _load(v_ptr, key, n_ok, stride, D, D1, D2), out2 * shrink[:, None])
-    _store(out_ptr, m, m_ok, stride, out1 / total[:, None], D, 0, D1)
+    out1 = out1 / total[:, None]
+    _store(out_ptr, m, m_ok, stride, out1, D, 0, D1)
+    if RESIDUAL:
+        _store(sum_ptr, m, m_ok, stride, out1 + q1.to(tl.float32), D, 0, D1)
     if D2:
-        _store(out_ptr, m, m_ok, stride, out2 / total[:, None], D, D1, D2)
+        out2 = out2 / total[:, None]
+        _store(out_ptr, m, m_ok, stride, out2, D, D1, D2)
+        if RESIDUAL:
+            _store(sum_ptr, m, m_ok, stride, out2 + q2.to(tl.float32), D, D1, D2)
     tl.store(lse_ptr + m, highest + tl.log2(total), mask=m_ok)
 
 
@@ -105,9 +112,13 @@ def _forward(
 def _backward_queries(
     q_ptr, k_ptr, v_ptr, f_ptr, t_ptr, out_ptr, lse_ptr, dout_ptr, dq_ptr, df_ptr, dt_ptr, delta_ptr,
     heads, queries, rows, columns, scale, inverse,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    RESIDUAL: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, R: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of M queries and of their position terms; also ``delta``, what the keys' gradients need of them."""
+    """Gradients of M queries and of their position terms; also ``delta``, what the keys' gradients need of them.
+
+    With the residual connection, the gradient of the result is one of the queries, too.
+    """
     tiles = tl.cdiv(queries, M)
     head = tl.program_id(0) // tiles
     batch = (head // heads).to(tl.int64)
@@ -165,9 +176,15 @@ def _backward_queries(
             if D2:
                 dq2 = tl.dot(half, k2, dq2)
         tl.store(dt_ptr + t_at, (da_t * inverse).to(dt_ptr.dtype.element_ty), mask=t_mask)
-    _store(dq_ptr + offset, m, m_ok, stride, dq1 * inverse, D, 0, D1)
+    dq1 = dq1 * inverse
+    if RESIDUAL:
+        dq1 += g1.to(tl.float32)
+    _store(dq_ptr + offset, m, m_ok, stride, dq1, D, 0, D1)
     if D2:
-        _store(dq_ptr + offset, m, m_ok, stride, dq2 * inverse, D, D1, D2)
+        dq2 = dq2 * inverse
+        if RESIDUAL:
+            dq2 += g2.to(tl.float32)
+        _store(dq_ptr + offset, m, m_ok, stride, dq2, D, D1, D2)
     f_at = df_ptr + f_offset + m[:, None] * (heads * rows) + row_of[None, :]
     tl.store(f_at, (da_f * inverse).to(df_ptr.dtype.element_ty), mask=m_ok[:, None] & (row_of < rows)[None, :])
 
@@ -275,6 +292,56 @@ def _sizes(dim: int, tile: Tile) -> dict[str, int]:
     return sizes | {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, a_freq: Tensor, a_time: Tensor, residual: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `attention` returns, and with ``residual`` the sum of queries and result (else the result again)."""
+    q, k, v, a_freq, a_time = (x.contiguous() for x in (q, k, v, a_freq, a_time))
+    batch, heads, queries = q.shape[0], q.shape[3], q.shape[1] * q.shape[2]
+    rows, columns = k.shape[1], k.shape[2]
+    out = q.new_empty(q.shape)
+    total = q.new_empty(q.shape) if residual else out
+    lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
+    scale = LOG2E / math.sqrt(q.shape[-1])
+    tile = _tile("forward", q.device, columns)
+    _forward[(batch * heads * triton.cdiv(queries, tile.queries),)](
+        q, k, v, a_freq, a_time, out, lse, total, heads, queries, rows, columns, scale,
+        RESIDUAL=residual, **_sizes(q.shape[-1], tile),
+    )  # fmt: skip
+    return out, lse, total
+
+
+def attend_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a_freq: Tensor,
+    a_time: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the five inputs of `attend`, from that of its result, or of the sum with ``residual``."""
+    q, k, v, a_freq, a_time, out, grad = (x.contiguous() for x in (q, k, v, a_freq, a_time, out, grad))
+    batch, heads, queries, dim = q.shape[0], q.shape[3], q.shape[1] * q.shape[2], q.shape[-1]
+    rows, columns = k.shape[1], k.shape[2]
+    dq, dk, dv, df, dt = (x.new_empty(x.shape) for x in (q, k, v, a_freq, a_time))
+    delta = torch.empty_like(lse)
+    scale, inverse = LOG2E / math.sqrt(dim), 1 / math.sqrt(dim)
+    tile = _tile("queries", q.device, columns)
+    _backward_queries[(batch * heads * triton.cdiv(queries, tile.queries),)](
+        q, k, v, a_freq, a_time, out, lse, grad, dq, df, dt, delta, heads, queries, rows, columns, scale, inverse,
+        RESIDUAL=residual, **_sizes(dim, tile), R=triton.next_power_of_2(rows),
+    )  # fmt: skip
+    tile = _tile("keys", q.device, columns)
+    _backward_keys[(batch * heads * rows * triton.cdiv(columns, tile.keys),)](
+        q, k, v, a_freq, a_time, lse, grad, delta, dk, dv, heads, queries, rows, columns, scale, inverse,
+        **_sizes(dim, tile),
+    )  # fmt: skip
+    return dq, dk, dv, df, dt
+
+
 @custom_op("mast::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, a_freq: Tensor, a_time: Tensor) -> tuple[Tensor, Tensor]:
     """softmax((q k^T + a_freq + a_time) / sqrt(dim)) v, and the scores' log2-sum-exp2.
@@ -288,18 +355,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, a_freq: Tensor, a_time: Tensor) -
     Returns:
         (B, F_q, T_q, heads, dim) and (B, heads, F_q * T_q) in float32.
     """
-    q, k, v, a_freq, a_time = (x.contiguous() for x in (q, k, v, a_freq, a_time))
-    batch, heads, queries = q.shape[0], q.shape[3], q.shape[1] * q.shape[2]
-    rows, columns = k.shape[1], k.shape[2]
-    out = q.new_empty(q.shape)
-    lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
-    scale = LOG2E / math.sqrt(q.shape[-1])
-    tile = _tile("forward", q.device, columns)
-    _forward[(batch * heads * triton.cdiv(queries, tile.queries),)](
-        q, k, v, a_freq, a_time, out, lse, heads, queries, rows, columns, scale,
-        **_sizes(q.shape[-1], tile),
-    )  # fmt: skip
-    return out, lse
+    return attend(q, k, v, a_freq, a_time, False)[:2]
 
 
 @custom_op("mast::attention_backward", mutates_args=())
@@ -307,23 +363,7 @@ def attention_backward(
     q: Tensor, k: Tensor, v: Tensor, a_freq: Tensor, a_time: Tensor, out: Tensor, lse: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five inputs of `attention`."""
-    q, k, v, a_freq, a_time, out, grad = (x.contiguous() for x in (q, k, v, a_freq, a_time, out, grad))
-    batch, heads, queries, dim = q.shape[0], q.shape[3], q.shape[1] * q.shape[2], q.shape[-1]
-    rows, columns = k.shape[1], k.shape[2]
-    dq, dk, dv, df, dt = (x.new_empty(x.shape) for x in (q, k, v, a_freq, a_time))
-    delta = torch.empty_like(lse)
-    scale, inverse = LOG2E / math.sqrt(dim), 1 / math.sqrt(dim)
-    tile = _tile("queries", q.device, columns)
-    _backward_queries[(batch * heads * triton.cdiv(queries, tile.queries),)](
-        q, k, v, a_freq, a_time, out, lse, grad, dq, df, dt, delta, heads, queries, rows, columns, scale, inverse,
-        **_sizes(dim, tile), R=triton.next_power_of_2(rows),
-    )  # fmt: skip
-    tile = _tile("keys", q.device, columns)
-    _backward_keys[(batch * heads * rows * triton.cdiv(columns, tile.keys),)](
-        q, k, v, a_freq, a_time, lse, grad, delta, dk, dv, heads, queries, rows, columns, scale, inverse,
-        **_sizes(dim, tile),
-    )  # fmt: skip
-    return dq, dk, dv, df, dt
+    return attend_backward(q, k, v, a_freq, a_time, out, lse, grad, False)
 
 
 @attention.register_fake

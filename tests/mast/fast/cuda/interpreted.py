@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mast import model
 from mast.fast import cuda, widened
-from mast.fast.blocks import FastAttention
+from mast.fast.blocks import FastAttention, FastBlock, swap
 
 attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
 pooling3d = importlib.import_module("mast.fast.cuda.pooling3d")
+norms = importlib.import_module("mast.fast.cuda.norms")
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -87,3 +88,29 @@ def test_attention_by_kernels_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) 
     largest = max(float(value.detach().abs().max()) for value in found[0])
     for value, wanted in zip(*found[::-1], strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("geometry", [(16, 16, 1, (1, 1), (1, 2)), (16, 32, 2, (2, 1), (1, 1))], ids=["same", "pooled"])
+def test_a_block_by_branches_is_the_plain_one(geometry: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of all parameters, with stochastic depth, where sums are those of several programs."""
+    monkeypatch.setattr(FastBlock, "_by_branches", lambda self, x: True)
+    for name, value in {"TILE": 128, "PROGRAMS": 2, "GELU_COLUMNS": 32, "GELU_PROGRAMS": 2}.items():
+        monkeypatch.setattr(norms, name, value)
+    dim, dim_out, heads, q_stride, kv_stride = geometry
+    torch.manual_seed(0)
+    plain = model.Block(dim, dim_out, heads, (3, 5), q_stride, kv_stride, 2.0, drop_path=0.5)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    fast = copy.deepcopy(plain)
+    swap(fast, fast=True, kernels=("cuda",))
+    x = torch.randn(3, 3, 5, dim)
+    found = []
+    for each in (plain, fast):
+        torch.manual_seed(0)
+        given = x.clone().requires_grad_()
+        out = each(given)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append([out, given.grad, *(parameter.grad for parameter in each.parameters())])
+    largest = max(float(value.detach().abs().max()) for value in found[0])
+    for value, wanted in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5 * largest)

@@ -22,9 +22,13 @@ from triton.compiler import ASTSource
 attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
 pooling3d = importlib.import_module("mast.fast.cuda.pooling3d")
+norms = importlib.import_module("mast.fast.cuda.norms")
+positions = importlib.import_module("mast.fast.cuda.positions")
+sums = importlib.import_module("mast.fast.cuda.sums")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr")
+FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr", "shares_ptr", "gain_ptr", "shift_ptr")
+INTEGERS = ("index_ptr", "starts_ptr", "order_ptr")
 SCALARS = ("scale", "inverse", "eps")
 ALIGNED = ("queries", "columns", "width", "rows", "out_rows", "out_columns")
 
@@ -40,6 +44,8 @@ def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> di
             return "constexpr"
         if name in SCALARS:
             return "fp32"
+        if name in INTEGERS:
+            return "*i32"
         return ("*fp32" if name in FLOATS else "*bf16") if name.endswith("_ptr") else "i32"
 
     aligned = {
@@ -76,7 +82,8 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
             kernel = getattr(attention, "_forward" if name == "forward" else f"_backward_{name}")
             cut = tile._replace(keys=min(tile.keys, columns))
             rows = {"R": 8} if name == "queries" else {}
-            yield f"attention {name} {columns}", kernel, attention._sizes(96, cut) | rows
+            residual = {} if name == "keys" else {"RESIDUAL": 1}
+            yield f"attention {name} {columns}", kernel, attention._sizes(96, cut) | rows | residual
     for frequency, time in ((1, 1), (2, 4), (1, 2), (2, 2)):
         sizes = {"SF": frequency, "ST": time, "D": 96, "DP": 128}
         march, (rows, warps) = sizes | {"SEGMENT": pooling.SEGMENT, "num_warps": 1}, pooling.BACKWARD_INPUT
@@ -88,6 +95,17 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
             sizes | {"ROWS": rows, "num_warps": warps},
         )
 
+    for dim in (96, 384, 768):
+        sizes = norms._sizes(dim)
+        yield f"norm {dim}", norms._norm, sizes | {"ADD": 1, "SHARES": 1}
+        flags = dict.fromkeys(("PAST", "BIASES", "SHARES", "PAST_SHARES"), 1)
+        yield f"norm backward {dim}", norms._norm_backward, sizes | flags
+    tile = {"ROWS": norms.GELU_ROWS, "COLUMNS": norms.GELU_COLUMNS, "num_warps": norms.GELU_WARPS}
+    yield "gelu backward", norms._gelu_backward, tile
+    for name in ("_gather", "_scatter"):
+        sizes = {"D": 96, "DP": 128, "ROWS": positions.ROWS, "num_warps": 4}
+        yield f"positions{name}", getattr(positions, name), sizes
+    yield "fold", sums._fold, {"ROWS": sums.ROWS, "COLUMNS": sums.COLUMNS, "num_warps": 4}
     sizes = {"D": 96, "DP": 128, "num_warps": 1}  # strides are told at run time
     for name in ("_forward", "_backward", "_backward_weights", "_backward_input"):
         yield f"pooling3d{name}", getattr(pooling3d, name), sizes

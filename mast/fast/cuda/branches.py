@@ -1,0 +1,210 @@
+"""The parts of a block on a GPU, operator by operator: each one differentiable function with few launches.
+
+``mast.model.Block`` says what they compute. Between the matrix products, which are torch's, work kernels that read and
+write half precision: LayerNorm with the residual addition before it, and in the backward pass with the one behind it;
+pooling; attention with its residual connection; GELU. Queries, keys and values are one product. Sums for the gradients
+of biases are by-products. Compiled blocks do without: there the compiler fuses what lies between.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from mast.fast.cuda import norms, positions
+from mast.fast.cuda.attention import attend, attend_backward
+from mast.fast.cuda.pooling import pool, pool_backward
+from mast.model import Grid
+
+
+class Settings(NamedTuple):
+    """Settings of the attention.
+
+    Attributes:
+        heads: of the attention.
+        q_stride, kv_stride: pooling of queries, and of keys and values.
+        eps: of every norm.
+    """
+
+    heads: int
+    q_stride: Grid
+    kv_stride: Grid
+    eps: float
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _as(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
+    """Gradients in the types and shapes of what they are of."""
+    return [None if v is None else v.view(p.shape).to(p.dtype) for v, p in zip(values, like, strict=True)]
+
+
+class _Norm(torch.autograd.Function):
+    """The input again, for what passes by, and its LayerNorm: so the sum of both gradients is the norm's work."""
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, x: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        out, kept = norms.layer_norm(x, gain, shift, eps)
+        ctx.save_for_backward(x, kept, gain, shift)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, past: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return None, past, None, None
+        x, kept, gain, shift = ctx.saved_tensors
+        past = None if past is None else past.contiguous()
+        dx, *affine = norms.layer_norm_backward(grad.contiguous(), x, kept, gain, past)
+        return None, dx, *_as(affine, [gain, shift])
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        settings: Settings,
+        where: positions.Positions,
+        x: Tensor,
+        qkv: Tensor,
+        qkv_bias: Tensor,
+        freq: Tensor,
+        time: Tensor,
+        proj: Tensor,
+        *pools: Tensor,
+    ) -> Tensor:
+        strides = list(settings.q_stride), list(settings.kv_stride)
+        with torch.autocast(x.device.type, enabled=False):
+            qkv_half, proj_half = qkv.to(x.dtype), proj.to(x.dtype)
+            joint = F.linear(x, qkv_half, qkv_bias.to(x.dtype))
+            q, k, v, *kept = pool(joint, list(pools), settings.heads, *strides, settings.eps)
+            r_freq, r_time = positions.gather(where, freq, time, q)
+            a_freq, a_time = positions.scores(q, r_freq, r_time)
+            out, lse, merged = attend(q, k, v, a_freq, a_time, True)
+            branch = F.linear(merged.flatten(3), proj_half)
+        ctx.strides, ctx.where = strides, where
+        ctx.kinds = [each.dtype for each in (qkv, qkv_bias, freq, time, proj)], pools
+        ctx.save_for_backward(
+            x, qkv_half, proj_half, joint, *kept, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged
+        )
+        return branch
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, qkv, proj, joint, *kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged = (
+            ctx.saved_tensors
+        )
+        (of_qkv, of_bias, of_freq, of_time, of_proj), pools = ctx.kinds
+        wanted = dict(zip(("x", "qkv", "bias", "freq", "time", "proj"), ctx.needs_input_grad[2:8], strict=True))
+        with torch.autocast(x.device.type, enabled=False):
+            grad = _rows(grad)
+            d_proj = (grad.t() @ _rows(merged.flatten(3))).to(of_proj) if wanted["proj"] else None
+            d_merged = (grad @ proj).view(merged.shape)
+            dq, dk, dv, da_freq, da_time = attend_backward(q, k, v, a_freq, a_time, out, lse, d_merged, True)
+            d_freq, d_time = positions.scores_backward_(ctx.where, dq, da_freq, da_time, q, r_freq, r_time)
+            d_joint, sums = pool_backward(joint, kept, packed, [dq, dk, dv], *ctx.strides)
+            flat, dim = _rows(d_joint), packed.shape[2]
+            d_qkv = (flat.t() @ _rows(x)).to(of_qkv) if wanted["qkv"] else None
+            d_bias = flat.sum(0).to(of_bias) if wanted["bias"] else None  # summed in float32, whatever its type
+            dx = (flat @ qkv).view(x.shape) if wanted["x"] else None
+        of_pools = _as([each for part in sums for each in part.split([9 * dim, dim, dim])], list(pools))
+        return None, None, dx, d_qkv, d_bias, d_freq.to(of_freq), d_time.to(of_time), d_proj, *of_pools
+
+
+class _AddAndMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        eps: float,
+        keep_hidden: bool,
+        shares: Tensor | None,
+        mlp_shares: Tensor | None,
+        x: Tensor,
+        branch: Tensor,
+        bias: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        fc1: Tensor,
+        fc1_bias: Tensor,
+        fc2: Tensor,
+        fc2_bias: Tensor,
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            total, normed, kept = norms.add_and_norm(x.contiguous(), branch, bias, shares, gain, shift, eps)
+            weights = [weight.to(x.dtype) for weight in (fc1, fc1_bias, fc2)]
+            hidden = F.linear(normed, *weights[:2])
+            out = F.linear(F.gelu(hidden), weights[2], fc2_bias.to(x.dtype))
+            out = total + out if mlp_shares is None else torch.addcmul(total, out, mlp_shares)
+        ctx.eps, ctx.kinds = eps, [each.dtype for each in (bias, gain, shift, fc1, fc1_bias, fc2, fc2_bias)]
+        ctx.save_for_backward(total, kept, shares, mlp_shares, gain, shift, *weights, hidden if keep_hidden else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, kept, shares, mlp_shares, gain, shift, fc1, fc1_bias, fc2, hidden = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        with torch.autocast(total.device.type, enabled=False):
+            grad = grad.contiguous()
+            through = _rows(grad if mlp_shares is None else grad * mlp_shares)
+            normed, _ = norms.layer_norm(total, gain, shift, ctx.eps)
+            hidden = _rows(F.linear(normed, fc1, fc1_bias) if hidden is None else hidden)
+            d_hidden = through @ fc2
+            activated, d_fc1_bias = norms.gelu_backward_(hidden, d_hidden)
+            d_fc2 = through.t() @ activated if wanted[11] else None
+            d_fc1 = d_hidden.t() @ _rows(normed) if wanted[9] else None
+            d_normed = (d_hidden @ fc1).view(total.shape)
+            dx, d_branch, d_gain, d_shift, d_bias, d_fc2_bias = norms.add_and_norm_backward(
+                d_normed, total, kept, gain, grad, shares, mlp_shares
+            )
+            found = [d_bias, d_gain, d_shift, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias]
+            found = [None if v is None else v.to(kind) for v, kind in zip(found, ctx.kinds, strict=True)]
+        return None, None, None, None, dx, d_branch, *found
+
+
+def normed(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x`` again, and its LayerNorm, both (..., dim): for a residual connection around what follows the norm."""
+    return _Norm.apply(eps, x, gain, shift)  # type: ignore[no-any-return]
+
+
+def attention_branch(
+    x: Tensor,
+    settings: Settings,
+    where: positions.Positions,
+    qkv: tuple[Tensor, Tensor],
+    pools: list[Tensor],
+    proj: Tensor,
+) -> Tensor:
+    """Pooling attention and projection, whose bias is left to `add_and_mlp`: (B, F, T, dim) -> (B, F', T', dim_out).
+
+    Args:
+        x: normalised, in half precision, contiguous.
+        qkv: weight and bias.
+        pools: nine parameters, see ``mast.fast.cuda.pool``.
+    """
+    return _Attention.apply(settings, where, x, *qkv, *where.rows, proj, *pools)  # type: ignore[no-any-return]
+
+
+def add_and_mlp(
+    x: Tensor,
+    branch: Tensor,
+    eps: float,
+    keep_hidden: bool,
+    shares: tuple[Tensor | None, Tensor | None],
+    *weights: Tensor,
+) -> Tensor:
+    """``y + MLP(norm(y))`` where ``y`` is ``x + branch + bias``.
+
+    Args:
+        keep_hidden: keep the wide layer for the backward pass; else it is computed again.
+        shares: factors of each sample's two branches (B, 1, ...), as stochastic depth draws them, or None.
+        weights: bias of the branch; weight and bias of the norm, the first and the second layer.
+    """
+    return _AddAndMlp.apply(eps, keep_hidden, *shares, x, branch, *weights)  # type: ignore[no-any-return]
