@@ -99,11 +99,13 @@ def _forward(
     out1 = out1 / total[:, None]
     _store(out_ptr, m, m_ok, stride, out1, D, 0, D1)
     if RESIDUAL:
+        q1 = _load(q_ptr, m, m_ok, stride, D, 0, D1)  # again: through the loop there are no registers to keep it in
         _store(sum_ptr, m, m_ok, stride, out1 + q1.to(tl.float32), D, 0, D1)
     if D2:
         out2 = out2 / total[:, None]
         _store(out_ptr, m, m_ok, stride, out2, D, D1, D2)
         if RESIDUAL:
+            q2 = _load(q_ptr, m, m_ok, stride, D, D1, D2)
             _store(sum_ptr, m, m_ok, stride, out2 + q2.to(tl.float32), D, D1, D2)
     tl.store(lse_ptr + m, highest + tl.log2(total), mask=m_ok)
 
@@ -177,13 +179,13 @@ def _backward_queries(
                 dq2 = tl.dot(half, k2, dq2)
         tl.store(dt_ptr + t_at, (da_t * inverse).to(dt_ptr.dtype.element_ty), mask=t_mask)
     dq1 = dq1 * inverse
-    if RESIDUAL:
-        dq1 += g1.to(tl.float32)
+    if RESIDUAL:  # read again: through the loop there are no registers to keep it in
+        dq1 += _load(dout_ptr + offset, m, m_ok, stride, D, 0, D1).to(tl.float32)
     _store(dq_ptr + offset, m, m_ok, stride, dq1, D, 0, D1)
     if D2:
         dq2 = dq2 * inverse
         if RESIDUAL:
-            dq2 += g2.to(tl.float32)
+            dq2 += _load(dout_ptr + offset, m, m_ok, stride, D, D1, D2).to(tl.float32)
         _store(dq_ptr + offset, m, m_ok, stride, dq2, D, D1, D2)
     f_at = df_ptr + f_offset + m[:, None] * (heads * rows) + row_of[None, :]
     tl.store(f_at, (da_f * inverse).to(df_ptr.dtype.element_ty), mask=m_ok[:, None] & (row_of < rows)[None, :])

@@ -83,7 +83,7 @@ class _Attention(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             qkv_half, proj_half = qkv.to(x.dtype), proj.to(x.dtype)
             joint = F.linear(x, qkv_half, qkv_bias.to(x.dtype))
-            q, k, v, *kept = pool(joint, list(pools), settings.heads, *strides, settings.eps)
+            q, k, v, kept, packed = pool(joint, list(pools), settings.heads, *strides, settings.eps)
             r_freq, r_time = positions.gather(where, freq, time, q)
             a_freq, a_time = positions.scores(q, r_freq, r_time)
             out, lse, merged = attend(q, k, v, a_freq, a_time, True)
@@ -91,16 +91,14 @@ class _Attention(torch.autograd.Function):
         ctx.strides, ctx.where = strides, where
         ctx.kinds = [each.dtype for each in (qkv, qkv_bias, freq, time, proj)], pools
         ctx.save_for_backward(
-            x, qkv_half, proj_half, joint, *kept, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged
+            x, qkv_half, proj_half, joint, kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged
         )
         return branch
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, qkv, proj, joint, *kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged = (
-            ctx.saved_tensors
-        )
+        x, qkv, proj, joint, kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged = ctx.saved_tensors
         (of_qkv, of_bias, of_freq, of_time, of_proj), pools = ctx.kinds
         wanted = dict(zip(("x", "qkv", "bias", "freq", "time", "proj"), ctx.needs_input_grad[2:8], strict=True))
         with torch.autocast(x.device.type, enabled=False):

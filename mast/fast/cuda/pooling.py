@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
+from mast.fast.cuda.sums import fold
+
 # Places along time of a program; and programs of the backward pass, which share the sums over all places.
 SEGMENT = 16
-PROGRAMS = 2112
+PROGRAMS = 4224
 # (Position, head) pairs of a tile of the input's gradient, and its warps.
 BACKWARD_INPUT = (16, 4)
 # Rows of a pooling's parameters: nine weights, gain and bias.
@@ -41,12 +43,18 @@ def _item(item, segments, heads, out_rows):
 
 
 @triton.jit
-def _forward(
-    x_ptr, p_ptr, out_ptr, mean_ptr, rstd_ptr,
-    heads, rows, columns, width, out_rows, out_columns, segments, eps,
+def _before(part, heads, q_places, k_places):
+    """Rows of results of the parts before: queries are part 0, keys 1, values 2."""
+    return heads.to(tl.int64) * tl.where(part == 0, 0, q_places + (part - 1) * k_places)
+
+
+@triton.jit
+def _march(
+    x_ptr, p_ptr, out_ptr, mean_ptr, rstd_ptr, item,
+    heads, rows, columns, width, out_rows, out_columns, eps,
     SF: tl.constexpr, ST: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    segment, head, f, sample = _item(tl.program_id(0), segments, heads, out_rows)
+    segment, head, f, sample = _item(item, tl.cdiv(out_columns, SEGMENT), heads, out_rows)
     channel = tl.arange(0, DP)
     real = channel < D
     x_ptr += sample * rows * columns * width + head * D
@@ -100,12 +108,38 @@ def _forward(
 
 
 @triton.jit
-def _backward(
-    x_ptr, p_ptr, mean_ptr, rstd_ptr, grad_ptr, dc_ptr, sums_ptr,
-    heads, rows, columns, width, out_rows, out_columns, segments, items, tiles,
+def _forward(
+    x_ptr, p_ptr, q_ptr, k_ptr, v_ptr, mean_ptr, rstd_ptr,
+    samples, heads, rows, columns, width, q_rows, q_columns, k_rows, k_columns, eps,
+    QF: tl.constexpr, QT: tl.constexpr, KF: tl.constexpr, KT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """One march along time: of the queries, else of the keys, else of the values."""
+    item = tl.program_id(0)
+    q_items = samples * heads * q_rows * tl.cdiv(q_columns, SEGMENT)
+    k_items = samples * heads * k_rows * tl.cdiv(k_columns, SEGMENT)
+    if item < q_items:
+        _march(
+            x_ptr, p_ptr, q_ptr, mean_ptr, rstd_ptr, item,
+            heads, rows, columns, width, q_rows, q_columns, eps, QF, QT, D, DP, SEGMENT,
+        )  # fmt: skip
+    else:
+        part, item, out_ptr = 1, item - q_items, k_ptr
+        if item >= k_items:
+            part, item, out_ptr = 2, item - k_items, v_ptr
+        before = _before(part, samples * heads, q_rows * q_columns, k_rows * k_columns)
+        _march(
+            x_ptr + part * heads * D, p_ptr + part * 11 * D, out_ptr, mean_ptr + before, rstd_ptr + before, item,
+            heads, rows, columns, width, k_rows, k_columns, eps, KF, KT, D, DP, SEGMENT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _march_backward(
+    x_ptr, p_ptr, mean_ptr, rstd_ptr, grad_ptr, dc_ptr, sums_ptr, program, programs,
+    samples, heads, rows, columns, width, out_rows, out_columns,
     SF: tl.constexpr, ST: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the convolution's output, and this program's share of those of weights, gain and bias."""
     channel = tl.arange(0, DP)
     real = channel < D
     p_ptr += channel
@@ -131,8 +165,10 @@ def _backward(
     dw8 = zero
     d_gain = zero
     d_bias = zero
-    begin = tl.program_id(0) * tiles
-    for item in range(begin, tl.minimum(begin + tiles, items)):
+    segments = tl.cdiv(out_columns, SEGMENT)
+    items = samples * heads * out_rows * segments
+    tiles = tl.cdiv(items, programs)
+    for item in range(program * tiles, tl.minimum(program * tiles + tiles, items)):
         segment, head, f, sample = _item(item, segments, heads, out_rows)
         in_ptr = x_ptr + sample * rows * columns * width + head * D
         low, middle, high = f * SF - 1, f * SF, f * SF + 1
@@ -195,12 +231,37 @@ def _backward(
 
 
 @triton.jit
-def _backward_input(
-    dc_ptr, p_ptr, dx_ptr, samples, heads, rows, columns, width, out_rows, out_columns,
+def _backward(
+    x_ptr, p_ptr, mean_ptr, rstd_ptr, dq_ptr, dk_ptr, dv_ptr, dc_ptr, sums_ptr,
+    samples, heads, rows, columns, width, q_rows, q_columns, k_rows, k_columns, q_programs, k_programs,
+    QF: tl.constexpr, QT: tl.constexpr, KF: tl.constexpr, KT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the convolution's output, and this program's share of those of weights, gain and bias."""
+    program = tl.program_id(0)
+    if program < q_programs:
+        _march_backward(
+            x_ptr, p_ptr, mean_ptr, rstd_ptr, dq_ptr, dc_ptr, sums_ptr, program, q_programs,
+            samples, heads, rows, columns, width, q_rows, q_columns, QF, QT, D, DP, SEGMENT,
+        )  # fmt: skip
+    else:
+        part, program, grad_ptr = 1, program - q_programs, dk_ptr
+        if program >= k_programs:
+            part, program, grad_ptr = 2, program - k_programs, dv_ptr
+        before = _before(part, samples * heads, q_rows * q_columns, k_rows * k_columns)
+        _march_backward(
+            x_ptr + part * heads * D, p_ptr + part * 11 * D, mean_ptr + before, rstd_ptr + before, grad_ptr,
+            dc_ptr + before * D, sums_ptr, program, k_programs,
+            samples, heads, rows, columns, width, k_rows, k_columns, KF, KT, D, DP, SEGMENT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _collect(
+    dc_ptr, p_ptr, dx_ptr, tile, samples, heads, rows, columns, width, out_rows, out_columns,
     SF: tl.constexpr, ST: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input: each value collects from the outputs that it went into."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tile * ROWS + tl.arange(0, ROWS)
     place = row // heads
     head = row % heads
     sample = (place // (rows * columns)).to(tl.int64)
@@ -225,15 +286,42 @@ def _backward_input(
     tl.store(dx_ptr + at[:, None] + channel[None, :], total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _backward_input(
+    dc_ptr, p_ptr, dx_ptr, samples, heads, rows, columns, width, q_rows, q_columns, k_rows, k_columns,
+    QF: tl.constexpr, QT: tl.constexpr, KF: tl.constexpr, KT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the input: each value collects from the outputs that it went into."""
+    tiles = tl.cdiv(samples * rows * columns * heads, ROWS)
+    part, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    if part == 0:
+        _collect(
+            dc_ptr, p_ptr, dx_ptr, tile, samples, heads, rows, columns, width, q_rows, q_columns, QF, QT, D, DP, ROWS
+        )
+    else:
+        dc_ptr += _before(part, samples * heads, q_rows * q_columns, k_rows * k_columns) * D
+        p_ptr += part * 11 * D
+        dx_ptr += part * heads * D
+        _collect(
+            dc_ptr, p_ptr, dx_ptr, tile, samples, heads, rows, columns, width, k_rows, k_columns, KF, KT, D, DP, ROWS
+        )
+
+
 def _out_grid(x: Tensor, stride: list[int]) -> tuple[int, int]:
     return -(-x.shape[1] // stride[0]), -(-x.shape[2] // stride[1])
 
 
-def _sizes(x: Tensor, heads: int, stride: list[int]) -> tuple[tuple[int, ...], dict[str, int]]:
-    """What the kernels are told of an input, and what they are compiled for."""
+def _told(x: Tensor, heads: int, q_stride: list[int], kv_stride: list[int]) -> tuple[int, ...]:
+    """Geometry as the kernels are told it."""
+    return (x.shape[0], heads, *x.shape[1:], *_out_grid(x, q_stride), *_out_grid(x, kv_stride))
+
+
+def _sizes(x: Tensor, heads: int, q_stride: list[int], kv_stride: list[int]) -> dict[str, int]:
+    """What the kernels are compiled for."""
+    strides = dict(zip(("QF", "QT", "KF", "KT"), (*q_stride, *kv_stride), strict=True))
     dim = x.shape[3] // (3 * heads)
-    told = (heads, x.shape[1], x.shape[2], x.shape[3], *_out_grid(x, stride))
-    return told, {"SF": stride[0], "ST": stride[1], "D": dim, "DP": triton.next_power_of_2(dim)}
+    return strides | {"D": dim, "DP": triton.next_power_of_2(dim)}
 
 
 def _strides(q_stride: list[int], kv_stride: list[int]) -> tuple[list[int], ...]:
@@ -243,7 +331,7 @@ def _strides(q_stride: list[int], kv_stride: list[int]) -> tuple[list[int], ...]
 @custom_op("mast::pool", mutates_args=())
 def pool(
     x: Tensor, parameters: list[Tensor], heads: int, q_stride: list[int], kv_stride: list[int], eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """3x3 depthwise convolution with padding 1, then LayerNorm, on each head's channels of queries, keys and values.
 
     Args:
@@ -254,62 +342,48 @@ def pool(
 
     Returns:
         Queries, keys and values, each (B, F', T', heads, dim) in the type of ``x``; mean and reciprocal deviation of
-        the rows of each, (2, B, F', T', heads); and the parameters, (3, 11, dim). All but the first three are float32.
+        all their rows, (2, rows); and the parameters, (3, 11, dim). All but the first three are float32.
     """
     x = x.contiguous()
     packed = torch.cat([p.reshape(p.shape[0], -1).t() for p in parameters]).float().view(3, PARAMETERS, -1)
-    pooled, kept = [], []
-    for part, stride in enumerate(_strides(q_stride, kv_stride)):
-        told, constants = _sizes(x, heads, stride)
-        dim = constants["D"]
-        out = x.new_empty((x.shape[0], *told[4:], heads, dim))
-        numbers = x.new_empty((2, *out.shape[:-1]), dtype=torch.float32)
-        segments = triton.cdiv(told[5], SEGMENT)
-        _forward[(x.shape[0] * told[4] * heads * segments,)](
-            x[..., part * heads * dim :], packed[part], out, numbers[0], numbers[1], *told, segments, eps,
-            **constants, SEGMENT=SEGMENT, num_warps=1,
-        )  # fmt: skip
-        pooled.append(out)
-        kept.append(numbers)
-    q, k, v = pooled
-    return q, k, v, kept[0], kept[1], kept[2], packed
+    told, constants = _told(x, heads, q_stride, kv_stride), _sizes(x, heads, q_stride, kv_stride)
+    shapes = [(x.shape[0], *_out_grid(x, stride), heads, constants["D"]) for stride in _strides(q_stride, kv_stride)]
+    q, k, v = (x.new_empty(shape) for shape in shapes)
+    kept = x.new_empty((2, sum(math.prod(shape[:4]) for shape in shapes)), dtype=torch.float32)
+    items = sum(x.shape[0] * heads * shape[1] * triton.cdiv(shape[2], SEGMENT) for shape in shapes)
+    _forward[(items,)](x, packed, q, k, v, kept[0], kept[1], *told, eps, **constants, SEGMENT=SEGMENT, num_warps=1)
+    return q, k, v, kept, packed
 
 
 @custom_op("mast::pool_backward", mutates_args=())
 def pool_backward(
-    x: Tensor, kept: list[Tensor], packed: Tensor, grads: list[Tensor], q_stride: list[int], kv_stride: list[int]
+    x: Tensor, kept: Tensor, packed: Tensor, grads: list[Tensor], q_stride: list[int], kv_stride: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `pool`: of its input, and in float32 of its parameters: (3, 11 * dim), weights, gain, bias."""
-    x, dx = x.contiguous(), x.new_empty(x.shape)
-    heads, dim = grads[0].shape[3:]
-    most = max(x.shape[0] * grad.shape[1] * heads * triton.cdiv(grad.shape[2], SEGMENT) for grad in grads)
-    programs = min(PROGRAMS, most)
-    sums = x.new_empty((3, programs, PARAMETERS * dim), dtype=torch.float32)
-    for part, stride in enumerate(_strides(q_stride, kv_stride)):
-        told, constants = _sizes(x, heads, stride)
-        grad, numbers, start = grads[part].contiguous(), kept[part], part * heads * dim
-        dc = torch.empty_like(grad)
-        segments = triton.cdiv(told[5], SEGMENT)
-        items = x.shape[0] * told[4] * heads * segments
-        _backward[(programs,)](
-            x[..., start:], packed[part], numbers[0], numbers[1], grad, dc, sums[part], *told, segments,
-            items, triton.cdiv(items, programs), **constants, SEGMENT=SEGMENT, num_warps=1,
-        )  # fmt: skip
-        rows, warps = BACKWARD_INPUT
-        values = x.shape[0] * x.shape[1] * x.shape[2] * heads
-        _backward_input[(triton.cdiv(values, rows),)](
-            dc, packed[part], dx[..., start:], x.shape[0], *told, **constants, ROWS=rows, num_warps=warps
-        )
-    return dx, sums.sum(1)
+    x, (dq, dk, dv) = x.contiguous(), (grad.contiguous() for grad in grads)
+    heads, dim = dq.shape[3:]
+    told, constants = _told(x, heads, q_stride, kv_stride), _sizes(x, heads, q_stride, kv_stride)
+    dx, dc = x.new_empty(x.shape), x.new_empty((kept.shape[1], dim))
+    items = [x.shape[0] * heads * grad.shape[1] * triton.cdiv(grad.shape[2], SEGMENT) for grad in (dq, dk, dv)]
+    programs = [max(1, min(each, PROGRAMS * each // sum(items))) for each in items]
+    sums = x.new_empty((sum(programs), PARAMETERS * dim), dtype=torch.float32)
+    _backward[(sum(programs),)](
+        x, packed, kept[0], kept[1], dq, dk, dv, dc, sums, *told, programs[0], programs[1],
+        **constants, SEGMENT=SEGMENT, num_warps=1,
+    )  # fmt: skip
+    rows, warps = BACKWARD_INPUT
+    tiles = triton.cdiv(x.shape[0] * x.shape[1] * x.shape[2] * heads, rows)
+    _backward_input[(3 * tiles,)](dc, packed, dx, *told, **constants, ROWS=rows, num_warps=warps)
+    return dx, fold(sums, programs)
 
 
 @pool.register_fake
 def _(x, parameters, heads, q_stride, kv_stride, eps):  # type: ignore[no-untyped-def]
     dim = parameters[1].shape[0]
     shapes = [(x.shape[0], *_out_grid(x, stride), heads) for stride in _strides(q_stride, kv_stride)]
-    kept = [x.new_empty((2, *shape), dtype=torch.float32) for shape in shapes]
+    kept = x.new_empty((2, sum(math.prod(shape) for shape in shapes)), dtype=torch.float32)
     packed = x.new_empty((3, PARAMETERS, dim), dtype=torch.float32)
-    return *[x.new_empty((*shape, dim)) for shape in shapes], *kept, packed
+    return *[x.new_empty((*shape, dim)) for shape in shapes], kept, packed
 
 
 @pool_backward.register_fake
@@ -325,7 +399,7 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, *grads):  # type: ignore[no-untyped-def]
-    x, *kept, packed = ctx.saved_tensors
+    x, kept, packed = ctx.saved_tensors
     dx, sums = pool_backward(x, kept, packed, list(grads[:3]), *ctx.strides)
     dim = packed.shape[2]
     found = [each for part in sums for each in part.split([9 * dim, dim, dim])]

@@ -30,7 +30,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr", "shares_ptr", "gain_ptr", "shift_ptr")
 INTEGERS = ("index_ptr", "starts_ptr", "order_ptr")
 SCALARS = ("scale", "inverse", "eps")
-ALIGNED = ("queries", "columns", "width", "rows", "out_rows", "out_columns")
+ALIGNED = ("queries", "columns", "width", "rows", "q_rows", "q_columns", "k_rows", "k_columns")
 
 
 def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> dict[str, int]:
@@ -84,13 +84,14 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
             rows = {"R": 8} if name == "queries" else {}
             residual = {} if name == "keys" else {"RESIDUAL": 1}
             yield f"attention {name} {columns}", kernel, attention._sizes(96, cut) | rows | residual
-    for frequency, time in ((1, 1), (2, 4), (1, 2), (2, 2)):
-        sizes = {"SF": frequency, "ST": time, "D": 96, "DP": 128}
+    for q_stride, kv_stride in (((1, 1), (1, 1)), ((1, 1), (2, 4)), ((2, 2), (1, 2))):
+        strides = dict(zip(("QF", "QT", "KF", "KT"), (*q_stride, *kv_stride), strict=True))
+        sizes = strides | {"D": 96, "DP": 128}
         march, (rows, warps) = sizes | {"SEGMENT": pooling.SEGMENT, "num_warps": 1}, pooling.BACKWARD_INPUT
-        yield f"pooling forward {frequency} {time}", pooling._forward, march
-        yield f"pooling backward {frequency} {time}", pooling._backward, march
+        yield f"pooling forward {q_stride} {kv_stride}", pooling._forward, march
+        yield f"pooling backward {q_stride} {kv_stride}", pooling._backward, march
         yield (
-            f"pooling input {frequency} {time}",
+            f"pooling input {q_stride} {kv_stride}",
             pooling._backward_input,
             sizes | {"ROWS": rows, "num_warps": warps},
         )
