@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mast.fast.cuda import norms, positions
 from mast.fast.cuda.attention import attend, attend_backward
 from mast.fast.cuda.pooling import pool, pool_backward
+from mast.fast.cuda.sums import fold
 from mast.model import Grid
 
 
@@ -135,11 +136,15 @@ class _AddAndMlp(torch.autograd.Function):
         fc2_bias: Tensor,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            total, normed, kept = norms.add_and_norm(x.contiguous(), branch, bias, shares, gain, shift, eps)
+            # Without stochastic depth the last product is added to the residual as it is computed.
+            early = fc2_bias if mlp_shares is None else None
+            total, normed, kept, out = norms.add_and_norm(x.contiguous(), branch, bias, shares, gain, shift, eps, early)
             weights = [weight.to(x.dtype) for weight in (fc1, fc1_bias, fc2)]
             hidden = F.linear(normed, *weights[:2])
-            out = F.linear(F.gelu(hidden), weights[2], fc2_bias.to(x.dtype))
-            out = total + out if mlp_shares is None else torch.addcmul(total, out, mlp_shares)
+            if mlp_shares is None:
+                _rows(out).addmm_(_rows(F.gelu(hidden)), weights[2].t())
+            else:
+                out = torch.addcmul(total, F.linear(F.gelu(hidden), weights[2], fc2_bias.to(x.dtype)), mlp_shares)
         ctx.eps, ctx.kinds = eps, [each.dtype for each in (bias, gain, shift, fc1, fc1_bias, fc2, fc2_bias)]
         ctx.save_for_backward(total, kept, shares, mlp_shares, gain, shift, *weights, hidden if keep_hidden else None)
         return out
@@ -155,13 +160,13 @@ class _AddAndMlp(torch.autograd.Function):
             normed, _ = norms.layer_norm(total, gain, shift, ctx.eps)
             hidden = _rows(F.linear(normed, fc1, fc1_bias) if hidden is None else hidden)
             d_hidden = through @ fc2
-            activated, d_fc1_bias = norms.gelu_backward_(hidden, d_hidden)
+            activated, inner_sums = norms.gelu_backward_(hidden, d_hidden)
             d_fc2 = through.t() @ activated if wanted[11] else None
             d_fc1 = d_hidden.t() @ _rows(normed) if wanted[9] else None
             d_normed = (d_hidden @ fc1).view(total.shape)
-            dx, d_branch, d_gain, d_shift, d_bias, d_fc2_bias = norms.add_and_norm_backward(
-                d_normed, total, kept, gain, grad, shares, mlp_shares
-            )
+            dx, d_branch, sums = norms.add_and_norm_backward(d_normed, total, kept, gain, grad, shares, mlp_shares)
+            widths = [len(fc1_bias), *[len(gain)] * 4]
+            d_fc1_bias, d_gain, d_shift, d_bias, d_fc2_bias = fold(inner_sums, sums).split(widths)
             found = [d_bias, d_gain, d_shift, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias]
             found = [None if v is None else v.to(kind) for v, kind in zip(found, ctx.kinds, strict=True)]
         return None, None, None, None, dx, d_branch, *found

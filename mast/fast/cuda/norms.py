@@ -19,9 +19,10 @@ GELU_ROWS, GELU_COLUMNS, GELU_WARPS, GELU_PROGRAMS = 16, 128, 4, 1056
 
 @triton.jit
 def _norm(
-    x_ptr, branch_ptr, bias_ptr, share_ptr, gain_ptr, shift_ptr, sum_ptr, out_ptr, mean_ptr, rstd_ptr,
+    x_ptr, branch_ptr, bias_ptr, share_ptr, gain_ptr, shift_ptr, next_bias_ptr,
+    sum_ptr, next_ptr, out_ptr, mean_ptr, rstd_ptr,
     rows, sample_rows, eps,
-    ADD: tl.constexpr, SHARES: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
+    ADD: tl.constexpr, SHARES: tl.constexpr, NEXT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ok = row < rows
@@ -38,6 +39,9 @@ def _norm(
         rounded = (x + branch).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + at, rounded, mask=mask)
         x = rounded.to(tl.float32)
+        if NEXT:
+            following = x + tl.load(next_bias_ptr + channel, mask=real, other=0.0).to(tl.float32)[None, :]
+            tl.store(next_ptr + at, following.to(next_ptr.dtype.element_ty), mask=mask)
     mean = tl.sum(x, 1) / D
     centred = tl.where(mask, x - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
@@ -140,28 +144,39 @@ def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> tuple[Tens
     rows, sizes = x.numel() // dim, _sizes(dim)
     kept = torch.empty((2, rows), dtype=torch.float32, device=x.device)
     _norm[(triton.cdiv(rows, sizes["ROWS"]),)](
-        x, x, gain, gain, gain, shift, out, out, kept[0], kept[1], rows, rows, eps, ADD=False, SHARES=False, **sizes
-    )
+        x, x, gain, gain, gain, shift, gain, out, out, out, kept[0], kept[1], rows, rows, eps,
+        ADD=False, SHARES=False, NEXT=False, **sizes,
+    )  # fmt: skip
     return out, kept
 
 
 def add_and_norm(
-    x: Tensor, branch: Tensor, bias: Tensor, shares: Tensor | None, gain: Tensor, shift: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    branch: Tensor,
+    bias: Tensor,
+    shares: Tensor | None,
+    gain: Tensor,
+    shift: Tensor,
+    eps: float,
+    next_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``x + shares * (branch + bias)``, its LayerNorm, and mean and reciprocal deviation (2, rows).
 
     Args:
         x, branch: (B, ..., dim), contiguous.
         shares: factors of the samples, B of them, or None for ones.
+        next_bias: of the branch that is added next; the sum with it comes last (the bare sum again, if None).
     """
     dim, total, out = x.shape[-1], torch.empty_like(x), torch.empty_like(x)
+    following = total if next_bias is None else torch.empty_like(x)
     rows, sizes = x.numel() // dim, _sizes(dim)
     kept = torch.empty((2, rows), dtype=torch.float32, device=x.device)
+    some = [gain if each is None else each for each in (shares, gain, shift, next_bias)]
     _norm[(triton.cdiv(rows, sizes["ROWS"]),)](
-        x, branch, bias, gain if shares is None else shares, gain, shift, total, out, kept[0], kept[1],
-        rows, rows // x.shape[0], eps, ADD=True, SHARES=shares is not None, **sizes,
+        x, branch, bias, *some, total, following, out, kept[0], kept[1], rows, rows // x.shape[0], eps,
+        ADD=True, SHARES=shares is not None, NEXT=next_bias is not None, **sizes,
     )  # fmt: skip
-    return total, out, kept
+    return total, out, kept, following
 
 
 def layer_norm_backward(
@@ -170,7 +185,7 @@ def layer_norm_backward(
     """Gradients of ``x``, plus ``past``, which may come past the norm, and in float32 of gain and shift."""
     dim = x.shape[-1]
     dx, sums = _backward(grad, x, kept, gain, past, None, None, None, False)
-    return dx, *sums.split(dim)
+    return dx, *fold(sums).split(dim)
 
 
 def add_and_norm_backward(
@@ -181,19 +196,19 @@ def add_and_norm_backward(
     past: Tensor,
     shares: Tensor | None,
     past_shares: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `add_and_norm`, whose sum is ``x`` and has the gradient ``past`` beside that of its norm.
 
     Args:
         shares, past_shares: factors of the samples of this addition, and of that which ``past`` comes from.
 
     Returns:
-        Gradients of the residual and of the branch, and in float32 of gain, shift, the bias of this branch, and of the
-        bias of the other addition's: the sum of ``past_shares * past``.
+        Gradients of the residual and of the branch; and for `fold`, four side by side, of gain, shift, the bias of this
+        branch, and that of the other addition's: the sum of ``past_shares * past``.
     """
     branch = torch.empty_like(x) if shares is not None else None
     dx, sums = _backward(grad, x, kept, gain, past, branch, shares, past_shares, True)
-    return dx, dx if branch is None else branch, *sums.split(x.shape[-1])
+    return dx, dx if branch is None else branch, sums
 
 
 def _backward(
@@ -218,14 +233,14 @@ def _backward(
         rows, rows // x.shape[0], tiles,
         PAST=past is not None, BIASES=biases, SHARES=shares is not None, PAST_SHARES=past_shares is not None, **sizes,
     )  # fmt: skip
-    return dx, fold(sums, [programs])[0]
+    return dx, sums
 
 
 def gelu_backward_(hidden: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """``grad``, of GELU(hidden), becomes that of ``hidden``; both (N, width), contiguous.
 
     Returns:
-        GELU(hidden), and the sum of the gradient over the rows, (width,) in float32.
+        GELU(hidden), and for `fold` the sums of the gradient over some of the rows each, (programs, width).
     """
     rows, width = hidden.shape
     out = torch.empty_like(hidden)
@@ -236,4 +251,4 @@ def gelu_backward_(hidden: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     _gelu_backward[(blocks, programs)](
         hidden, grad, out, sums, rows, width, tiles, ROWS=GELU_ROWS, COLUMNS=GELU_COLUMNS, num_warps=GELU_WARPS
     )
-    return out, fold(sums, [programs])[0]
+    return out, sums

@@ -374,7 +374,7 @@ def pool_backward(
     rows, warps = BACKWARD_INPUT
     tiles = triton.cdiv(x.shape[0] * x.shape[1] * x.shape[2] * heads, rows)
     _backward_input[(3 * tiles,)](dc, packed, dx, *told, **constants, ROWS=rows, num_warps=warps)
-    return dx, fold(sums, programs)
+    return dx, fold(*sums.split(programs)).view(3, -1)
 
 
 @pool.register_fake

@@ -380,7 +380,7 @@ def pool3d_backward(
     )
     _backward_weights[(sum(programs),)](x, dc, sums, *told, programs[0], programs[1], **constants)
     _backward_input[(3 * x.shape[0] * heads * size[1] * size[2],)](dc, packed, dx, *told, **constants)
-    return dx, fold(sums, programs)
+    return dx, fold(*sums.split(programs)).view(3, -1)
 
 
 @pool3d.register_fake

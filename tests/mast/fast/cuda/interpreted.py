@@ -90,20 +90,22 @@ def test_attention_by_kernels_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("geometry", [(16, 16, 1, (1, 1), (1, 2)), (16, 32, 2, (2, 1), (1, 1))], ids=["same", "pooled"])
+@pytest.mark.parametrize(
+    "geometry", [(16, 16, 1, (1, 1), (1, 2), 0.0), (16, 32, 2, (2, 1), (1, 1), 0.5)], ids=["same", "pooled"]
+)
 def test_a_block_by_branches_is_the_plain_one(geometry: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients of all parameters, with stochastic depth, where sums are those of several programs."""
+    """Values and gradients of all parameters, also with stochastic depth; sums are those of several programs."""
     monkeypatch.setattr(FastBlock, "_by_branches", lambda self, x: True)
     for name, value in {"TILE": 128, "PROGRAMS": 2, "GELU_COLUMNS": 32, "GELU_PROGRAMS": 2}.items():
         monkeypatch.setattr(norms, name, value)
-    dim, dim_out, heads, q_stride, kv_stride = geometry
+    *sizes, q_stride, kv_stride, rate = geometry
     torch.manual_seed(0)
-    plain = model.Block(dim, dim_out, heads, (3, 5), q_stride, kv_stride, 2.0, drop_path=0.5)
+    plain = model.Block(*sizes, (3, 5), q_stride, kv_stride, 2.0, rate)
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     fast = copy.deepcopy(plain)
     swap(fast, fast=True, kernels=("cuda",))
-    x = torch.randn(3, 3, 5, dim)
+    x = torch.randn(3, 3, 5, sizes[0])
     found = []
     for each in (plain, fast):
         torch.manual_seed(0)

@@ -27,7 +27,8 @@ positions = importlib.import_module("mast.fast.cuda.positions")
 sums = importlib.import_module("mast.fast.cuda.sums")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr", "shares_ptr", "gain_ptr", "shift_ptr")
+FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr", "gain_ptr", "shift_ptr")
+FLOATS += ("a_ptr", "b_ptr", "c_ptr")  # of `fold`
 INTEGERS = ("index_ptr", "starts_ptr", "order_ptr")
 SCALARS = ("scale", "inverse", "eps")
 ALIGNED = ("queries", "columns", "width", "rows", "q_rows", "q_columns", "k_rows", "k_columns")
@@ -98,7 +99,7 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
 
     for dim in (96, 384, 768):
         sizes = norms._sizes(dim)
-        yield f"norm {dim}", norms._norm, sizes | {"ADD": 1, "SHARES": 1}
+        yield f"norm {dim}", norms._norm, sizes | {"ADD": 1, "SHARES": 1, "NEXT": 1}
         flags = dict.fromkeys(("PAST", "BIASES", "SHARES", "PAST_SHARES"), 1)
         yield f"norm backward {dim}", norms._norm_backward, sizes | flags
     tile = {"ROWS": norms.GELU_ROWS, "COLUMNS": norms.GELU_COLUMNS, "num_warps": norms.GELU_WARPS}
