@@ -16,6 +16,7 @@ import copy
 import gc
 import importlib
 import itertools
+import math
 import os
 import re
 import statistics
@@ -38,9 +39,11 @@ from mast_vs_ast import CLASSES, build, precision, prepare, utilization
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torchvision.models.video.mvit import Pool
 
 import mast
 from avssl.data.batch import Batch
+from avssl.models import mvit
 from avssl.models.blocks import checkpoint_activations
 from avssl.training.engine import Engine
 from mast.fast import cuda, widened
@@ -215,6 +218,38 @@ def kernels(to: Measurements) -> None:
         parts = zip(exact, x[:2].detach().double().chunk(3, dim=-1), found, strict=True)
         row["errors"] = [relative_error(out[:2], each(part, heads)) for each, part, out in parts]
         to.put("kernels", f"pooling {name}, queries, keys and values", row)
+    for name, sizes in VIDEO_STAGES.items():
+        to.put("kernels", f"pooling of MViTv2-S, {name}", video_pooling(to, *sizes))
+
+
+# Of MViTv2-S: grid in time, height and width, heads, and strides of keys and values; queries are pooled with stride 1.
+VIDEO_STAGES = {
+    "stage 1": ((8, 56, 56), 1, 8),
+    "stage 2": ((8, 28, 28), 2, 4),
+    "stage 3": ((8, 14, 14), 4, 2),
+    "stage 4": ((8, 7, 7), 8, 1),
+}
+
+
+def video_pooling(to: Measurements, grid: mvit.Size, heads: int, step: int) -> dict[str, Any]:
+    """Times of the kernels and of torch's convolutions, and errors of the kernels against float64."""
+    pools = tuple(
+        Pool(nn.Conv3d(96, 96, 3, (1, s, s), 1, groups=96, bias=False), nn.LayerNorm(96)).to(to.device)
+        for s in (1, step, step)
+    )
+    qkv = half((2 if to.tiny else 40, 1 + math.prod(grid), 3 * 96 * heads), to).requires_grad_()
+    leaves = [qkv, *(parameter for pool in pools for parameter in pool.parameters())]
+    rows: dict[str, Any] = {}
+    for name, pool in (("kernels", mvit.pool_by_kernels), ("torch", mvit.pool_plainly)):
+
+        def call(pool: Callable[..., Any] = pool) -> tuple[Tensor, ...]:
+            with torch.autocast(qkv.device.type, torch.bfloat16):
+                return pool(pools, qkv, heads, grid)[0]
+
+        rows[name] = there_and_back(to, call, leaves, [torch.randn_like(out) for out in call()])
+    exact = mvit.pool_plainly(copy.deepcopy(nn.ModuleList(pools)).double(), qkv[:2].detach().double(), heads, grid)[0]
+    found = mvit.pool_by_kernels(pools, qkv[:2].detach(), heads, grid)[0]
+    return rows | {"errors": [relative_error(*pair) for pair in zip(found, exact, strict=True)]}
 
 
 def half(shape: tuple[int, ...], to: Measurements) -> Tensor:

@@ -183,7 +183,7 @@ def _difference(pools: Pools, heads: int, device: torch.device) -> str:
 
 
 def _compare(pools: Pools, heads: int, device: torch.device) -> str:
-    size = (2, 3, 5)  # odd, so that windows are cut off
+    size = (3, 3, 5)  # odd, so that windows are cut off
     try:
         with comparison.undisturbed(device):
             sample = copy.deepcopy(nn.ModuleList(pools)).float().to(device).requires_grad_()  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def _compare(pools: Pools, heads: int, device: torch.device) -> str:
                     values = torch.randn(parameter.shape, generator=generator)
                     parameter.copy_(values / 5 + name.endswith("0.weight") if parameter.ndim == 1 else values / 5)
             width = 3 * heads * _convolution(pools[0]).in_channels
-            x = torch.randn(2, 1 + 2 * 3 * 5, width, generator=generator).to(device)
+            x = torch.randn(2, 1 + 3 * 3 * 5, width, generator=generator).to(device)
             runs = [
                 _run(each, tuple(sample), x.to(dtype), heads, size)  # type: ignore[arg-type]
                 for each, dtype in (

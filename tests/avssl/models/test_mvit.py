@@ -167,10 +167,10 @@ def pool3d(x: Tensor, parameters: list[Tensor], heads: int, size: list[int], q_s
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Kernels for GPUs in effect here; counts their calls."""
-    calls = []
+    calls: list[int] = []
 
     def counted(x: Tensor, *rest):
-        calls.append(len(x))
+        calls.append(1)
         return pool3d(x, *rest)
 
     monkeypatch.setattr(cuda, "pool3d", counted, raising=False)
@@ -190,7 +190,17 @@ def test_pooled_by_kernels_it_is_torchvisions(strides: tuple[list[int], list[int
         out.square().sum().backward()
         found.append((out, size, {name: parameter.grad for name, parameter in module.named_parameters()}))
     torch.testing.assert_close(found[1], found[0])
-    assert kernels, "the kernels were reached"
+    assert len(kernels) == 2 and not ours.plain_because, "compared, then used"
+
+
+def test_a_compiled_block_has_them_in_its_one_graph(kernels: list[int]) -> None:
+    ours = mast.accelerate(FusedAttention(attention([1, 1, 1], [1, 2, 2], False)))
+    x = torch.randn(1, 1 + 4 * 8 * 8, 12, dtype=torch.float64)
+    expected = ours(x, (4, 8, 8))[0]
+    before = len(kernels)
+    found = torch.compile(ours, backend="eager", fullgraph=True)(x, (4, 8, 8))[0]
+    torch.testing.assert_close(found, expected)
+    assert len(kernels) > before
 
 
 def test_kernels_that_differ_are_left_with_a_warning(
@@ -218,3 +228,15 @@ def test_what_kernels_do_not_cover_stays_plain(kernels: list[int]) -> None:
     for module in (edited, alone, FusedAttention(theirs)):
         module(x, (4, 8, 8))
     assert not kernels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strides", [([1, 1, 1], [1, 8, 8]), ([1, 2, 2], [1, 4, 4]), ([1, 1, 1], [1, 1, 1])])
+def test_on_a_gpu_the_kernels_are_used_and_equal_the_plain_pooling(strides: tuple[list[int], list[int]]) -> None:
+    made = MultiscaleAttention([4, 8, 8], 96, 192, 2, [3] * 3, [3] * 3, *strides, True, False, True)
+    ours = mast.accelerate(FusedAttention(made).cuda())
+    assert mast.backends(ours) == {"FusedAttention": "cuda"}
+    x = torch.randn(2, 1 + 4 * 8 * 8, 96, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        found, expected = ours(x, (4, 8, 8))[0], mast.accelerate(ours, "reference")(x, (4, 8, 8))[0]
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 0.02
