@@ -167,7 +167,6 @@ class FastBlock(Block):
 
         attn, mlp, affine = self.attn, self.mlp, (self.norm1.weight, self.norm1.bias)
         x, normed = branches.normed(x, *affine, NORM_EPS)
-        residual = self.residual(x, normed)
         settings = branches.Settings(attn.heads, attn.pool_q.stride, attn.pool_k.stride, NORM_EPS)
         grids = (pooled((x.shape[1], x.shape[2]), stride) for stride in (settings.q_stride, settings.kv_stride))
         where = positions.Positions(attn.relative_freq, attn.relative_time, *grids)
@@ -175,6 +174,7 @@ class FastBlock(Block):
         with recomputed(lambda x: norms.layer_norm(x, *affine, NORM_EPS)[0], x, normed):
             qkv = (attn.qkv.weight, attn.qkv.bias)
             branch = branches.attention_branch(normed, settings, where, qkv, pools, attn.proj.weight)
+            residual = self.residual(x, normed)
         shares = (self.add1.shares(branch), self.add2.shares(branch))
         layers = (self.norm2, mlp.fc1, mlp.fc2)
         weights = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]

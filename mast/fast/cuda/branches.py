@@ -6,6 +6,7 @@ pooling; attention with its residual connection; GELU. Queries, keys and values 
 of biases are by-products. Compiled blocks do without: there the compiler fuses what lies between.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,9 +40,19 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _as(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
-    """Gradients in the types and shapes of what they are of."""
-    return [None if v is None else v.view(p.shape).to(p.dtype) for v, p in zip(values, like, strict=True)]
+Kind = tuple[torch.Size, torch.dtype]
+
+
+def _kinds(parameters: Sequence[Tensor]) -> list[Kind]:
+    return [(parameter.shape, parameter.dtype) for parameter in parameters]
+
+
+def _as(values: Sequence[Tensor | None], kinds: list[Kind]) -> list[Tensor | None]:
+    """Gradients in the shapes and types of what they are of."""
+    return [
+        None if value is None else value.view(shape).to(dtype)
+        for value, (shape, dtype) in zip(values, kinds, strict=True)
+    ]
 
 
 class _Norm(torch.autograd.Function):
@@ -63,7 +74,7 @@ class _Norm(torch.autograd.Function):
         x, kept, gain, shift = ctx.saved_tensors
         past = None if past is None else past.contiguous()
         dx, *affine = norms.layer_norm_backward(grad.contiguous(), x, kept, gain, past)
-        return None, dx, *_as(affine, [gain, shift])
+        return None, dx, *_as(affine, _kinds([gain, shift]))
 
 
 class _Attention(torch.autograd.Function):
@@ -90,7 +101,7 @@ class _Attention(torch.autograd.Function):
             out, lse, merged = attend(q, k, v, a_freq, a_time, True)
             branch = F.linear(merged.flatten(3), proj_half)
         ctx.strides, ctx.where = strides, where
-        ctx.kinds = [each.dtype for each in (qkv, qkv_bias, freq, time, proj)], pools
+        ctx.kinds = _kinds((qkv, qkv_bias, freq, time, proj, *pools))
         ctx.save_for_backward(
             x, qkv_half, proj_half, joint, kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged
         )
@@ -100,21 +111,20 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, qkv, proj, joint, kept, packed, q, k, v, r_freq, r_time, a_freq, a_time, out, lse, merged = ctx.saved_tensors
-        (of_qkv, of_bias, of_freq, of_time, of_proj), pools = ctx.kinds
         wanted = dict(zip(("x", "qkv", "bias", "freq", "time", "proj"), ctx.needs_input_grad[2:8], strict=True))
         with torch.autocast(x.device.type, enabled=False):
             grad = _rows(grad)
-            d_proj = (grad.t() @ _rows(merged.flatten(3))).to(of_proj) if wanted["proj"] else None
+            d_proj = grad.t() @ _rows(merged.flatten(3)) if wanted["proj"] else None
             d_merged = (grad @ proj).view(merged.shape)
             dq, dk, dv, da_freq, da_time = attend_backward(q, k, v, a_freq, a_time, out, lse, d_merged, True)
             d_freq, d_time = positions.scores_backward_(ctx.where, dq, da_freq, da_time, q, r_freq, r_time)
             d_joint, sums = pool_backward(joint, kept, packed, [dq, dk, dv], *ctx.strides)
             flat, dim = _rows(d_joint), packed.shape[2]
-            d_qkv = (flat.t() @ _rows(x)).to(of_qkv) if wanted["qkv"] else None
-            d_bias = flat.sum(0).to(of_bias) if wanted["bias"] else None  # summed in float32, whatever its type
+            d_qkv = flat.t() @ _rows(x) if wanted["qkv"] else None
+            d_bias = flat.sum(0) if wanted["bias"] else None  # summed in float32, whatever its type
             dx = (flat @ qkv).view(x.shape) if wanted["x"] else None
-        of_pools = _as([each for part in sums for each in part.split([9 * dim, dim, dim])], list(pools))
-        return None, None, dx, d_qkv, d_bias, d_freq.to(of_freq), d_time.to(of_time), d_proj, *of_pools
+            of_pools = [each for part in sums for each in part.split([9 * dim, dim, dim])]
+            return None, None, dx, *_as([d_qkv, d_bias, d_freq, d_time, d_proj, *of_pools], ctx.kinds)
 
 
 class _AddAndMlp(torch.autograd.Function):
@@ -145,7 +155,7 @@ class _AddAndMlp(torch.autograd.Function):
                 _rows(out).addmm_(_rows(F.gelu(hidden)), weights[2].t())
             else:
                 out = torch.addcmul(total, F.linear(F.gelu(hidden), weights[2], fc2_bias.to(x.dtype)), mlp_shares)
-        ctx.eps, ctx.kinds = eps, [each.dtype for each in (bias, gain, shift, fc1, fc1_bias, fc2, fc2_bias)]
+        ctx.eps, ctx.kinds = eps, _kinds((bias, gain, shift, fc1, fc1_bias, fc2, fc2_bias))
         ctx.save_for_backward(total, kept, shares, mlp_shares, gain, shift, *weights, hidden if keep_hidden else None)
         return out
 
@@ -168,8 +178,7 @@ class _AddAndMlp(torch.autograd.Function):
             widths = [len(fc1_bias), *[len(gain)] * 4]
             d_fc1_bias, d_gain, d_shift, d_bias, d_fc2_bias = fold(inner_sums, sums).split(widths)
             found = [d_bias, d_gain, d_shift, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias]
-            found = [None if v is None else v.to(kind) for v, kind in zip(found, ctx.kinds, strict=True)]
-        return None, None, None, None, dx, d_branch, *found
+            return None, None, None, None, dx, d_branch, *_as(found, ctx.kinds)
 
 
 def normed(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
