@@ -34,7 +34,12 @@ SEEN = ("demo", "demo-sources", "voices", "grid")
 # Sets that are made of another, whose folder they need.
 MADE_OF = {"voices": "fsdd"}
 # Sets without a recipe of their own are pretrained on by another's.
-BORROWED = {"voices": ["--config", "grid", "--optim.epochs", "20"]}
+BORROWED = {
+    "voices": [
+        *("--config", "grid", "--optim.epochs", "20"),
+        *("--data.num_frames", "8", "--data.frame_size", "56", "--video.crop_size", "48"),
+    ]
+}
 PLUGINS = {"voices": ["--import", str(Path(voices.__file__))]}
 # Who or what a clip is of, as a column of the manifest: what is probed beside the class.
 IDENTITY = {name: "speaker" for name in ("demo-sources", "voices", "fsdd", "grid")}
