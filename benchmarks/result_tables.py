@@ -337,6 +337,23 @@ def transfer_table(results: Path) -> str:
     return markdown([*header, "points ahead of random (95 %)", "seeds", "revision"], lines)
 
 
+def shortcut_table(results: Path) -> str:
+    """What a head learns from random weights, from contrast alone and from the recipe, where sources are a shortcut."""
+    lines = []
+    for found in filter(None, (_read(results, name) for name in ("transfer_sources", "transfer_voices"))):
+        rows = {tuple(row[key] for key in ("column", "share", "head", "from")): row for row in found["comparisons"]}
+        for (column, share, head, start), row in rows.items():
+            plain = rows.get((column, share, head, f"plain-{start}"))
+            if plain is None:
+                continue
+            points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * row[key] for key in ("difference", "low", "high")))
+            scores = [percent(each) for each in (row["random"], plain["pretrained"], row["pretrained"])]
+            told = [start, column, head, f"{share:.0%}", *scores, points, str(row["draws"])]
+            lines.append([*told, found["machine"]["revision"]])
+    header = ["pretrained on", "classified", "head", "labels", "random weights", "contrast alone", "recipe"]
+    return markdown([*header, "recipe ahead of random (95 %)", "seeds", "revision"], lines) if lines else NOTHING
+
+
 def _of(read: Callable[[Path], Any], made: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
     """The table that is ``made`` of what is read of a folder, or that there is nothing."""
 
@@ -353,6 +370,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "pretraining": _of(_pretraining, pretraining_table),
     "few-labels": few_labels_table,
     "transfer": transfer_table,
+    "shortcut": shortcut_table,
     "losses": losses_table,
     "localization": _of(_pretraining, localization_table),
     "robustness": _of(_pretraining, robustness_table),
