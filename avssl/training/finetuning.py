@@ -85,7 +85,7 @@ class FinetuneTask(Task):
         given = self._given(batch)
         losses, report, encoded = self._classified(given)
         if len(self.objectives):
-            inputs = {modality: given[modality] for modality in self.classifier.modalities}
+            inputs: dict[str, Tensor] = {modality: given[modality] for modality in self.classifier.modalities}
             terms, details = self.objectives(FinetuneStep(self, batch, inputs, encoded))
             losses |= terms
             report |= details

@@ -76,7 +76,7 @@ class GraphedStep:
         if given is None:
             return None
         self._names = tuple(given)
-        kind = (self._names, self._settings(), tuple(module.training for module in self._modules))
+        kind: tuple[Any, ...] = (self._names, self._settings(), tuple(module.training for module in self._modules))
         kind += (tuple(parameter.requires_grad for parameter in self._parameters),)
         self._finite.settle()
         with nullcontext() if self._has_moments() else plainly():
