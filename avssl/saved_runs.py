@@ -1,4 +1,4 @@
-"""Runs on disk: where their models are, and what these were trained with."""
+"""Runs on disk: where their models are, what these were trained with and on, and what was held out."""
 
 import json
 import logging
@@ -7,9 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from avssl.checkpoint import BEST, CONFIG, LAST, edited_by_hand, read_head, run_settings
 from avssl.config import DataConfig, EmbedDataConfig
 from avssl.data.catalog import stated_seconds
+from avssl.data.manifest import Manifest
+from avssl.data.splits import HoldOut
+from avssl.files import unseal
 from avssl.urls import hidden
 from mast.hub import CONFIG as EXPORT_CONFIG
 from mast.hub import read_config
@@ -20,6 +27,9 @@ logger = logging.getLogger(__name__)
 # Of a finished run: the folder of its audio encoder or classifier of audio, and that of a classifier that sees.
 EXPORT, CLASSIFIER = "audio_encoder", "classifier"
 CLASSIFIER_FILE = "model.ckpt"
+# What it held out of its training split, and the ids of the clips that it trains on.
+HELD_OUT = "held_out.json"
+TRAINED_ON = "trained_on.parquet"
 # Settings of the data that change what a model sees of them.
 _SEEN = ("name", "options", "clip_seconds", "num_frames", "frame_size", "channel", "eval_clips", "eval_average")
 
@@ -186,3 +196,35 @@ def _same(one: Any, other: Any) -> bool:
 def _same_place(one: str, other: str) -> bool:
     paths = [Path(name).expanduser() for name in (one, other)]
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+
+
+def read_held_out(folder: Path | None) -> dict[str, HoldOut]:
+    """What the run in ``folder`` held out of its training split; nothing where it is no such run, or None.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    if folder is None or not (path := folder / HELD_OUT).is_file():
+        return {}
+    try:
+        values = unseal(path.read_bytes(), path, "train the run again")
+        return {name: HoldOut(**rows) for name, rows in values.items()}
+    except TypeError as error:
+        raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
+
+
+def seen_in_training(folder: Path | None, rows: Manifest) -> int | None:
+    """How many of ``rows`` have the id of a clip that the run in ``folder`` trained on; None where it does not say.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    if folder is None or not (path := folder / TRAINED_ON).is_file():
+        return None
+    try:
+        trained_on = pq.read_table(path, columns=["clip_id"], page_checksum_verification=True)["clip_id"]
+    except (pa.ArrowException, OSError) as error:  # what a damaged page is to Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path}: is damaged; train the run again") from error
+    return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)

@@ -156,7 +156,7 @@ def scores_on_validation(folder: Path, data: DataSet, seed: int) -> dict[str, fl
     from avssl.evaluation.probe import linear_probe
     from avssl.evaluation.retrieval import retrieval_metrics
     from avssl.loading import load
-    from avssl.training.run import read_held_out
+    from avssl.saved_runs import read_held_out
 
     torch.set_num_threads(1)
     run, cpu = folder / "pretrain", torch.device("cpu")

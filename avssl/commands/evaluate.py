@@ -25,10 +25,10 @@ from avssl.evaluation.embeddings import EmbeddingCache
 from avssl.files import remove_leftovers
 from avssl.loading import Loaded, load
 from avssl.locks import hold
-from avssl.saved_runs import TrainingSettings, run_folder, with_training_data
+from avssl.saved_runs import TrainingSettings, read_held_out, run_folder, seen_in_training, with_training_data
 from avssl.training.initialization import frame_size_for
 from avssl.training.launch import launch_single
-from avssl.training.run import read_held_out, run_of, seen_in_training
+from avssl.training.run import run_of
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from avssl.loading import Loaded, load
 from avssl.locks import hold
 from avssl.models.classifier import AudioClassifier
 from avssl.progress import Meter, track
-from avssl.saved_runs import TrainingSettings
-from avssl.training.run import read_held_out, run_of
+from avssl.saved_runs import TrainingSettings, read_held_out
+from avssl.training.run import run_of
 from mast.export import require
 from mast.exported import Exported
 from mast.frontend import all_samples

@@ -31,7 +31,7 @@ from avssl.loading import SAMPLE_RATE, Loaded, checkpoint_settings, save_classif
 from avssl.models.classifier import Classifier
 from avssl.objectives import Shapes, create_objectives
 from avssl.progress import Meter
-from avssl.saved_runs import EXPORT
+from avssl.saved_runs import EXPORT, seen_in_training
 from avssl.tracking import sweep_folder
 from avssl.tracking.tracker import log_model, use_model
 from avssl.training.after_training import evaluate_trained
@@ -46,7 +46,7 @@ from avssl.training.initialization import (
 )
 from avssl.training.launch import launch, lost_processes_told, prepare_encoders
 from avssl.training.optimizer import total_steps
-from avssl.training.run import Run, next_command, run_of, seen_in_training, tell_next
+from avssl.training.run import Run, next_command, run_of, tell_next
 from avssl.training.standardize import CLIPS, final_norm, standardize_features
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ Struck ones (bell, drum, ball, clock), ones with a pitch (plucked and bowed stri
 notes (engine, rain, wind), whose curves are slow: throttle, density, gusts.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -54,20 +53,6 @@ class Kind(Protocol):
         ...
 
 
-KINDS: dict[str, Kind] = {}
-
-
-def register_kind(name: str) -> Callable[[type], type]:
-    """Class decorator: makes an instance known as ``name``; the order of registration is the order of the classes."""
-
-    def register(kind: type) -> type:
-        KINDS[name] = kind()
-        return kind
-
-    return register
-
-
-@register_kind("bell")
 class Bell:
     """Three metal bars, longer ones lower; a mallet strikes them and they ring with the partials of a free bar."""
 
@@ -102,7 +87,6 @@ class Bell:
         painter.disc(x, y, 0.19, palette.second)
 
 
-@register_kind("drum")
 class Drum:
     """Two sticks on a drum, in phrases and rolls."""
 
@@ -135,7 +119,6 @@ class Drum:
             painter.segment((tip_x, tip_y), (tip_x + 0.75 * hand, tip_y - 0.45), 0.13, palette.light)
 
 
-@register_kind("ball")
 class Ball:
     """A ball that bounces under gravity: each impact is heard when it is seen, intervals shrink geometrically."""
 
@@ -175,7 +158,6 @@ class Ball:
         return 1.5 * np.clip(4 * since / flight * (1 - since / flight), 0, None) * np.minimum(flight / 0.75, 1) ** 1.2
 
 
-@register_kind("clock")
 class Clock:
     """A pendulum clock: strictly even ticks, tick higher than tock, the hand steps on each."""
 
@@ -208,7 +190,6 @@ class Clock:
         painter.segment((0, -0.25), (0.5 * np.sin(angle), -0.25 - 0.5 * np.cos(angle)), 0.13, dark)
 
 
-@register_kind("pluck")
 class Pluck:
     """Three strings between two pegs; a plucked one swings wide and dies away (Karplus-Strong)."""
 
@@ -238,7 +219,6 @@ class Pluck:
                 painter.curve(0.6 * string + side * (swing[:, None, None] * arch), -0.95, 0.95, 0.13, shade)
 
 
-@register_kind("bow")
 class Bow:
     """A bow that goes to and fro over a string: sawtooth with vibrato and slow swells."""
 
@@ -265,7 +245,6 @@ class Bow:
         painter.disc(0, -0.6 + 0.5 * finger, 0.17, palette.light)
 
 
-@register_kind("flute")
 class Flute:
     """A pipe: nearly pure tone and breath; rings leave its end as wide as it is loud, a finger shows the note."""
 
@@ -290,7 +269,6 @@ class Flute:
         painter.ring(0.75, -0.1, 0.12 + 0.55 * loud, 0.1, palette.light, (loud > 0.03) * 0.6)
 
 
-@register_kind("siren")
 class Siren:
     """A tone that sweeps up and down; a slider on a rail stands as high as the pitch."""
 
@@ -319,7 +297,6 @@ class Siren:
         painter.polygon([(-1.0, height - 0.45), (0.1, height), (-1.0, height + 0.45)], shade)
 
 
-@register_kind("bird")
 class Bird:
     """A bird that twitters: groups of fast frequency-modulated chirps; its beak opens and it hops with each."""
 
@@ -356,7 +333,6 @@ class Bird:
         painter.disc(0.38, head_y - 0.1, 0.09, palette.ground * 0.3)
 
 
-@register_kind("engine")
 class Engine:
     """Combustion pulses through a resonant body; the wheel turns and puffs leave the exhaust as fast as it runs."""
 
@@ -393,7 +369,6 @@ class Engine:
             painter.disc(0.75 + 0.3 * rise, -1.1 - 0.35 * rise, radius, palette.light, 0.8 * (1 - rise))
 
 
-@register_kind("rain")
 class Rain:
     """Drops at random times, denser and sparser: each falls out of a cloud and pings when it lands."""
 
@@ -435,7 +410,6 @@ class Rain:
         painter.ring(lane, 1.02, 0.12 + 1.2 * np.maximum(-wait, 0), 0.08, palette.second, (wait <= 0) * 0.9)
 
 
-@register_kind("wind")
 class Wind:
     """Gusts of filtered noise; blades of grass bend as far as it blows, and lean further in higher whistling."""
 
@@ -457,3 +431,20 @@ class Wind:
             top = -0.85 + 0.45 * gust + 0.12 * (blade % 2)
             shade = palette.second + glow[:, None] * (palette.light - palette.second)
             painter.curve(root + bend[:, None, None] * height**1.7, top, 1.0, 0.15, shade)
+
+
+# By name, in the order of the classes.
+KINDS: dict[str, Kind] = {
+    "bell": Bell(),
+    "drum": Drum(),
+    "ball": Ball(),
+    "clock": Clock(),
+    "pluck": Pluck(),
+    "bow": Bow(),
+    "flute": Flute(),
+    "siren": Siren(),
+    "bird": Bird(),
+    "engine": Engine(),
+    "rain": Rain(),
+    "wind": Wind(),
+}

@@ -11,8 +11,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning_fabric import Fabric
 from torch import nn
@@ -22,11 +20,10 @@ from avssl.checkpoint import CONFIG, CheckpointStore, edited_by_hand, is_sharded
 from avssl.config import DataConfig, WandbConfig, to_dict, to_yaml
 from avssl.data.catalog import OWN_CLIP_SECONDS, stated_seconds
 from avssl.data.failures import FailureMonitor
-from avssl.data.manifest import Manifest
-from avssl.data.splits import HoldOut, Splits
-from avssl.files import atomic_path, remove_leftovers, seal, seal_text, unseal
+from avssl.data.splits import Splits
+from avssl.files import atomic_path, remove_leftovers, seal, seal_text
 from avssl.locks import HeldError, hold, refuse_held
-from avssl.saved_runs import EXPORT, run_folder
+from avssl.saved_runs import EXPORT, HELD_OUT, TRAINED_ON, read_held_out, run_folder
 from avssl.tracking import Tracker, check_tracking
 from avssl.training.engine import Engine, Task
 from avssl.training.launch import check_alike
@@ -35,8 +32,6 @@ from mast import LogMel
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held_out.json"
-TRAINED_ON = "trained_on.parquet"
 # Settings that change how a run computes or is watched, not what it computes.
 FREE_SETTINGS = (
     "runtime",
@@ -354,38 +349,6 @@ def _other_setting(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str
         if found := _other_setting(first, second, f"{name}."):
             return found
     return ""
-
-
-def read_held_out(folder: Path | None) -> dict[str, HoldOut]:
-    """What the run in ``folder`` held out of its training split; nothing where it is no such run, or None.
-
-    Raises:
-        ValueError: the file that says so is damaged.
-    """
-    if folder is None or not (path := folder / HELD_OUT).is_file():
-        return {}
-    try:
-        values = unseal(path.read_bytes(), path, "train the run again")
-        return {name: HoldOut(**rows) for name, rows in values.items()}
-    except TypeError as error:
-        raise ValueError(f"{path}: is damaged ({error}); train the run again") from error
-
-
-def seen_in_training(folder: Path | None, rows: Manifest) -> int | None:
-    """How many of ``rows`` have the id of a clip that the run in ``folder`` trained on; None where it does not say.
-
-    Raises:
-        ValueError: the file that says so is damaged.
-    """
-    if folder is None or not (path := folder / TRAINED_ON).is_file():
-        return None
-    try:
-        trained_on = pq.read_table(path, columns=["clip_id"], page_checksum_verification=True)["clip_id"]
-    except (pa.ArrowException, OSError) as error:  # what a damaged page is to Arrow
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ValueError(f"{path}: is damaged; train the run again") from error
-    return int(pc.sum(pc.is_in(rows.table["clip_id"], trained_on.combine_chunks())).as_py() or 0)
 
 
 def next_command(command: str, checkpoint: Path, data: DataConfig | None, split: str | None = "test") -> str:

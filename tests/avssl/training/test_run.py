@@ -19,9 +19,9 @@ from avssl.data.splits import HoldOut
 from avssl.errors import SettingsError
 from avssl.files import DamagedError, seal_text
 from avssl.loading import load
-from avssl.saved_runs import run_folder, training_settings, used_checkpoint
+from avssl.saved_runs import read_held_out, run_folder, seen_in_training, training_settings, used_checkpoint
 from avssl.tracking import read_rows
-from avssl.training.run import Run, check_same, read_held_out, run_of, seen_in_training
+from avssl.training.run import Run, check_same, run_of
 
 
 def open_run(config: FinetuneConfig) -> Run:
