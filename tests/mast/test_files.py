@@ -76,7 +76,7 @@ OTHERWISE = {
     "avssl/demo/build.py": "in a folder that gets its name when it is whole, and a journal to append to",
     "avssl/data/journal.py": "a journal, to append to",
     "avssl/evaluation/embeddings.py": "to the open temporary file",
-    "avssl/evaluation/feature_parts.py": "to the temporary path that the caller gives",
+    "avssl/commands/embed.py": "to the temporary path that the caller gives",
     "avssl/evaluation/report.py": "to memory",
     "avssl/evaluation/robustness.py": "to memory",
     "avssl/training/run.py": "to the temporary path in the line after",
