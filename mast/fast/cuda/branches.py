@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mast.fast.cuda import norms, positions
 from mast.fast.cuda.attention import attend, attend_backward
 from mast.fast.cuda.pooling import pool, pool_backward
-from mast.fast.cuda.sums import fold
+from mast.fast.cuda.sums import fold_twice
 from mast.model import Grid
 
 
@@ -176,7 +176,12 @@ class _AddAndMlp(torch.autograd.Function):
             d_normed = (d_hidden @ fc1).view(total.shape)
             dx, d_branch, sums = norms.add_and_norm_backward(d_normed, total, kept, gain, grad, shares, mlp_shares)
             widths = [len(fc1_bias), *[len(gain)] * 4]
-            d_fc1_bias, d_gain, d_shift, d_bias, d_fc2_bias = fold(inner_sums, sums).split(widths)
+            # Parameters that were cast get their gradients in half precision; no cast of its own for each.
+            in_half = [ctx.kinds[place][1] == total.dtype for place in (4, 1, 2, 0, 6)]
+            whole, half = (each.split(widths) for each in fold_twice(total.dtype, inner_sums, sums))
+            d_fc1_bias, d_gain, d_shift, d_bias, d_fc2_bias = (
+                h if cast else w for w, h, cast in zip(whole, half, in_half, strict=True)
+            )
             found = [d_bias, d_gain, d_shift, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias]
             return None, None, None, None, dx, d_branch, *_as(found, ctx.kinds)
 

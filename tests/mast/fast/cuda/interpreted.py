@@ -19,6 +19,7 @@ attention = importlib.import_module("mast.fast.cuda.attention")
 pooling = importlib.import_module("mast.fast.cuda.pooling")
 pooling3d = importlib.import_module("mast.fast.cuda.pooling3d")
 norms = importlib.import_module("mast.fast.cuda.norms")
+sums = importlib.import_module("mast.fast.cuda.sums")
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -53,6 +54,15 @@ def test_pooling(sizes: tuple[Grid, int, int, Grid, Grid], dtype: torch.dtype, m
 def test_pooling_of_a_video(sizes: tuple, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pooling3d, "PROGRAMS", 4)  # so that programs have several marches each
     assert max(pooling3d_errors(pooling3d.pool3d, sizes, dtype, "cpu")) < TOLERANCE[dtype]
+
+
+def test_sums_over_programs_of_matrices_of_other_widths() -> None:
+    shares = [torch.randn(rows, width) for rows, width in ((3, 70), (40, 5), (1, 130))]
+    wanted = torch.cat([each.sum(0) for each in shares])
+    torch.testing.assert_close(sums.fold(*shares), wanted)
+    whole, half = sums.fold_twice(torch.float16, *shares[:2])
+    torch.testing.assert_close(whole, wanted[:75])
+    assert torch.equal(half, whole.half())
 
 
 def test_the_compiler_knows_the_operators() -> None:

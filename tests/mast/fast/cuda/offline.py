@@ -28,7 +28,7 @@ sums = importlib.import_module("mast.fast.cuda.sums")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = ("lse_ptr", "delta_ptr", "p_ptr", "mean_ptr", "rstd_ptr", "sums_ptr", "gain_ptr", "shift_ptr")
-FLOATS += ("a_ptr", "b_ptr", "c_ptr")  # of `fold`
+FLOATS += ("a_ptr", "b_ptr", "c_ptr", "shares_ptr")
 INTEGERS = ("index_ptr", "starts_ptr", "order_ptr")
 SCALARS = ("scale", "inverse", "eps")
 ALIGNED = ("queries", "columns", "width", "rows", "q_rows", "q_columns", "k_rows", "k_columns")
@@ -107,7 +107,7 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
     for name in ("_gather", "_scatter"):
         sizes = {"D": 96, "DP": 128, "ROWS": positions.ROWS, "num_warps": 4}
         yield f"positions{name}", getattr(positions, name), sizes
-    yield "fold", sums._fold, {"ROWS": sums.ROWS, "COLUMNS": sums.COLUMNS, "num_warps": 4}
+    yield "fold", sums._fold, {"HALF": 1, "ROWS": sums.ROWS, "COLUMNS": sums.COLUMNS, "num_warps": 4}
     sizes = {"D": 96, "DP": 128, "num_warps": 1}  # strides are told at run time
     for name in ("_forward", "_backward", "_backward_weights", "_backward_input"):
         yield f"pooling3d{name}", getattr(pooling3d, name), sizes
