@@ -64,7 +64,7 @@ def effective_negatives(logits: Tensor, partners: Tensor | None = None) -> Tenso
     if partners is None:
         partners = torch.arange(len(logits), device=logits.device)
     weights = logits.scatter(1, partners[:, None], -math.inf).softmax(dim=1)
-    return -torch.special.xlogy(weights, weights).sum(dim=1).exp().mean()
+    return (-torch.special.xlogy(weights, weights).sum(dim=1)).exp().mean()
 
 
 def parse_modality(objective: str, modality: str) -> tuple[str, ...]:
