@@ -64,7 +64,7 @@ def effective_rank(rows: Tensor) -> Tensor:
     gram = exact @ exact.T if len(exact) < exact.shape[1] else exact.T @ exact
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
-    rank = -torch.special.xlogy(share, share).sum().exp() * (singular.sum() > 0)
+    rank = (-torch.special.xlogy(share, share).sum()).exp() * (singular.sum() > 0)
     return rank.to(rows.device, torch.float32)
 
 
