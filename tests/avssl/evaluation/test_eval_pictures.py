@@ -219,7 +219,7 @@ def test_global_settings_stay_and_pyplot_is_not_loaded(tmp_path, forked_tools):
 
 def test_metrics_do_not_wait_for_what_draws_and_fits():
     code = "import sys\n"
-    for module in ("classification", "retrieval", "diagnostics", "compare", "intervals"):
+    for module in ("classification", "retrieval", "diagnostics", "statistics"):
         code += f"import avssl.evaluation.{module}\n"
         code += f"assert not {{'matplotlib', 'sklearn'}} & set(sys.modules), {module!r}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
