@@ -176,7 +176,7 @@ def _difference(pools: Pools, heads: int, device: torch.device) -> str:
     key: tuple[Any, ...] = heads, device.type
     for pool in pools:
         c, n = _convolution(pool), _norm(pool)
-        key += (type(pool).forward, type(c).forward, type(n).forward, c.in_channels, c.stride, n.eps)
+        key += (Pool.forward, type(c).forward, type(n).forward, c.in_channels, c.stride, n.eps)
     if key not in _differences:
         _differences[key] = _compare(pools, heads, device)
     return _differences[key]

@@ -196,7 +196,7 @@ def attention_branch(
     settings: Settings,
     where: positions.Positions,
     qkv: tuple[Tensor, Tensor],
-    pools: list[Tensor],
+    pools: Sequence[Tensor],
     proj: Tensor,
 ) -> Tensor:
     """Pooling attention and projection, whose bias is left to `add_and_mlp`: (B, F, T, dim) -> (B, F', T', dim_out).

@@ -14,6 +14,8 @@ from mast.fast.widened import cached
 from mast.model import RelativeTable, distance_index
 
 ROWS = 16
+# Queries and keys along one axis, and the strides that they were pooled with.
+Side = tuple[int, int, int, int]
 
 
 @triton.jit
@@ -85,7 +87,7 @@ class Positions:
         self.constants = cached(_pairs, sides[0], sides[1], self.tables, self.rows[0].device)
 
 
-def _pairs(freq: tuple[int, ...], time: tuple[int, ...], tables: tuple[int, int], device: torch.device) -> Tensor:
+def _pairs(freq: Side, time: Side, tables: tuple[int, int], device: torch.device) -> Tensor:
     """Row of each pair, then the pairs in the order of their rows, then where each row's pairs begin, in int32."""
     along = [distance_index(*side, size, torch.device("cpu")) for side, size in zip((freq, time), tables, strict=True)]
     index = torch.cat(along)
