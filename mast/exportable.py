@@ -181,7 +181,7 @@ def exportable(model: SpectrogramModel) -> SpectrogramModel:
     """A copy of ``model`` in eval mode that a tracer can follow at any length: to be traced, not to be run."""
     plain = accelerate(copy.deepcopy(model), "reference").eval().requires_grad_(False)
     if isinstance(plain, AST):
-        plain._positions = functools.partial(_stretched_positions, plain)  # type: ignore[method-assign]
+        plain._positions = functools.partial(_stretched_positions, plain)  # type: ignore[method-assign, assignment]
     for module in list(plain.modules()):
         for name, child in module.named_children():
             if isinstance(child, PoolingAttention):
