@@ -27,7 +27,7 @@ from cells import ALONE, UNTRACKED, Cell, measure_all, measured, published, usag
 from common import describe_machine, settings_of, write_result
 from result_tables import markdown, percent
 from transfer_probes import look_at_encoder, look_at_pair
-from transfer_setup import IDENTITY, MADE_OF, SEEN, SETS, Study
+from transfer_setup import IDENTITY, MADE_OF, PLUGINS, SEEN, SETS, Study
 
 from avssl.cli import parse
 from avssl.config import PretrainConfig
@@ -39,6 +39,7 @@ from avssl.evaluation.result import read_predictions
 from avssl.evaluation.statistics import Difference, holm, over_draws
 from avssl.training.optimizer import total_steps
 from mast.files import atomic_path
+from mast.plugins import import_plugin
 
 Row = dict[str, Any]
 
@@ -330,6 +331,8 @@ def main() -> int:
             parser.error(f"--options {each}: there is no such set; there are {', '.join(SETS)}")
     if args.draws < 1 or not all(0 < share <= 1 for share in args.shares):
         parser.error("--draws must be at least 1, --shares above 0 and at most 1")
+    for each in {*args.rows, *args.columns} & PLUGINS.keys():
+        import_plugin(PLUGINS[each][1])
     study = Study(
         rows=tuple(args.rows),
         columns=tuple(args.columns),
