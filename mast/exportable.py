@@ -159,7 +159,7 @@ class ExportableAttention(nn.Module):
 
 
 def _stretched_positions(model: AST, grid: tuple[int, int]) -> Tensor:
-    """``AST._positions`` with the interpolation along time for every length; a graph's number of mels is fixed."""
+    """``AST.positions_at`` with the interpolation along time for every length; a graph's number of mels is fixed."""
     special, image = model.positions[:, :2], model.position_image()
     patches = model.fitted_positions(image, 0, grid[0]).permute(0, 2, 3, 1)
     last, column = model.grid[1] - 1, torch.arange(grid[1], device=patches.device)
@@ -181,7 +181,7 @@ def exportable(model: SpectrogramModel) -> SpectrogramModel:
     """A copy of ``model`` in eval mode that a tracer can follow at any length: to be traced, not to be run."""
     plain = accelerate(copy.deepcopy(model), "reference").eval().requires_grad_(False)
     if isinstance(plain, AST):
-        plain._positions = functools.partial(_stretched_positions, plain)  # type: ignore[method-assign, assignment]
+        plain.positions_at = functools.partial(_stretched_positions, plain)  # type: ignore[method-assign]
     for module in list(plain.modules()):
         for name, child in module.named_children():
             if isinstance(child, PoolingAttention):
