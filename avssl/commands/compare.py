@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from avssl.evaluation.report import TEMPLATES, is_share, show
+from avssl.evaluation.report import is_share, page_template, show
 from avssl.evaluation.result import FILE, Predictions, read_predictions, read_result
 from avssl.evaluation.statistics import Difference, holm, is_significant, labelled_rows, mcnemar, paired_map, unpaired
 from avssl.files import atomic_path
@@ -386,8 +385,7 @@ def render(format: str, tables: Sequence[CellTable], notes: Sequence[str], *, bo
         blocks = [_markdown(table) for table in tables] + ["\n".join(f"- {note}" for note in notes)]
     elif format == "html":
         tables = [table.turned() if table.turns and len(table.columns) > _COLUMNS else table for table in tables]
-        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-        return environment.get_template("compare.html").render(tables=tables, notes=notes)
+        return page_template("compare.html").render(tables=tables, notes=notes)
     else:
         raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {format!r}")
     return "\n\n".join(filter(None, blocks)) + "\n"

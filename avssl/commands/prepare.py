@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from avssl.bounds import check_bounds
 from avssl.config import PrepareOptions
@@ -38,7 +37,7 @@ from avssl.data.shards.index import is_cache
 from avssl.data.stats import MelStats, logmel_stats
 from avssl.data.strata import learnable_heads
 from avssl.errors import SettingsError
-from avssl.evaluation.report import TEMPLATES, show
+from avssl.evaluation.report import page_template, show
 from avssl.evaluation.result import provenance, write_result
 from avssl.files import atomic_path, remove_leftovers
 from avssl.limits import set_limits
@@ -243,15 +242,7 @@ def write_health_page(path: str | os.PathLike[str], title: str, report: Mapping[
         report: of :func:`avssl.data.health.health_report`, with "not_listed" {what: {"files", "examples"}},
             "provenance" {name: value}, and "stats" of :meth:`avssl.data.stats.MelStats.to_json` where there are any.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["show"] = show
-    text = environment.get_template("health.html").render(
+    text = page_template("health.html").render(
         title=title,
         cards=_cards(report),
         mode=_MODES[bool(report["looked"])],

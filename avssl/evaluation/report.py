@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from scipy.io import wavfile
 
 from avssl.evaluation.arrays import Arrayish, to_numpy
@@ -113,6 +113,20 @@ _NUMERIC = re.compile(rf"{_NUMBER}( (to|\u00b1) {_NUMBER}| \({_NUMBER} to {_NUMB
 _SHARES = ("top", "mAP", "mAUC", "R@", "mean_class_accuracy", "cIoU", "AUC", "pointing")
 
 
+def page_template(name: str) -> Template:
+    """The page template of that name: values are escaped, and one that is not given is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["show"] = show
+    environment.tests["numeric"] = is_number
+    return environment.get_template(name)
+
+
 def is_number(value: Any) -> bool:
     """Whether a cell is set right: numbers, and strings that are one, with or without a percent sign and its doubt."""
     if isinstance(value, str):
@@ -195,16 +209,7 @@ def write_report(
     Raises:
         ValueError: a picture is missing or not a picture.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["show"] = show
-    environment.tests["numeric"] = is_number
-    text = environment.get_template("report.html").render(
+    text = page_template("report.html").render(
         title=title,
         summary=[(name, *(value if isinstance(value, tuple) else (value, ""))) for name, value in summary.items()],
         sections=_numbered([*_plain(tables, pictures), *sections]),

@@ -82,7 +82,8 @@ class GraphedStep:
         with nullcontext() if self._has_moments() else plainly():
             *values, norm, flags = self._whole(self._rates(), *given.values(), kind=kind)
         names, reported = self._told
-        losses, report = dict(zip(names, values, strict=False)), dict(zip(reported, values[len(names) :], strict=True))
+        losses = dict(zip(names, values[: len(names)], strict=True))
+        report = dict(zip(reported, values[len(names) :], strict=True))
         self._finite.watch(step, losses, norm, flags)
         return losses, report, norm
 
@@ -129,10 +130,10 @@ class GraphedStep:
 
     def _take(self, rates: Tensor, *inputs: Tensor) -> list[Tensor]:
         """Norm and flags of the step that it takes, by its losses and the gradients that have no place of their own."""
-        names = self._losses
-        for parameter, gradient in zip(self._copied, inputs[len(names) :], strict=True):
+        losses, gradients = inputs[: len(self._losses)], inputs[len(self._losses) :]
+        for parameter, gradient in zip(self._copied, gradients, strict=True):
             parameter.grad = gradient
-        return list(self._clip_and_move(rates, dict(zip(names, inputs, strict=False))))
+        return list(self._clip_and_move(rates, dict(zip(self._losses, losses, strict=True))))
 
     def _clip_and_move(self, rates: Tensor, losses: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """AdamW leaves the step out by itself where it is not finite."""
