@@ -39,7 +39,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(1, dim, kernel, stride, padding)
         # Like a linear layer: a patch is a vector of kernel[0] * kernel[1] values.
         nn.init.trunc_normal_(self.proj.weight, std=0.02)
-        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+        # Not 0, as it is not in MViTv2's and MAE's code either: a blank patch, masked or dropped, would be 0 in all
+        # channels, where the gradient of a layer norm is a thousand times too large. As wide as mask tokens begin.
+        assert self.proj.bias is not None
+        with torch.no_grad():
+            self.proj.bias.mul_(0.02 * math.sqrt(3 * kernel[0] * kernel[1]))  # it is uniform, to 1 / sqrt(values)
 
     def grid(self, mels: int, frames: int) -> tuple[int, int]:
         """Number of patches in (frequency, time). ValueError for an input smaller than one patch."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mast
+from avssl.augment.spectrogram import drop_patches
 from mast import model as plain
 from mast.exportable import ExportableAttention
 from mast.fast import recompute, widened
@@ -253,6 +254,18 @@ def test_every_parameter_gets_a_finite_gradient() -> None:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # A bias that shifts all keys alike changes no softmax, so the key third of its gradient may vanish.
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_blank_patches_have_no_larger_gradient_than_others() -> None:
+    """A layer norm divides by the spread of a token's channels, which a blank one has of the bias alone."""
+    norms = []
+    for share in (0.0, 0.5):
+        model = tiny(num_classes=2)
+        torch.manual_seed(1)
+        x = drop_patches(torch.randn(2, 1, 128, 128), share, (32, 32))
+        nn.functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+    assert norms[1] < 5 * norms[0]
 
 
 def test_frozen_parameters_get_no_gradient_and_the_others_the_same() -> None:
