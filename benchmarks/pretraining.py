@@ -4,10 +4,11 @@
     python benchmarks/pretraining.py --grid caches/grid --output benchmarks/results
     python benchmarks/pretraining.py --output benchmarks/results --table
 
-Each run is the tools' own: ``tools/pretrain.py`` by its recipe, where only the loss may differ, then the evaluations of
-``tools/evaluate.py`` on the test split, and on the demo full fine-tuning. A seed is that of the demo's videos, of the
-weights and of the order of the clips. "random" is the same audio encoder without pretraining. Each row says its
-revision. Finished runs are kept: the command continues where it was stopped.
+Each run is the tools' own: ``tools/pretrain.py`` by its recipe, or by contrast of the pair alone, without the second
+view of the audio and the augmentation that goes with it; then the evaluations of ``tools/evaluate.py`` on the test
+split, and on the demo full fine-tuning. A seed is that of the demo's videos, of the weights and of the order of the
+clips. "random" is the same audio encoder without pretraining. Each row says its revision. Finished runs are kept: the
+command continues where it was stopped.
 """
 
 import argparse
@@ -25,12 +26,15 @@ from result_tables import localization_table, pretraining_table, robustness_tabl
 from avssl.evaluation.result import read_result
 from mast.files import atomic_path
 
-# None: as the recipe says.
-LOSSES: dict[str, list[dict[str, Any]] | None] = {
-    "default": None,
-    "infonce": [{"name": "infonce"}],
-    # As published, where the default has both terms on one projection.
-    "own projections": [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5}],
+PAIR = [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
+# Without the augmentation that changes what a source sounds like.
+AS_IT_IS = ["--augment.spec_warp", "0", "--augment.mix", "0", "--augment.noise_db", "none", "--augment.gain_db", "3"]
+AS_IT_IS += ["--augment.time_mask", "0", "--augment.freq_mask", "0"]
+# Options over the recipe.
+LOSSES: dict[str, list[str]] = {
+    "recipe": [],
+    "contrast alone": ["--objectives", json.dumps(PAIR), *AS_IT_IS],
+    "infonce alone": ["--objectives", json.dumps(PAIR[:1]), *AS_IT_IS],
 }
 RANDOM = "random"
 EVALUATIONS = ("retrieval", "probe", "few_label", "clustering", "robustness")
@@ -111,9 +115,7 @@ def measure(args: argparse.Namespace, name: str, data: DataSet, loss: str, seed:
 
 
 def _pretraining(args: argparse.Namespace, data: DataSet, loss: str, seed: int) -> list[str]:
-    options = ["--config", str(ROOT / f"configs/pretrain/{data.recipe}.yaml"), *data.data(seed)]
-    if (terms := LOSSES[loss]) is not None:
-        options += ["--objectives", json.dumps(terms)]
+    options = ["--config", str(ROOT / f"configs/pretrain/{data.recipe}.yaml"), *data.data(seed), *LOSSES[loss]]
     if data.recipe == "grid" and args.grid_epochs:
         options += ["--optim.epochs", str(args.grid_epochs)]
     return options

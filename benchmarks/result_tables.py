@@ -165,12 +165,12 @@ def _term(term: dict[str, Any]) -> str:
 
 
 def few_label_lines(result: dict[str, Any]) -> list[list[str]]:
-    """Linear probes on shares of the labels, of random weights and of the default loss: lines of FEW_LABELS."""
+    """Linear probes on shares of the labels, of random weights and of the recipe: lines of FEW_LABELS."""
     lines = []
     for (data, loss), rows in _groups(result).items():
         key = f"few_label/{HEADS[data][0]}"
         rows = [row for row in rows if any(key in name for name in row["metrics"])]
-        if loss == "default" and rows:
+        if loss == "recipe" and rows:
             found = [[_mean(rows, f"{key}/{share:.0%}/{start}top1") for start in ("random_", "")] for share in SHARES]
             cells = [" / ".join(both) for both in found]
             lines.append([f"{data} {HEADS[data][0]}", "linear probe", *cells, _revisions(rows)])
@@ -215,8 +215,9 @@ def losses_table(results: Path) -> str:
 
 
 def _default_loss(data: str) -> str:
+    """What the recipe compares a sound and its picture by."""
     recipe = yaml.safe_load((Path(__file__).parents[1] / f"configs/pretrain/{data}.yaml").read_text())
-    return " + ".join(_term(term) for term in recipe["objectives"])
+    return " + ".join(_term(term) for term in recipe["objectives"] if "modality" not in term)
 
 
 def localization_table(result: dict[str, Any]) -> str:
@@ -226,16 +227,16 @@ def localization_table(result: dict[str, Any]) -> str:
         for (_, loss), rows in _groups(result).items()
         if any("localization/AUC" in row["metrics"] for row in rows)
     }
-    if "default" not in groups:
+    if "recipe" not in groups:
         return ""
     others = {"another clip's sound": "other_sound/", "random weights": "random/", "the centre": "centre/"}
     others |= {"the best possible": "best/"}
     lines = []
     for key in ("cIoU@0.5", "AUC", "pointing"):
         cells = [_mean(rows, f"localization/{key}") for rows in groups.values()]
-        cells += [_mean(groups["default"], f"localization/{prefix}{key}") for prefix in others.values()]
+        cells += [_mean(groups["recipe"], f"localization/{prefix}{key}") for prefix in others.values()]
         lines.append([key, *cells])
-    return markdown(["", *groups, *(f"default, {name}" if "clip" in name else name for name in others)], lines)
+    return markdown(["", *groups, *(f"recipe, {name}" if "clip" in name else name for name in others)], lines)
 
 
 def robustness_table(result: dict[str, Any]) -> str:
@@ -304,7 +305,8 @@ def _pretraining(results: Path) -> dict[str, Any] | None:
     for result in found:
         for row in result["rows"]:
             rows.setdefault((row["data"], row["loss"], row["seed"]), row)
-    return found[0] | {"rows": [rows[key] for key in sorted(rows)]} if found else None
+    ordered = sorted(rows, key=lambda key: (key[0], key[1] != "recipe", *key[1:]))
+    return found[0] | {"rows": [rows[key] for key in ordered]} if found else None
 
 
 def _read(results: Path, name: str) -> dict[str, Any] | None:

@@ -18,8 +18,8 @@ import pretraining  # noqa: E402
 from cells import Cell  # noqa: E402
 from result_tables import evidence_table  # noqa: E402
 
-from avssl.objectives.base import Shapes  # noqa: E402
-from avssl.objectives.terms import create_objectives  # noqa: E402
+from avssl.cli import read_settings  # noqa: E402
+from avssl.config import PretrainConfig  # noqa: E402
 
 
 @pytest.fixture
@@ -119,11 +119,16 @@ def test_table_pairs_runs_of_the_same_split(plan: evidence_plan.Plan) -> None:
     assert cells[9:] == ["10.0 %", "0.0005 / 0.0005 / 0.0005", "abc"]
 
 
-def test_losses_differ_in_their_projections() -> None:
-    shapes = Shapes(joint=16, audio=8, video=8, clips=4)
-    (_, infonce, _), (_, vicreg, weight) = create_objectives(pretraining.LOSSES["own projections"], shapes)
-    assert weight == 0.5
-    assert (infonce.projected_by, vicreg.projected_by) == ("infonce", "vicreg")
-    assert infonce.projection.norm and not vicreg.projection.norm
-    (_, alone, _), *others = create_objectives(pretraining.LOSSES["infonce"], shapes)
-    assert alone.projected_by == "infonce" and not others
+@pytest.mark.parametrize("recipe", ["demo", "grid"])
+def test_contrast_alone_has_one_view_and_sound_as_it_is(recipe: str) -> None:
+    file = ["--config", str(ROOT / f"configs/pretrain/{recipe}.yaml"), "--data", recipe]
+    whole = read_settings(PretrainConfig, file)
+    pair = [term for term in whole.objectives if "modality" not in term]
+    assert len(pair) == 2 and len(whole.objectives) == 3 and whole.augment.spec_warp and whole.augment.mix
+    for loss, terms in {"recipe": whole.objectives, "contrast alone": pair, "infonce alone": pair[:1]}.items():
+        config = read_settings(PretrainConfig, [*file, *pretraining.LOSSES[loss]])
+        assert config.objectives == terms
+        assert config.optim == whole.optim and config.video == whole.video
+        if loss != "recipe":
+            bare = read_settings(PretrainConfig, ["--config", "none", "--data", recipe])
+            assert config.augment == bare.augment

@@ -135,11 +135,11 @@ def pretraining(tmp_path: Path) -> Path:
         full = {"event/top1": score + 0.1}
         return {"data": "demo", "loss": loss, "seed": seed, "metrics": metrics, "full": full, **more}
 
-    rows = [row("default", 0, 0.4, revision="abc"), row("default", 1, 0.6, revision="def")]
+    rows = [row("recipe", 0, 0.4, revision="abc"), row("recipe", 1, 0.6, revision="def")]
     rows += [row("infonce", 0, 0.3, revision="abc"), row("random", 0, 0.2, revision="abc")]
     result = {"benchmark": "pretraining", "machine": MACHINE}
     (tmp_path / "pretraining.json").write_text(json.dumps(result | {"rows": rows}))
-    earlier = [row("default", 1, 0.0, revision="old"), row("infonce", 1, 0.5, revision="old")]  # one was run again
+    earlier = [row("recipe", 1, 0.0, revision="old"), row("infonce", 1, 0.5, revision="old")]  # one was run again
     (tmp_path / "pretraining_earlier.json").write_text(json.dumps(result | {"rows": earlier}))
     (tmp_path / "pretraining_cuda.json").write_text(json.dumps({"benchmark": "pretraining", "runs": []}))
     return tmp_path
@@ -153,17 +153,17 @@ def cells_of(lines: str) -> list[list[str]]:
 def test_pretraining_is_told_over_seeds_beside_random_weights(pretraining: Path) -> None:
     page = result_tables.TABLES["pretraining"](pretraining)
     rows = cells_of(page)
-    assert [row[1] for row in rows] == ["random weights", "default", "infonce"]
+    assert [row[1] for row in rows] == ["random weights", "recipe", "infonce"]
     loss = "infonce + 0.5 vicreg (projection: infonce)"
     numbers = ["50.0 % +- 14.1", "60.0 % +- 14.1", "25.0 % +- 7.1", "12.5 % +- 3.5", "0.50 +- 0.14", "-0.10 +- 0.00"]
-    assert rows[1] == ["demo", "default", loss, "16", *numbers, "2", "abc, def"]  # every revision that a row has
+    assert rows[1] == ["demo", "recipe", loss, "16", *numbers, "2", "abc, def"]  # every revision that a row has
     assert rows[0][2:8] == ["", "", "20.0 %", "30.0 %", "chance", "chance"]
     assert rows[2][4] == "40.0 % +- 14.1" and rows[2][-2:] == ["2", "abc, old"]
 
 
 def test_heat_maps_stand_beside_what_they_must_beat(pretraining: Path) -> None:
     page = result_tables.TABLES["localization"](pretraining)
-    header = ["", "default", "infonce", "default, another clip's sound", "random weights", "the centre"]
+    header = ["", "recipe", "infonce", "recipe, another clip's sound", "random weights", "the centre"]
     assert page.splitlines()[0] == f"| {' | '.join([*header, 'the best possible'])} |"
     assert cells_of(page)[2] == ["pointing", "50.0 % +- 14.1", "40.0 % +- 14.1", *["50.0 % +- 14.1"] * 4]
 
@@ -196,7 +196,8 @@ def test_a_shortcut_has_contrast_alone_beside_the_recipe(tmp_path: Path) -> None
 
 
 def test_losses_are_those_of_validation_and_the_default_is_marked(tmp_path: Path) -> None:
-    default = yaml.safe_load((ROOT / "configs/pretrain/demo.yaml").read_text())["objectives"]
+    recipe = yaml.safe_load((ROOT / "configs/pretrain/demo.yaml").read_text())["objectives"]
+    default = [term for term in recipe if "modality" not in term]
     terms = {"other": [{"name": "infonce", "weight": 0.25}], "chosen": default}
     rows = [
         {"data": "demo", "objective": name, "probe": probe, "audio_to_video": 0.2, "video_to_audio": 0.1}
@@ -217,7 +218,7 @@ def test_few_labels_and_damages_have_a_column_each(pretraining: Path) -> None:
     few = cells_of(result_tables.TABLES["few-labels"](pretraining))
     assert few == [["demo event", "linear probe", *["10.0 % +- 0.0 / 50.0 % +- 14.1"] * 5, "abc, def"]]
     damaged = cells_of(result_tables.TABLES["robustness"](pretraining))
-    assert damaged[0] == ["demo event", "default", "50.0 % +- 14.1", *["25.0 % +- 7.1"] * len(result_tables.CONDITIONS)]
+    assert damaged[0] == ["demo event", "recipe", "50.0 % +- 14.1", *["25.0 % +- 7.1"] * len(result_tables.CONDITIONS)]
 
 
 def test_conditions_of_the_page_are_those_of_the_evaluation() -> None:

@@ -108,10 +108,11 @@ def test_items_are_added_to_the_list_of_the_recipe_or_of_the_defaults() -> None:
     added = ["--objectives+", "{name: sync}"]
     infonce, vicreg, sync = {"name": "infonce"}, {"name": "vicreg", "weight": 0.5}, {"name": "sync"}
     beside = vicreg | {"projection": "infonce"}
-    assert parse(PretrainConfig, added).objectives == [infonce, beside, sync]
+    again = {"name": "ntxent", "modality": "audio"}
+    assert parse(PretrainConfig, added).objectives == [infonce, beside, again, sync]
     assert parse(PretrainConfig, ["--config", "none", *added]).objectives == [infonce, sync]
     assert parse(PretrainConfig, ["--objectives", "[{name: vicreg, weight: 0.5}]", *added]).objectives == [vicreg, sync]
-    assert parse(PretrainConfig, [*added, "--objectives+={name: avc}"]).objectives[2:] == [sync, {"name": "avc"}]
+    assert parse(PretrainConfig, [*added, "--objectives+={name: avc}"]).objectives[3:] == [sync, {"name": "avc"}]
     assert parse(PretrainConfig, ["--wandb.tags+", "first"]).wandb.tags == ["first"]
 
 
@@ -187,7 +188,14 @@ def test_demo_settings_are_those_that_its_numbers_were_measured_with() -> None:
     assert (whole.video.model, whole.video.crop_size) == ("tiny", 48)
     assert (whole.data.name, whole.data.num_frames, whole.data.frame_size) == ("demo", 8, 56)
     assert (whole.data.val_fraction, whole.log.validate_every) == (0.1, 110)
-    assert whole.objectives == [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
+    pair = [{"name": "infonce"}, {"name": "vicreg", "weight": 0.5, "projection": "infonce"}]
+    assert whole.objectives == [*pair, {"name": "ntxent", "modality": "audio"}]
+    assert (whole.augment.spec_warp, whole.augment.mix, whole.augment.noise_db, whole.augment.gain_db) == (
+        0.5,
+        0.3,
+        10,
+        6,
+    )
     assert (whole.optim.batch_size, whole.optim.epochs, whole.optim.lr, whole.optim.warmup) == (32, 16, 5e-4, 0.1)
     tuned = complete_finetuning(parse(FinetuneConfig, []), None)
     assert tuned.audio == whole.audio and tuned.label_smoothing == 0.1 and tuned.head == "linear"
