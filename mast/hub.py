@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from mast.ast import from_hugging_face_state, hugging_face_arguments, hugging_face_frontend
 from mast.base import SpectrogramModel
 from mast.files import atomic_path
 from mast.frontend import LogMel
+from mast.hugging_face import from_hugging_face_state, hugging_face_arguments, hugging_face_frontend
 from mast.plugins import PluginError, import_plugin, places_of
 from mast.registry import author_of, create_model, is_registered
 

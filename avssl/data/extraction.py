@@ -14,7 +14,7 @@ from avssl.data.media.audio import MISSING_SECONDS, Channel, check_channel
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.media.write import CODECS, Extraction, extract_audio
 from avssl.data.scan import warning_words
-from avssl.data.shards.layout import is_address
+from avssl.data.shards.store import is_address
 from avssl.errors import printable
 from avssl.files import DamagedError, atomic_path, remove_leftovers, seal, unseal
 from avssl.locks import hold

@@ -24,7 +24,7 @@ from avssl.data.media.audio import Channel, cancels
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS, MediaInfo, probe
-from avssl.data.shards.layout import ADDRESS_END, is_address
+from avssl.data.shards.store import ADDRESS_END, is_address
 from avssl.data.spans import NO_CHANNEL, NO_COMMON_TIME
 from avssl.limits import limits
 from avssl.progress import Meter, track

@@ -13,7 +13,7 @@ from avssl.data.batch import Batch
 from avssl.models.classifier import Classifier, Encoded
 from avssl.models.projection import build_heads
 from avssl.objectives import Objective, Step, WeightedObjectives, projections_of
-from avssl.training.engine import Task
+from avssl.training.task import Task
 
 # Width of the projections of further objectives that have none of their own (SupCon, Khosla et al. 2020).
 JOINT = 128

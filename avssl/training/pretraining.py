@@ -20,7 +20,7 @@ from avssl.models.blocks import batch_norms_still
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Objective, Step, WeightedObjectives
 from avssl.objectives.banks import follow
-from avssl.training.engine import Task
+from avssl.training.task import Task
 
 
 class PretrainTask(Task):

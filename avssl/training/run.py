@@ -25,8 +25,9 @@ from avssl.files import atomic_path, remove_leftovers, seal, seal_text
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.saved_runs import EXPORT, HELD_OUT, TRAINED_ON, read_held_out, run_folder
 from avssl.tracking import Tracker, check_tracking
-from avssl.training.engine import Engine, Task
+from avssl.training.engine import Engine
 from avssl.training.launch import check_alike
+from avssl.training.task import Task
 from avssl.urls import hidden
 from mast import LogMel
 

@@ -19,7 +19,7 @@ from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
 from avssl.data.media.container import ROUNDING
 from avssl.data.media.errors import raise_if_machine
-from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
+from avssl.data.shards.store import WAV_HEADER, crc, header_of, pack
 from avssl.files import atomic_path
 
 # Frames are decoded so many seconds at a time: an hour of them would not fit into memory.
@@ -100,7 +100,7 @@ class Made:
 
     Attributes:
         key: Of the sample.
-        size, header, crc: See :class:`avssl.data.shards.layout.Address`; 0 where there is no sample.
+        size, header, crc: See :class:`avssl.data.shards.store.Address`; 0 where there is no sample.
         errors: "audio", "video" -> why it is not there, for what the file should have.
         facts: Columns of the manifest that the cache changes: has_audio, has_video, sample_rate, width ...
     """

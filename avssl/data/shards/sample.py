@@ -21,8 +21,7 @@ from avssl.data.media.errors import check_size, raise_if_machine
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.video import scaled_shape
 from avssl.data.shards.index import store_of
-from avssl.data.shards.layout import WAV_HEADER, Address, crc, is_address
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import WAV_HEADER, Address, Store, crc, is_address
 from avssl.limits import limits
 
 # A request to an object store costs more than so many bytes do: smaller samples are fetched whole.

@@ -23,8 +23,7 @@ from avssl.data.manifest_checks import CACHE_SOURCE, FILE_COLUMNS
 from avssl.data.media.pool import available_cores, run_all
 from avssl.data.shards.encode import Job, Made, Settings, make
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
-from avssl.data.shards.layout import END, Address
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import END, Address, Store
 from avssl.files import DamagedError, naming, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter

@@ -28,9 +28,8 @@ from avssl.data.media import MediaError, read_audio
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.index import about_of, verify
-from avssl.data.shards.layout import Address
 from avssl.data.shards.sample import open_source
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import Address, Store
 from avssl.data.shards.write import plan, write_cache
 from avssl.data.spans import frame_times
 from avssl.data.splits import open_splits
