@@ -12,7 +12,7 @@ from mast.plugins import import_installed
 
 Builder = Callable[..., SpectrogramModel]
 
-_BUILDERS: dict[str, Builder] = {}
+BUILDERS: dict[str, Builder] = {}  # what `register_model` has made known, by name
 _FAMILIES: dict[str, Callable[..., SpectrogramModel]] = {}
 # What imports further models; called before a name is said to be unknown.
 more_models: list[Callable[[], object]] = [import_installed]
@@ -26,9 +26,9 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     """
 
     def register(builder: Builder) -> Builder:
-        if name in _BUILDERS:
+        if name in BUILDERS:
             raise ValueError(f"a model named {name!r} is registered already")
-        _BUILDERS[name] = builder
+        BUILDERS[name] = builder
         return builder
 
     return register
@@ -49,27 +49,27 @@ def register_family(prefix: str) -> Callable[[Callable[..., SpectrogramModel]], 
 def list_models() -> list[str]:
     """Names of all registered models, sorted."""
     _import_more()
-    return sorted(_BUILDERS)
+    return sorted(BUILDERS)
 
 
 def authors() -> list[str]:
     """The modules outside of ``mast`` that have registered models."""
-    modules = dict.fromkeys(builder.__module__ for builder in _BUILDERS.values())
+    modules = dict.fromkeys(builder.__module__ for builder in BUILDERS.values())
     return [name for name in modules if name in sys.modules and name.split(".")[0] not in ("mast", "__main__")]
 
 
 def author_of(name: str) -> str | None:
     """The module outside of ``mast`` that has registered the model ``name``; None for one of mast's own."""
-    return next((module for module in authors() if name in _BUILDERS and _BUILDERS[name].__module__ == module), None)
+    return next((module for module in authors() if name in BUILDERS and BUILDERS[name].__module__ == module), None)
 
 
 def is_registered(name: str) -> bool:
     """Whether ``create_model`` knows ``name``, once what can bring further models has been imported."""
     if _family_of(name) is not None:
         return True
-    if name not in _BUILDERS:
+    if name not in BUILDERS:
         _import_more()
-    return name in _BUILDERS
+    return name in BUILDERS
 
 
 def _family_of(name: str) -> Builder | None:
@@ -104,10 +104,10 @@ def create_model(name: str, *, num_classes: int = 0, backend: str | None = None,
     from mast.fast import accelerate, default_backend  # it knows the models, which register themselves here
 
     if not is_registered(name):
-        close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")
-    model = (_family_of(name) or _BUILDERS[name])(num_classes=num_classes, **overrides)
+    model = (_family_of(name) or BUILDERS[name])(num_classes=num_classes, **overrides)
     model.name = name  # type: ignore[assignment]
     return accelerate(model, backend or default_backend())  # type: ignore[arg-type]
 

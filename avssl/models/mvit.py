@@ -165,7 +165,8 @@ def kernels_serve(pools: Pools) -> bool:
     return bool(_convolution(pools[1]).stride == _convolution(pools[2]).stride)
 
 
-_differences: dict[tuple[Any, ...], str] = {}
+# By kind of pooling, once it was compared with the plain code: how they differ, "" where they do not.
+known_differences: dict[tuple[Any, ...], str] = {}
 
 
 def _difference(pools: Pools, heads: int, device: torch.device) -> str:
@@ -177,9 +178,9 @@ def _difference(pools: Pools, heads: int, device: torch.device) -> str:
     for pool in pools:
         c, n = _convolution(pool), _norm(pool)
         key += (Pool.forward, type(c).forward, type(n).forward, c.in_channels, c.stride, n.eps)
-    if key not in _differences:
-        _differences[key] = _compare(pools, heads, device)
-    return _differences[key]
+    if key not in known_differences:
+        known_differences[key] = _compare(pools, heads, device)
+    return known_differences[key]
 
 
 def _compare(pools: Pools, heads: int, device: torch.device) -> str:

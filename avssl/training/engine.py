@@ -127,7 +127,7 @@ class Engine:
         self.graphs: GraphedStep | None = None
         if graphs and self.finite.later and fabric.world_size == 1:
             frontend = task.frontend if compile_frontend else None
-            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self._gradient_norm, frontend)
+            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self.gradient_norm, frontend)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)
@@ -365,12 +365,13 @@ class Engine:
         norm = None if self.graphs is None else self.graphs.optimize(step, losses)
         if norm is not None:
             return norm, bool(stop)
-        norm = self._gradient_norm()
+        norm = self.gradient_norm()
         stopped = self.finite.ask(step, losses, norm, stop)
         self.optimizer.step()
         return norm, stopped
 
-    def _gradient_norm(self) -> Tensor:
+    def gradient_norm(self) -> Tensor:
+        """Clips the gradients to ``optim.clip_grad``; their norm (), before that, without gradient."""
         limit = self.optim.clip_grad or math.inf
         norm = self.fabric.clip_gradients(self.task, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None

@@ -230,8 +230,8 @@ def test_what_cannot_be_imported_is_named(name: str, told: str, tmp_path: Path, 
 
 
 def test_an_unknown_name_tells_of_recorded_plugins_that_are_gone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(plugins, "_wanted", {})
-    monkeypatch.setattr(plugins, "_authors", [])
+    monkeypatch.setattr(plugins, "wanted", {})
+    monkeypatch.setattr(plugins, "registering_modules", [])
     registry: plugins.Registry[int] = plugins.Registry("part", "part")
     registry.add("known", 1, test_an_unknown_name_tells_of_recorded_plugins_that_are_gone)
     (tmp_path / "config.yaml").write_text("imports: [/gone/mine.py]\n")

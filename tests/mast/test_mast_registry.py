@@ -22,7 +22,7 @@ def test_unknown_argument_lists_the_known_ones() -> None:
 
 
 def test_a_name_can_be_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+    monkeypatch.setattr(registry, "BUILDERS", dict(registry.BUILDERS))
 
     def mast_mine(**overrides):
         return registry.build_with(mast.MAST, {"embed_dim": 8, "depths": (1, 1, 1, 1)}, overrides)

@@ -365,12 +365,12 @@ def test_frames_asked_for_are_all_that_is_read(folder: Path, monkeypatch: pytest
     row = open_data(str(folder)).row(0)
     with open_source(row.path) as sample:
         read: list[int] = []
-        original = sample._store.read  # type: ignore[union-attr]
-        monkeypatch.setattr(sample._store, "read", lambda *args: read.append(args[2]) or original(*args))  # type: ignore[union-attr]
+        original = sample.store.read  # type: ignore[union-attr]
+        monkeypatch.setattr(sample.store, "read", lambda *args: read.append(args[2]) or original(*args))  # type: ignore[union-attr]
         span = dataset(open_data(str(folder)), mode="center").spans(row, np.random.default_rng(0))[0]
         sample.frames(frame_times(span, 4), 32)
         sample.audio(span.start, span.available)
-        assert len(read) == 1 + 4 + 1 and sum(read) < sample._address.size / 3  # type: ignore[union-attr]
+        assert len(read) == 1 + 4 + 1 and sum(read) < sample.address.size / 3  # type: ignore[union-attr]
 
 
 def test_loading_resumes_in_mid_epoch_and_does_not_depend_on_workers(folder: Path) -> None:

@@ -303,7 +303,7 @@ def test_threads_share_a_store_whose_files_take_turns(tmp_path: Path, monkeypatc
 
 def test_a_second_cache_into_the_same_folder_is_refused_while_one_is_written(tmp_path: Path, monkeypatch) -> None:
     manifest = clocks(tmp_path / "media", 3)
-    finish, refused = write._finish, []
+    finish, refused = write.finish_shard, []
 
     def with_a_rival(*args: object) -> dict[str, object]:
         if not refused:
@@ -312,7 +312,7 @@ def test_a_second_cache_into_the_same_folder_is_refused_while_one_is_written(tmp
             refused.append(error)
         return finish(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(write, "_finish", with_a_rival)
+    monkeypatch.setattr(write, "finish_shard", with_a_rival)
     assert made(manifest, tmp_path / "cache").samples == 3
     assert refused and not verify(str(tmp_path / "cache"), progress=False)
 
