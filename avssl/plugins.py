@@ -217,7 +217,7 @@ def _is_own(author: Any) -> bool:
     return (getattr(author, "__module__", None) or "__main__").split(".")[0] in _OWN
 
 
-def given_in(argv: Iterable[str]) -> list[str]:
+def imports_in(argv: Iterable[str]) -> list[str]:
     """The values of the options ``--import`` of a command line."""
     words = iter(argv)
     found = []

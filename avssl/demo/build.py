@@ -46,7 +46,7 @@ class DemoError(OSError):
 
 
 @dataclass(frozen=True)
-class Made:
+class RenderedClip:
     """A clip as it is drawn.
 
     Attributes:
@@ -82,7 +82,7 @@ class Recipe(ABC):
         """(split, index) of every clip."""
 
     @abstractmethod
-    def make(self, split: str, index: int) -> Made:
+    def make(self, split: str, index: int) -> RenderedClip:
         """Draws one clip."""
 
     @property

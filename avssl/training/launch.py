@@ -43,7 +43,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
+def report_lost_processes() -> Iterator[None]:
     """Raises LostProcessError where a collective operation inside fails, as another process of the run is gone.
 
     The training loop does so itself, and names the step.

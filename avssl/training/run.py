@@ -369,7 +369,7 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None, split:
     return shlex.join(words)
 
 
-def tell_next(result: Mapping[str, Any]) -> None:
+def log_next_command(result: Mapping[str, Any]) -> None:
     """Logs the command lines that go on from a finished run."""
     if result.get("next"):
         logger.info("next: %s", "\n   or: ".join(result["next"]))

@@ -62,7 +62,7 @@ def written() -> tuple[Any, ...]:
     )
 
 
-def unlike(block: nn.Module) -> str:
+def why_unknown(block: nn.Module) -> str:
     """Why ``block`` is not one whose formula is known: a part of another class, or a patched one. "" where it is."""
     if plain_class(block) is None:
         return f"{type(block).__name__} is a class of its own"

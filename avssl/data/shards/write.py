@@ -21,7 +21,7 @@ from avssl.data.file_stats import CHANGED, times_hold
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import CACHE_SOURCE, FILE_COLUMNS
 from avssl.data.media.pool import available_cores, run_all
-from avssl.data.shards.encode import Job, Made, Settings, make
+from avssl.data.shards.encode import EncodingResult, Job, Settings, write_sample
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
 from avssl.data.shards.store import END, Address, Store
 from avssl.files import DamagedError, naming, seal, unseal
@@ -289,10 +289,10 @@ def _made(
     workers: int | None,
     meter: Meter,
     failed: list[str],
-) -> Iterator[tuple[Shard, dict[str, Made]]]:
+) -> Iterator[tuple[Shard, dict[str, EncodingResult]]]:
     """Each shard with its samples, as soon as the last of them is made."""
     home: dict[str, Shard] = {}
-    waiting: dict[str, dict[str, Made]] = {}
+    waiting: dict[str, dict[str, EncodingResult]] = {}
     jobs: list[Job] = []
     times = times_hold(manifest)
     for shard in shards:
@@ -302,7 +302,7 @@ def _made(
             jobs.append(_job(manifest, span, key, part, settings, times))
             home[part] = shard
     workers = available_cores() if workers is None else workers
-    for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
+    for job, made in run_all(write_sample, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
         meter.update()
         if made.reason == CHANGED:  # what is there by now is of no scan: neither cached nor a failure for good
             raise DataError(f"{job.path}: {next(iter((made.errors or {}).values()))}")
@@ -338,11 +338,11 @@ def _class_names(names: list[str], label: int | list[int] | None) -> str | list[
     return None if label is None else names[label]
 
 
-def _gave_up(job: Job, reason: str) -> Made:
-    return Made(job.key, errors={"audio": reason} if job.audio else {"video": reason})
+def _gave_up(job: Job, reason: str) -> EncodingResult:
+    return EncodingResult(job.key, errors={"audio": reason} if job.audio else {"video": reason})
 
 
-def finish_shard(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> dict[str, Any]:
+def finish_shard(store: Store, shard: Shard, made: dict[str, EncodingResult], parts: Path) -> dict[str, Any]:
     """Puts the samples of a shard together, in the order of the plan, and writes its record."""
     stem = shard.name.removesuffix(".tar")
     temporary, digest, offset = parts / f".{shard.name}.tmp", hashlib.sha256(), 0
