@@ -13,7 +13,7 @@ from filelock import SoftFileLease
 
 from avssl import locks
 from avssl.commands import main
-from avssl.data.extraction import SUMMARY, extract_all
+from avssl.commands.extract_audio import SUMMARY, extract_all
 from avssl.data.manifest import Manifest
 from avssl.locks import HeldError, hold, refuse_held
 

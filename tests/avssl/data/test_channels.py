@@ -10,11 +10,11 @@ import pytest
 from media_factory import noise, write_media
 
 from avssl.commands.cache import cache
+from avssl.commands.extract_audio import extract_all
 from avssl.commands.prepare import prepare
 from avssl.config import CacheConfig, DataConfig, PrepareOptions, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
-from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest

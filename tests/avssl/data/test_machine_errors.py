@@ -18,8 +18,8 @@ from test_shards_write import clocks, made
 import mast
 from avssl.checkpoint import read_checkpoint
 from avssl.commands import one_line
+from avssl.commands.extract_audio import extract_all
 from avssl.data.datasets import build_manifest
-from avssl.data.extraction import extract_all
 from avssl.data.media import MediaError, probe, read_audio
 from avssl.data.media import write as media_write
 from avssl.data.media.pool import run_all

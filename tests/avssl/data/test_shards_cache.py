@@ -15,11 +15,11 @@ from lightning_fabric import Fabric
 from PIL import Image
 from shard_samples import make_data
 
+from avssl.commands.extract_audio import extract_all
 from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Item
-from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
 from avssl.data.loader import make_train_loader
 from avssl.data.loaders import Loaders
