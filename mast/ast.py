@@ -4,15 +4,13 @@ A DeiT with two special tokens on 16x16 patches at stride 10. ``mast.from_pretra
 published one, see ``mast.hugging_face``.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.base import SpectrogramModel, check_spectrogram, init_weights
 from mast.model import AddBranch, Mlp, PatchEmbed, stochastic_depth_rule
-from mast.registry import build_with, register_model
+from mast.registry import register_model
 
 NORM_EPS = 1e-12
 
@@ -39,6 +37,7 @@ class AstBlock(nn.Module):
         return self.add2(x, self.mlp(self.norm2(x)))
 
 
+@register_model("ast_base")  # 86.59 M parameters, 130.51 G MACs (527 classes, 128 x 1024, with attention)
 class AST(SpectrogramModel):
     """Audio Spectrogram Transformer with class and distillation tokens.
 
@@ -167,9 +166,3 @@ class AST(SpectrogramModel):
         """Tokens -> logits (B, num_classes), or the mean of those that ``pool`` names (B, embed_dim)."""
         features = (tokens[:, 0] + tokens[:, 1]) / 2 if self.config["pool"] == "special" else tokens[:, 2:].mean(dim=1)
         return features if pre_logits else self.head(features)
-
-
-@register_model("ast_base")
-def ast_base(**overrides: Any) -> SpectrogramModel:
-    """86.59 M parameters, 130.51 G MACs (527 classes, 128 x 1024, with attention)."""
-    return build_with(AST, {}, overrides)
