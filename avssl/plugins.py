@@ -129,13 +129,13 @@ def load(names: Iterable[str]) -> list[str]:
     """
     places: list[str] = []
     for name in names:
-        from mast.plugins import PluginError, import_plugin, places_of  # with torch, which a plug-in needs anyway
+        from mast.plugins import PluginError, import_plugin, plugin_names_of  # with torch, which a plug-in needs anyway
 
         try:
             module = import_plugin(name)
         except PluginError as error:
             raise SettingsError(f"--import: {error}") from error
-        places += places_of(module.__name__)
+        places += plugin_names_of(module.__name__)
     _given.extend(place for place in dict.fromkeys(places) if place not in _given)
     return places
 
@@ -194,11 +194,11 @@ def recorded() -> list[str]:
     """
     found = [*_given]
     if "mast.registry" in sys.modules:
-        from mast.plugins import places_of
+        from mast.plugins import plugin_names_of
         from mast.registry import authors
 
         names = [name for name in [*registering_modules, *authors()] if name in sys.modules]
-        found += [place for name in names for place in places_of(name)]
+        found += [place for name in names for place in plugin_names_of(name)]
     return list(dict.fromkeys(found))
 
 

@@ -120,7 +120,7 @@ class ClipLoader(DataLoader[Batch]):
             except RuntimeError as error:
                 told = str(error)
                 if told.startswith("DataLoader timed out"):
-                    watch.look()
+                    watch.check()
                     continue
                 if told.startswith("Too many open files"):  # torch's way out follows
                     raise machine_error(errno.EMFILE, " ".join(told.split())) from error
@@ -167,7 +167,7 @@ class WorkerWatch:
         self.stopped = [0] * len(workers)
         self.slow: set[int] = set()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Warns of slow processes.
 
         Raises:

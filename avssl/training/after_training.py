@@ -21,7 +21,7 @@ from avssl.evaluation.arrays import FloatArray, labelled
 from avssl.evaluation.base import EvaluationResult, possible, report_evaluations, run_evaluations
 from avssl.evaluation.context import EarlierFeatures, EvaluationContext
 from avssl.evaluation.plots import FAINT, PALETTE, drawn, new_figure, save, styled
-from avssl.evaluation.random_start import compare_starts
+from avssl.evaluation.random_start import compare_with_random_start
 from avssl.evaluation.report import Section
 from avssl.loading import Loaded
 from avssl.tracking import read_rows
@@ -91,7 +91,9 @@ def evaluate_trained(
         if random is not None:
             scores = context.scores()
             truth = {head: context.truth(head) for head in scores}
-            results["random_start"] = compare_starts(context.features.clip_ids, scores, truth, context.split, random)
+            results["random_start"] = compare_with_random_start(
+                context.features.clip_ids, scores, truth, context.split, random
+            )
     curves = _curves(run)
     result = report_evaluations(
         run.folder,

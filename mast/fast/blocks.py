@@ -162,7 +162,7 @@ class FastBlock(Block):
             return False
         linear, mixed = self.attn.proj, torch.is_autocast_enabled("cuda")
         fits = x.dtype == (torch.get_autocast_dtype("cuda") if mixed else linear.weight.dtype)
-        return fits and self._as_made(x) and cuda.usable(x, linear.in_features // self.attn.heads)
+        return fits and self._can_fuse(x) and cuda.usable(x, linear.in_features // self.attn.heads)
 
     def _forward_by_branches(self, x: Tensor) -> Tensor:
         from mast.fast.cuda import branches, norms, positions  # they need Triton
@@ -186,7 +186,7 @@ class FastBlock(Block):
     def _fused(self, x: Tensor) -> bool:
         """Whether the compiled functions for CPUs take the branches of ``x``."""
         mine: dict[str, Any] = self._modules
-        if not self._as_made(x):
+        if not self._can_fuse(x):
             return False
         within, hidden = mine["attn"]._modules, mine["mlp"]._modules
         linear = (within["qkv"], within["proj"], hidden["fc1"], hidden["fc2"])
@@ -195,7 +195,7 @@ class FastBlock(Block):
         widths = (x.shape[-1], linear[1].in_features // mine["attn"].heads, linear[2].out_features)
         return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
 
-    def _as_made(self, x: Tensor) -> bool:
+    def _can_fuse(self, x: Tensor) -> bool:
         """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""
         # Read directly: this runs for every block of every call, and a module's attributes take their time.
         mine: dict[str, Any] = self._modules

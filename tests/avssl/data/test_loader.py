@@ -205,7 +205,7 @@ def test_a_slow_clip_is_told_and_waited_for(tmp_path: Path, caplog) -> None:
     loader.decoding[0] = torch.tensor([1.0, time.monotonic() - 20.0])
     watch = WorkerWatch(loader, [SimpleNamespace(pid=os.getpid())])  # type: ignore[list-item]
     for _ in range(3):
-        watch.look()
+        watch.check()
     assert caplog.text.count("001.wav (row 1) takes 20 s so far; data.clip_timeout is 60 s") == 1
 
 
@@ -217,11 +217,11 @@ def test_a_run_that_was_suspended_blames_no_clip(tmp_path: Path) -> None:
     with pytest.raises(
         WorkerTrouble, match=r"decoding hangs: .*001\.wav \(row 1\) for 3600 s, more than data\.clip_timeout"
     ):
-        WorkerWatch(loader, workers).look()
+        WorkerWatch(loader, workers).check()
     suspended = WorkerWatch(loader, workers)
     suspended.looked -= 3600.0
-    suspended.look()
-    suspended.look()
+    suspended.check()
+    suspended.check()
 
 
 def test_a_row_that_cannot_be_read_is_no_longer_in_hand(tmp_path: Path) -> None:
