@@ -154,9 +154,8 @@ def health_lines(report: dict[str, Any]) -> list[str]:
         if finding["clips"] is None:
             unknown.append(finding["title"])
         elif finding["clips"] and not finding["expected"] and name not in ("missing", "outside"):  # told as errors
-            which = [f"{reason} x {count}" for reason, count in finding.get("reasons", {}).items()] or finding[
-                "examples"
-            ]
+            which = [f"{reason} x {count}" for reason, count in finding.get("reasons", {}).items()]
+            which = which or finding["examples"]
             lines.append(f"{finding['clips']} clips {finding['title']} ({finding['meaning']}): {', '.join(which)}")
     if not report["looked"]:
         unknown += [] if report["findings"]["duplicate"]["clips"] is None else ["same bytes or sound in two splits"]
