@@ -102,7 +102,7 @@ class _ListObjectives(argparse.Action):
         sys.exit(0)
 
 
-def spelled_out(command: str, argv: Sequence[str]) -> list[str]:
+def expand_shorthand(command: str, argv: Sequence[str]) -> list[str]:
     """``argv`` with what ``command`` takes in short written as the parser takes it."""
     if command == "crossval":
         return _of_crossval(argv)

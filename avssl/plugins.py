@@ -22,9 +22,9 @@ Part = TypeVar("Part")
 
 # Plug-ins that are imported once an unknown name is asked for, and who named each; mast, and so torch, is imported only
 # where there is one.
-_wanted: dict[str, str] = {}
+wanted: dict[str, str] = {}
 _given: list[str] = []
-_authors: list[str] = []  # modules from outside of the packages that have registered something
+registering_modules: list[str] = []  # modules from outside of the packages that have registered something
 _OWN = ("avssl", "mast", "__main__")
 
 
@@ -52,6 +52,9 @@ class Registry(Generic[Part]):
         kind: What a part is, for messages: "objective", "data set".
         error: What an unknown name raises.
         load: Imports the parts that come with the package; called before the first look-up.
+
+    Attributes:
+        parts: What is registered so far, by name; `get` and `names` import what else there is.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Registry(Generic[Part]):
         load: Callable[[], None] | None = None,
     ) -> None:
         self.setting, self.kind, self._error, self._load = setting, kind, error, load
-        self._parts: dict[str, Part] = {}
+        self.parts: dict[str, Part] = {}
 
     def add(self, name: str, part: Part, author: Any) -> None:
         """Makes ``part`` known; ``author`` is the function or class that its decorator stands on.
@@ -73,9 +76,9 @@ class Registry(Generic[Part]):
         """
         if not _is_own(author):
             self._complete()  # the package's own parts are there first
-        if name in self._parts:
+        if name in self.parts:
             raise ValueError(f"{self.setting}: {self.kind} {name!r} is registered already")
-        self._parts[name] = part
+        self.parts[name] = part
         note_author(author)
 
     def get(self, name: str) -> Part:
@@ -86,18 +89,18 @@ class Registry(Generic[Part]):
                 of the registry's own class.
         """
         self._complete()
-        if name not in self._parts:
+        if name not in self.parts:
             failed = import_wanted()
-            if name not in self._parts:
+            if name not in self.parts:
                 why = "".join(f"; {line}" for line in failed)
                 raise self._error(f"{self.setting}: no {self.kind} {name!r}{_hint(name, self.names())}{why}")
-        return self._parts[name]
+        return self.parts[name]
 
     def names(self) -> list[str]:
         """All names, those of plug-ins too, in the order of their registration."""
         self._complete()
         import_wanted()
-        return list(self._parts)
+        return list(self.parts)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -126,13 +129,13 @@ def load(names: Iterable[str]) -> list[str]:
     """
     places: list[str] = []
     for name in names:
-        from mast.plugins import PluginError, import_plugin, places_of  # with torch, which a plug-in needs anyway
+        from mast.plugins import PluginError, import_plugin, plugin_names_of  # with torch, which a plug-in needs anyway
 
         try:
             module = import_plugin(name)
         except PluginError as error:
             raise SettingsError(f"--import: {error}") from error
-        places += places_of(module.__name__)
+        places += plugin_names_of(module.__name__)
     _given.extend(place for place in dict.fromkeys(places) if place not in _given)
     return places
 
@@ -146,7 +149,7 @@ def want(names: Iterable[str], place: str) -> None:
     """
     for name in names:
         if name not in _given:
-            _wanted.setdefault(name, place)
+            wanted.setdefault(name, place)
 
 
 def want_of(checkpoint: Path) -> None:
@@ -165,7 +168,7 @@ def want_of(checkpoint: Path) -> None:
 def import_wanted() -> list[str]:
     """Imports the plug-ins that are known and not yet imported; returns a line on each that cannot be."""
     failed = []
-    for name, place in list(_wanted.items()):
+    for name, place in list(wanted.items()):
         from mast.plugins import PluginError, import_plugin
 
         try:
@@ -191,29 +194,30 @@ def recorded() -> list[str]:
     """
     found = [*_given]
     if "mast.registry" in sys.modules:
-        from mast.plugins import places_of
+        from mast.plugins import plugin_names_of
         from mast.registry import authors
 
-        found += [place for name in [*_authors, *authors()] if name in sys.modules for place in places_of(name)]
+        names = [name for name in [*registering_modules, *authors()] if name in sys.modules]
+        found += [place for name in names for place in plugin_names_of(name)]
     return list(dict.fromkeys(found))
 
 
 def known() -> list[str]:
     """All plug-ins that a process which works for this one may need: :func:`recorded`, and those not yet imported."""
-    return list(dict.fromkeys([*recorded(), *_wanted]))
+    return list(dict.fromkeys([*recorded(), *wanted]))
 
 
 def note_author(author: Any) -> None:
     """Keeps the module that registers ``author``, a function or class, unless it is of avssl or mast."""
-    if not _is_own(author) and author.__module__ not in _authors:
-        _authors.append(author.__module__)
+    if not _is_own(author) and author.__module__ not in registering_modules:
+        registering_modules.append(author.__module__)
 
 
 def _is_own(author: Any) -> bool:
     return (getattr(author, "__module__", None) or "__main__").split(".")[0] in _OWN
 
 
-def given_in(argv: Iterable[str]) -> list[str]:
+def imports_in(argv: Iterable[str]) -> list[str]:
     """The values of the options ``--import`` of a command line."""
     words = iter(argv)
     found = []

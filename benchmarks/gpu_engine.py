@@ -13,10 +13,11 @@ from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.models import AudioClassifier, AudioVisualPair
 from avssl.objectives import Shapes, create_objective
-from avssl.training.engine import Engine, Task
+from avssl.training.engine import Engine
 from avssl.training.finetuning import FinetuneTask
 from avssl.training.launch import prepare_encoders
 from avssl.training.pretraining import PretrainTask
+from avssl.training.task import Task
 
 CLASSES = 527
 

@@ -27,7 +27,7 @@ SOURCES = {
 }
 _NAMES = f"(?:{'|'.join(sorted(map(re.escape, SOURCES), key=len, reverse=True))})"
 # What a run is of and how it is executed: these do not say how a model is trained.
-_OF_THE_RUN = re.compile(r"base|data\.(name|num_workers|heads)|head|output|(log|runtime|wandb)\..*")
+OF_THE_RUN = re.compile(r"base|data\.(name|num_workers|heads)|head|output|(log|runtime|wandb)\..*")
 _LINE = re.compile(r"(?P<indent> *)(?P<item>- )?(?P<body>.*?)(?:\s+# (?P<comment>.*))?")
 
 
@@ -85,7 +85,7 @@ def settings_of(recipe: Path) -> Iterator[Setting]:
         if path != ["objectives"] and not (found["item"] and body.startswith("{")):
             path, body = [*path, key], value.strip()
         name = ".".join(path)
-        if not _OF_THE_RUN.fullmatch(name):
+        if not OF_THE_RUN.fullmatch(name):
             yield Setting(name, body, found["comment"] or "")
 
 

@@ -24,7 +24,7 @@ from scipy.signal import resample_poly
 from avssl.data.datasets import register_dataset
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
-from avssl.demo.build import Made, Recipe, ensure_set, set_rows
+from avssl.demo.build import Recipe, RenderedClip, ensure_set, set_rows
 from avssl.demo.pictures import Painter
 from avssl.demo.sounds import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Rng, level, shaped_noise
 
@@ -70,7 +70,7 @@ class VoicesRecipe(Recipe):
     def clips(self) -> list[tuple[str, int]]:
         return [(split, index) for split in SPLITS for index in range(getattr(self, split))]
 
-    def make(self, split: str, index: int) -> Made:
+    def make(self, split: str, index: int) -> RenderedClip:
         """Clips of "pretrain" have no label; whose they are is the column "speaker" of all."""
         rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
         known = takes(self.recordings)
@@ -86,7 +86,7 @@ class VoicesRecipe(Recipe):
         sound = heard + 10 ** (-rng.uniform(15, 35) / 20) * shaped_noise(rng, float(rng.uniform(0, 1)), NUM_SAMPLES)
         sound = (10 ** (-rng.uniform(18, 28) / 20) * sound).clip(-1, 1).astype(np.float32)
         label = {} if split == "pretrain" else {"label.word": word}
-        return Made(frames, sound, {"speaker": voice, **label}, {"voice": voice, "word": word})
+        return RenderedClip(frames, sound, {"speaker": voice, **label}, {"voice": voice, "word": word})
 
 
 @cache

@@ -157,7 +157,7 @@ class LogMel(nn.Module):
         """Fewest samples that have ``frames`` windows."""
         return self.window + (frames - 1) * self.shift
 
-    def told(self, samples: Tensor | None) -> Tensor | None:
+    def sound_lengths(self, samples: Tensor | None) -> Tensor | None:
         """``samples`` (B,) where ``pad`` makes use of them, else None: zeros at the end are then a part of the clip."""
         return None if self.pad == "wave" else samples
 

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from mast.ast import from_hugging_face_state, hugging_face_arguments, hugging_face_frontend
 from mast.base import SpectrogramModel
 from mast.files import atomic_path
 from mast.frontend import LogMel
-from mast.plugins import PluginError, import_plugin, places_of
+from mast.hugging_face import from_hugging_face_state, hugging_face_arguments, hugging_face_frontend
+from mast.plugins import PluginError, import_plugin, plugin_names_of
 from mast.registry import author_of, create_model, is_registered
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def save_pretrained(
         "extra": dict(extra or {}),
     }
     if author := author_of(model.name):  # type: ignore[arg-type]
-        config["plugins"] = places_of(author)
+        config["plugins"] = plugin_names_of(author)
     config = json.loads(json.dumps(config))  # as it is read again; what is not JSON fails before anything is written
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -10,14 +10,13 @@ blocks with these when it takes their place (``mast.accelerate``), and leaves th
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast.base import SpectrogramModel, check_spectrogram, init_weights
-from mast.registry import build_with, register_model
+from mast.registry import register_model
 
 Grid = tuple[int, int]
 
@@ -48,13 +47,11 @@ class PatchEmbed(nn.Module):
     def grid(self, mels: int, frames: int) -> tuple[int, int]:
         """Number of patches in (frequency, time). ValueError for an input smaller than one patch."""
         size = []
-        for axis, length in enumerate((mels, frames)):
-            padded = length + 2 * self.proj.padding[axis] - self.proj.kernel_size[axis]  # type: ignore[operator]
-            if padded < 0:
-                shortest = self.proj.kernel_size[axis] - 2 * self.proj.padding[axis]  # type: ignore[operator]
-                what = ("mels", "frames")[axis]
+        for axis, (length, what) in enumerate(((mels, "mels"), (frames, "frames"))):
+            shortest = self.proj.kernel_size[axis] - 2 * self.proj.padding[axis]  # type: ignore[operator]
+            if length < shortest:
                 raise ValueError(f"spectrogram has {length} {what}, the patch embedding needs at least {shortest}")
-            size.append(padded // self.proj.stride[axis] + 1)
+            size.append((length - shortest) // self.proj.stride[axis] + 1)
         return size[0], size[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -324,6 +321,13 @@ def pairs(name: str, values: Sequence[Sequence[int]], count: int) -> list[Grid]:
     return checked  # type: ignore[return-value]
 
 
+# Parameters are for 527 classes, multiply-accumulates for 128 x 1024 with attention (see mast.complexity).
+@register_model("mast_base", embed_dim=96, depths=(2, 3, 16, 3), drop_path=0.1)  # 51.39 M parameters, 26.30 G MACs
+@register_model("mast_small", embed_dim=96, depths=(1, 2, 11, 2), drop_path=0.1)  # 34.69 M, 18.17 G
+@register_model("mast_tiny", embed_dim=96, depths=(1, 2, 5, 2), drop_path=0.1)  # 23.94 M, 11.41 G
+@register_model("mast_pico", embed_dim=48, depths=(1, 2, 5, 2), drop_path=0.0)  # 6.17 M, 3.62 G: small data, CPUs
+@register_model("mast_micro", embed_dim=32, depths=(1, 2, 4, 1), drop_path=0.0)  # 1.82 M, 1.66 G: a few hundred clips
+@register_model("mast_nano", embed_dim=32, depths=(1, 1, 2, 1), drop_path=0.0)  # 1.36 M, 1.19 G: the demo, tests
 class MAST(SpectrogramModel):
     """Multiscale Audio Spectrogram Transformer.
 
@@ -459,42 +463,3 @@ class MAST(SpectrogramModel):
         last = torch.div(frames - 1, self.stride[1], rounding_mode="floor")  # token that begins last within the sound
         kept = (torch.arange(by_time.shape[1], device=x.device) <= last[:, None]).to(by_time.dtype)[..., None]
         return (by_time * kept).sum(dim=1) / kept.sum(dim=1)
-
-
-# By name. Parameters are for 527 classes, MACs for 128 x 1024 with attention (see mast.complexity).
-
-
-@register_model("mast_base")
-def mast_base(**overrides: Any) -> SpectrogramModel:
-    """51.39 M parameters, 26.30 G MACs."""
-    return build_with(MAST, {"embed_dim": 96, "depths": (2, 3, 16, 3), "drop_path": 0.1}, overrides)
-
-
-@register_model("mast_small")
-def mast_small(**overrides: Any) -> SpectrogramModel:
-    """34.69 M parameters, 18.17 G MACs."""
-    return build_with(MAST, {"embed_dim": 96, "depths": (1, 2, 11, 2), "drop_path": 0.1}, overrides)
-
-
-@register_model("mast_tiny")
-def mast_tiny(**overrides: Any) -> SpectrogramModel:
-    """23.94 M parameters, 11.41 G MACs."""
-    return build_with(MAST, {"embed_dim": 96, "depths": (1, 2, 5, 2), "drop_path": 0.1}, overrides)
-
-
-@register_model("mast_pico")
-def mast_pico(**overrides: Any) -> SpectrogramModel:
-    """6.17 M parameters, 3.62 G MACs: for small data and for CPUs."""
-    return build_with(MAST, {"embed_dim": 48, "depths": (1, 2, 5, 2), "drop_path": 0.0}, overrides)
-
-
-@register_model("mast_micro")
-def mast_micro(**overrides: Any) -> SpectrogramModel:
-    """1.82 M parameters, 1.66 G MACs: for sets of a few hundred clips."""
-    return build_with(MAST, {"embed_dim": 32, "depths": (1, 2, 4, 1), "drop_path": 0.0}, overrides)
-
-
-@register_model("mast_nano")
-def mast_nano(**overrides: Any) -> SpectrogramModel:
-    """1.36 M parameters, 1.19 G MACs: for the demo and for tests."""
-    return build_with(MAST, {"embed_dim": 32, "depths": (1, 1, 2, 1), "drop_path": 0.0}, overrides)

@@ -51,7 +51,7 @@ def plugin_path(name: str) -> Path | None:
     return Path(name).expanduser().resolve() if is_path else None
 
 
-def places_of(module: str) -> list[str]:
+def plugin_names_of(module: str) -> list[str]:
     """What :func:`import_plugin` takes in turn to find the imported ``module`` again, from any folder.
 
     It is the name where the module is installed. Else it is the path of its file, or of its package's folder, and of a

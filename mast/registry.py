@@ -1,37 +1,59 @@
-"""Models by name: a decorated function is a variant."""
+"""Models by name: a decorated class or function is a variant."""
 
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 from mast.base import SpectrogramModel
 from mast.plugins import import_installed
 
 Builder = Callable[..., SpectrogramModel]
+AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 
-_BUILDERS: dict[str, Builder] = {}
+BUILDERS: dict[str, Builder] = {}  # what `register_model` has made known, by name
 _FAMILIES: dict[str, Callable[..., SpectrogramModel]] = {}
 # What imports further models; called before a name is said to be unknown.
 more_models: list[Callable[[], object]] = [import_installed]
 
 
-def register_model(name: str) -> Callable[[Builder], Builder]:
-    """Makes ``create_model(name, ...)`` call the decorated function, with the constructor arguments of its model.
+def register_model(name: str, **defaults: Any) -> Callable[[AnyBuilder], AnyBuilder]:
+    """Makes ``create_model(name, ...)`` call the decorated class or function, with its model's constructor arguments.
+
+    Args:
+        name: of the model. One class may have several, each with its size.
+        defaults: arguments that have other values under this name than the class or function gives them.
 
     Raises:
         ValueError: the name is taken.
     """
 
-    def register(builder: Builder) -> Builder:
-        if name in _BUILDERS:
+    def register(builder: AnyBuilder) -> AnyBuilder:
+        if name in BUILDERS:
             raise ValueError(f"a model named {name!r} is registered already")
-        _BUILDERS[name] = builder
+
+        @wraps(builder, updated=())
+        def build(**given: Any) -> SpectrogramModel:
+            check_arguments(builder, given)
+            return builder(**{**defaults, **given})
+
+        BUILDERS[name] = build
         return builder
 
     return register
+
+
+def check_arguments(builder: Builder, given: Mapping[str, Any]) -> None:
+    """Raise TypeError where ``builder`` does not take all of ``given``; it names the nearest argument and lists all."""
+    parameters = inspect.signature(builder).parameters
+    unknown = sorted(set(given) - set(parameters))
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        close = difflib.get_close_matches(unknown[0], parameters, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ";"
+        known = ", ".join(parameters)
+        raise TypeError(f"{builder.__name__} has no argument {', '.join(unknown)}{hint} it takes {known}")
 
 
 def register_family(prefix: str) -> Callable[[Callable[..., SpectrogramModel]], Callable[..., SpectrogramModel]]:
@@ -49,27 +71,27 @@ def register_family(prefix: str) -> Callable[[Callable[..., SpectrogramModel]], 
 def list_models() -> list[str]:
     """Names of all registered models, sorted."""
     _import_more()
-    return sorted(_BUILDERS)
+    return sorted(BUILDERS)
 
 
 def authors() -> list[str]:
     """The modules outside of ``mast`` that have registered models."""
-    modules = dict.fromkeys(builder.__module__ for builder in _BUILDERS.values())
+    modules = dict.fromkeys(builder.__module__ for builder in BUILDERS.values())
     return [name for name in modules if name in sys.modules and name.split(".")[0] not in ("mast", "__main__")]
 
 
 def author_of(name: str) -> str | None:
     """The module outside of ``mast`` that has registered the model ``name``; None for one of mast's own."""
-    return next((module for module in authors() if name in _BUILDERS and _BUILDERS[name].__module__ == module), None)
+    return next((module for module in authors() if name in BUILDERS and BUILDERS[name].__module__ == module), None)
 
 
 def is_registered(name: str) -> bool:
     """Whether ``create_model`` knows ``name``, once what can bring further models has been imported."""
     if _family_of(name) is not None:
         return True
-    if name not in _BUILDERS:
+    if name not in BUILDERS:
         _import_more()
-    return name in _BUILDERS
+    return name in BUILDERS
 
 
 def _family_of(name: str) -> Builder | None:
@@ -104,20 +126,9 @@ def create_model(name: str, *, num_classes: int = 0, backend: str | None = None,
     from mast.fast import accelerate, default_backend  # it knows the models, which register themselves here
 
     if not is_registered(name):
-        close = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown model {name!r}{hint} (models: {', '.join(list_models())})")
-    model = (_family_of(name) or _BUILDERS[name])(num_classes=num_classes, **overrides)
+    model = (_family_of(name) or BUILDERS[name])(num_classes=num_classes, **overrides)
     model.name = name  # type: ignore[assignment]
     return accelerate(model, backend or default_backend())  # type: ignore[arg-type]
-
-
-def build_with(cls: type[SpectrogramModel], defaults: dict[str, Any], overrides: dict[str, Any]) -> SpectrogramModel:
-    """Build ``cls`` with overrides; one that it does not take is a TypeError that names the nearest and lists all."""
-    accepted = list(inspect.signature(cls).parameters)
-    unknown = sorted(set(overrides) - set(accepted))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], accepted, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ";"
-        raise TypeError(f"{cls.__name__} has no argument {', '.join(unknown)}{hint} it takes {', '.join(accepted)}")
-    return cls(**{**defaults, **overrides})

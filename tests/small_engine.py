@@ -9,7 +9,8 @@ from avssl.config import LogConfig, OptimConfig
 from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.tracking import Tracker
-from avssl.training.engine import Engine, Task
+from avssl.training.engine import Engine
+from avssl.training.task import Task
 
 
 def batch_of(step: int, size: int = 4) -> Batch:

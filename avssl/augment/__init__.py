@@ -7,10 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from avssl.augment.audio import (
+        NOISE_COLORS,
+        SpectrogramAugment,
+        WaveAugment,
+        colored_noise,
+        drop_patches,
+        random_units,
+        stretch_units,
+    )
     from avssl.augment.mixing import mix_background, mixup
-    from avssl.augment.spectrogram import SpectrogramAugment, drop_patches, random_units, stretch_units
     from avssl.augment.video import VideoAugment
-    from avssl.augment.wave import NOISE_COLORS, WaveAugment, colored_noise
 
 __all__ = [
     "NOISE_COLORS",
@@ -24,7 +31,7 @@ __all__ = [
     "random_units",
     "stretch_units",
 ]
-_MODULES = ("mixing", "spectrogram", "video", "wave")
+_MODULES = ("audio", "mixing", "video")
 
 
 def __getattr__(name: str) -> Any:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
         return _fail(f"no command {name!r}; {told} See avssl --help", 2)
     try:
-        plugins.load(plugins.given_in(rest))
+        plugins.load(plugins.imports_in(rest))
     except SettingsError as error:
         return _fail(str(error), 2)
     level = logging.WARNING if name in QUIET else logging.INFO
@@ -105,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_with_settings(name: str, argv: Sequence[str]) -> int:
     """Reads the settings of a command, then imports and runs it; returns the exit status."""
-    from avssl.cli import check_data, parse, spelled_out  # with the parsers, which the list of commands needs not
+    from avssl.cli import check_data, expand_shorthand, parse  # with the parsers, which the list of commands needs not
 
-    config: Any = parse(getattr(import_module("avssl.config"), SETTINGS[name]), spelled_out(name, argv), name)
+    config: Any = parse(getattr(import_module("avssl.config"), SETTINGS[name]), expand_shorthand(name, argv), name)
     check_data(config.data.name)
     with Meter("starting"):
         command = import_module(f"avssl.commands.{name}")

@@ -93,7 +93,7 @@ def _sheet(config: AugmentSheetConfig, folder: Path) -> dict[str, Any]:
             clipped += cut
             views.append(_view(config, version, i, cut))
         clips.append((f"{i + 1}: {clip_id}", views))
-    notes = textwrap.wrap(in_words(config.augment), 46 * (1 + config.views))
+    notes = textwrap.wrap(describe_settings(config.augment), 46 * (1 + config.views))
     if batch.video is not None:
         notes.append("Dashed: the crop of evaluation.")
     sheet = folder / "sheet.png"
@@ -130,7 +130,7 @@ def write_wave(path: Path, waveform: FloatArray, rate: int) -> int:
     return int((np.abs(waveform) > 1).sum())
 
 
-def in_words(config: AugmentConfig) -> str:
+def describe_settings(config: AugmentConfig) -> str:
     """What ``config`` turns on, as one line."""
     values = asdict(config)
     masks = config.time_mask > 0 or config.freq_mask > 0
@@ -156,7 +156,7 @@ def _versions(config: AugmentSheetConfig, batch: Batch) -> Iterator[_Version]:
     video = VideoAugment.of(config.augment, crop_size=config.video.crop_size).train()
     silent = [""] * batch.size
     whole = None if batch.video is None else batch.video / 255
-    samples = frontend.told(batch.samples)
+    samples = frontend.sound_lengths(batch.samples)
     yield _Version("as it is", batch.audio, frontend(batch.audio, samples), whole, silent)
     torch.manual_seed(config.seed)
     for number in range(1, config.views + 1):

@@ -214,7 +214,7 @@ def _write(
         "checkpoint": config.checkpoint,
         "checkpoint_digest": context.digest,
         "split": config.split,
-        "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
+        "held_out": {name: rows.summary() for name, rows in splits.held_out.items()},
         "seen_in_training": seen,
         "clip_protocol": context.clip_protocol,
         "pad": context.model.pad,

@@ -184,7 +184,7 @@ def _export(config: ExportConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     original = _Original(load(config.checkpoint), config.input)
-    clips = None if config.data.name is None else _open_clips(config, original.loaded.settings)
+    clips = None if config.data.name is None else open_clips(config, original.loaded.settings)
     summary: dict[str, Any] = {"config": to_dict(config), "labels": original.labels}
     with tempfile.TemporaryDirectory() as folder, atomic_path(config.output) as temporary:
         whole = Path(folder) / config.output.name if config.quantize == "int8" else temporary
@@ -217,7 +217,7 @@ def _check(config: ExportConfig) -> None:
     check_bounds(config)
 
 
-def _open_clips(config: ExportConfig, settings: TrainingSettings) -> tuple[Manifest, float]:
+def open_clips(config: ExportConfig, settings: TrainingSettings) -> tuple[Manifest, float]:
     """Rows to compare on, and the seconds of a clip."""
     data = config.data
     assert data.name is not None

@@ -23,7 +23,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.mixup import SetMixup
 from avssl.data.splits import Splits, check_labelled, open_splits, settle_clip_seconds
 from avssl.evaluation.classification import multi_head_metrics
-from avssl.evaluation.context import Before
+from avssl.evaluation.context import EarlierFeatures
 from avssl.evaluation.embeddings import Embeddings, classify_split, embed_features
 from avssl.evaluation.probe import linear_probe
 from avssl.evaluation.random_start import random_start
@@ -44,9 +44,9 @@ from avssl.training.initialization import (
     keeps_head,
     read_finetuning_start,
 )
-from avssl.training.launch import launch, lost_processes_told, prepare_encoders
+from avssl.training.launch import launch, prepare_encoders, report_lost_processes
 from avssl.training.optimizer import total_steps
-from avssl.training.run import Run, next_command, run_of, tell_next
+from avssl.training.run import Run, log_next_command, next_command, run_of
 from avssl.training.standardize import CLIPS, final_norm, standardize_features
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ logger = logging.getLogger(__name__)
 def run(config: FinetuneConfig) -> int:
     """The command; returns the exit status, 130 where a signal ended the run."""
     result = finetune(config)
-    tell_next(result)
+    log_next_command(result)
     return 0 if result["finished"] else 130
 
 
-@lost_processes_told()
+@report_lost_processes()
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Trains a linear or a full head and evaluates it on the test split.
 
@@ -146,7 +146,7 @@ def _finetune(
         extra = _extra(config, splits)
         export = save_classifier(run.folder, classifier, extra)
         # Of a linear head on random weights nothing was trained that a picture of the features could show.
-        shown = Before(before, *titles) if task is not None or checkpoint else None
+        shown = EarlierFeatures(before, *titles) if task is not None or checkpoint else None
         with Meter("evaluation and report"):
             facts = {"weights": weights, "start": "pretrained" if checkpoint else "random"}
             result |= _evaluate(config, run, classifier, splits, test, loaders, facts, shown)
@@ -165,7 +165,7 @@ def _evaluate(
     test: Manifest,
     loaders: Loaders,
     facts: dict[str, Any],
-    before: Before | None,
+    before: EarlierFeatures | None,
 ) -> dict[str, Any]:
     classifier.eval()
     result = evaluate_trained(

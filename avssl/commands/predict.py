@@ -20,7 +20,7 @@ from avssl.data.media import Channel, MediaError
 from avssl.data.media.audio import MISSING_SECONDS
 from avssl.data.media.stream import stream_audio, stream_raw
 from avssl.data.scan import warning_words
-from avssl.data.windows import is_heard
+from avssl.data.windows import has_sound
 from avssl.errors import printable
 from avssl.evaluation.classification import ranking
 from avssl.loading import load
@@ -141,7 +141,7 @@ def predict_files(
                 with writer.file(name):
                     blocks = stream_audio(source, predictor.sample_rate, name, predictor.channel, covered, partly)
                     for prediction in predictor.predict(blocks, 1 if file == STDIN else batch_size, covered):
-                        if is_heard(prediction.start, prediction.end, covered):
+                        if has_sound(prediction.start, prediction.end, covered):
                             writer.write(prediction)
                         else:
                             writer.skip()

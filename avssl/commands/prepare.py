@@ -150,14 +150,15 @@ def health_lines(report: dict[str, Any]) -> list[str]:
     seconds = report["seconds"]
     if seconds["median"] is not None:
         lines.append("seconds a clip: median {median:.2f}, {shortest:.2f} to {longest:.2f}".format(**seconds))
-    for name, ill in report["ills"].items():
-        if ill["clips"] is None:
-            unknown.append(ill["title"])
-        elif ill["clips"] and not ill["expected"] and name not in ("missing", "outside"):  # told as errors
-            which = [f"{reason} x {count}" for reason, count in ill.get("reasons", {}).items()] or ill["examples"]
-            lines.append(f"{ill['clips']} clips {ill['title']} ({ill['meaning']}): {', '.join(which)}")
+    for name, finding in report["findings"].items():
+        if finding["clips"] is None:
+            unknown.append(finding["title"])
+        elif finding["clips"] and not finding["expected"] and name not in ("missing", "outside"):  # told as errors
+            which = [f"{reason} x {count}" for reason, count in finding.get("reasons", {}).items()]
+            which = which or finding["examples"]
+            lines.append(f"{finding['clips']} clips {finding['title']} ({finding['meaning']}): {', '.join(which)}")
     if not report["looked"]:
-        unknown += [] if report["ills"]["duplicate"]["clips"] is None else ["same bytes or sound in two splits"]
+        unknown += [] if report["findings"]["duplicate"]["clips"] is None else ["same bytes or sound in two splits"]
         lines.append(f"not looked at without --deep: {', '.join(unknown)}")
     return lines
 
@@ -246,7 +247,7 @@ def write_health_page(path: str | os.PathLike[str], title: str, report: Mapping[
         title=title,
         cards=_cards(report),
         mode=_MODES[bool(report["looked"])],
-        ills=[_ill(ill, report["clips"]) for ill in report["ills"].values()],
+        findings=[_finding_row(finding, report["clips"]) for finding in report["findings"].values()],
         errors=report["errors"],
         not_listed=report["not_listed"],
         duplicates=report["duplicates"],
@@ -286,18 +287,18 @@ def _cards(report: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     ]
 
 
-def _ill(ill: Mapping[str, Any], clips: int) -> dict[str, Any]:
+def _finding_row(finding: Mapping[str, Any], clips: int) -> dict[str, Any]:
     """A row of the table: ``share`` in percent, None where it was not looked at."""
-    if ill["clips"] is None:
-        return {**ill, "share": None, "percent": "", "where": "", "examples": [], "reasons": ""}
-    splits = ill["splits"]
+    if finding["clips"] is None:
+        return {**finding, "share": None, "percent": "", "where": "", "examples": [], "reasons": ""}
+    splits = finding["splits"]
     where = ", ".join(f"{split or '(none)'} {count}" for split, count in splits.items()) if len(splits) > 1 else ""
     return {
-        **ill,
-        "share": 100 * ill["clips"] / clips if clips else 0.0,
-        "percent": _percent(ill["clips"], clips) if ill["clips"] else "",
+        **finding,
+        "share": 100 * finding["clips"] / clips if clips else 0.0,
+        "percent": _percent(finding["clips"], clips) if finding["clips"] else "",
         "where": where,
-        "reasons": ", ".join(f"{reason} {count}" for reason, count in ill.get("reasons", {}).items()),
+        "reasons": ", ".join(f"{reason} {count}" for reason, count in finding.get("reasons", {}).items()),
     }
 
 

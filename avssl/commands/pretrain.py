@@ -31,10 +31,10 @@ from avssl.training.after_training import evaluate_trained
 from avssl.training.checks import check_training
 from avssl.training.engine import Engine
 from avssl.training.initialization import InitialPair, complete_pretraining, initial_pair, read_start
-from avssl.training.launch import launch, lost_processes_told, prepare_encoders
+from avssl.training.launch import launch, prepare_encoders, report_lost_processes
 from avssl.training.optimizer import total_steps
 from avssl.training.pretraining import PretrainTask
-from avssl.training.run import Run, next_command, tell_next
+from avssl.training.run import Run, log_next_command, next_command
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ _FRAMES_OFF = 0.1
 def run(config: PretrainConfig) -> int:
     """The command; returns the exit status, 130 where a signal ended the run."""
     result = pretrain(config)
-    tell_next(result)
+    log_next_command(result)
     return 0 if result["finished"] else 130
 
 
-@lost_processes_told()
+@report_lost_processes()
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrains an audio-visual pair and evaluates its retrieval on the test split.
 
@@ -205,7 +205,7 @@ def _evaluate(
     export = save_encoder(run.folder, pair.audio, pair.frontend, extra=extra)
     facts = {
         "kind": "pretrain",
-        "retrieval": retrieval_told(config, pair),
+        "retrieval": retrieval_summary(config, pair),
         "steps": engine.progress.step,
         **told,
         "clips_per_second": engine.clips_per_second,
@@ -222,7 +222,7 @@ def _evaluate(
     return result | {"next": steps}
 
 
-def retrieval_told(config: PretrainConfig, pair: AudioVisualPair) -> dict[str, Any]:
+def retrieval_summary(config: PretrainConfig, pair: AudioVisualPair) -> dict[str, Any]:
     """For result.json: the projection whose embeddings retrieval compares, and whether objectives trained both of its
     heads."""
     trained = trained_projections(read_terms(config.objectives, config.embedding_dim))

@@ -12,14 +12,17 @@ from typing import Any
 import yaml
 
 from avssl.augment.settings import AugmentConfig, MixupConfig
-from avssl.config.inference import EmbedConfig, EmbedDataConfig, ExportConfig, ExportDataConfig
 from avssl.config.options import given_options
 from avssl.config.resolution import demo_settings, resolve
 from avssl.config.runs import (
     AugmentSheetConfig,
     CrossvalConfig,
     DemoConfig,
+    EmbedConfig,
+    EmbedDataConfig,
     EvaluateConfig,
+    ExportConfig,
+    ExportDataConfig,
     FinetuneConfig,
     PretrainConfig,
 )

@@ -36,7 +36,7 @@ def given_options(config_class: type, argv: Sequence[str]) -> tuple[list[str], l
             files += rest
             continue
         if name == "import":
-            values = overlay(values, {"imports": Added(plugins.given_in([option, *rest]))})
+            values = overlay(values, {"imports": Added(plugins.imports_in([option, *rest]))})
             continue
         _check_path(config_class, name)
         if _kind_of(config_class, name) is not None:

@@ -219,12 +219,17 @@ class ClipDataset(Dataset[Item]):
                 for span in spans:
                     if span not in decoded:
                         watch(index)  # the time limit is a clip's
-                        decoded[span] = self._clip(source, row, index, span)
+                        decoded[span] = self.read_clip(source, row, index, span)
         finally:
             watch(-1)
         return [decoded[span] for span in spans]
 
-    def _clip(self, source: MediaFile | CachedSample, row: ClipRow, index: int, span: ClipSpan) -> Clip:
+    def read_clip(self, source: MediaFile | CachedSample, row: ClipRow, index: int, span: ClipSpan) -> Clip:
+        """The clip at ``span`` of ``source``, an opened file or sample of row ``index``, before it is augmented.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
         audio, fraction, video, samples = None, 0.0, None, 0
         if "audio" in self.modalities:
             audio = np.zeros(self.samples, dtype=np.float32)

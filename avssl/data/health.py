@@ -41,7 +41,7 @@ SILENT_DBFS = -60.0
 STILL_CHANGE = 5.0
 MISSING = "file not found"
 # The names in manifests and reports on disk.
-FINDINGS_COLUMN = FINDINGS_KEY = "ills"
+FINDINGS_COLUMN = FINDINGS_KEY = "findings"
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def health_report(
         progress: as for :func:`avssl.data.scan.scan`.
 
     Returns:
-        The manifest with the column "ills" (names joined by commas, "" for a healthy clip), and the report, JSON-able:
-        the keys of :func:`avssl.data.scan.scan_report` and
+        The manifest with the column "findings" (names joined by commas, "" for a healthy clip), and the report,
+        JSON-able: the keys of :func:`avssl.data.scan.scan_report` and
 
-        - ``ills``: name -> {"title", "meaning", "expected", "clips", "splits", "examples"}, of "corrupt" and
+        - ``findings``: name -> {"title", "meaning", "expected", "clips", "splits", "examples"}, of "corrupt" and
           "partial" also "reasons". ``clips`` is None where it was not looked at; ``expected`` is true of having no
           pictures in a set of which most have none;
         - ``healthy``: clips without a finding, expected ones apart; ``available``: clips whose file can be read;

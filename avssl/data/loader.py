@@ -93,7 +93,7 @@ class ClipLoader(DataLoader[Batch]):
                     done, in_a_row = done + 1, 0 if batch.size else in_a_row
                     yield batch
                 return
-            except _Trouble as trouble:
+            except WorkerTrouble as trouble:
                 in_a_row += 1
                 if in_a_row == _IN_A_ROW:
                     raise DataError(
@@ -108,10 +108,10 @@ class ClipLoader(DataLoader[Batch]):
         """The next batch, None after the last.
 
         Raises:
-            _Trouble: a process hung, crashed or was stopped; others can take its place.
+            WorkerTrouble: a process hung, crashed or was stopped; others can take its place.
             DataError, OSError: of what no others would be spared.
         """
-        watch = _Watch(self, getattr(batches, "_workers", []))
+        watch = WorkerWatch(self, getattr(batches, "_workers", []))
         while True:
             try:
                 batch = next(batches)
@@ -120,7 +120,7 @@ class ClipLoader(DataLoader[Batch]):
             except RuntimeError as error:
                 told = str(error)
                 if told.startswith("DataLoader timed out"):
-                    watch.look()
+                    watch.check()
                     continue
                 if told.startswith("Too many open files"):  # torch's way out follows
                     raise machine_error(errno.EMFILE, " ".join(told.split())) from error
@@ -149,7 +149,7 @@ def _of_worker(told: str) -> Exception:
     return DataError(f"{told}, in a decoding process")
 
 
-class _Trouble(Exception):
+class WorkerTrouble(Exception):
     """A process has to be replaced; ``rows``: of those that are not to be tried again, why."""
 
     def __init__(self, told: str, rows: dict[int, str]) -> None:
@@ -157,7 +157,7 @@ class _Trouble(Exception):
         self.rows = rows
 
 
-class _Watch:
+class WorkerWatch:
     """Tells dead, stopped, hung and slow processes apart while a batch is waited for."""
 
     def __init__(self, loader: ClipLoader, workers: Sequence[BaseProcess]) -> None:
@@ -167,9 +167,13 @@ class _Watch:
         self.stopped = [0] * len(workers)
         self.slow: set[int] = set()
 
-    def look(self) -> None:
-        """Raises _Trouble of a process that was stopped or hangs, and DataError where none ever begins; warns of slow
-        ones."""
+    def check(self) -> None:
+        """Warns of slow processes.
+
+        Raises:
+            WorkerTrouble: one was stopped, or hangs.
+            DataError: none ever begins.
+        """
         limit, now = self.loader.clip_timeout, time.monotonic()
         if now - self.looked > _SUSPENDED:  # this process was stopped for so long, and surely the others with it
             self.resumed = now
@@ -183,7 +187,7 @@ class _Watch:
             self.stopped[number] = self.stopped[number] + 1 if pid is not None and is_stopped(pid) else 0
             if self.stopped[number] == _STOPPED_LOOKS:
                 what = self.loader.name(row) if row >= 0 else "no file"
-                raise _Trouble(f"decoding process {pid} was stopped by a signal; it had {what} in hand", {})
+                raise WorkerTrouble(f"decoding process {pid} was stopped by a signal; it had {what} in hand", {})
             if row >= 0 and now - since > limit:
                 hung[row] = now - since
             elif row >= 0 and now - since > _SLOW * limit and row not in self.slow:
@@ -195,15 +199,15 @@ class _Watch:
         if hung:
             files = ", ".join(f"{self.loader.name(row)} for {seconds:.0f} s" for row, seconds in hung.items())
             told = f"decoding hangs: {files}, more than data.clip_timeout {limit:g} s"
-            raise _Trouble(told, dict.fromkeys(hung, "decoder hung"))
+            raise WorkerTrouble(told, dict.fromkeys(hung, "decoder hung"))
         if idle and all(idle):
             raise DataError(
                 f"no batch came for {now - self.began:.0f} s, though no file is being decoded: the machine may be out "
                 "of memory; lower data.num_workers or optim.batch_size"
             )
 
-    def dead(self, told: str) -> _Trouble | OSError:
-        """What to raise of a process that died: _Trouble where a file crashed it, else an error of the machine."""
+    def dead(self, told: str) -> WorkerTrouble | OSError:
+        """What to raise of a process that died: WorkerTrouble where a file crashed it, else an error of the machine."""
         until = time.monotonic() + _PATIENCE  # its connection may be gone before it is
         while all(worker.is_alive() for worker in self.workers) and time.monotonic() < until and self.workers:
             time.sleep(0.05)
@@ -214,7 +218,7 @@ class _Watch:
         if rows and not any(self.workers[number].exitcode in FROM_OUTSIDE for number in dead):
             files = ", ".join(map(self.loader.name, rows))
             codes = ", ".join(str(self.workers[number].exitcode) for number in dead)
-            return _Trouble(
+            return WorkerTrouble(
                 f"{files} crashed its decoding process (exit code {codes})", dict.fromkeys(rows, "decoder crashed")
             )
         suspects = [(since, int(row)) for row, since in hands if row >= 0]

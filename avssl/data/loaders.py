@@ -41,9 +41,9 @@ class ClipProtocol:
             raise ValueError(f"data.eval_clips must be at least 1, got {self.eval_clips}")
 
     def __str__(self) -> str:
-        return self.told()
+        return self.description()
 
-    def told(self, averaged: str | None = None) -> str:
+    def description(self, averaged: str | None = None) -> str:
         """For result.json: "5 clips of 2 s, probabilities averaged, as in X".
 
         Args:

@@ -34,7 +34,7 @@ from avssl.data.manifest_checks import (
     normalise,
     to_array,
 )
-from avssl.data.shards.layout import is_address
+from avssl.data.shards.store import is_address
 from avssl.data.spans import MIN_SHARE, NO_CHANNEL, covered, why_not_cut
 from avssl.files import atomic_path
 

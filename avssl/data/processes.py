@@ -37,15 +37,16 @@ def server() -> ForkServerContext:
 
 
 class _Process(ForkServerProcess):
-    _urls: dict[str, str]
-    _limits: Limits
-    _plugins: list[str]
+    # What a new process is told of the one that starts it.
+    urls: dict[str, str]
+    limits: Limits
+    plugins: list[str]
 
     def run(self) -> None:
-        _end_with_parent()
-        learn(self._urls)
-        set_limits(self._limits)
-        plugins.want(self._plugins, "the process that started this one")
+        end_with_parent()
+        learn(self.urls)
+        set_limits(self.limits)
+        plugins.want(self.plugins, "the process that started this one")
         try:
             super().run()
         except Exception:  # a defect: as multiprocessing tells it, but without the passwords of URLs
@@ -54,9 +55,9 @@ class _Process(ForkServerProcess):
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
-        process_obj._urls = known()  # type: ignore[attr-defined]  # told by a pipe, which no other process reads
-        process_obj._limits = limits()  # type: ignore[attr-defined]
-        process_obj._plugins = plugins.known()  # type: ignore[attr-defined]
+        process_obj.urls = known()  # type: ignore[attr-defined]  # told by a pipe, which no other process reads
+        process_obj.limits = limits()  # type: ignore[attr-defined]
+        process_obj.plugins = plugins.known()  # type: ignore[attr-defined]
         usual = spawn.get_preparation_data
 
         def without_main(name: str) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Has this process killed when the one that asked the server for it is gone, however that died.
 
     The server is the parent of this process in the system's eyes, and lives as long as this process does. What tells

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from avssl.data.journal import Journal, file_key
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import FILE_COLUMNS
-from avssl.data.media.audio import Channel, cancels
+from avssl.data.media.audio import Channel, channels_cancel
 from avssl.data.media.errors import MediaError
 from avssl.data.media.pool import available_cores, probe_all
 from avssl.data.media.probe import CANCELS, CUT_OFF, RESTARTS, MediaInfo, probe
-from avssl.data.shards.layout import ADDRESS_END, is_address
+from avssl.data.shards.store import ADDRESS_END, is_address
 from avssl.data.spans import NO_CHANNEL, NO_COMMON_TIME
 from avssl.limits import limits
 from avssl.progress import Meter, track
@@ -181,7 +181,7 @@ def _probed(path: str, *, deep: bool | None, listened: frozenset[str]) -> MediaI
     info = probe(path, deep=deep)
     if path in listened and (info.channels or 0) > 1 and CANCELS not in info.warning:
         with suppress(MediaError):  # a deep scan tells what does not decode
-            if cancels(path, info.audio_start or 0.0, _LISTENED_SECONDS):
+            if channels_cancel(path, info.audio_start or 0.0, _LISTENED_SECONDS):
                 return replace(info, warning="; ".join(filter(None, (info.warning, CANCELS))))
     return info
 

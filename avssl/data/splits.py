@@ -50,7 +50,7 @@ class HoldOut:
     of: int
     together: list[str]
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For result.json: everything but the list of clips."""
         values = {"clips": len(self.clip_ids), "of": self.of, "fraction": self.fraction, "seed": self.seed}
         return values | {"kept_together": self.together}

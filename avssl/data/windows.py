@@ -85,7 +85,7 @@ def from_first_sound(
         first = after
 
 
-def is_heard(start: float, end: float, covered: Sequence[tuple[float, float]]) -> bool:
+def has_sound(start: float, end: float, covered: Sequence[tuple[float, float]]) -> bool:
     """Whether so much of the seconds ``start`` to ``end`` has sound as a clip must have: as for `MediaFile.audio`."""
     there = sum(max(0.0, min(end, last) - max(start, first)) for first, last in covered)
     return end - start - there <= max(MISSING_SECONDS, MISSING_SHARE * (end - start))

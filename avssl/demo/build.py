@@ -46,7 +46,7 @@ class DemoError(OSError):
 
 
 @dataclass(frozen=True)
-class Made:
+class RenderedClip:
     """A clip as it is drawn.
 
     Attributes:
@@ -82,7 +82,7 @@ class Recipe(ABC):
         """(split, index) of every clip."""
 
     @abstractmethod
-    def make(self, split: str, index: int) -> Made:
+    def make(self, split: str, index: int) -> RenderedClip:
         """Draws one clip."""
 
     @property
@@ -154,7 +154,7 @@ def build_set(recipe: Recipe, root: Path, *, workers: int = 2, anew: bool = True
             return root
         folder = _begin(root, recipe)
         try:
-            _fill(folder, recipe, workers)
+            make_missing_clips(folder, recipe, workers)
             folder.chmod(0o755)  # mkdtemp makes private folders; a cache may be shared
             _put_in_place(folder, root, recipe)
         except Exception:
@@ -271,7 +271,8 @@ def _journalled(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
     return done
 
 
-def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
+def make_missing_clips(folder: Path, recipe: Recipe, workers: int) -> None:
+    """Writes all clips of ``recipe`` that the journal in ``folder`` does not have, by so many processes."""
     clips = recipe.clips()
     for split in dict(clips):
         (folder / split).mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from avssl.demo.build import Made, Recipe, build_set, ensure_set, set_rows
+from avssl.demo.build import Recipe, RenderedClip, build_set, ensure_set, set_rows
 from avssl.demo.kinds import KINDS
 from avssl.demo.pictures import Painter, Palette, paint_background, paint_distractors
 from avssl.demo.sounds import (
@@ -147,12 +147,12 @@ class DemoRecipe(Recipe):
         }
         return [(split, index) for split, count in counts.items() for index in range(count)]
 
-    def make(self, split: str, index: int) -> Made:
+    def make(self, split: str, index: int) -> RenderedClip:
         """Pretraining clips get no label."""
         clip = make_clip(self.seed, split, index)
         truth = {"onsets": np.round(clip.onsets, 5).tolist(), "body": np.round(clip.box, 2).tolist()}
         label = {} if split == "pretrain" else {f"label.{HEAD}": clip.event}
-        return Made(clip.frames, clip.audio, label, {**asdict(clip.style), **truth})
+        return RenderedClip(clip.frames, clip.audio, label, {**asdict(clip.style), **truth})
 
 
 def ensure_demo(root: Path | None = None, *, workers: int = 2, **counts: int) -> Path:

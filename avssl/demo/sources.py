@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from avssl.demo.build import Made, Recipe
+from avssl.demo.build import Recipe, RenderedClip
 from avssl.demo.pictures import Painter, Palette, paint_background, paint_distractors
 from avssl.demo.sounds import (
     FPS,
@@ -117,7 +117,7 @@ class SourcesRecipe(Recipe):
     def clips(self) -> list[tuple[str, int]]:
         return [(split, index) for split in SPLITS for index in range(getattr(self, split))]
 
-    def make(self, split: str, index: int) -> Made:
+    def make(self, split: str, index: int) -> RenderedClip:
         """Pretraining clips have no label; whose they are is the column "speaker" of all."""
         rng = np.random.default_rng((self.seed, 1, SPLITS.index(split), index))
         sources = self.sources_of(split)
@@ -132,7 +132,7 @@ class SourcesRecipe(Recipe):
         names = self.heads["source"]
         label = {} if split == "pretrain" else {"label.content": content, "label.source": names[source]}
         truth = {"content": content, "onsets": np.round(onsets, 5).tolist(), "body": np.round(place, 2).tolist()}
-        return Made(frames, audio, {"speaker": names[source], **label}, {"source": names[source], **truth})
+        return RenderedClip(frames, audio, {"speaker": names[source], **label}, {"source": names[source], **truth})
 
 
 @cache

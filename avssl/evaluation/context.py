@@ -35,7 +35,7 @@ from avssl.loading import Loaded
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierFeatures:
     """Features of the evaluated rows before the training that is reported, for a picture.
 
     Attributes:
@@ -78,7 +78,7 @@ class EvaluationContext:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     training: Manifest | None = None
     cache: EmbeddingCache = field(default_factory=lambda: EmbeddingCache(None))
-    before: Before | None = None
+    before: EarlierFeatures | None = None
     kmeans_seed: int | None = None
     _probes: dict[str, ProbeResult] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ class EvaluationContext:
     @property
     def clip_protocol(self) -> str:
         """Which clips of a row are scored, for result.json: of a checkpoint without classes its features count."""
-        return self.protocol.told("features" if self.model.classifier is None else None)
+        return self.protocol.description("features" if self.model.classifier is None else None)
 
     @cached_property
     def _clip_scores(self) -> ClipScores:

@@ -143,12 +143,12 @@ class CollapseMonitor:
     def __init__(self, bound: float, after: int = 0, window: int = 5) -> None:
         if not bound >= 0:
             raise ValueError(f"collapse_rank: must be at least 0, got {bound}")
-        self.bound, self.after, self.told = bound, after, False
+        self.bound, self.after, self.warned = bound, after, False
         self._last: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=window))
 
     def see(self, row: Mapping[str, Any], step: int) -> str | None:
         """Takes in a logged row; returns the message where it is due."""
-        if self.told or step <= self.after:
+        if self.warned or step <= self.after:
             return None
         for name in RANKS:
             if name not in row or not math.isfinite(row[name]):
@@ -157,7 +157,7 @@ class CollapseMonitor:
             ranks.append(row[name])
             mean = sum(ranks) / len(ranks)
             if len(ranks) == ranks.maxlen and mean < self.bound:
-                self.told = True
+                self.warned = True
                 return (
                     f"step {step}: the embedding is collapsing: {name} was {mean:.2f} on average over the last "
                     f"{len(ranks)} rows, below collapse_rank {self.bound:g}. Lower optim.lr, raise optim.batch_size "

@@ -20,7 +20,7 @@ from avssl.evaluation.plots import bare, check_names, class_style, drawn, new_fi
 from avssl.evaluation.report import Section
 
 if TYPE_CHECKING:
-    from avssl.evaluation.context import Before, EvaluationContext
+    from avssl.evaluation.context import EarlierFeatures, EvaluationContext
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def pictures(context: "EvaluationContext") -> EvaluationResult:
     return EvaluationResult(Section("Pictures", text, pictures=shown))
 
 
-def _before_and_after(context: "EvaluationContext", before: "Before", head: str) -> list[tuple[Path, str]]:
+def _before_and_after(context: "EvaluationContext", before: "EarlierFeatures", head: str) -> list[tuple[Path, str]]:
     truth = context.truth(head)
     rows = np.flatnonzero(truth >= 0)[:POINTS]
     if len(rows) < 5:

@@ -36,7 +36,7 @@ THRESHOLDS = np.arange(21) / 20
 _SLACK = 1e-9  # an IoU of exactly a threshold reaches it
 
 
-def hottest_half(heat: FloatArray) -> NDArray[np.bool_]:
+def top_half(heat: FloatArray) -> NDArray[np.bool_]:
     """What a heat map ``(H, W)`` takes for the source: its pixels from the median up.
 
     As EZ-VSL's evaluation has it (Mo and Morgado 2022): ties with the median count, so that a flat map takes all.
@@ -99,7 +99,7 @@ def localization_metrics(ious: FloatArray, hits: NDArray[np.bool_], seed: int = 
     return metrics
 
 
-def centre_heat(side: int = SIDE) -> FloatArray:
+def centre_map(side: int = SIDE) -> FloatArray:
     """(side, side): hottest in the middle, colder with the distance from it."""
     axis = np.arange(side) - (side - 1) / 2
     return np.asarray(-np.hypot(axis[:, None], axis[None, :]))
@@ -181,13 +181,13 @@ def localization(context: "EvaluationContext") -> EvaluationResult:
         "this checkpoint": [_enlarged(maps["own"].features[row]) for row in rows],
         "with another clip's sound": [_enlarged(maps["other"].features[row]) for row in rows],
         "random weights": [_enlarged(random["own"].features[row]) for row in rows],
-        "the centre": [centre_heat()] * len(rows),
+        "the centre": [centre_map()] * len(rows),
     }
     keys = dict(zip(heats, ("", "other_sound/", "random/", "centre/"), strict=True))
     metrics: dict[str, float] = {}
     table: list[list[object]] = []
     for name, found in heats.items():
-        ious = np.array([consensus_iou(hottest_half(heat), truth) for heat, truth in zip(found, truths, strict=True)])
+        ious = np.array([consensus_iou(top_half(heat), truth) for heat, truth in zip(found, truths, strict=True)])
         hits = np.array([points_inside(heat, truth) for heat, truth in zip(found, truths, strict=True)])
         numbers = localization_metrics(ious, hits, context.config.seed)
         metrics |= {f"localization/{keys[name]}{key}": value for key, value in numbers.items()}
@@ -239,13 +239,13 @@ def _maps(context: "EvaluationContext", pair: AudioVisualPair, what: str) -> dic
             before.extend(sounds[-clips:])
         others = torch.stack([*before, *sounds])[: len(sounds)]
         before.extend(sounds)
-        return {"own": heat(places, sounds), "other": heat(places, others)}
+        return {"own": similarity_map(places, sounds), "other": similarity_map(places, others)}
 
     with context.autocast():
         return embed_many(encode, context.pair_loaders.evaluate(context.split), description=what)
 
 
-def heat(places: Tensor, sounds: Tensor) -> Tensor:
+def similarity_map(places: Tensor, sounds: Tensor) -> Tensor:
     """Cosines (B, H' * W') of unit embeddings: places (B, H', W', D) and sounds (B, D).
 
     Mixed precision would round them to about 3 digits, and places that differ would tie.
@@ -308,7 +308,7 @@ def _draw(
     examples = []
     for number in chosen:
         name, heat, truth = found.clip_ids[rows[number]], heats[number], truths[number]
-        iou, hit = consensus_iou(hottest_half(heat), truth), points_inside(heat, truth)
+        iou, hit = consensus_iou(top_half(heat), truth), points_inside(heat, truth)
         caption = f"IoU {iou:.2f}, points {'inside' if hit else 'outside'}"
         examples.append(HeatExample(frames[name], heat, truth, name, caption))
     heat_maps(path, examples)

@@ -46,7 +46,7 @@ def random_start(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
     )
 
 
-def compare_starts(
+def compare_with_random_start(
     clip_ids: Sequence[str],
     scores: Mapping[str, FloatArray],
     truth: Mapping[str, NDArray[Any]],

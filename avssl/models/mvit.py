@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.models.video.mvit import MultiscaleAttention, Pool
 
 from mast.fast import comparison, cuda
-from mast.fast.blocks import as_made
+from mast.fast.blocks import is_unmodified
 from mast.fast.observers import observed
 from mast.fast.widened import cached, filler_for, key_positions
 
@@ -149,14 +149,19 @@ def _norm(pool: Any) -> Any:
 def kernels_serve(pools: Pools) -> bool:
     """Whether these are what there are kernels for: 3x3x3 depthwise convolution, then LayerNorm, as they were made."""
     for pool in pools:
-        if pool is None or not as_made(pool, Pool) or pool.norm_before_pool or pool.norm_act is None:
+        if pool is None or not is_unmodified(pool, Pool) or pool.norm_before_pool or pool.norm_act is None:
             return False
-        if not as_made(pool.norm_act, nn.Sequential) or len(pool.norm_act) != 1:
+        if not is_unmodified(pool.norm_act, nn.Sequential) or len(pool.norm_act) != 1:
             return False
         c, n = _convolution(pool), _norm(pool)
-        if not as_made(n, nn.LayerNorm) or n.bias is None or n.eps != _norm(pools[0]).eps:
+        if not is_unmodified(n, nn.LayerNorm) or n.bias is None or n.eps != _norm(pools[0]).eps:
             return False
-        if not isinstance(c, nn.Conv3d) or not as_made(c, type(c)) or c.bias is not None or c.padding_mode != "zeros":
+        if (
+            not isinstance(c, nn.Conv3d)
+            or not is_unmodified(c, type(c))
+            or c.bias is not None
+            or c.padding_mode != "zeros"
+        ):
             return False
         if (c.kernel_size, c.padding, c.dilation) != ((3, 3, 3), (1, 1, 1), (1, 1, 1)):
             return False
@@ -165,7 +170,8 @@ def kernels_serve(pools: Pools) -> bool:
     return bool(_convolution(pools[1]).stride == _convolution(pools[2]).stride)
 
 
-_differences: dict[tuple[Any, ...], str] = {}
+# By kind of pooling, once it was compared with the plain code: how they differ, "" where they do not.
+known_differences: dict[tuple[Any, ...], str] = {}
 
 
 def _difference(pools: Pools, heads: int, device: torch.device) -> str:
@@ -177,9 +183,9 @@ def _difference(pools: Pools, heads: int, device: torch.device) -> str:
     for pool in pools:
         c, n = _convolution(pool), _norm(pool)
         key += (Pool.forward, type(c).forward, type(n).forward, c.in_channels, c.stride, n.eps)
-    if key not in _differences:
-        _differences[key] = _compare(pools, heads, device)
-    return _differences[key]
+    if key not in known_differences:
+        known_differences[key] = _compare(pools, heads, device)
+    return known_differences[key]
 
 
 def _compare(pools: Pools, heads: int, device: torch.device) -> str:

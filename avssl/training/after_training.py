@@ -19,9 +19,9 @@ from avssl.data.manifest import Manifest
 from avssl.data.splits import Splits
 from avssl.evaluation.arrays import FloatArray, labelled
 from avssl.evaluation.base import EvaluationResult, possible, report_evaluations, run_evaluations
-from avssl.evaluation.context import Before, EvaluationContext
+from avssl.evaluation.context import EarlierFeatures, EvaluationContext
 from avssl.evaluation.plots import FAINT, PALETTE, drawn, new_figure, save, styled
-from avssl.evaluation.random_start import compare_starts
+from avssl.evaluation.random_start import compare_with_random_start
 from avssl.evaluation.report import Section
 from avssl.loading import Loaded
 from avssl.tracking import read_rows
@@ -42,7 +42,7 @@ def evaluate_trained(
     *,
     title: str,
     facts: Mapping[str, Any],
-    before: Before | None = None,
+    before: EarlierFeatures | None = None,
     random: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained model; writes result.json, predictions, pictures and report.html, and tells the tracker.
@@ -91,7 +91,9 @@ def evaluate_trained(
         if random is not None:
             scores = context.scores()
             truth = {head: context.truth(head) for head in scores}
-            results["random_start"] = compare_starts(context.features.clip_ids, scores, truth, context.split, random)
+            results["random_start"] = compare_with_random_start(
+                context.features.clip_ids, scores, truth, context.split, random
+            )
     curves = _curves(run)
     result = report_evaluations(
         run.folder,
@@ -99,8 +101,8 @@ def evaluate_trained(
         title=title,
         facts={
             "split": name,
-            "held_out": {name: rows.told() for name, rows in splits.held_out.items()},
-            "clip_protocol": splits.protocol.told("embeddings" if model.kind == "pair" else None),
+            "held_out": {name: rows.summary() for name, rows in splits.held_out.items()},
+            "clip_protocol": splits.protocol.description("embeddings" if model.kind == "pair" else None),
             "pad": model.pad,
             "coverage": splits.coverage | {"evaluated": {} if context is None else context.coverage()},
             "manifest": splits.digest,

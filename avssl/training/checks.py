@@ -45,7 +45,7 @@ def check_training(
     run.check_data(splits, steps)
     if fabric.device.type == "cpu" and fabric.is_global_zero:
         seen = steps * config.optim.batch_size * config.optim.accumulate * config.data.train_clips
-        tell_long_run(config, seen, splits.protocol.seconds)
+        warn_of_long_run(config, seen, splits.protocol.seconds)
     if config.data.sampling == "shards":
         shard_numbers(splits.train)
     if fabric.world_size > 1 and fabric.device.type == "cuda":  # batch norms then see the clips of all processes
@@ -100,7 +100,7 @@ _LONG, _LARGE = 3600.0, 5e9
 _FEW = 500
 
 
-def tell_long_run(config: PretrainConfig | FinetuneConfig, clips: int, seconds: float) -> float:
+def warn_of_long_run(config: PretrainConfig | FinetuneConfig, clips: int, seconds: float) -> float:
     """Warns of training that would take longer than an hour on this CPU.
 
     Args:

@@ -8,7 +8,6 @@ same metrics, value for value, as one that was not.
 import copy
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -35,47 +34,10 @@ from avssl.training.graphed import GraphedStep
 from avssl.training.launch import is_lost_process, stop_signals
 from avssl.training.optimizer import ExponentialAverage, make_optimizer, make_scheduler, scaled_lr
 from avssl.training.settings import LogConfig, OptimConfig
+from avssl.training.task import Task
 from avssl.training.utilization import UtilizationMeter, Window
 
 logger = logging.getLogger(__name__)
-
-
-class Task(nn.Module, ABC):
-    """A model with its losses: ``task(batch) -> losses, report``."""
-
-    @property
-    @abstractmethod
-    def model(self) -> nn.Module:
-        """What is evaluated and exported."""
-
-    @abstractmethod
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses by name, whose sum is minimized, and scalars to log."""
-
-    drawing: tuple[str, ...] = ()
-    """Its methods that draw inputs: tensors, or None, of a batch -> a tensor without gradient."""
-
-    @property
-    def frontend(self) -> nn.Module | None:
-        """What makes a spectrogram of a waveform, within what the task draws."""
-        return None
-
-    def prepare(self, batch: Batch) -> dict[str, Tensor] | None:
-        """All that a step needs of ``batch``, drawn and augmented: :meth:`compute` makes of it what ``forward`` does.
-
-        None where a step is more than that, so that ``forward`` alone can compute it.
-        """
-        return None
-
-    def compute(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and scalars as of ``forward``, of what :meth:`prepare` gave: waits for no device, draws no input."""
-        raise NotImplementedError(f"{type(self).__name__} prepares nothing")
-
-    def before_step(self, step: int, max_steps: int) -> None:
-        """Called before each optimizer step, of which ``step`` were taken."""
-
-    def after_step(self, step: int, max_steps: int) -> None:
-        """Called after each optimizer step, of which ``step`` were taken."""
 
 
 @dataclass
@@ -165,7 +127,7 @@ class Engine:
         self.graphs: GraphedStep | None = None
         if graphs and self.finite.later and fabric.world_size == 1:
             frontend = task.frontend if compile_frontend else None
-            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self._gradient_norm, frontend)
+            self.graphs = GraphedStep(fabric, task, optimizer, self.finite, self.gradient_norm, frontend)
         self.progress = Progress()
         self.clips_per_second = 0.0
         self.utilization = UtilizationMeter(fabric)
@@ -403,12 +365,13 @@ class Engine:
         norm = None if self.graphs is None else self.graphs.optimize(step, losses)
         if norm is not None:
             return norm, bool(stop)
-        norm = self._gradient_norm()
+        norm = self.gradient_norm()
         stopped = self.finite.ask(step, losses, norm, stop)
         self.optimizer.step()
         return norm, stopped
 
-    def _gradient_norm(self) -> Tensor:
+    def gradient_norm(self) -> Tensor:
+        """Clips the gradients to ``optim.clip_grad``; their norm (), before that, without gradient."""
         limit = self.optim.clip_grad or math.inf
         norm = self.fabric.clip_gradients(self.task, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None

@@ -13,7 +13,7 @@ from avssl.data.batch import Batch
 from avssl.models.classifier import Classifier, Encoded
 from avssl.models.projection import build_heads
 from avssl.objectives import Objective, Step, WeightedObjectives, projections_of
-from avssl.training.engine import Task
+from avssl.training.task import Task
 
 # Width of the projections of further objectives that have none of their own (SupCon, Khosla et al. 2020).
 JOINT = 128
@@ -133,7 +133,7 @@ class FinetuneTask(Task):
             frontend = self.classifier.frontend
             assert batch.audio is not None and frontend is not None, "this classifier needs audio"
             # Where padding is masked, a shift must not carry sound into it, whatever stands there.
-            samples = batch.samples if self.masks else frontend.told(batch.samples)
+            samples = batch.samples if self.masks else frontend.sound_lengths(batch.samples)
             return self.draw_audio(batch.audio, samples)
         assert batch.video is not None and self.video is not None, "this classifier needs video and its augmentation"
         return self.draw_video(batch.video)

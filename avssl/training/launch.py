@@ -43,7 +43,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
+def report_lost_processes() -> Iterator[None]:
     """Raises LostProcessError where a collective operation inside fails, as another process of the run is gone.
 
     The training loop does so itself, and names the step.
@@ -84,7 +84,7 @@ def launch(runtime: RuntimeConfig, seed: int) -> Fabric:
         raise ValueError(f"runtime: {error}") from error
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    if runtime.precision != "32-true" and fabric.device.type == "cpu" and not _has_bfloat16():
+    if runtime.precision != "32-true" and fabric.device.type == "cpu" and not has_bfloat16():
         logger.warning(
             "runtime.precision: this processor computes bfloat16 (%s) many times more slowly than float32; use 32-true",
             runtime.precision,
@@ -155,7 +155,7 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether torch's matrix products in bfloat16 are the CPU's own: else it multiplies one number after the other."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -20,7 +20,7 @@ from avssl.models.blocks import batch_norms_still
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives import Objective, Step, WeightedObjectives
 from avssl.objectives.banks import follow
-from avssl.training.engine import Task
+from avssl.training.task import Task
 
 
 class PretrainTask(Task):
@@ -141,7 +141,7 @@ class PretrainStep(Step):
         self.index, self.labels, self.start, self.seconds = batch.index, batch.labels, batch.start, task.clip_seconds
         self.file = batch.index if task.files is None else task.files[batch.index]
         self._task, self._waveform, self._frames = task, batch.audio, batch.video
-        self._samples = task.pair.frontend.told(batch.samples)
+        self._samples = task.pair.frontend.sound_lengths(batch.samples)
         size = batch.size
         self._chunk = min(task.chunk or size, size)
         # Every view is drawn from a seed of its own: student, teacher and a second computation see the same.

@@ -25,8 +25,9 @@ from avssl.files import atomic_path, remove_leftovers, seal, seal_text
 from avssl.locks import HeldError, hold, refuse_held
 from avssl.saved_runs import EXPORT, HELD_OUT, TRAINED_ON, read_held_out, run_folder
 from avssl.tracking import Tracker, check_tracking
-from avssl.training.engine import Engine, Task
+from avssl.training.engine import Engine
 from avssl.training.launch import check_alike
+from avssl.training.task import Task
 from avssl.urls import hidden
 from mast import LogMel
 
@@ -368,7 +369,7 @@ def next_command(command: str, checkpoint: Path, data: DataConfig | None, split:
     return shlex.join(words)
 
 
-def tell_next(result: Mapping[str, Any]) -> None:
+def log_next_command(result: Mapping[str, Any]) -> None:
     """Logs the command lines that go on from a finished run."""
     if result.get("next"):
         logger.info("next: %s", "\n   or: ".join(result["next"]))

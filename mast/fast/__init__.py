@@ -92,7 +92,7 @@ def accelerate(model: Model, backend: Backend = "auto") -> Model:
         if backend == "reference":
             swap(block, fast=False)
             continue
-        reason = comparison.unlike(block)
+        reason = comparison.why_unknown(block)
         for way in [] if reason or observed() else ways(block, kernels):
             reason = reason or comparison.difference(block, way)
         if reason:

@@ -46,8 +46,10 @@ class FastAttention(PoolingAttention):
         """Queries, keys and values out of one product; None where kernels do not serve it."""
         pools = (self.pool_q, self.pool_k, self.pool_v)
         norms = [pool.norm for pool in pools]
-        whole = all(as_made(pool, DepthwisePool) for pool in pools) and self.pool_k.stride == self.pool_v.stride
-        if not whole or not all(as_made(n, nn.LayerNorm) and n.eps == NORM_EPS and n.bias is not None for n in norms):
+        whole = all(is_unmodified(pool, DepthwisePool) for pool in pools) and self.pool_k.stride == self.pool_v.stride
+        if not whole or not all(
+            is_unmodified(n, nn.LayerNorm) and n.eps == NORM_EPS and n.bias is not None for n in norms
+        ):
             return None
         qkv = self.qkv(x)
         if not cuda.usable(qkv, self.pool_q.weight.shape[0]):
@@ -56,7 +58,7 @@ class FastAttention(PoolingAttention):
         return cuda.pool(qkv, parameters, self.heads, list(self.pool_q.stride), list(self.pool_k.stride), NORM_EPS)[:3]
 
     def _pooled(self, x: Tensor) -> tuple[Tensor, ...]:
-        if as_made(self.qkv, nn.Linear) and self.qkv.bias is not None:
+        if is_unmodified(self.qkv, nn.Linear) and self.qkv.bias is not None:
             # Three products rather than one: their results are contiguous, which the convolutions need.
             parts = [F.linear(x, *of) for of in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)]
         else:
@@ -160,7 +162,7 @@ class FastBlock(Block):
             return False
         linear, mixed = self.attn.proj, torch.is_autocast_enabled("cuda")
         fits = x.dtype == (torch.get_autocast_dtype("cuda") if mixed else linear.weight.dtype)
-        return fits and self._as_made(x) and cuda.usable(x, linear.in_features // self.attn.heads)
+        return fits and self._can_fuse(x) and cuda.usable(x, linear.in_features // self.attn.heads)
 
     def _forward_by_branches(self, x: Tensor) -> Tensor:
         from mast.fast.cuda import branches, norms, positions  # they need Triton
@@ -184,7 +186,7 @@ class FastBlock(Block):
     def _fused(self, x: Tensor) -> bool:
         """Whether the compiled functions for CPUs take the branches of ``x``."""
         mine: dict[str, Any] = self._modules
-        if not self._as_made(x):
+        if not self._can_fuse(x):
             return False
         within, hidden = mine["attn"]._modules, mine["mlp"]._modules
         linear = (within["qkv"], within["proj"], hidden["fc1"], hidden["fc2"])
@@ -193,35 +195,36 @@ class FastBlock(Block):
         widths = (x.shape[-1], linear[1].in_features // mine["attn"].heads, linear[2].out_features)
         return fused.usable(x, *widths) and all(map(_in_memory, (*linear, *norms, *pools)))
 
-    def _as_made(self, x: Tensor) -> bool:
+    def _can_fuse(self, x: Tensor) -> bool:
         """Whether the branches can run fused: nobody follows the layers within, and all are as they were made."""
         # Read directly: this runs for every block of every call, and a module's attributes take their time.
         mine: dict[str, Any] = self._modules
         attn, mlp = mine["attn"], mine["mlp"]
-        if observed() or not x.numel() or not as_made(attn, FastAttention) or not as_made(mlp, FastMlp):
+        if observed() or not x.numel() or not is_unmodified(attn, FastAttention) or not is_unmodified(mlp, FastMlp):
             return False
         within, hidden = attn._modules, mlp._modules
         pools = (within["pool_q"], within["pool_k"], within["pool_v"])
         tables = (within["relative_freq"], within["relative_time"])
-        if not all(as_made(pool, DepthwisePool) for pool in pools):
+        if not all(is_unmodified(pool, DepthwisePool) for pool in pools):
             return False
-        if not all(as_made(table, RelativeTable) for table in tables):
+        if not all(is_unmodified(table, RelativeTable) for table in tables):
             return False
-        if not as_made(mine["add1"], AddBranch) or not as_made(mine["add2"], AddBranch):
+        if not is_unmodified(mine["add1"], AddBranch) or not is_unmodified(mine["add2"], AddBranch):
             return False
         linear = (within["qkv"], within["proj"], hidden["fc1"], hidden["fc2"])
         norms = (mine["norm1"], mine["norm2"], *(pool._modules["norm"] for pool in pools))
-        if not all(as_made(layer, nn.Linear) and layer._parameters.get("bias") is not None for layer in linear):
+        if not all(is_unmodified(layer, nn.Linear) and layer._parameters.get("bias") is not None for layer in linear):
             return False
         if not all(
-            as_made(n, nn.LayerNorm) and n.eps == NORM_EPS and n._parameters.get("bias") is not None for n in norms
+            is_unmodified(n, nn.LayerNorm) and n.eps == NORM_EPS and n._parameters.get("bias") is not None
+            for n in norms
         ):
             return False
         return bool(x.ndim == 4 and x.shape[-1] == linear[0].in_features)  # else for the plain layers to refuse
 
     def _mlp_branch(self, x: Tensor) -> Tensor:
         mlp = self.mlp
-        followed = torch.compiler.is_compiling() or transformed() or not as_made(mlp, FastMlp)
+        followed = torch.compiler.is_compiling() or transformed() or not is_unmodified(mlp, FastMlp)
         if torch.is_grad_enabled() and x.shape[-1] <= CHEAP_DIM and not followed:
             # Checkpointing stops before fc2, so that only the norm and fc1 are computed again.
             again = lambda x: mlp.plain(self.norm2(x))  # type: ignore[operator]  # noqa: E731
@@ -270,7 +273,7 @@ def swap(block: nn.Module, fast: bool, kernels: tuple[str, ...] = ()) -> None:
                 module.kernels = "cuda" in kernels
 
 
-def as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``module`` is what the block was made with: not replaced, wrapped, patched or hooked."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return type(module) is kind and not hooks and "forward" not in module.__dict__

@@ -34,7 +34,7 @@ _WRITTEN = {
 _GLOBALS = [name for name, value in vars(model).items() if inspect.isfunction(value)]
 # Per block and way, and per kind and way: the functions that were compared; for a kind also the difference.
 _seen: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
-_results: dict[tuple[Kind, str], tuple[tuple[Any, ...], str]] = {}
+known_differences: dict[tuple[Kind, str], tuple[tuple[Any, ...], str]] = {}
 
 
 def plain_class(block: nn.Module) -> type[nn.Module] | None:
@@ -62,7 +62,7 @@ def written() -> tuple[Any, ...]:
     )
 
 
-def unlike(block: nn.Module) -> str:
+def why_unknown(block: nn.Module) -> str:
     """Why ``block`` is not one whose formula is known: a part of another class, or a patched one. "" where it is."""
     if plain_class(block) is None:
         return f"{type(block).__name__} is a class of its own"
@@ -80,9 +80,9 @@ def unlike(block: nn.Module) -> str:
 def difference(block: nn.Module, way: str) -> str:
     """How ``way`` differs from the plain block of this kind; "" where it does not. Compares once for each kind."""
     key, now = (kind_of(block), way), written()
-    if key not in _results or _results[key][0] != now:
-        _results[key] = (now, _compare(block, way))
-    return _results[key][1]
+    if key not in known_differences or known_differences[key][0] != now:
+        known_differences[key] = (now, compare(block, way))
+    return known_differences[key][1]
 
 
 def confirmed(block: nn.Module, way: str) -> bool:
@@ -113,24 +113,25 @@ def warn_of_plain(names: list[str], reason: str) -> None:
     logger.warning("%s: computed by the plain code, more slowly: %s", ", ".join(names), reason)
 
 
-def _compare(block: nn.Module, way: str) -> str:
+def compare(block: nn.Module, way: str) -> str:
+    """As `difference`, computed anew: how ``way`` differs from the plain block, "" where it does not."""
     device = torch.device("cuda", torch.cuda.current_device()) if way == "cuda" else torch.device("cpu")
     try:
         with undisturbed(device):
             dtype = torch.float64 if way == "operators" else torch.float32
-            plain = _sample(block).to(device=device, dtype=dtype)
+            plain = sample_block(block).to(device=device, dtype=dtype)
             fast = copy.deepcopy(plain)
             swap(fast, fast=True, kernels=(way,))
             _seen[fast] = dict.fromkeys(("operators", "cpu", "cuda"), written())
-            x = _input(block).to(device=device, dtype=dtype)
+            x = sample_input(block).to(device=device, dtype=dtype)
             if way == "cuda":
-                exact, rounded = _run(plain, x), _run(plain, x, half=True)
+                exact, rounded = values_and_gradients(plain, x), values_and_gradients(plain, x, half=True)
                 for each in (True, False):  # operator by operator, and the parts that compiled code has
                     fast.by_branches = each  # type: ignore[assignment]
-                    if differs := differing_in_half(exact, _run(fast, x, half=True), rounded):
+                    if differs := differing_in_half(exact, values_and_gradients(fast, x, half=True), rounded):
                         return differs
                 return ""
-            return _differing(_run(plain, x), _run(fast, x), TOLERANCE[way])
+            return differing(values_and_gradients(plain, x), values_and_gradients(fast, x), TOLERANCE[way])
     except Exception as error:  # whatever an edited block raises: its own caller shall see it, from its own code
         return f"it could not be compared ({type(error).__name__}: {error})"
 
@@ -162,7 +163,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sample(block: nn.Module) -> nn.Module:
+def sample_block(block: nn.Module) -> nn.Module:
     """A plain block of the same kind, with random weights, without hooks."""
     sample = copy.deepcopy(block).to_empty(device="cpu").requires_grad_()
     swap(sample, fast=False)
@@ -184,13 +185,14 @@ def _sample(block: nn.Module) -> nn.Module:
     return sample
 
 
-def _input(block: nn.Module) -> Tensor:
+def sample_input(block: nn.Module) -> Tensor:
+    """Random tokens that ``block`` takes, (2, 3, 5, dim) or (2, 5, dim)."""
     dim = int(block.norm1.weight.shape[0])  # type: ignore[union-attr,arg-type,index]
     shape = (2, 3, 5, dim) if isinstance(block, model.Block) else (2, 5, dim)  # odd, so that windows are cut off
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float32)
 
 
-def _run(block: nn.Module, x: Tensor, half: bool = False) -> dict[str, Tensor]:
+def values_and_gradients(block: nn.Module, x: Tensor, half: bool = False) -> dict[str, Tensor]:
     """Values in evaluation and in training, and all gradients, of the block's own random weights."""
     found: dict[str, Tensor] = {}
     x = x.to(torch.bfloat16) if half else x  # as from the block before it
@@ -213,7 +215,7 @@ def _run(block: nn.Module, x: Tensor, half: bool = False) -> dict[str, Tensor]:
     return {name: value.detach().double() for name, value in found.items()}
 
 
-def _differing(wanted: dict[str, Tensor], computed: dict[str, Tensor], tolerance: float) -> str:
+def differing(wanted: dict[str, Tensor], computed: dict[str, Tensor], tolerance: float) -> str:
     """The first result whose largest difference is more than ``tolerance`` of its largest value."""
     largest = max(float(value.abs().max()) for name, value in wanted.items() if name.startswith("gradient"))
     for name, value in wanted.items():

@@ -48,7 +48,7 @@ CALLS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     ),
     "export": (
         splits, "open_data",
-        lambda: export._open_clips(
+        lambda: export.open_clips(
             ExportConfig("run", Path("x.onnx"), data=ExportDataConfig("demo", clip_seconds=1.0, **GIVEN)),
             TrainingSettings(),
         ),

@@ -13,7 +13,7 @@ from filelock import SoftFileLease
 
 from avssl import locks
 from avssl.commands import main
-from avssl.data.extraction import SUMMARY, extract_all
+from avssl.commands.extract_audio import SUMMARY, extract_all
 from avssl.data.manifest import Manifest
 from avssl.locks import HeldError, hold, refuse_held
 
@@ -141,7 +141,7 @@ def test_who_loses_its_lock_stops(tmp_path: Path, monkeypatch, caplog) -> None:
     """As after a night of sleep, in which another host took the lock over."""
     stopped = threading.Event()
     monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(locks._thread, "interrupt_main", stopped.set)
+    monkeypatch.setattr("_thread.interrupt_main", stopped.set)
     with hold(tmp_path / "out", "run"):
         (tmp_path / ".out.lock").unlink()
         assert stopped.wait(60)

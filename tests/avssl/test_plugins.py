@@ -18,7 +18,7 @@ from scipy.io import wavfile
 import avssl
 from avssl import plugins
 from avssl.errors import SettingsError
-from mast.plugins import PluginError, import_plugin, places_of
+from mast.plugins import PluginError, import_plugin, plugin_names_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -230,8 +230,8 @@ def test_what_cannot_be_imported_is_named(name: str, told: str, tmp_path: Path, 
 
 
 def test_an_unknown_name_tells_of_recorded_plugins_that_are_gone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(plugins, "_wanted", {})
-    monkeypatch.setattr(plugins, "_authors", [])
+    monkeypatch.setattr(plugins, "wanted", {})
+    monkeypatch.setattr(plugins, "registering_modules", [])
     registry: plugins.Registry[int] = plugins.Registry("part", "part")
     registry.add("known", 1, test_an_unknown_name_tells_of_recorded_plugins_that_are_gone)
     (tmp_path / "config.yaml").write_text("imports: [/gone/mine.py]\n")
@@ -251,5 +251,8 @@ def test_a_package_in_a_folder_is_found_again_by_its_place(tmp_path: Path, monke
     import_plugin(str(tmp_path / "parts_of_mine"))
     import_plugin("parts_of_mine.inner")
     place = str(tmp_path / "parts_of_mine")
-    assert places_of("parts_of_mine") == [place] and places_of("parts_of_mine.inner") == [place, "parts_of_mine.inner"]
-    assert places_of("yaml") == ["yaml"] and places_of("json.decoder") == ["json.decoder"]
+    assert plugin_names_of("parts_of_mine") == [place] and plugin_names_of("parts_of_mine.inner") == [
+        place,
+        "parts_of_mine.inner",
+    ]
+    assert plugin_names_of("yaml") == ["yaml"] and plugin_names_of("json.decoder") == ["json.decoder"]

@@ -143,8 +143,8 @@ def test_the_traceback_of_a_defect_does_not_show_them(monkeypatch, capsys, debug
 
 def test_nor_does_that_of_a_decoding_process(monkeypatch, capsys) -> None:
     process = server().Process(target=int, args=(URL,))
-    process._urls, process._limits, process._plugins = {}, Limits(), []  # type: ignore[attr-defined]
-    monkeypatch.setattr(processes, "_end_with_parent", lambda: None)
+    process.urls, process.limits, process.plugins = {}, Limits(), []  # type: ignore[attr-defined]
+    monkeypatch.setattr(processes, "end_with_parent", lambda: None)
     with pytest.raises(SystemExit, match="1"):
         process.run()  # in this process
     told = capsys.readouterr().err

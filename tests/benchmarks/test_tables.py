@@ -241,7 +241,7 @@ def leaves(values: dict, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_line_of_a_recipe_says_whose_it_is(path: Path) -> None:
     found = list(recipe_tables.settings_of(path))
-    told = {name for name in leaves(yaml.safe_load(path.read_text())) if not recipe_tables._OF_THE_RUN.fullmatch(name)}
+    told = {name for name in leaves(yaml.safe_load(path.read_text())) if not recipe_tables.OF_THE_RUN.fullmatch(name)}
     assert {setting.name for setting in found} == told
     assert all(setting.origin[0] for setting in found)
 

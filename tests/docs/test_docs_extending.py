@@ -35,12 +35,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for parts in (datasets.DATASETS, evaluations.EVALUATIONS, video.VIDEO_ENCODERS):
         parts.names()  # the package's own are imported once, and stay
     kept = (
-        (datasets.DATASETS, "_parts"),
-        (objectives.OBJECTIVES, "_parts"),
-        (evaluations.EVALUATIONS, "_parts"),
-        (video.VIDEO_ENCODERS, "_parts"),
-        (loggers.LOGGERS, "_parts"),
-        (registry, "_BUILDERS"),
+        (datasets.DATASETS, "parts"),
+        (objectives.OBJECTIVES, "parts"),
+        (evaluations.EVALUATIONS, "parts"),
+        (video.VIDEO_ENCODERS, "parts"),
+        (loggers.LOGGERS, "parts"),
+        (registry, "BUILDERS"),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AVSSL_CACHE", str(tmp_path_factory.mktemp("cache")))

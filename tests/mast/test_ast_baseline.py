@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mast
-from mast.ast import from_hugging_face_state
+from mast.hugging_face import from_hugging_face_state
 
 
 def hugging_face_ast(frames: int = 100):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mast
-from avssl.augment.spectrogram import drop_patches
+from avssl.augment.audio import drop_patches
 from mast import model as plain
 from mast.exportable import ExportableAttention
 from mast.fast import recompute, widened

@@ -22,12 +22,10 @@ def test_unknown_argument_lists_the_known_ones() -> None:
 
 
 def test_a_name_can_be_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+    monkeypatch.setattr(registry, "BUILDERS", dict(registry.BUILDERS))
 
-    def mast_mine(**overrides):
-        return registry.build_with(mast.MAST, {"embed_dim": 8, "depths": (1, 1, 1, 1)}, overrides)
-
-    mast.register_model("mast_mine")(mast_mine)
+    mine = mast.register_model("mast_mine", embed_dim=8, depths=(1, 1, 1, 1))
+    assert mine(mast.MAST) is mast.MAST
     assert mast.create_model("mast_mine", num_classes=2).config["embed_dim"] == 8
     with pytest.raises(ValueError, match="registered already"):
-        mast.register_model("mast_mine")(mast_mine)
+        mine(mast.MAST)

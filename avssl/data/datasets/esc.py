@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from avssl.data.datasets import register_dataset
-from avssl.data.datasets.layout import media_files, once_by_name, read_table
+from avssl.data.datasets.layout import media_files, read_table, unique_by_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
@@ -38,7 +38,7 @@ def esc10(root: Path, *, fold: int | None = 1) -> Manifest:
     rows = []
     matches = (re.fullmatch(r"(?:.*/)?\d+ - ([^/]+)/(\d)-[^/]+", path) for path in media_files(root))
     found = {match[0]: match for match in matches if match and match[1] in ESC10}
-    for path in once_by_name(found, "ESC-10"):
+    for path in unique_by_name(found, "ESC-10"):
         rows.append(_row(path, ESC10[found[path][1]], int(found[path][2]), fold))
     if not rows:
         raise DataError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avssl.data.datasets import nearest, register_dataset
-from avssl.data.datasets.layout import media_files, once_by_name
+from avssl.data.datasets.layout import media_files, unique_by_name
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 
@@ -25,7 +25,7 @@ def fsdd(root: Path, *, held_out_speakers: Sequence[str] = ()) -> Manifest:
     """
     rows = []
     recordings = [path for path in media_files(root, {".wav"}) if NAME.fullmatch(Path(path).stem)]
-    for path in once_by_name(recordings, "FSDD"):
+    for path in unique_by_name(recordings, "FSDD"):
         digit, speaker, take = Path(path).stem.split("_")
         held_out = speaker in held_out_speakers if held_out_speakers else int(take) < 5
         rows.append(

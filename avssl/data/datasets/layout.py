@@ -68,7 +68,7 @@ def media_files(folder: Path, extensions: Collection[str] = MEDIA) -> list[str]:
     return found
 
 
-def once_by_name(paths: Iterable[str], title: str) -> list[str]:
+def unique_by_name(paths: Iterable[str], title: str) -> list[str]:
     """One path of each file name: of copies in several folders the first, the others being counted in a warning.
 
     For data sets whose file names say which recording it is.

@@ -388,7 +388,7 @@ def check_channel(channel: Channel) -> None:
         raise ValueError(f"channel: must be 'mean' or the number of a channel, counted from 0; got {channel!r}")
 
 
-def cancels(path: str | Path, start: float = 0.0, duration: float = 30.0) -> bool:
+def channels_cancel(path: str | Path, start: float = 0.0, duration: float = 30.0) -> bool:
     """Whether the channels of a file cancel when they are averaged, as those of a stereo with one phase inverted do.
 
     Such a file sounds to a person and is silence to a model: take one channel of it.

@@ -51,7 +51,7 @@ def open_media(path: str | Path, *, quick: bool = False) -> Iterator[InputContai
         # A playlist under a media file's name must not reach for the network, nor "a:b.mp4" for a protocol "a".
         options = {"protocol_whitelist": "file"} | largest | ({"skip_frame": "all"} if quick else {})
         container = av.open(f"file:{name}", options=options, metadata_errors="ignore")
-        if container.format.name in _BROADCAST and _lacks(container):
+        if container.format.name in _BROADCAST and _may_miss_stream(container):
             container.close()
             container = av.open(f"file:{name}", options=options | _LOOK_FURTHER, metadata_errors="ignore")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -80,7 +80,7 @@ def file_identity(path: str | Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _lacks(container: InputContainer) -> bool:
+def _may_miss_stream(container: InputContainer) -> bool:
     """Whether a broadcast may hold sound or pictures of which nothing has come yet, as they begin late.
 
     A transport stream lists what it holds; in a program stream anything may follow.

@@ -81,7 +81,7 @@ def extents_of(container: InputContainer, path: str | Path, *, thorough: bool = 
         quick, fresh = _from_tail(container, streams), False
     if quick is not None and not thorough:
         return Extents(quick)
-    counted = _counted(container, path) if fresh else _packet_extents(path, file_identity(path))
+    counted = _counted(container, path) if fresh else packet_extents(path, file_identity(path))
     if quick is None:
         return counted
     spans = {index: _agreed(quick[index], span) for index, span in counted.spans.items()}
@@ -138,7 +138,7 @@ def may_seek(container: InputContainer, stream: Usable, path: str | Path) -> boo
     name = container.format.name
     if name in LISTED | _SUMMED or _is_pcm(container, stream):
         return True
-    return name in _SEEKABLE and not _packet_extents(path, file_identity(path)).restarted
+    return name in _SEEKABLE and not packet_extents(path, file_identity(path)).restarted
 
 
 def repeats(container: InputContainer, stream: Usable) -> bool:
@@ -240,7 +240,7 @@ def _from_tail(container: InputContainer, streams: list[Usable]) -> dict[int, tu
 
 
 @lru_cache(maxsize=4096)
-def _packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
+def packet_extents(path: str | Path, identity: tuple[int, int]) -> Extents:
     """By all packets; kept, since a run reads many spans of a file."""
     with open_media(path) as container:
         return _counted(container, path)

@@ -75,7 +75,7 @@ class MediaFile:
             duration: seconds; None reads to the end of the sound.
             sample_rate: of the result, Hz.
             channel: "mean", or the number of a channel, counted from 0: where the mean cancels them, see
-                `avssl.data.media.audio.cancels`.
+                `avssl.data.media.audio.channels_cancel`.
 
         Returns:
             AudioClip of exactly ``round(duration * sample_rate)`` samples. Where the stream has not begun or has ended

@@ -63,7 +63,7 @@ def read_by_packets(
     reformat, missing = VideoReformatter(), set(chosen.tolist())
     for run in _runs(packets, missing):
         intact = run[0].is_discard  # an edit list hides the picture, so that nothing can be said of it
-        for frame in _decode(stream, run, missing):
+        for frame in decode_run(stream, run, missing):
             if (frame.width, frame.height) != original:  # or the parameters of another part of the file
                 raise SequentialError("pictures of more than one size")
             if frame.pts == run[0].pts:
@@ -162,7 +162,17 @@ def _runs(packets: list[Packet], wanted: set[int]) -> Iterator[list[Packet]]:
         yield run
 
 
-def _decode(stream: VideoStream, packets: list[Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:
+def decode_run(stream: VideoStream, packets: list[Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:
+    """Frames of packets in the order of decoding, from a keyframe on; of others than ``wanted`` only where needed.
+
+    Args:
+        stream: Theirs.
+        packets: Consecutive ones.
+        wanted: Times of presentation, in the stream's units.
+
+    Raises:
+        PacketError: FFmpeg cannot decode them.
+    """
     context = stream.codec_context
     context.flush_buffers()
     skipping: bool | None = None

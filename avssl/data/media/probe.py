@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, cancels
+from avssl.data.media.audio import MISSING_SECONDS, MISSING_SHARE, channels_cancel
 from avssl.data.media.container import begins_with_sound, decoded, find_audio, find_video, frame_rate, open_media
 from avssl.data.media.errors import MediaError, raise_if_machine
 from avssl.data.media.extents import extents_of, promised_end
@@ -158,7 +158,7 @@ def _verified(info: MediaInfo) -> MediaInfo:
         info = _without(info, "audio", "audio does not decode")
     if info.has_video and not _decodes(info.path, find_video):
         info = _without(info, "video", "video does not decode")
-    if info.has_audio and (info.channels or 0) > 1 and cancels(info.path):
+    if info.has_audio and (info.channels or 0) > 1 and channels_cancel(info.path):
         info = replace(info, warning="; ".join(filter(None, (info.warning, CANCELS))))
     return info
 

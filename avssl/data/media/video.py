@@ -49,7 +49,7 @@ TIMED = QUICK | {"matroska,webm", "flv"}
 # Where decord is exact: in AVI, with codecs that have no B-frames. It is up to 50 frames off where frames are reordered
 # (H.264 with open GOPs, HEVC, MPEG-1, 2 and 4 with B-frames, in any container), in ASF and in MPEG-TS.
 # Its decoder knows no limit of pictures: not where they state their size themselves (flv; of mjpeg it is compared).
-_FOR_DECORD = {"avi": {"mjpeg", "ffv1", "msmpeg4", "msmpeg4v2", "wmv2"}}
+FOR_DECORD = {"avi": {"mjpeg", "ffv1", "msmpeg4", "msmpeg4v2", "wmv2"}}
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")
 # Containers that store one time for each frame, in the order of decoding.
 _ONE_TIME = {"avi", "asf"}
@@ -83,21 +83,21 @@ def frames_of(
             return read_by_packets(container, stream, wanted, original, shape, path)
         except SequentialError as error:
             logger.debug("%s: decoded from its beginning (%s)", path, error)
-            return _read_with_pyav(path, wanted, shape, ways=("all",))
+            return read_with_pyav(path, wanted, shape, ways=("all",))
         except PacketError as error:
             logger.debug("%s: not by packets (%s)", path, error)
     decord = _decord()
     name = stream.codec_context.name
-    known = name in _FOR_DECORD.get(container.format.name, ())
+    known = name in FOR_DECORD.get(container.format.name, ())
     if decord and known and (name != "mjpeg" or _of_one_size(path, file_identity(path), original)):
         start = seconds(stream, stream.start_time)
         offset = 0.0 if start is None else start - start_of(container)
         try:
-            return _read_with_decord(decord, path, wanted - offset, shape)
+            return read_with_decord(decord, path, wanted - offset, shape)
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError) as error:
             logger.debug("%s: decord failed (%s); reading with PyAV", path, str(error).split("\n")[0])
     ways = ("seek", "skip", "all") if may_seek(container, stream, path) else ("skip", "all")
-    return _read_with_pyav(path, wanted, shape, ways=ways)
+    return read_with_pyav(path, wanted, shape, ways=ways)
 
 
 @lru_cache(maxsize=4096)
@@ -155,7 +155,12 @@ def scaled_shape(width: int, height: int, size: int | None) -> tuple[int, int]:
     return max(size, round(width * scale)), max(size, round(height * scale))
 
 
-def _read_with_decord(decord: Any, path: str | Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def read_with_decord(decord: Any, path: str | Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The frames (N, H, W, 3) uint8 on screen at ``wanted`` (N,), in s, by decord; where `FOR_DECORD` says it is exact.
+
+    Raises:
+        RuntimeError: decord cannot read it.
+    """
     reader = decord.VideoReader(
         str(path), ctx=decord.cpu(0), width=shape[0], height=shape[1], num_threads=1, fault_tol=_PATCHED_SHARE
     )
@@ -167,7 +172,7 @@ def _read_with_decord(decord: Any, path: str | Path, wanted: np.ndarray, shape: 
     return reader.get_batch(indices.tolist()).asnumpy()[inverse]
 
 
-def _read_with_pyav(
+def read_with_pyav(
     path: str | Path, wanted: np.ndarray, shape: tuple[int, int], ways: tuple[str, ...] = ("seek", "skip", "all")
 ) -> np.ndarray:
     """Decode from a keyframe before the first instant; slower, and for what the other readers cannot read.

@@ -19,7 +19,7 @@ from avssl.data.media import Channel, MediaError, MediaFile
 from avssl.data.media.audio import check_channel
 from avssl.data.media.container import ROUNDING
 from avssl.data.media.errors import raise_if_machine
-from avssl.data.shards.layout import WAV_HEADER, crc, header_of, pack
+from avssl.data.shards.store import WAV_HEADER, crc, header_of, pack
 from avssl.files import atomic_path
 
 # Frames are decoded so many seconds at a time: an hour of them would not fit into memory.
@@ -95,12 +95,12 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class EncodingResult:
     """What became of a job.
 
     Attributes:
         key: Of the sample.
-        size, header, crc: See :class:`avssl.data.shards.layout.Address`; 0 where there is no sample.
+        size, header, crc: See :class:`avssl.data.shards.store.Address`; 0 where there is no sample.
         errors: "audio", "video" -> why it is not there, for what the file should have.
         facts: Columns of the manifest that the cache changes: has_audio, has_video, sample_rate, width ...
     """
@@ -118,7 +118,7 @@ class Made:
         return "" if self.size else next(iter((self.errors or {}).values()), "nothing to read").split(" (")[0]
 
 
-def make(job: Job) -> Made:
+def write_sample(job: Job) -> EncodingResult:
     """Writes the sample, whole or not at all, or why there is none; a finished one is kept. Never raises MediaError.
 
     Of a file that changed since the scan nothing is written.
@@ -128,19 +128,19 @@ def make(job: Job) -> Made:
         return describe(job.key, part.read_bytes())
     failed = part.with_suffix(".error")
     if failed.is_file():
-        return Made(job.key, errors=json.loads(failed.read_text(encoding="utf-8")))
+        return EncodingResult(job.key, errors=json.loads(failed.read_text(encoding="utf-8")))
     try:
         with unchanged(job.path, job.file_bytes, job.file_modified):
             data, errors = encode(job)
     except MediaError as error:
-        return Made(job.key, errors={"audio" if job.audio else "video": f"{error.reason} ({error.detail})"})
+        return EncodingResult(job.key, errors={"audio" if job.audio else "video": f"{error.reason} ({error.detail})"})
     with atomic_path(part if data else failed) as temporary:
         temporary.write_bytes(data or json.dumps(errors).encode())
-    return describe(job.key, data) if data else Made(job.key, errors=errors)
+    return describe(job.key, data) if data else EncodingResult(job.key, errors=errors)
 
 
-def describe(key: str, part: bytes) -> Made:
-    """What :func:`make` says of a sample's bytes."""
+def describe(key: str, part: bytes) -> EncodingResult:
+    """What `write_sample` says of a sample's bytes."""
     header = header_of(part)
     about = json.loads(header)
     sound, frames = about.get("sound"), about.get("frames")
@@ -150,7 +150,7 @@ def describe(key: str, part: bytes) -> Made:
         facts |= {"width": frames["size"][0], "height": frames["size"][1]}
         low, high = frames["span"]
         facts["fps"] = len(frames["starts"]) / (high - low)
-    return Made(key, len(part), len(header), crc(header), about["errors"], facts)
+    return EncodingResult(key, len(part), len(header), crc(header), about["errors"], facts)
 
 
 def encode(job: Job) -> tuple[bytes, dict[str, str]]:

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from avssl.data.failures import DataError
 from avssl.data.manifest import METADATA_KEY, Manifest
 from avssl.data.media.audio import Channel, check_channel
-from avssl.data.shards.layout import ADDRESS_END, is_address
-from avssl.data.shards.store import Store, is_url
+from avssl.data.shards.store import ADDRESS_END, Store, is_address, is_url
 from avssl.errors import is_of_machine
 from avssl.files import DamagedError, atomic_path, seal, unseal
 from avssl.progress import Meter

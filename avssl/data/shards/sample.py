@@ -21,8 +21,7 @@ from avssl.data.media.errors import check_size, raise_if_machine
 from avssl.data.media.file import check_span, checked_times
 from avssl.data.media.video import scaled_shape
 from avssl.data.shards.index import store_of
-from avssl.data.shards.layout import WAV_HEADER, Address, crc, is_address
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import WAV_HEADER, Address, Store, crc, is_address
 from avssl.limits import limits
 
 # A request to an object store costs more than so many bytes do: smaller samples are fetched whole.
@@ -36,13 +35,17 @@ class CachedSample:
 
     Args:
         path: Folder of the cache and address of the sample.
+
+    Attributes:
+        store: Where its shard is.
+        address: Where it lies in that.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         folder, _, name = str(path).rpartition("/")
-        self._address = Address.parse(name)
-        self._store = _store(folder)
+        self.address = Address.parse(name)
+        self.store = _store(folder)
         self._bytes: bytes | None = None
         self._about: dict[str, Any] | None = None
 
@@ -58,8 +61,8 @@ class CachedSample:
     def about(self) -> dict[str, Any]:
         """What the sample's JSON holds, see :func:`avssl.data.shards.encode.encode`."""
         if self._about is None:
-            data = self._read(self._address.after(), self._address.header)
-            if crc(data) != self._address.crc:
+            data = self._read(self.address.after(), self.address.header)
+            if crc(data) != self.address.crc:
                 raise MediaError(self.path, "corrupt sample", "header")
             self._about = json.loads(data)
         return self._about
@@ -118,7 +121,7 @@ class CachedSample:
             frame_indices(np.asarray(about["starts"], dtype=np.float64), wanted, self.path), return_inverse=True
         )
         ends = np.cumsum(about["bytes"])
-        first = self._address.after(self._address.header)
+        first = self.address.after(self.address.header)
         check_size(3 * len(wanted) * (math.prod(about["size"]) + math.prod(shape)), self.path)
         images = []
         for index in indices.tolist():
@@ -148,7 +151,7 @@ class CachedSample:
         """(last - first,) float32; whole blocks are read, since each has its checksum."""
         block, total = about["block"], about["samples"]
         low, high = first // block, -(-last // block)
-        place = self._address.after(self._address.header, *self._frame_bytes()) + WAV_HEADER
+        place = self.address.after(self.address.header, *self._frame_bytes()) + WAV_HEADER
         data = self._read(place + 2 * low * block, 2 * (min(high * block, total) - low * block))
         for k in range(low, high):
             piece = memoryview(data)[2 * (k - low) * block : 2 * (k - low + 1) * block]
@@ -164,14 +167,14 @@ class CachedSample:
 
     def _read(self, start: int, size: int) -> bytes:
         """``size`` bytes from ``start`` on, counted from the sample's first."""
-        address = self._address
+        address = self.address
         try:
-            if self._bytes is None and self._store.local is None and address.size <= _WHOLE:
-                self._bytes = self._store.read(address.shard, address.offset, address.size)
+            if self._bytes is None and self.store.local is None and address.size <= _WHOLE:
+                self._bytes = self.store.read(address.shard, address.offset, address.size)
             if self._bytes is not None:
                 data = self._bytes[start : start + size]
             else:
-                data = self._store.read(address.shard, address.offset + start, size)
+                data = self.store.read(address.shard, address.offset + start, size)
         except FileNotFoundError as error:
             raise MediaError(self.path, "file not found") from error
         except OSError as error:

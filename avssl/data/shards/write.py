@@ -21,10 +21,9 @@ from avssl.data.file_stats import CHANGED, times_hold
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import CACHE_SOURCE, FILE_COLUMNS
 from avssl.data.media.pool import available_cores, run_all
-from avssl.data.shards.encode import Job, Made, Settings, make
+from avssl.data.shards.encode import EncodingResult, Job, Settings, write_sample
 from avssl.data.shards.index import ABOUT, FORMAT, INDEX, about_of
-from avssl.data.shards.layout import END, Address
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import END, Address, Store
 from avssl.files import DamagedError, naming, seal, unseal
 from avssl.locks import hold
 from avssl.progress import Meter
@@ -197,14 +196,14 @@ def _write(
         for first in range(0, len(todo), step):
             for shard, made in _made(manifest, todo[first : first + step], settings, parts, workers, meter, failed):
                 _check_there(store, {})
-                done[shard.name] = _finish(store, shard, made, parts)
+                done[shard.name] = finish_shard(store, shard, made, parts)
     shutil.rmtree(parts, ignore_errors=True)
     _tell(report, shards, done)
     if not report.samples:
         path, why = next(iter(report.failures.items()), ("none", "no usable clip"))
         raise DataError(f"{name}: nothing could be cached; the first: {path}: {why}")
     _check_there(store, done)
-    _write_index(manifest, store, shards, done, entry)
+    write_index(manifest, store, shards, done, entry)
     listed = {shard.name: {key: done[shard.name][key] for key in ("sha256", "bytes", "samples")} for shard in shards}
     counts: dict[str, Any] = {"rows": report.rows, "samples": report.samples, "bytes": report.bytes}
     counts |= {"reasons": dict(report.reasons.most_common()), "unusable": dict(report.unusable.most_common())}
@@ -290,10 +289,10 @@ def _made(
     workers: int | None,
     meter: Meter,
     failed: list[str],
-) -> Iterator[tuple[Shard, dict[str, Made]]]:
+) -> Iterator[tuple[Shard, dict[str, EncodingResult]]]:
     """Each shard with its samples, as soon as the last of them is made."""
     home: dict[str, Shard] = {}
-    waiting: dict[str, dict[str, Made]] = {}
+    waiting: dict[str, dict[str, EncodingResult]] = {}
     jobs: list[Job] = []
     times = times_hold(manifest)
     for shard in shards:
@@ -303,7 +302,7 @@ def _made(
             jobs.append(_job(manifest, span, key, part, settings, times))
             home[part] = shard
     workers = available_cores() if workers is None else workers
-    for job, made in run_all(make, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
+    for job, made in run_all(write_sample, jobs, _gave_up, workers=workers, timeout=_TIMEOUT, chunk=1):
         meter.update()
         if made.reason == CHANGED:  # what is there by now is of no scan: neither cached nor a failure for good
             raise DataError(f"{job.path}: {next(iter((made.errors or {}).values()))}")
@@ -339,11 +338,11 @@ def _class_names(names: list[str], label: int | list[int] | None) -> str | list[
     return None if label is None else names[label]
 
 
-def _gave_up(job: Job, reason: str) -> Made:
-    return Made(job.key, errors={"audio": reason} if job.audio else {"video": reason})
+def _gave_up(job: Job, reason: str) -> EncodingResult:
+    return EncodingResult(job.key, errors={"audio": reason} if job.audio else {"video": reason})
 
 
-def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> dict[str, Any]:
+def finish_shard(store: Store, shard: Shard, made: dict[str, EncodingResult], parts: Path) -> dict[str, Any]:
     """Puts the samples of a shard together, in the order of the plan, and writes its record."""
     stem = shard.name.removesuffix(".tar")
     temporary, digest, offset = parts / f".{shard.name}.tmp", hashlib.sha256(), 0
@@ -364,7 +363,7 @@ def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> d
     samples = sum("address" in entry for entry in entries.values())
     if samples:
         store.put(temporary, shard.name)
-        _check(store, shard.name, digest.hexdigest(), offset + len(END))
+        check_shard(store, shard.name, digest.hexdigest(), offset + len(END))
     record = {"sha256": digest.hexdigest(), "bytes": offset + len(END), "samples": samples, "entries": entries}
     store.write(shard.record, json.dumps(seal(record, _SEAL)).encode())
     for key in shard.spans:
@@ -373,7 +372,7 @@ def _finish(store: Store, shard: Shard, made: dict[str, Made], parts: Path) -> d
     return record
 
 
-def _check(store: Store, name: str, digest: str, length: int) -> None:
+def check_shard(store: Store, name: str, digest: str, length: int) -> None:
     """Reads back what was written, before its parts are deleted and a record says that it is done."""
     found = store.sha256(name)
     if found != (digest, length):
@@ -393,7 +392,7 @@ def _tell(report: Report, shards: list[Shard], done: dict[str, dict[str, Any]]) 
                 report.failures[span.path] = "; ".join(dict.fromkeys(errors.values()))
 
 
-def _write_index(
+def write_index(
     manifest: Manifest,
     store: Store,
     shards: list[Shard],

@@ -38,7 +38,8 @@ _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120.0
 
 _lock = threading.Lock()
-_loaded: dict[tuple[str, ...], ctypes.CDLL | None] = {}
+# Libraries of this process by name and flags; None where there is none.
+loaded: dict[tuple[str, ...], ctypes.CDLL | None] = {}
 
 
 class BuildError(RuntimeError):
@@ -61,11 +62,11 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
     if os.environ.get("MAST_NATIVE", "1").lower() in ("0", "off", "false", "no"):
         return None
     key = (name, *flags)
-    if key not in _loaded:  # without the lock: a finished entry never changes
+    if key not in loaded:  # without the lock: a finished entry never changes
         with _lock:
-            if key not in _loaded:
-                _loaded[key] = _load(name, flags)
-    return _loaded[key]
+            if key not in loaded:
+                loaded[key] = _load(name, flags)
+    return loaded[key]
 
 
 def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
@@ -73,8 +74,8 @@ def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
     if not source.is_file():
         raise FileNotFoundError(f"mast.fast.cpu: no kernel {name!r}, there is no {source}")
     try:
-        command = _command(flags)
-        library = _cache_folder() / f"{name}-{_key(source, command)}.so"
+        command = compile_command(flags)
+        library = _cache_folder() / f"{name}-{cache_key(source, command)}.so"
         if os.path.lexists(library):
             try:
                 _check(library)
@@ -131,7 +132,12 @@ def _check(library: Path) -> None:
         raise BuildError("it is not as it was built")
 
 
-def _command(flags: tuple[str, ...]) -> list[str]:
+def compile_command(flags: tuple[str, ...]) -> list[str]:
+    """Compiler and flags, without the files.
+
+    Raises:
+        BuildError: no compiler, or another system than Linux.
+    """
     if not sys.platform.startswith("linux"):
         raise BuildError(f"kernels are built on Linux only, this is {sys.platform}")
     chosen = shlex.split(os.environ.get("CXX", ""))
@@ -142,7 +148,7 @@ def _command(flags: tuple[str, ...]) -> list[str]:
     return [found[0], *chosen[1:], native, *FLAGS, *flags]
 
 
-def _key(source: Path, command: list[str]) -> str:
+def cache_key(source: Path, command: list[str]) -> str:
     """What a library depends on: its source and its headers, the command, and the processor it was made for."""
     digest = hashlib.sha256()
     for file in (source, *sorted(SOURCES.glob("*.h"))):

@@ -104,7 +104,7 @@ def log_mel(
     waveform = waveform if waveform.stride(1) == 1 else waveform.contiguous()
     window, mels = len(hann) + 1, len(filters.starts)
     clips, per_clip = len(waveform), 1 + (waveform.shape[1] - window) // shift
-    means = None if _sums_like_torch(kernels, window) else waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
+    means = None if sums_like_torch(kernels, window) else waveform.unfold(1, window, shift).mean(dim=-1).contiguous()
     total = clips * per_clip
     out = waveform.new_empty(clips, mels, per_clip)
     taper = F.pad(hann, (1, -window % 16))
@@ -141,7 +141,7 @@ def log_mel(
 
 
 @functools.cache
-def _sums_like_torch(kernels: ctypes.CDLL, window: int) -> bool:
+def sums_like_torch(kernels: ctypes.CDLL, window: int) -> bool:
     """Whether the means of the kernel are torch's to the bit: another order of summation would show as said above."""
     if window >= 512:
         return False

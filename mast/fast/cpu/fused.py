@@ -22,7 +22,7 @@ from mast.fast.cpu import encoder
 from mast.model import Grid
 
 # Scores worked on at a time: 4 MiB. More would leave the cache; fewer cost more calls, which pack the keys anew.
-_TILE_SCORES = 2**20
+TILE_SCORES = 2**20
 
 
 def usable(x: Tensor, *widths: int) -> bool:
@@ -122,10 +122,10 @@ class Operands(NamedTuple):
         return float(self.q.shape[-1] ** -0.5)
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Ranges of heads and queries with about ``_TILE_SCORES`` scores: small heads together, large ones in parts."""
+        """Ranges of heads and queries with about ``TILE_SCORES`` scores: small heads together, large ones in parts."""
         heads, queries, keys = _flat(self.q).shape[0], _flat(self.q).shape[1], _flat(self.k).shape[1]
-        some_heads = max(1, _TILE_SCORES // (queries * keys))
-        some_rows = queries if some_heads > 1 else max(1, _TILE_SCORES // keys)
+        some_heads = max(1, TILE_SCORES // (queries * keys))
+        some_rows = queries if some_heads > 1 else max(1, TILE_SCORES // keys)
         for head in range(0, heads, some_heads):
             for row in range(0, queries, some_rows):
                 yield slice(head, min(head + some_heads, heads)), slice(row, min(row + some_rows, queries))

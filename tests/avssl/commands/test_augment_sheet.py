@@ -14,7 +14,7 @@ from scipy.io import wavfile
 
 from avssl.cli import parse
 from avssl.commands import augment as sheet_module
-from avssl.commands.augment import View, augment_sheet, contact_sheet, in_words, write_wave
+from avssl.commands.augment import View, augment_sheet, contact_sheet, describe_settings, write_wave
 from avssl.config import (
     AugmentConfig,
     AugmentSheetConfig,
@@ -106,9 +106,11 @@ def test_waves_are_16_bit_and_count_what_they_clip(tmp_path) -> None:
 
 def test_settings_in_words_leave_out_what_is_off() -> None:
     off = AugmentConfig(crop_scale=1.0, flip=0.0, color=0.0, gain_db=0.0)
-    assert in_words(off) == "Nothing is turned on."
+    assert describe_settings(off) == "Nothing is turned on."
     off.blur, off.noise_db, off.time_mask = 0.5, 10.0, 0.1
-    assert in_words(off) == ("blur 0.5, blur_sigma 0.1 to 2, noise_db 10.0, noise_color white, time_mask 0.1, masks 1")
+    assert describe_settings(off) == (
+        "blur 0.5, blur_sigma 0.1 to 2, noise_db 10.0, noise_color white, time_mask 0.1, masks 1"
+    )
 
 
 def test_recipes_of_training_runs_are_cut_to_what_a_sheet_shows(tmp_path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from avssl.cli import parse, spelled_out
+from avssl.cli import expand_shorthand, parse
 from avssl.commands.crossval import Cell, crossval, finished_result, make_cells
 from avssl.commands.finetune import finetune
 from avssl.config import (
@@ -212,9 +212,9 @@ def test_the_command_line_takes_every_option_of_finetuning(tmp_path) -> None:
         "--optim.lr",
         "1",
     ]
-    parsed = parse(CrossvalConfig, spelled_out("crossval", argv))
+    parsed = parse(CrossvalConfig, expand_shorthand("crossval", argv))
     assert parsed.data.name == "esc50"  # though the file comes later
     assert (parsed.seeds, parsed.folds, parsed.optim.lr, parsed.optim.batch_size) == ([0, 1, 2], "fold=1..5", 1.0, 3)
-    parsed = parse(CrossvalConfig, spelled_out("crossval", ["--folds", "5", "--group-by", "speaker"]))
+    parsed = parse(CrossvalConfig, expand_shorthand("crossval", ["--folds", "5", "--group-by", "speaker"]))
     assert (parsed.folds, parsed.group_by) == (5, "speaker")
     assert {*vars(FinetuneConfig())} < {*vars(CrossvalConfig())}

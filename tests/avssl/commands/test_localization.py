@@ -13,7 +13,7 @@ from avssl.commands.evaluate import evaluate
 from avssl.config import DataConfig, EvaluateConfig, RuntimeConfig
 from avssl.data.boxes import Box, read_boxes
 from avssl.data.catalog import open_data
-from avssl.evaluation.localization import heat
+from avssl.evaluation.localization import similarity_map
 from avssl.models.pair import AudioVisualPair
 from avssl.objectives.functional import unit
 
@@ -107,5 +107,5 @@ def test_a_table_of_ones_own_may_state_boxes(root: Path, tmp_path: Path, monkeyp
 def test_heat_maps_keep_their_precision_in_mixed_precision() -> None:
     places, sounds = unit(torch.randn(2, 3, 3, 64)), unit(torch.randn(2, 64))
     with torch.autocast("cpu", torch.bfloat16):
-        found = heat(places, sounds)
+        found = similarity_map(places, sounds)
     torch.testing.assert_close(found, (places * sounds[:, None, None]).sum(dim=-1).flatten(1))

@@ -10,11 +10,11 @@ import pytest
 from media_factory import noise, write_media
 
 from avssl.commands.cache import cache
+from avssl.commands.extract_audio import extract_all
 from avssl.commands.prepare import prepare
 from avssl.config import CacheConfig, DataConfig, PrepareOptions, SourceConfig
 from avssl.data.catalog import open_data
 from avssl.data.clips import ClipDataset
-from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
 from avssl.data.loaders import Loaders
 from avssl.data.manifest import Manifest
@@ -59,12 +59,12 @@ def test_a_deep_look_says_that_channels_cancel(root: Path, tmp_path: Path) -> No
     told: list[str] = []
     options: dict[str, Any] = {"workers": 0, "deep": True, "clip_seconds": 1.0, "progress": False}
     report = prepare(PrepareOptions(str(root), tmp_path / "a.parquet", **options), told.append)
-    assert report["ills"]["cancel"]["clips"] == 1 and report["ills"]["silent"]["clips"] == 0
+    assert report["findings"]["cancel"]["clips"] == 1 and report["findings"]["silent"]["clips"] == 0
     assert any("1 clips channels cancel" in line and "data.channel" in line for line in told)
     report = prepare(PrepareOptions(str(root), tmp_path / "b.parquet", channel=1, **options), told.append)
     assert report["healthy"] == 1
     headers = prepare(PrepareOptions(str(root), tmp_path / "c.parquet", **options | {"deep": False}), told.append)
-    assert headers["ills"]["cancel"]["clips"] is None
+    assert headers["findings"]["cancel"]["clips"] is None
 
 
 @pytest.mark.parametrize(("channel", "warnings"), [("mean", {"channels cancel": 1}), (0, {})])

@@ -76,7 +76,7 @@ def test_a_training_whose_shards_are_deleted_ends_and_names_them(tmp_path: Path)
             monitor.update(batch)
 
 
-@pytest.mark.parametrize("at", ["make", "_check", "_write_index"])
+@pytest.mark.parametrize("at", ["write_sample", "check_shard", "write_index"])
 def test_a_cache_that_is_deleted_while_it_is_made_does_not_count_as_made(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_cache_that_is_deleted_while_it_is_made_does_not_count_as_made(
 
     def deleting(*arguments: object) -> object:
         calls.append(arguments)
-        if len(calls) == min(3, 5 if at == "make" else 1 if at == "_write_index" else 2):
+        if len(calls) == min(3, 5 if at == "write_sample" else 1 if at == "write_index" else 2):
             shutil.rmtree(tmp_path / "out")
         return work(*arguments)
 

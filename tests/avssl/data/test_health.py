@@ -16,7 +16,7 @@ from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.data.manifest import Manifest
 
 RATE = 16000
-ILLS = (
+FINDINGS = (
     "missing",
     "corrupt",
     "outside",
@@ -65,7 +65,7 @@ def broken_sound(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("ill")
+    root = tmp_path_factory.mktemp("finding")
     for seed in range(4):
         film(root / f"good{seed}.mp4", seed)
     broken_sound(root / "corrupt.mp4")
@@ -108,7 +108,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
             told: list[str] = []
             options = PrepareOptions(str(folder / "listed.parquet"), output, workers=0, deep=deep)
             report = prepare(options, told.append)
-            assert json.loads(output.with_suffix(".json").read_text())["ills"] == report["ills"]
+            assert json.loads(output.with_suffix(".json").read_text())["findings"] == report["findings"]
             output.with_suffix(".txt").write_text("\n".join(told))
             assert not list(folder.glob(".*")), "a finished run leaves no journal behind"
         return Manifest.load(output), json.loads(output.with_suffix(".json").read_text()) | {"folder": output}
@@ -118,8 +118,8 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 def test_each_illness_has_its_own_row_and_no_other(prepared) -> None:
     manifest, report = prepared(True)
-    assert tuple(report["ills"]) == ILLS
-    ills = dict(zip(manifest.column("clip_id"), manifest.column("ills"), strict=True))
+    assert tuple(report["findings"]) == FINDINGS
+    findings = dict(zip(manifest.column("clip_id"), manifest.column("findings"), strict=True))
     expected = {
         f"{name}.mp4": name for name in ("corrupt", "no_sound", "silent", "still", "short", "cut_short", "outside")
     }
@@ -132,17 +132,22 @@ def test_each_illness_has_its_own_row_and_no_other(prepared) -> None:
         "train.mp4": "duplicate",
         "test.mp4": "duplicate",
     }
-    assert ills == {**{f"good{k}.mp4": "" for k in range(4)}, **expected}
-    assert {name: ill["clips"] for name, ill in report["ills"].items()} == {**dict.fromkeys(ILLS, 1), "duplicate": 2}
-    assert report["ills"]["partial"]["reasons"] == {"timestamps start over": 1}
-    assert report["ills"]["corrupt"]["reasons"] == {"audio does not decode": 1}
-    assert report["ills"]["silent"]["examples"] == ["silent.mp4"] and report["ills"]["silent"]["splits"] == {"train": 1}
+    assert findings == {**{f"good{k}.mp4": "" for k in range(4)}, **expected}
+    assert {name: finding["clips"] for name, finding in report["findings"].items()} == {
+        **dict.fromkeys(FINDINGS, 1),
+        "duplicate": 2,
+    }
+    assert report["findings"]["partial"]["reasons"] == {"timestamps start over": 1}
+    assert report["findings"]["corrupt"]["reasons"] == {"audio does not decode": 1}
+    assert report["findings"]["silent"]["examples"] == ["silent.mp4"] and report["findings"]["silent"]["splits"] == {
+        "train": 1
+    }
     assert (report["clips"], report["available"], report["healthy"]) == (18, 15, 4)
 
 
 def test_headers_alone_say_what_was_not_looked_at(prepared) -> None:
     _, report = prepared(False)
-    clips = {name: ill["clips"] for name, ill in report["ills"].items()}
+    clips = {name: finding["clips"] for name, finding in report["findings"].items()}
     assert (clips["silent"], clips["still"], clips["duplicate"]) == (None, None, None)
     assert report["duplicates"] == {"same_youtube_id": None, "same_bytes": None, "same_sound": None}
     assert {clips[name] for name in ("missing", "no_sound", "no_pictures", "short", "cut_short", "outside")} == {1}
@@ -194,8 +199,8 @@ def test_the_page_is_whole_and_fetches_nothing(prepared) -> None:
     page = Page(text)
     assert page.sections == ["findings", "errors", "duplicates", "classes", "streams", "provenance"]
     assert page.fetched == [] and not re.search(r"https?://|@import|url\(", text) and "script" not in page.tags
-    for ill in report["ills"].values():
-        assert ill["title"] in page.text and ill["meaning"] in page.text
+    for finding in report["findings"].values():
+        assert finding["title"] in page.text and finding["meaning"] in page.text
     assert "odd <b>" in page.text and "not looked at" not in page.text and "Every clip was decoded" in page.text
     headers = Page(prepared(False)[1]["folder"].with_suffix(".html").read_text(encoding="utf-8"))
     assert headers.text.count("not looked at") == 7  # the remark, four illnesses, two kinds of twins
@@ -205,10 +210,10 @@ def test_the_page_is_whole_and_fetches_nothing(prepared) -> None:
 def test_real_odd_media(real_data: Path, tmp_path: Path) -> None:
     options = PrepareOptions(str(real_data / "odd_media"), tmp_path / "odd.parquet", workers=1, deep=True)
     report = prepare(options, lambda line: None)
-    ills = report["ills"]
-    assert report["clips"] == 45 and ills["missing"]["clips"] == 0
-    assert (ills["no_sound"]["clips"], ills["no_pictures"]["clips"]) == (10, 15)
+    findings = report["findings"]
+    assert report["clips"] == 45 and findings["missing"]["clips"] == 0
+    assert (findings["no_sound"]["clips"], findings["no_pictures"]["clips"]) == (10, 15)
     # Two hold digital silence, one peaks at -62 dBFS.
-    assert [path.removeprefix("av__")[:6] for path in ills["silent"]["examples"]] == ["Meridi", "prores", "ref_10"]
-    assert ills["silent"]["clips"] == 3 and ills["still"]["clips"] == 0
+    assert [path.removeprefix("av__")[:6] for path in findings["silent"]["examples"]] == ["Meridi", "prores", "ref_10"]
+    assert findings["silent"]["clips"] == 3 and findings["still"]["clips"] == 0
     assert report["errors"]["not a media file"]["clips"] == 2

@@ -230,7 +230,7 @@ def test_clips_of_one_recording_are_on_one_side(labelled: bool, column: str, wha
         assert not labelled or groups[2] == values(opened(name).test, column), "the test is the same for every seed"
         assert sum(map(len, groups)) == 20 and 10 <= len(splits.val) <= 20
         assert not labelled or len(splits.test) == 20
-        assert all(held.told()["kept_together"] == [what] for held in splits.held_out.values())
+        assert all(held.summary()["kept_together"] == [what] for held in splits.held_out.values())
 
 
 def test_few_speakers_do_not_cost_half_of_the_training_clips(tmp_path, caplog) -> None:

@@ -15,7 +15,7 @@ from loading_samples import wav_manifest
 from avssl.data.batch import Batch
 from avssl.data.clips import Clip, ClipDataset, Item
 from avssl.data.failures import DataError
-from avssl.data.loader import EvalSampler, StepSampler, _Trouble, _Watch, make_eval_loader, make_train_loader
+from avssl.data.loader import EvalSampler, StepSampler, WorkerTrouble, WorkerWatch, make_eval_loader, make_train_loader
 from avssl.errors import is_of_machine
 
 
@@ -126,7 +126,7 @@ class Stuck(ClipDataset):
     faults: ClassVar[dict[int, str]] = {}
     once: Path
 
-    def _clip(self, source: Any, row: Any, index: int, span: Any) -> Clip:
+    def read_clip(self, source: Any, row: Any, index: int, span: Any) -> Clip:
         fault = self.faults.get(index)
         if fault == "hang":
             self.watch.args[0][1] -= 3600.0  # type: ignore[union-attr]
@@ -138,7 +138,7 @@ class Stuck(ClipDataset):
         elif isinstance(fault, int) and not (fault == signal.SIGSTOP and self.once.exists()):
             self.once.touch()
             os.kill(os.getpid(), fault)
-        return super()._clip(source, row, index, span)
+        return super().read_clip(source, row, index, span)
 
 
 def stuck(folder: Path, faults: dict[int, str | int], rows: int = 6, mode: Any = "center") -> Stuck:
@@ -203,9 +203,9 @@ def test_an_error_of_the_machine_in_a_process_is_one_line(tmp_path: Path) -> Non
 def test_a_slow_clip_is_told_and_waited_for(tmp_path: Path, caplog) -> None:
     loader = make_eval_loader(stuck(tmp_path, {}, 3), 1, num_workers=1)
     loader.decoding[0] = torch.tensor([1.0, time.monotonic() - 20.0])
-    watch = _Watch(loader, [SimpleNamespace(pid=os.getpid())])  # type: ignore[list-item]
+    watch = WorkerWatch(loader, [SimpleNamespace(pid=os.getpid())])  # type: ignore[list-item]
     for _ in range(3):
-        watch.look()
+        watch.check()
     assert caplog.text.count("001.wav (row 1) takes 20 s so far; data.clip_timeout is 60 s") == 1
 
 
@@ -215,13 +215,13 @@ def test_a_run_that_was_suspended_blames_no_clip(tmp_path: Path) -> None:
     loader.decoding[0] = torch.tensor([1.0, time.monotonic() - 3600.0])
     workers: Any = [SimpleNamespace(pid=os.getpid())]
     with pytest.raises(
-        _Trouble, match=r"decoding hangs: .*001\.wav \(row 1\) for 3600 s, more than data\.clip_timeout"
+        WorkerTrouble, match=r"decoding hangs: .*001\.wav \(row 1\) for 3600 s, more than data\.clip_timeout"
     ):
-        _Watch(loader, workers).look()
-    suspended = _Watch(loader, workers)
+        WorkerWatch(loader, workers).check()
+    suspended = WorkerWatch(loader, workers)
     suspended.looked -= 3600.0
-    suspended.look()
-    suspended.look()
+    suspended.check()
+    suspended.check()
 
 
 def test_a_row_that_cannot_be_read_is_no_longer_in_hand(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_it_is_told_in_words() -> None:
     assert published.words() == "mean logits of 10 clips of 2 s, as in X"
     assert published.words("probabilities") == "mean probabilities of 10 clips of 2 s", "X averages logits"
     assert published.words("features") == "mean features of 10 clips of 2 s"
-    assert published.told("features") == "10 clips of 2 s, features averaged"
+    assert published.description("features") == "10 clips of 2 s, features averaged"
     assert ClipProtocol(2.0, 1, "logits", "X").words("features") == "centre clip of 2 s, as in X"
 
 

@@ -18,13 +18,13 @@ from test_shards_write import clocks, made
 import mast
 from avssl.checkpoint import read_checkpoint
 from avssl.commands import one_line
+from avssl.commands.extract_audio import extract_all
 from avssl.data.datasets import build_manifest
-from avssl.data.extraction import extract_all
 from avssl.data.media import MediaError, probe, read_audio
 from avssl.data.media import write as media_write
 from avssl.data.media.pool import run_all
 from avssl.data.shards import write
-from avssl.data.shards.encode import Job, Made, make
+from avssl.data.shards.encode import EncodingResult, Job, write_sample
 from avssl.data.shards.index import verify
 from avssl.errors import is_of_machine, machine_error
 from avssl.evaluation.plots import drawn
@@ -35,17 +35,17 @@ def full(path: str | None = None) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-def make_on_a_full_disk(job: Job) -> Made:
-    """`make`, except that a file of the fourth video cannot be written while the disk is full."""
+def make_on_a_full_disk(job: Job) -> EncodingResult:
+    """`write_sample`, except that a file of the fourth video cannot be written while the disk is full."""
     if Path(job.path).name == "3.mp4" and (Path(job.path).parent / "full").exists():
         raise full(job.part)
-    return make(job)
+    return write_sample(job)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_disk_that_is_full_for_a_moment_blames_no_file_of_a_cache(tmp_path: Path, monkeypatch, workers: int) -> None:
     manifest = clocks(tmp_path / "media", 5)
-    monkeypatch.setattr(write, "make", make_on_a_full_disk)
+    monkeypatch.setattr(write, "write_sample", make_on_a_full_disk)
     (tmp_path / "media" / "full").touch()
     with pytest.raises(OSError, match="No space left") as raised:
         made(manifest, tmp_path / "cache", workers=workers)

@@ -8,7 +8,7 @@ import pytest
 from media_factory import noise, place_of, tone, write_media
 
 from avssl.data.media import MediaError, MediaFile, probe, read_audio
-from avssl.data.media.audio import cancels
+from avssl.data.media.audio import channels_cancel
 from avssl.data.media.stream import stream_audio
 
 SOUND_FORMATS = {  # extension -> codec, sample rate
@@ -293,7 +293,7 @@ def test_channels_that_cancel(tmp_path):
     ):
         path = write_media(tmp_path / f"{name}.wav", video_codec=None, audio_codec="pcm_f32le",
                            layout="stereo" if len(channels) == 2 else "mono", waveform=np.stack(channels))  # fmt: skip
-        assert cancels(path) is expected, name
+        assert channels_cancel(path) is expected, name
     assert np.abs(read_audio(tmp_path / "inverted.wav").waveform).max() == 0.0
     assert np.abs(read_audio(tmp_path / "inverted.wav", channel=0).waveform).max() > 0.1
 

@@ -10,6 +10,7 @@ import pytest
 from media_factory import noise, numbered_frame, write_media
 
 from avssl.data.media import MediaError, MediaFile, packets, read_audio, read_frames, video
+from avssl.data.media.container import open_media
 
 
 def coded(path: Path, codec: str, options: dict[str, str], gop: int = 12, seconds: float = 4.0) -> Path:
@@ -45,7 +46,7 @@ def test_every_span_gives_what_decoding_all_gives(tmp_path: Path, name: str, mon
     with av.open(str(path)) as container:
         every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert len(every) == 100
-    monkeypatch.setattr(video, "_read_with_pyav", lambda *_: pytest.fail("not by packets"))
+    monkeypatch.setattr(video, "read_with_pyav", lambda *_: pytest.fail("not by packets"))
     rng = np.random.default_rng(1)
     with MediaFile(path) as file:
         for indices in ([0], [99], list(range(100)), *(rng.integers(0, 100, 4) for _ in range(12))):
@@ -75,12 +76,13 @@ def test_real_files_give_what_decoding_all_gives(real_data: Path) -> None:
         try:
             with MediaFile(path) as file:
                 starts = file.frame_starts(0.0, 2.0)
-                if file._container.format.name not in video.TIMED:
-                    continue
+                with open_media(path) as opened:
+                    if opened.format.name not in video.TIMED:
+                        continue
                 rng = np.random.default_rng(0)
                 for low, high in ((starts[0], starts[-1]), (starts[-1] * 2 / 3, starts[-1]), (starts[-1], starts[-1])):
                     wanted = np.maximum(rng.uniform(low, high, 4), 0.0)
-                    expected = video._read_with_pyav(path, wanted, file.frame_size(), ways=("all",))
+                    expected = video.read_with_pyav(path, wanted, file.frame_size(), ways=("all",))
                     assert np.abs(file.frames(wanted).astype(int) - expected).mean() < 1.0, (path.name, wanted)
             read += 1
         except MediaError as error:
@@ -91,13 +93,13 @@ def test_real_files_give_what_decoding_all_gives(real_data: Path) -> None:
 def test_only_what_is_wanted_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = coded(tmp_path / "a.mp4", "libx264", {"x264-params": "scenecut=0"}, gop=10)
     sent: list[int] = []
-    decode = packets._decode
+    decode = packets.decode_run
 
     def counting(stream, run, wanted):
         sent.append(len(run))
         return decode(stream, run, wanted)
 
-    monkeypatch.setattr(packets, "_decode", counting)
+    monkeypatch.setattr(packets, "decode_run", counting)
     read_frames(path, [2.0])  # frame 50, a keyframe
     assert sent == [1]
     sent.clear()

@@ -252,7 +252,7 @@ def test_pictures_that_grow_within_the_file_are_not_decoded(codec: str, tmp_path
                 made.mux(packet)
     limited(Limits(max_pixels=512 * 512))
     seen: list[int] = []
-    monkeypatch.setattr(video_module, "_read_with_decord", lambda *_: pytest.fail("decord has no limit"))
+    monkeypatch.setattr(video_module, "read_with_decord", lambda *_: pytest.fail("decord has no limit"))
     monkeypatch.setattr(video_module, "upright", lambda image, frame: seen.append(frame.width) or image)
     frames = read_frames(grown, [0.05, 0.45, 0.85], size=32)
     assert frames.shape == (3, 32, 32, 3) and set(seen) == {48}

@@ -108,14 +108,14 @@ def test_a_seek_in_an_avi_with_empty_chunks_shifts_nothing(tmp_path) -> None:
 
 @pytest.mark.parametrize("gop", [12, 60])
 @pytest.mark.parametrize(
-    ("container", "codec"), [(c, codec) for c, codecs in video._FOR_DECORD.items() for codec in sorted(codecs)]
+    ("container", "codec"), [(c, codec) for c, codecs in video.FOR_DECORD.items() for codec in sorted(codecs)]
 )
 def test_decord_is_exact_where_it_reads(tmp_path, container, codec, gop, monkeypatch) -> None:
     pytest.importorskip("decord")
     path = written(tmp_path / f"a.{container}", codec, {}, gop, "libmp3lame" if gop == 12 else None)
-    monkeypatch.setattr(video, "_read_with_pyav", lambda *_, **__: pytest.fail("decord should have read it"))
+    monkeypatch.setattr(video, "read_with_pyav", lambda *_, **__: pytest.fail("decord should have read it"))
     with open_media(path) as opened:
-        assert find_video(opened, path).codec_context.name in video._FOR_DECORD[container]
+        assert find_video(opened, path).codec_context.name in video.FOR_DECORD[container]
     with MediaFile(path) as file:
         assert wrong_frames(file, first_start(path)) == {}
 

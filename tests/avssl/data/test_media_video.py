@@ -22,7 +22,7 @@ def reader(request, monkeypatch):
     if request.param == "pyav":
         monkeypatch.setattr(video, "TIMED", set())
     else:
-        monkeypatch.setattr(video, "_read_with_pyav", lambda *_: pytest.fail("the packets should have told"))
+        monkeypatch.setattr(video, "read_with_pyav", lambda *_: pytest.fail("the packets should have told"))
     return request.param
 
 
@@ -96,7 +96,7 @@ if sys.argv[1] == "blocked":
 from avssl.data.media import MediaFile, video
 assert "decord" not in sys.modules or sys.modules["decord"] is None, "decord is loaded at first use only"
 if sys.argv[1] != "blocked":
-    video._read_with_pyav = None
+    video.read_with_pyav = None
 with MediaFile(sys.argv[2]) as file:
     np.save(sys.argv[3], file.frames([0.0, 0.5, 1.0, 1.9], 40))
 """
@@ -142,7 +142,7 @@ def test_decord_is_asked_for_only_where_it_has_a_build():
 def test_decord_failing_is_only_a_debug_message(tmp_path, monkeypatch, caplog):
     pytest.importorskip("decord")
     path = write_media(tmp_path / "a.avi", video_codec="mjpeg", audio_codec=None)
-    monkeypatch.setattr(video, "_read_with_decord", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(video, "read_with_decord", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with caplog.at_level(logging.DEBUG, logger="avssl"):
         read_frames(path, [0.0])
     assert [record.levelname for record in caplog.records] == ["DEBUG"] and "broken" in caplog.text

@@ -134,7 +134,7 @@ def test_where_the_system_does_not_kill_a_thread_does(monkeypatch: pytest.Monkey
     monkeypatch.setattr(processes.sys, "platform", "elsewhere")
     monkeypatch.setattr(processes, "parent_process", lambda: SimpleNamespace(sentinel=reader))
     monkeypatch.setattr(processes.os, "_exit", ended.put)
-    processes._end_with_parent()
+    processes.end_with_parent()
     assert ended.empty()
     os.close(writer)
     assert ended.get(timeout=60) == 1

@@ -97,16 +97,16 @@ def test_a_copy_with_other_times_is_the_same_data_and_a_replaced_file_in_it_is_n
 
 def test_a_cache_stops_at_a_replaced_file_and_the_next_run_has_the_new_one(tmp_path: Path, monkeypatch) -> None:
     manifest = clocks(tmp_path / "media", 5)
-    make, count = write.make, 0
+    make, count = write.write_sample, 0
 
-    def replacing(job: write.Job) -> write.Made:
+    def replacing(job: write.Job) -> write.EncodingResult:
         nonlocal count
         count += 1
         if count == 3:
             os.utime(job.path, ns=(0, 10**18))
         return make(job)
 
-    monkeypatch.setattr(write, "make", replacing)
+    monkeypatch.setattr(write, "write_sample", replacing)
     with pytest.raises(DataError, match=r"\.mp4: file changed since the scan"):
         made(manifest, tmp_path / "out")
     report = made(scan(manifest, workers=0, progress=False), tmp_path / "out")

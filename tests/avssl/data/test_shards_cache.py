@@ -15,11 +15,11 @@ from lightning_fabric import Fabric
 from PIL import Image
 from shard_samples import make_data
 
+from avssl.commands.extract_audio import extract_all
 from avssl.commands.prepare import PrepareOptions, prepare
 from avssl.config import DataConfig
 from avssl.data.catalog import find_entry, open_data
 from avssl.data.clips import ClipDataset, Item
-from avssl.data.extraction import extract_all
 from avssl.data.failures import DataError
 from avssl.data.loader import make_train_loader
 from avssl.data.loaders import Loaders
@@ -28,9 +28,8 @@ from avssl.data.media import MediaError, read_audio
 from avssl.data.shards import encode
 from avssl.data.shards.encode import Settings
 from avssl.data.shards.index import about_of, verify
-from avssl.data.shards.layout import Address
 from avssl.data.shards.sample import open_source
-from avssl.data.shards.store import Store
+from avssl.data.shards.store import Address, Store
 from avssl.data.shards.write import plan, write_cache
 from avssl.data.spans import frame_times
 from avssl.data.splits import open_splits
@@ -366,12 +365,12 @@ def test_frames_asked_for_are_all_that_is_read(folder: Path, monkeypatch: pytest
     row = open_data(str(folder)).row(0)
     with open_source(row.path) as sample:
         read: list[int] = []
-        original = sample._store.read  # type: ignore[union-attr]
-        monkeypatch.setattr(sample._store, "read", lambda *args: read.append(args[2]) or original(*args))  # type: ignore[union-attr]
+        original = sample.store.read  # type: ignore[union-attr]
+        monkeypatch.setattr(sample.store, "read", lambda *args: read.append(args[2]) or original(*args))  # type: ignore[union-attr]
         span = dataset(open_data(str(folder)), mode="center").spans(row, np.random.default_rng(0))[0]
         sample.frames(frame_times(span, 4), 32)
         sample.audio(span.start, span.available)
-        assert len(read) == 1 + 4 + 1 and sum(read) < sample._address.size / 3  # type: ignore[union-attr]
+        assert len(read) == 1 + 4 + 1 and sum(read) < sample.address.size / 3  # type: ignore[union-attr]
 
 
 def test_loading_resumes_in_mid_epoch_and_does_not_depend_on_workers(folder: Path) -> None:

@@ -56,12 +56,12 @@ from avssl.data.manifest import Manifest
 from avssl.data.shards import write
 from avssl.data.shards.encode import Settings
 
-make = write.make
+make = write.write_sample
 def slowly(job):
     time.sleep(0.15)
     return make(job)
 
-write.make = slowly
+write.write_sample = slowly
 manifest = Manifest.load(sys.argv[1])
 write.write_cache(manifest, sys.argv[2], Settings(short_side=32), samples_per_shard=2, workers=0, name="clocks")
 """
@@ -92,15 +92,15 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path: Path) -> 
 
 def test_samples_of_an_unfinished_shard_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = clocks(tmp_path / "media", 5)
-    original, keys = write.make, []
+    original, keys = write.write_sample, []
 
-    def stopping(job: write.Job) -> write.Made:
+    def stopping(job: write.Job) -> write.EncodingResult:
         if len(keys) == 3:
             raise KeyboardInterrupt
         keys.append(job.key)
         return original(job)
 
-    monkeypatch.setattr(write, "make", stopping)
+    monkeypatch.setattr(write, "write_sample", stopping)
     with pytest.raises(KeyboardInterrupt):
         made(manifest, tmp_path / "out")
     encoded: list[str] = []
@@ -108,7 +108,7 @@ def test_samples_of_an_unfinished_shard_are_not_made_again(tmp_path: Path, monke
 
     plain = encode.encode
     monkeypatch.setattr(encode, "encode", lambda job: encoded.append(job.key) or plain(job))
-    monkeypatch.setattr(write, "make", original)
+    monkeypatch.setattr(write, "write_sample", original)
     made(manifest, tmp_path / "out")
     assert len(encoded) == 2 and not set(encoded) & set(keys)
 
@@ -303,7 +303,7 @@ def test_threads_share_a_store_whose_files_take_turns(tmp_path: Path, monkeypatc
 
 def test_a_second_cache_into_the_same_folder_is_refused_while_one_is_written(tmp_path: Path, monkeypatch) -> None:
     manifest = clocks(tmp_path / "media", 3)
-    finish, refused = write._finish, []
+    finish, refused = write.finish_shard, []
 
     def with_a_rival(*args: object) -> dict[str, object]:
         if not refused:
@@ -312,7 +312,7 @@ def test_a_second_cache_into_the_same_folder_is_refused_while_one_is_written(tmp
             refused.append(error)
         return finish(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(write, "_finish", with_a_rival)
+    monkeypatch.setattr(write, "finish_shard", with_a_rival)
     assert made(manifest, tmp_path / "cache").samples == 3
     assert refused and not verify(str(tmp_path / "cache"), progress=False)
 

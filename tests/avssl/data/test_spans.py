@@ -203,7 +203,7 @@ def test_a_run_counts_clips_that_would_be_padding(root: Path, tmp_path: Path, ca
 def test_a_deep_look_calls_none_of_them_corrupt(root: Path, tmp_path: Path) -> None:
     options = PrepareOptions(str(root), tmp_path / "deep.parquet", workers=0, deep=True, clip_seconds=1.0)
     report = prepare(options, lambda line: None)
-    found = {name: ill["clips"] for name, ill in report["ills"].items() if ill["clips"]}
+    found = {name: finding["clips"] for name, finding in report["findings"].items() if finding["clips"]}
     assert report["errors"] == {} and found == {"apart": 1}
 
 

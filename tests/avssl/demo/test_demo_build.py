@@ -138,16 +138,16 @@ def test_what_was_stopped_is_not_taken_for_another_recipe(tmp_path: Path, monkey
 def test_the_loser_of_a_race_keeps_the_winner_s_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"pretrain": 1, "train_per_class": 0, "test_per_class": 0, "workers": 0}
     root = tmp_path / "demo"
-    fill = demo_build._fill
+    fill = demo_build.make_missing_clips
 
     def fill_while_a_rival_finishes(*args: object) -> None:
         fill(*args)
-        monkeypatch.setattr(demo_build, "_fill", fill)
+        monkeypatch.setattr(demo_build, "make_missing_clips", fill)
         (tmp_path / "rival").mkdir()
         build_demo(tmp_path / "rival" / "demo", **sizes).rename(root)
         (tmp_path / "rival").rmdir()
 
-    monkeypatch.setattr(demo_build, "_fill", fill_while_a_rival_finishes)
+    monkeypatch.setattr(demo_build, "make_missing_clips", fill_while_a_rival_finishes)
     monkeypatch.setattr(demo_build, "hold", lambda *_, **__: contextlib.nullcontext())  # on a disk without locks
     assert ensure_demo(root, **sizes) == root
     assert len(demo_rows(root)[0]) == 1
@@ -162,7 +162,7 @@ def test_who_waited_for_another_builder_takes_its_set(tmp_path: Path, monkeypatc
     def after_another(*args: Any, **options: Any) -> Iterator[None]:
         monkeypatch.setattr(demo_build, "hold", hold)
         build_demo(*args[:1], **sizes)
-        monkeypatch.setattr(demo_build, "_fill", lambda *_: filled.append("twice"))
+        monkeypatch.setattr(demo_build, "make_missing_clips", lambda *_: filled.append("twice"))
         with hold(*args, **options):
             yield
 

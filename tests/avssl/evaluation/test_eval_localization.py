@@ -7,13 +7,13 @@ from sklearn.metrics import auc
 from avssl.evaluation.localization import (
     HeatExample,
     best_iou,
-    centre_heat,
+    centre_map,
     consensus_iou,
     heat_maps,
-    hottest_half,
     localization_metrics,
     points_inside,
     success_area,
+    top_half,
 )
 
 
@@ -39,13 +39,13 @@ def random_case(seed: int, side: int = 9) -> tuple[np.ndarray, np.ndarray]:
 def test_iou_is_the_references(side: int) -> None:
     for seed in range(20):
         heat, truth = random_case(seed, side)
-        assert consensus_iou(hottest_half(heat), truth) == pytest.approx(reference_iou(heat, truth), rel=1e-12)
+        assert consensus_iou(top_half(heat), truth) == pytest.approx(reference_iou(heat, truth), rel=1e-12)
 
 
 def test_a_flat_map_takes_all() -> None:
     truth = np.zeros((4, 4), bool)
     truth[:1] = True
-    assert consensus_iou(hottest_half(np.ones((4, 4))), truth) == 0.25
+    assert consensus_iou(top_half(np.ones((4, 4))), truth) == 0.25
 
 
 def test_the_numbers_are_the_references() -> None:
@@ -63,15 +63,15 @@ def test_no_half_of_the_picture_beats_the_best() -> None:
     for seed in range(20):
         _, truth = random_case(seed)
         perfect = truth.astype(float) + 1e-3 * np.random.default_rng(seed).random(truth.shape)
-        assert consensus_iou(hottest_half(perfect), truth) == pytest.approx(best_iou(truth))
+        assert consensus_iou(top_half(perfect), truth) == pytest.approx(best_iou(truth))
 
 
 def test_pointing_and_the_centre() -> None:
     truth = np.zeros((5, 5), bool)
     truth[2, 2] = True
-    assert points_inside(centre_heat(5), truth)
-    assert not points_inside(-centre_heat(5), truth)
-    assert centre_heat(5)[2, 2] > centre_heat(5)[2, 3] > centre_heat(5)[0, 0]
+    assert points_inside(centre_map(5), truth)
+    assert not points_inside(-centre_map(5), truth)
+    assert centre_map(5)[2, 2] > centre_map(5)[2, 3] > centre_map(5)[0, 0]
 
 
 def test_an_empty_truth_is_refused() -> None:

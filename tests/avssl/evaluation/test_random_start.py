@@ -14,7 +14,7 @@ import mast
 from avssl.commands.finetune import finetune
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, RuntimeConfig, WandbConfig
 from avssl.data.manifest import Manifest
-from avssl.evaluation.random_start import compare_starts
+from avssl.evaluation.random_start import compare_with_random_start
 from avssl.evaluation.result import FILE, write_predictions
 from avssl.evaluation.statistics import mcnemar
 
@@ -117,7 +117,7 @@ def rows(**columns: list[str]) -> Manifest:
 def test_clips_of_their_own_are_compared_by_mcnemar_whatever_their_order(tmp_path) -> None:
     ours, theirs = np.arange(24) < 20, np.arange(24) < 9
     random = run_of(tmp_path, theirs[::-1], TRUTH[::-1], CLIPS[::-1])
-    found = compare_starts(CLIPS, {"label": answers(ours)}, {"label": TRUTH}, rows(), random)
+    found = compare_with_random_start(CLIPS, {"label": answers(ours)}, {"label": TRUTH}, rows(), random)
     right, told = mcnemar(ours, theirs), found.details["heads"]["label"]
     assert found.details["verdict"] == "helps"
     assert (told["difference"], told["low"], told["high"], told["p"]) == (right.value, right.low, right.high, right.p)
@@ -129,7 +129,9 @@ def test_clips_of_one_speaker_count_as_one(tmp_path) -> None:
     """Eleven clips more are right, but all of them are of one of three speakers."""
     ours, theirs = np.arange(24) < 20, np.arange(24) < 9
     speakers = rows(speaker=["a"] * 8 + ["b"] * 12 + ["c"] * 4)
-    found = compare_starts(CLIPS, {"label": answers(ours)}, {"label": TRUTH}, speakers, run_of(tmp_path, theirs))
+    found = compare_with_random_start(
+        CLIPS, {"label": answers(ours)}, {"label": TRUTH}, speakers, run_of(tmp_path, theirs)
+    )
     told = found.details["heads"]["label"]
     assert found.details["verdict"] == "no difference" and told["low"] < 0 < told["high"]
     assert "3 groups of 24 clips" in told["test"]
@@ -139,7 +141,7 @@ def test_several_labels_a_clip_are_compared_by_map(tmp_path) -> None:
     truth = np.stack([TRUTH, 1 - TRUTH], axis=1).astype(np.float32)
     good, bad = truth + 0.0, np.random.default_rng(0).random((24, 2))
     write_predictions(tmp_path / FILE, CLIPS, {"tags": bad}, {"tags": truth})
-    found = compare_starts(CLIPS, {"tags": good}, {"tags": truth}, rows(), tmp_path)
+    found = compare_with_random_start(CLIPS, {"tags": good}, {"tags": truth}, rows(), tmp_path)
     told = found.details["heads"]["tags"]
     assert told["metric"] == "mAP" and told["pretrained"] == 1 > told["random"] and told["low"] > 0
 
@@ -147,4 +149,4 @@ def test_several_labels_a_clip_are_compared_by_map(tmp_path) -> None:
 def test_other_labels_of_the_same_clips_are_refused(tmp_path) -> None:
     random = run_of(tmp_path, TRUTH == 0, 1 - TRUTH)
     with pytest.raises(ValueError, match="other labels of 'label'"):
-        compare_starts(CLIPS, {"label": answers(TRUTH == 0)}, {"label": TRUTH}, rows(), random)
+        compare_with_random_start(CLIPS, {"label": answers(TRUTH == 0)}, {"label": TRUTH}, rows(), random)

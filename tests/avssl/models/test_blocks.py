@@ -109,8 +109,8 @@ def test_kernels_are_compared_before_compiled_code_uses_them(monkeypatch: pytest
     from mast.fast import comparison
 
     compared = []
-    monkeypatch.setattr(comparison, "_compare", lambda block, way: compared.append(way) or "")
-    comparison._results.clear()
+    monkeypatch.setattr(comparison, "compare", lambda block, way: compared.append(way) or "")
+    comparison.known_differences.clear()
     model = mast.create_model("mast_pico", depths=[1], q_strides=[[1, 1]], kv_strides=[[2, 4]])
     prepare_encoders(RuntimeConfig(compile=True), Fabric(accelerator="cuda", devices=1), model)
     assert "cuda" in compared

@@ -175,7 +175,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(cuda, "pool3d", counted, raising=False)
     monkeypatch.setattr(cuda, "usable", lambda x, dim: True)
-    monkeypatch.setattr(mvit, "_differences", {})
+    monkeypatch.setattr(mvit, "known_differences", {})
     return calls
 
 

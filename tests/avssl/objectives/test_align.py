@@ -7,8 +7,8 @@ import torch
 from objective_steps import Grid, GridStep
 from torch import Tensor
 
+from avssl.objectives.fine_grained import Align
 from avssl.objectives.functional import segment_means
-from avssl.objectives.segments import Align
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from objective_steps import Grid, GridStep
 
-from avssl.objectives.localize import Localize
+from avssl.objectives.fine_grained import Localize
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])

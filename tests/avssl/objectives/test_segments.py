@@ -5,7 +5,7 @@ import torch
 from objective_steps import Grid, GridStep
 
 from avssl.objectives import Shapes
-from avssl.objectives.segments import Segments
+from avssl.objectives.fine_grained import Segments
 
 SMALL = Shapes(joint=3, audio=3, video=3, clips=4, audio_stride=(2, 4))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from objective_steps import FixedStep, exact_batch, exact_task
 
-from avssl.objectives.sync import Sync
+from avssl.objectives.fine_grained import Sync
 
 
 def numpy_sync(audio, video, index, start, temperature: float, max_overlap: float) -> tuple[float, float]:

@@ -19,7 +19,8 @@ from avssl.data.batch import Batch
 from avssl.data.failures import FailureMonitor
 from avssl.errors import LostProcessError, NonFiniteError
 from avssl.tracking import read_rows
-from avssl.training.engine import Engine, Task
+from avssl.training.engine import Engine
+from avssl.training.task import Task
 
 
 def test_trains_and_logs(tmp_path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from avssl.config import AudioConfig, FinetuneConfig, PretrainConfig, VideoConfig, resolve
 from avssl.training import checks
-from avssl.training.checks import macs_of_clip, macs_per_second, tell_long_run
+from avssl.training.checks import macs_of_clip, macs_per_second, warn_of_long_run
 from avssl.training.initialization import complete_finetuning, complete_pair
 from mast.complexity import measure
 
@@ -29,10 +29,10 @@ def test_a_gpus_recipe_is_told_before_it_starts_and_a_short_run_is_not(monkeypat
     large = complete_pair(resolve(PretrainConfig, [], ["large"]))
     small = complete_pair(resolve(PretrainConfig, [], ["small"]))
     with caplog.at_level(logging.WARNING):
-        assert tell_long_run(small, 10_000, 4.0) < 3600
+        assert warn_of_long_run(small, 10_000, 4.0) < 3600
         assert not caplog.records
-        seconds = tell_long_run(large, 300_000, 10.0)
-        tell_long_run(small, 3_000_000, 4.0)
+        seconds = warn_of_long_run(large, 300_000, 10.0)
+        warn_of_long_run(small, 3_000_000, 4.0)
     assert 15 * 86400 < seconds < 30 * 86400  # 300 000 clips of about 100 GMAC, thrice for a step, at 50 GMAC a second
     first, second = (record.message for record in caplog.records)
     assert f"about {seconds / 86400:.0f} days (an estimate" in first and "--config small is for a CPU" in first

@@ -70,9 +70,9 @@ def engine_of(task: type, folder: Path, graphs: bool, monkeypatch: pytest.Monkey
 
 def with_graphs(engine: Engine) -> None:
     engine.finite.later = True
-    optimizer = engine.optimizer._optimizer
+    optimizer = engine.optimizer.optimizer
     engine.graphs = GraphedStep(
-        engine.fabric, engine.raw_task, optimizer, engine.finite, engine._gradient_norm, record=Taped
+        engine.fabric, engine.raw_task, optimizer, engine.finite, engine.gradient_norm, record=Taped
     )
 
 
@@ -180,7 +180,7 @@ def test_the_frontend_is_compiled_in_its_graph_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *x: (calls.append(len(x[0])), function(*x))[1])
     engines = [engine_of(Listening, tmp_path / str(graphs), False, monkeypatch) for graphs in (False, True)]
     task = engines[1].raw_task
-    parts = (engines[1].fabric, task, engines[1].optimizer._optimizer, engines[1].finite, engines[1]._gradient_norm)
+    parts = (engines[1].fabric, task, engines[1].optimizer.optimizer, engines[1].finite, engines[1].gradient_norm)
     engines[1].graphs = GraphedStep(*parts, task.frontend, record=Taped)
     for engine in engines:
         for number, size in enumerate((4, 4, 3, 4)):

@@ -23,7 +23,7 @@ from avssl.training import launch
 def test_bfloat16_on_a_processor_without_it_is_warned_of(
     precision: str, able: bool, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "_has_bfloat16", lambda: able)
+    monkeypatch.setattr(launch, "has_bfloat16", lambda: able)
     with caplog.at_level(logging.WARNING, logger="avssl"):
         fabric = launch.launch_single(RuntimeConfig(accelerator="cpu", precision=precision), 0, 0)
     assert fabric.device.type == "cpu"

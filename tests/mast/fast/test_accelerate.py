@@ -155,7 +155,7 @@ def test_random_numbers_and_gradients_stay_as_they_were(x: Tensor, monkeypatch: 
     model = mast.accelerate(small(drop_path=0.5), "reference")
     model(x).sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    monkeypatch.setattr(comparison, "_results", {})
+    monkeypatch.setattr(comparison, "known_differences", {})
     state = torch.get_rng_state()
     with torch.inference_mode():
         mast.accelerate(model)
@@ -166,8 +166,8 @@ def test_random_numbers_and_gradients_stay_as_they_were(x: Tensor, monkeypatch: 
 
 def test_a_comparison_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     model, threads, seen = mast.accelerate(small(), "reference"), torch.get_num_threads(), set()
-    monkeypatch.setattr(comparison, "_results", {})
-    monkeypatch.setattr(comparison, "_differing", lambda *found: seen.add(torch.get_num_threads()) or "")
+    monkeypatch.setattr(comparison, "known_differences", {})
+    monkeypatch.setattr(comparison, "differing", lambda *found: seen.add(torch.get_num_threads()) or "")
     torch.set_num_threads(2)
     try:
         mast.accelerate(model)
@@ -179,8 +179,8 @@ def test_a_comparison_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_comparison_sees_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(depths=(2, 1, 2, 1))
     seen: list[str] = []
-    monkeypatch.setattr(comparison, "_results", {})
-    monkeypatch.setattr(comparison, "_compare", lambda block, way: seen.append(way) or "")
+    monkeypatch.setattr(comparison, "known_differences", {})
+    monkeypatch.setattr(comparison, "compare", lambda block, way: seen.append(way) or "")
     mast.accelerate(model)
     mast.accelerate(copy.deepcopy(model))
     assert sorted(seen) == ["cpu"] * 5 + ["operators"] * 5 and len(model.blocks) == 6  # the first two are of a kind
@@ -198,7 +198,7 @@ def test_a_first_call_within_a_checkpoint(x: Tensor, monkeypatch: pytest.MonkeyP
     model = small().train()
     expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
     twin = pickle.loads(pickle.dumps(model))
-    monkeypatch.setattr(comparison, "_results", {})  # as in a new process
+    monkeypatch.setattr(comparison, "known_differences", {})  # as in a new process
     out = torch.utils.checkpoint.checkpoint(twin, x, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), list(twin.parameters())), expected)
 
@@ -215,7 +215,7 @@ def test_backends_are_named() -> None:
 def test_a_backend_that_cannot_be_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="backend='gpu' must be one of auto, reference, cpu, cuda"):
         mast.accelerate(small(), "gpu")  # type: ignore[arg-type]
-    monkeypatch.setattr(cuda, "_INSTALLED", False)
+    monkeypatch.setattr(cuda, "fits", lambda dim: False)
     with pytest.raises(RuntimeError, match="backend=cuda"):
         mast.accelerate(small(), "cuda")
     monkeypatch.setenv("MAST_NATIVE", "0")
@@ -226,10 +226,13 @@ def test_a_backend_that_cannot_be_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 def test_half_precision_is_judged_by_the_rounding_of_the_plain_code(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     for block in model.blocks:
-        exact = comparison._sample(block)
+        exact = comparison.sample_block(block)
         fast = mast.accelerate(copy.deepcopy(exact))
-        tokens = comparison._input(block)
-        found = [comparison._run(each, tokens, half) for each, half in ((exact, False), (fast, True), (exact, True))]
+        tokens = comparison.sample_input(block)
+        found = [
+            comparison.values_and_gradients(each, tokens, half)
+            for each, half in ((exact, False), (fast, True), (exact, True))
+        ]
         assert comparison.differing_in_half(*found) == ""
         wrong = {name: -value if name.startswith("gradient of attn.qkv") else value for name, value in found[1].items()}
         assert "differ in the gradient" in comparison.differing_in_half(found[0], wrong, found[2])

@@ -67,7 +67,7 @@ def assert_gradients_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) 
 # Tiles of several heads; parts of a head with a rest; one query.
 @pytest.mark.parametrize(("frames", "tile"), [(64, 2**17), (64, 300), (75, 2**17), (75, 300), (40, 1), (300, 2**17)])
 def test_fused_equals_plain_in_float64(frames: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_TILE_SCORES", tile)
+    monkeypatch.setattr(fused, "TILE_SCORES", tile)
     model, x = small(), torch.randn(3, 1, 128, frames)
     exact = copy.deepcopy(model).double()
     logits, expected = model(x), exact(x.double())
@@ -95,7 +95,7 @@ def test_the_whole_of_mast_base_equals_its_plain_operators(monkeypatch: pytest.M
 def test_bfloat16_is_as_exact_as_the_plain_operators(
     width: int, frames: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "_TILE_SCORES", tile)
+    monkeypatch.setattr(fused, "TILE_SCORES", tile)
     model, x = small(embed_dim=width), torch.randn(3, 1, 128, frames)
     nn.init.normal_(model.head.weight)
     exact = copy.deepcopy(model).double()

@@ -155,11 +155,11 @@ def test_an_empty_batch(model: nn.Module) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_log_mel_does_not_depend_on_the_default_dtype() -> None:
-    native._sums_like_torch.cache_clear()
+    native.sums_like_torch.cache_clear()
     torch.set_default_dtype(torch.float32)
     frontend, waveform = mast.LogMel(), torch.randn(2, 8000)
     expected = frontend(waveform)
-    native._sums_like_torch.cache_clear()
+    native.sums_like_torch.cache_clear()
     torch.set_default_dtype(torch.float64)
     found = frontend(waveform)
     assert found.dtype == torch.float32 and torch.equal(found, expected)

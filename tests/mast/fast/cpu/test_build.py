@@ -36,7 +36,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr(build, "loaded", {})
 
 
 def libraries(tmp_path: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def test_a_change_of_source_header_or_flags_builds_another(
 def test_a_broken_library_in_the_cache_is_replaced(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = tmp_path / "cache" / f"seven-{build._key(sources / 'seven.cpp', build._command(()))}.so"
+    library = tmp_path / "cache" / f"seven-{build.cache_key(sources / 'seven.cpp', build.compile_command(()))}.so"
     library.parent.mkdir(mode=0o700)
     library.write_bytes(b"cut short")
     assert build.load("seven").number() == 7

@@ -9,9 +9,9 @@ from forked_tools import ForkedTools
 from media_factory import noise, write_media
 
 from avssl.commands import main
+from avssl.commands.extract_audio import SUMMARY, extract_all
 from avssl.data.clips import ClipDataset
 from avssl.data.datasets import build_manifest
-from avssl.data.extraction import SUMMARY, extract_all
 from avssl.data.failures import DataError
 from avssl.data.manifest import Manifest
 from avssl.data.media import probe, read_audio
