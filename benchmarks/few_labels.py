@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo-checkpoint", type=Path, help="pretraining run on the demo set; left out without it")
     parser.add_argument("--grid-checkpoint", type=Path, help="pretraining run on GRID; left out without it")
-    parser.add_argument("--grid", type=Path, help="folder of GRID")
+    parser.add_argument("--grid", type=Path, help="folder of GRID, its videos")
     parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"), help="folder of the runs")
     parser.add_argument("--steps", type=int, default=120, help="of a run, at least")
     parser.add_argument("--passes", type=int, default=8, help="over the share of the labels, at least")

@@ -297,18 +297,6 @@ def _evidence(results: Path) -> str:
     return evidence_table(*(json.loads(file.read_text()) for file in sorted(results.glob("evidence*.json")))) or NOTHING
 
 
-def _pretraining(results: Path) -> dict[str, Any] | None:
-    """All results of pretraining as one; where two have a row of the same run, that of the first file stays."""
-    found = [dict(json.loads(file.read_text())) for file in sorted(results.glob("pretraining*.json"))]
-    found = [result for result in found if "rows" in result]  # that of speed has none
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for result in found:
-        for row in result["rows"]:
-            rows.setdefault((row["data"], row["loss"], row["seed"]), row)
-    ordered = sorted(rows, key=lambda key: (key[0], key[1] != "recipe", *key[1:]))
-    return found[0] | {"rows": [rows[key] for key in ordered]} if found else None
-
-
 def _read(results: Path, name: str) -> dict[str, Any] | None:
     file = results / f"{name}.json"
     return dict(json.loads(file.read_text())) if file.is_file() else None
@@ -316,7 +304,7 @@ def _read(results: Path, name: str) -> dict[str, Any] | None:
 
 def few_labels_table(results: Path) -> str:
     """Linear probes and full fine-tuning on shares of the labels, random weights / pretrained ones."""
-    linear, full = _pretraining(results), _read(results, "few_labels")
+    linear, full = _read(results, "pretraining"), _read(results, "few_labels")
     lines = (few_label_lines(linear) if linear else []) + (full_few_label_lines(full) if full else [])
     return markdown(FEW_LABELS, lines) if lines else NOTHING
 
@@ -369,12 +357,12 @@ def _of(read: Callable[[Path], Any], made: Callable[[dict[str, Any]], str]) -> C
 TABLES: dict[str, Callable[[Path], str]] = {
     "mast-vs-ast": _evidence,
     "recipes": _of(lambda results: _read(results, "recipes"), recipes_table),
-    "pretraining": _of(_pretraining, pretraining_table),
+    "pretraining": _of(lambda results: _read(results, "pretraining"), pretraining_table),
     "few-labels": few_labels_table,
     "transfer": transfer_table,
     "shortcut": shortcut_table,
     "losses": losses_table,
-    "localization": _of(_pretraining, localization_table),
-    "robustness": _of(_pretraining, robustness_table),
+    "localization": _of(lambda results: _read(results, "pretraining"), localization_table),
+    "robustness": _of(lambda results: _read(results, "pretraining"), robustness_table),
     "costs": costs_table,
 }

@@ -136,12 +136,10 @@ def pretraining(tmp_path: Path) -> Path:
         return {"data": "demo", "loss": loss, "seed": seed, "metrics": metrics, "full": full, **more}
 
     rows = [row("recipe", 0, 0.4, revision="abc"), row("recipe", 1, 0.6, revision="def")]
-    rows += [row("infonce", 0, 0.3, revision="abc"), row("random", 0, 0.2, revision="abc")]
+    rows += [row("infonce", 0, 0.3, revision="abc"), row("infonce", 1, 0.5, revision="old")]
+    rows += [row("random", 0, 0.2, revision="abc")]
     result = {"benchmark": "pretraining", "machine": MACHINE}
     (tmp_path / "pretraining.json").write_text(json.dumps(result | {"rows": rows}))
-    earlier = [row("recipe", 1, 0.0, revision="old"), row("infonce", 1, 0.5, revision="old")]  # one was run again
-    (tmp_path / "pretraining_earlier.json").write_text(json.dumps(result | {"rows": earlier}))
-    (tmp_path / "pretraining_cuda.json").write_text(json.dumps({"benchmark": "pretraining", "runs": []}))
     return tmp_path
 
 
