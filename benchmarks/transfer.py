@@ -5,6 +5,7 @@
         --grid PATH --esc10 PATH --fsdd PATH --parallel 2 --output benchmarks/results
     python benchmarks/transfer.py --recipe plain "--objectives '[{name: infonce}]'" --recipe recipe "" ...
     python benchmarks/transfer.py --output benchmarks/results --table
+    python benchmarks/transfer.py --output benchmarks/results --label clips --plot docs/pays.png
 
 Every row is a set that is pretrained on with its own recipe, or with each ``--recipe`` over it; every column one that
 is fine-tuned on, with a linear and a full head, on shares of the labels. Random weights are of the same architecture,
@@ -25,6 +26,8 @@ from typing import Any
 import numpy as np
 from cells import ALONE, UNTRACKED, Cell, measure_all, measured, published, usage
 from common import describe_machine, settings_of, write_result
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator, PercentFormatter
 from result_tables import markdown, percent
 from transfer_probes import look_at_encoder, look_at_pair
 from transfer_setup import IDENTITY, MADE_OF, PLUGINS, SEEN, SETS, Study
@@ -34,6 +37,7 @@ from avssl.config import PretrainConfig
 from avssl.data.catalog import open_data
 from avssl.data.splits import open_splits
 from avssl.data.strata import row_groups
+from avssl.evaluation.plots import FAINT, class_style, new_figure, save, styled
 from avssl.evaluation.result import FILE as PREDICTIONS
 from avssl.evaluation.result import read_predictions
 from avssl.evaluation.statistics import Difference, holm, over_draws
@@ -144,6 +148,49 @@ def table(result: Row) -> str:
     return "\n\n".join(parts)
 
 
+def plot(result: Row, path: Path) -> None:
+    """Top-1 against the number that a recipe is named by, of clips for example: a line a share of the labels.
+
+    Raises:
+        ValueError: no recipe is named by a number.
+    """
+    rows = [row for row in result["comparisons"] if row["from"].partition("-")[0].isdigit()]
+    if not rows:
+        raise ValueError(f"{result['benchmark']}: no recipe is named by a number, such as --recipe 400 ...")
+    kinds = list(dict.fromkeys((row["column"], row["head"]) for row in rows))
+    figure = new_figure(5.6 * len(kinds), 3.8)
+    with styled():
+        for axes, (column, head) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            mine = [row for row in rows if (row["column"], row["head"]) == (column, head)]
+            for place, share in enumerate(sorted({row["share"] for row in mine})):
+                line = sorted((int(row["from"].partition("-")[0]), row) for row in mine if row["share"] == share)
+                colour, marker = class_style(place)
+                scores = np.array([row["pretrained"] for _, row in line])
+                axes.plot(
+                    [n for n, _ in line],
+                    scores.mean(1),
+                    marker=marker,
+                    color=colour,
+                    label=f"{share:.0%} of the labels",
+                )
+                axes.fill_between(
+                    [n for n, _ in line], scores.min(1), scores.max(1), color=colour, alpha=0.15, linewidth=0
+                )
+                axes.axhline(np.mean(line[0][1]["random"]), color=colour, linestyle="--", linewidth=1)
+            axes.set(title=f"{column}, {head} head", xlabel="clips that were pretrained on", ylabel="top-1")
+            axes.set_xscale("log")
+            numbers = sorted({int(row["from"].partition("-")[0]) for row in mine})
+            axes.set_xticks(numbers, [f"{n:,}" for n in numbers])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.set_ylim(0)
+            axes.grid(True, axis="y")
+        handles, labels = axes.get_legend_handles_labels()
+        handles.append(Line2D([], [], color=FAINT, linestyle="--", linewidth=1))
+        figure.legend(handles, [*labels, "random weights"], loc="outside lower center", ncols=len(handles), fontsize=8)
+    save(figure, path)
+
+
 def plan(study: Study, runs: Path, parallel: int) -> Iterator[str]:
     """Times short runs of every kind, a line each, and says at last what all runs together take."""
     runs = runs / "plan"
@@ -158,14 +205,15 @@ def plan(study: Study, runs: Path, parallel: int) -> Iterator[str]:
         minutes += study.draws * each
         yield f"{cell.name.rpartition(':')[0]}: {study.draws} x {each:.1f} min, {steps} steps of {step:.2f} s"
     for cell in first.tuning(runs):
-        if cell.about["draw"] or cell.about["share"] != max(study.shares) or cell.about["partner"] is None:
+        shares = study.shares_of(cell.about["head"])
+        if cell.about["draw"] or cell.about["share"] != max(shares) or cell.about["partner"] is None:
             continue  # random weights and small shares take no longer
         if cell.about["from"] != first.starts()[0][0]:
             continue
         full = cell.about["head"] == "full"
         fixed, step = _timed(cell, runs) if full else (_seconds(cell, (), runs), 0.0)
         each = (fixed + step * study.steps) / 60
-        count = study.draws * len(study.shares) * (len(study.starts()) + 1)
+        count = study.draws * len(shares) * (len(study.starts()) + 1)
         minutes += count * each
         yield f"{cell.about['column']}, {cell.about['head']}: {count} x {each:.1f} min"
     pretrainings, linear, full_count = study.count()
@@ -297,6 +345,7 @@ def arguments_of() -> argparse.ArgumentParser:
                         help="options of tools/pretrain.py over the set's recipe; default: recipe \"\"")  # fmt: skip
     parser.add_argument("--finetune", default="", metavar="OPTIONS", help="options of every tools/finetune.py")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.05, 0.1, 0.3, 1.0], help="of the labels")
+    parser.add_argument("--full-shares", type=float, nargs="+", help="of a full head; default: those of --shares")
     parser.add_argument("--heads", nargs="+", choices=("linear", "full"), default=["linear", "full"])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--steps", type=int, default=240, help="of a full fine-tuning, whatever its share")
@@ -307,6 +356,8 @@ def arguments_of() -> argparse.ArgumentParser:
     parser.add_argument("--plan", action="store_true", help="time short runs, print what all of it takes, and stop")
     parser.add_argument("--output", type=Path, help="folder for the JSON result; none by default")
     parser.add_argument("--label", default="", help="ends the result's name")
+    parser.add_argument("--plot", type=Path, metavar="FILE",
+                        help="draw a result in --output whose recipes are named by numbers, and stop")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print the tables of the result in --output and stop")
     return parser
 
@@ -315,10 +366,14 @@ def main() -> int:
     parser = arguments_of()
     args = parser.parse_args()
     name = "transfer" + (f"_{args.label}" if args.label else "")
-    if args.table:
+    if args.table or args.plot:
         if args.output is None:
-            parser.error("--table needs --output, the folder of transfer.json")
-        print(table(json.loads((args.output / f"{name}.json").read_text())))
+            parser.error("--table and --plot need --output, the folder of transfer.json")
+        known = json.loads((args.output / f"{name}.json").read_text())
+        if args.table:
+            print(table(known))
+        if args.plot:
+            plot(known, args.plot)
         return 0
     roots = {each: path for each in ("grid", "esc10", "fsdd") if (path := getattr(args, each))}
     for each in {MADE_OF.get(each, each) for each in (*args.rows, *args.columns)} - {"demo", "demo-sources", *roots}:
@@ -329,8 +384,8 @@ def main() -> int:
     for each, _ in args.options:
         if each not in SETS:
             parser.error(f"--options {each}: there is no such set; there are {', '.join(SETS)}")
-    if args.draws < 1 or not all(0 < share <= 1 for share in args.shares):
-        parser.error("--draws must be at least 1, --shares above 0 and at most 1")
+    if args.draws < 1 or not all(0 < share <= 1 for share in (*args.shares, *(args.full_shares or ()))):
+        parser.error("--draws must be at least 1, --shares and --full-shares above 0 and at most 1")
     for each in {*args.rows, *args.columns} & PLUGINS.keys():
         import_plugin(PLUGINS[each][1])
     study = Study(
@@ -340,6 +395,7 @@ def main() -> int:
         options={each: json.loads(text) for each, text in args.options},
         recipes=dict(args.recipe) or {"recipe": ""},
         shares=tuple(sorted(args.shares)),
+        full_shares=tuple(sorted(args.full_shares)) if args.full_shares else None,
         heads=tuple(args.heads),
         draws=args.draws,
         steps=args.steps,
@@ -350,7 +406,7 @@ def main() -> int:
         for line in plan(study, args.runs, args.parallel):
             print(line, flush=True)
         return 0
-    settings = {key: value for key, value in settings_of(args).items() if key not in ("runs", "table", "plan")}
+    settings = {key: value for key, value in settings_of(args).items() if key not in ("runs", "table", "plot", "plan")}
     head = {"benchmark": name, "machine": describe_machine(), "settings": settings, "identity": IDENTITY}
     results = Results(study, args.runs, args.output, head)
     failed = run_all(results, args.only, args.parallel)

@@ -55,6 +55,7 @@ class Study:
         options: options of sets, over those of their splits.
         recipes: options of ``tools/pretrain.py`` by the name of the recipe; the set's own recipe stands below them.
         shares: of the labels.
+        full_shares: those of a full head; None: the same.
         heads: linear, full.
         draws: seeds of pretraining, of the labels and of fine-tuning, and splits where the set has several.
         steps: of a full fine-tuning, whatever its share.
@@ -68,6 +69,7 @@ class Study:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=lambda: {"recipe": ""})
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.3, 1.0)
+    full_shares: tuple[float, ...] | None = None
     heads: tuple[str, ...] = ("linear", "full")
     draws: int = 3
     steps: int = 240
@@ -89,6 +91,10 @@ class Study:
         where = ["--data.root", str(root)] if root else []
         options = ["--data.options", json.dumps(self.split(name, draw)), "--seed", str(draw)]
         return [*PLUGINS.get(name, []), "--data", name, *where, *options]
+
+    def shares_of(self, head: str) -> tuple[float, ...]:
+        """Shares of the labels that such a head is trained on."""
+        return self.full_shares if head == "full" and self.full_shares is not None else self.shares
 
     def starts(self) -> list[tuple[str, str, str]]:
         """Name, set and recipe of every pretraining."""
@@ -148,8 +154,8 @@ class Study:
         for key, value in settings.items():
             common += [f"--{key}", str(value)]
         common += shlex.split(self.finetune)
-        for share in self.shares:
-            for head in self.heads:
+        for head in self.heads:
+            for share in self.shares_of(head):
                 about = {"kind": "tune", "column": column, "from": start, "partner": partner, "head": head}
                 about |= {"share": share, "draw": draw, "label": data.head}
                 options = [*common, *begin, "--head", head, "--data.train_fraction", str(share * whole)]
@@ -165,9 +171,9 @@ class Study:
 
     def count(self) -> tuple[int, int, int]:
         """Numbers of pretrainings, linear and full fine-tunings, with one random start of all architectures."""
-        cells = self.draws * len(self.columns) * len(self.shares) * (len(self.starts()) + 1)
-        full = cells * len(self.rates) * ("full" in self.heads)
-        return self.draws * len(self.starts()), cells * ("linear" in self.heads), full
+        each = self.draws * len(self.columns) * (len(self.starts()) + 1)
+        linear, full = (each * len(self.shares_of(head)) * (head in self.heads) for head in ("linear", "full"))
+        return self.draws * len(self.starts()), linear, full * len(self.rates)
 
     def shortened(self) -> "Study":
         """One draw of everything, to be timed."""

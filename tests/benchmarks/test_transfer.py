@@ -236,3 +236,26 @@ def test_the_plan_adds_up_what_short_runs_took(study, tmp_path: Path, monkeypatc
     assert told[-1].startswith("3 pretrainings, 12 linear and 12 full")
     before = len(calls)
     assert list(transfer.plan(small, tmp_path, parallel=2)) == told and len(calls) == before  # timed once
+
+
+def test_a_full_head_may_have_shares_of_its_own(study, tmp_path: Path) -> None:
+    few = replace(study, full_shares=(0.3,))
+    found = {(c.about["head"], c.about["share"]) for c in few.tuning(finished(few, tmp_path))}
+    assert found == {("linear", 0.1), ("linear", 1.0), ("full", 0.3)}
+    pretrainings, linear, full = few.count()
+    assert full == linear  # half the shares, twice the learning rates
+    assert pretrainings == study.count()[0] and full == study.count()[2] // 2
+
+
+def test_a_curve_over_clips_is_drawn_where_recipes_are_named_by_numbers(tmp_path: Path) -> None:
+    same = {"column": "demo", "head": "linear", "random": [0.2, 0.3]}
+    rows = [
+        {**same, "share": share, "from": f"{clips}-demo", "pretrained": [share / 2, share / 2 + clips / 4000]}
+        for share in (0.1, 1.0)
+        for clips in (400, 100)
+    ]
+    transfer.plot({"benchmark": "transfer_clips", "comparisons": rows}, tmp_path / "clips.png")
+    assert (tmp_path / "clips.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="no recipe is named by a number"):
+        transfer.plot({"benchmark": "transfer", "comparisons": [{**rows[0], "from": "demo"}]}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
