@@ -116,17 +116,20 @@ def main() -> int:
     rows: dict[str, dict[str, Any]] = {}
     head = {"benchmark": "few_labels", "machine": describe_machine(), "settings": settings_of(args)}
 
+    def result() -> dict[str, Any]:
+        return {**head, "rows": [rows[name] for name in sorted(rows)]}
+
     def keep(row: dict[str, Any]) -> None:
         rows[row["cell"]] = published(row)
         if args.output:
-            write_result(args.output, "few_labels", {**head, "rows": [rows[name] for name in sorted(rows)]})
+            write_result(args.output, "few_labels", result())
 
     for cell in cells:
         if row := measured(cell, args.runs):
             keep(row)  # of earlier calls
     wanted = [cell for cell in cells if any(cell.name.startswith(start) for start in args.only)]
     failed = measure_all(wanted, args.runs, args.parallel, keep, "few labels")
-    print(f"\n{markdown(FEW_LABELS, full_few_label_lines({'rows': [*rows.values()]}))}")
+    print(f"\n{markdown(FEW_LABELS, full_few_label_lines(result()))}")
     return 1 if failed else 0
 
 

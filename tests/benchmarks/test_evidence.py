@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import evidence  # noqa: E402  (a script, of no package)
 import evidence_plan  # noqa: E402
 import evidence_setup  # noqa: E402
+import few_labels  # noqa: E402
 import pretraining  # noqa: E402
 from cells import Cell  # noqa: E402
 from result_tables import evidence_table  # noqa: E402
@@ -132,3 +133,23 @@ def test_contrast_alone_has_one_view_and_sound_as_it_is(recipe: str) -> None:
         if loss != "recipe":
             bare = read_settings(PretrainConfig, ["--config", "none", "--data", recipe])
             assert config.augment == bare.augment
+
+
+def test_few_labels_write_and_print_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(few_labels, "architecture", lambda _: ["--audio.model", "mast_nano"])
+
+    def measure_all(cells: list[Cell], runs: Path, parallel: int, keep: Callable[[Any], None], what: str) -> int:
+        for cell in cells:
+            start = "pretrained" if "pretrained" in cell.name else "random"
+            keep({"cell": cell.name, **cell.about, "start": start, "metrics": {"event/top1": 0.25}, "arguments": []})
+        return 0
+
+    monkeypatch.setattr(few_labels, "measure_all", measure_all)
+    options = ["--demo-checkpoint", "run", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path), "--draws", "2"]
+    monkeypatch.setattr(sys, "argv", ["few_labels.py", *options])
+    assert few_labels.main() == 0
+    assert "| demo event | all weights | 25.0 % +- 0.0 / 25.0 % +- 0.0 |" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "few_labels.json").read_text())["rows"]
+    assert len(rows) == 2 * 2 * len(few_labels.SHARES) and not any("arguments" in row for row in rows)
