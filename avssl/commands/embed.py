@@ -29,7 +29,7 @@ from avssl.data.failures import DataError
 from avssl.data.loader import make_eval_loader
 from avssl.data.manifest import SPLITS, Manifest
 from avssl.data.media import Channel
-from avssl.data.scan import cut_short, warning_words
+from avssl.data.scan import cut_short, shortfall, shortfall_words, warning_words
 from avssl.data.shards.index import check_settings
 from avssl.data.windows import cut_into_windows
 from avssl.evaluation.arrays import FloatArray
@@ -146,6 +146,7 @@ def _finish(
         "embedded": embedded,
         "left_out": {"count": len(failures), "reasons": reasons, "items": failures},
         "cut_short": int(cut_short(clips, clip_format.modalities).sum()),
+        "shorter": int((shortfall(clips, clip_format.modalities, clip_format.seconds) > 0).sum()),
         "warnings": clips.warnings,
         "clip_seconds": clip_format.seconds,
         "channel": clip_format.channel,
@@ -157,6 +158,8 @@ def _finish(
     }
     write_result(config.output.with_suffix(".json"), summary)
     logger.info("%s: %d of %d windows of %d clips embedded", config.output, embedded, total, summary["clips"])
+    if told := shortfall_words(clips, clip_format.modalities, clip_format.seconds):
+        logger.warning("%s", told)
     for reason, count in clips.warnings.items():
         logger.warning("%d clips: %s", count, warning_words(reason))
     if failures:

@@ -195,6 +195,8 @@ def _told(info: MediaInfo) -> dict[str, Any]:
 EXAMPLES = 3
 # A segment may reach this many seconds beyond a stream without being called cut short (rounded annotations).
 END_TOLERANCE = 0.1
+# Of a clip: what may be missing without a word, since files end where a codec's packets do.
+SHORTFALL = 0.05
 # Sound and pictures of a whole recording rarely begin and end together; what differs by less is not told.
 OVERLAP_TOLERANCE = 0.5
 NEEDS = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}
@@ -275,6 +277,30 @@ def cut_short(manifest: Manifest, modalities: Collection[str] = ()) -> np.ndarra
     low, high = manifest.spans(modalities)
     start, end = (manifest.table[name].fill_null(np.nan).to_numpy() for name in ("start", "end"))
     return (high > low) & ((end > high + END_TOLERANCE) | (start < low - END_TOLERANCE))
+
+
+def shortfall(manifest: Manifest, modalities: Collection[str], clip_seconds: float) -> np.ndarray:
+    """(N,) share, 0 to 1, of a clip of ``clip_seconds`` that its row does not have; 0 where its length is unknown.
+
+    Less than `SHORTFALL` counts as none.
+    """
+    low, high = manifest.spans(modalities)
+    missing = 1 - np.nan_to_num(np.clip(high - low, 0.0, clip_seconds), nan=clip_seconds) / clip_seconds
+    return np.where(missing < SHORTFALL, 0.0, missing)
+
+
+def shortfall_words(manifest: Manifest, modalities: Collection[str], clip_seconds: float) -> str:
+    """How many clips are shorter than ``clip_seconds``, and what stands in for the rest; "" where none is."""
+    missing = shortfall(manifest, modalities, clip_seconds)
+    if not (short := int((missing > 0).sum())):
+        return ""
+    share, median = missing[missing > 0].mean(), float(np.median(span_seconds(manifest, modalities)))
+    heard = f"{share:.0%} of their sound is padding (audio.pad), " if "audio" in modalities else ""
+    seen = "their frames are of what is there, " if "video" in modalities else ""
+    return (
+        f"{short} of {len(manifest)} clips are shorter than data.clip_seconds, {clip_seconds:g} s: {heard}{seen}"
+        f"half of all clips have {median:.3g} s or less"
+    )
 
 
 def without_common_time(manifest: Manifest) -> np.ndarray:

@@ -19,7 +19,7 @@ from avssl.data.loaders import ClipProtocol
 from avssl.data.manifest import Manifest
 from avssl.data.manifest_checks import some
 from avssl.data.media.probe import CANCELS
-from avssl.data.scan import cut_short, warning_words
+from avssl.data.scan import cut_short, shortfall, shortfall_words, warning_words
 from avssl.data.settings import DataConfig
 from avssl.data.shards.index import check_settings
 from avssl.data.strata import held_out as draw_held_out
@@ -367,7 +367,7 @@ def check_labelled(splits: Splits, name: str) -> Manifest:
 def _lessened(
     rows: Manifest, modalities: Sequence[Modality], seconds: float, config: DataConfig
 ) -> dict[str, int | dict[str, int]]:
-    """Usable rows that give less than they name, which the log says, too: "cut_short", "mostly_padding", "warnings"."""
+    """Usable rows that give less than they name, or than a clip has, which the log says, too, by what they lack."""
     name = f"{config.name}/{rows.table['split'][0].as_py()}" if len(rows) else config.name
     short = int(cut_short(rows, modalities).sum())
     padded = int((rows.shares(modalities, seconds) < 0.5).sum())
@@ -378,8 +378,12 @@ def _lessened(
             "%s: of %d clips of %g s more than half is padding, since the streams cover only a part of them",
             *(name, padded, seconds),
         )
+    shorter = int((shortfall(rows, modalities, seconds) > 0).sum())
+    if shorter:
+        level = logging.WARNING if 2 * shorter > len(rows) else logging.INFO
+        logger.log(level, "%s: %s", name, shortfall_words(rows, modalities, seconds))
     heard = "audio" in modalities and config.channel == "mean"
     warnings = {reason: count for reason, count in rows.warnings.items() if reason != CANCELS or heard}
     for reason, count in warnings.items():
         logger.warning("%s: %d clips: %s", name, count, warning_words(reason))
-    return {"cut_short": short, "mostly_padding": padded, "warnings": warnings}
+    return {"cut_short": short, "mostly_padding": padded, "shorter": shorter, "warnings": warnings}

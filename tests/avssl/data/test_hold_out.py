@@ -318,7 +318,8 @@ def test_classes_that_look_wrong_are_warned_of_once(tmp_path, caplog) -> None:
     rows = [{"label.kind": kind, "split": split} for kind, split in
             [("dog", "train"), ("dog ", "train"), ("Cat", "train"), ("dog", "test"), ("owl", "test")]]  # fmt: skip
     opened(listed(tmp_path, rows, ["dog", "dog ", "Cat", "owl"]))
-    warnings = [record.getMessage() for record in caplog.records if record.name == "avssl.data.splits"]
+    told = [record.getMessage() for record in caplog.records if record.name == "avssl.data.splits"]
+    warnings = [line for line in told if "are shorter than" not in line]
     assert len(warnings) == 2
     assert "'dog' and 'dog '" in warnings[0] and "no training clip of 'owl'" in warnings[1]
     caplog.clear()

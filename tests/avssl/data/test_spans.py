@@ -196,6 +196,9 @@ def test_a_run_counts_clips_that_would_be_padding(root: Path, tmp_path: Path, ca
     assert (
         splits.coverage["train"]["mostly_padding"] == 1 and "of 1 clips of 6 s more than half is padding" in caplog.text
     )
+    # Both streams run together for 4.16 s in cut.mp4, for 5 in late.mp4 and for 2 in brief.mp4.
+    assert splits.coverage["train"]["shorter"] == 3
+    assert "3 of 3 clips are shorter than data.clip_seconds, 6 s: " in caplog.text
     splits = open_splits(config, modalities=("audio",), labelled=False)
     assert len(splits.train) == 5 and splits.coverage["train"]["reasons"] == {}
 
