@@ -48,6 +48,8 @@ registry.more_models.append(import_wanted)
 
 # Where there is no sound, the rate matters to nothing.
 SAMPLE_RATE = 16000
+# No sound in [-1, 1] gets here, however it was amplified; samples that are integers do.
+LOUDEST = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,9 @@ class Loaded:
                 also waveforms (B, S) by themselves, mono, in [-1, 1].
 
         Raises:
-            ValueError: the batch lacks a modality, or its frames are too few, too many or too small.
+            ValueError: the batch lacks a modality, its frames are too few, too many, too small or no uint8, or its
+                waveforms are no floats, or far beyond [-1, 1].
+            TypeError: neither waveforms nor a batch.
         """
         batch = self._batch(batch)
         if isinstance(self.model, Classifier):
@@ -208,9 +212,13 @@ class Loaded:
 
     def _batch(self, batch: Batch | Tensor) -> Batch:
         """``batch`` on the model's device, with all samples told to be sound where it does not tell."""
+        if not isinstance(batch, Batch | Tensor):
+            raise TypeError(f"give waveforms (B, S), or an avssl.data.batch.Batch, not a {type(batch).__name__}")
         if isinstance(batch, Tensor):
             if batch.ndim != 2:
                 raise ValueError(f"waveforms must be (B, S), got {tuple(batch.shape)}")
+            if batch.numel() and not (peak := float(batch.abs().amax())) <= LOUDEST:
+                raise ValueError(f"waveforms must be in [-1, 1], got {peak:g}: samples of 16 bits are divided by 32768")
             none = torch.zeros(len(batch))
             batch = Batch(batch, None, {}, none.long(), [""] * len(batch), none.double())
         if batch.audio is not None and batch.samples is None:

@@ -185,7 +185,7 @@ class LogMel(nn.Module):
             samples: (B,) how many of the S are sound, at least one; zeros follow. None: all.
 
         Raises:
-            ValueError: not (B, S), or shorter than one window.
+            ValueError: not (B, S) of floats, or shorter than one window.
         """
         if samples is None and self.pad == "edge" and self.fixed_frames is not None:
             samples = all_samples(waveform)
@@ -197,8 +197,7 @@ class LogMel(nn.Module):
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """The same without padding."""
-        if waveform.ndim != 2:
-            raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
+        check_waveform(waveform)
         if self.num_windows(waveform.shape[1]) == 0:
             raise ValueError(
                 f"LogMel: waveform has {waveform.shape[1]} samples, one window needs {self.window} "
@@ -294,6 +293,15 @@ class LogMel(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's print."""
         return ", ".join(f"{key}={value}" for key, value in self.config.items())
+
+
+def check_waveform(waveform: Tensor) -> None:
+    """Raises ValueError where it is not (B, S), or holds integers, which are no values in [-1, 1]."""
+    if waveform.ndim != 2:
+        raise ValueError(f"LogMel: expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
+    if not waveform.is_floating_point():
+        dtype = str(waveform.dtype).removeprefix("torch.")
+        raise ValueError(f"LogMel: expected a waveform of floats in [-1, 1], got {dtype}: divide 16 bits by 32768")
 
 
 def all_samples(waveform: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mast.frontend import LogMel
+from mast.frontend import LogMel, check_waveform
 
 
 class StreamingLogMel:
@@ -48,10 +48,9 @@ class StreamingLogMel:
         """The next piece (B, S), S >= 0 -> the frames (B, 1, num_mels, T) that it completes, T >= 0.
 
         Raises:
-            ValueError: not (B, S), or another B than before.
+            ValueError: not (B, S) of floats, or another B than before.
         """
-        if waveform.ndim != 2:
-            raise ValueError(f"expected a waveform of shape (B, samples), got {tuple(waveform.shape)}")
+        check_waveform(waveform)
         if self._carried is not None:
             if len(self._carried) != len(waveform):
                 raise ValueError(f"{len(waveform)} waveforms follow {len(self._carried)}; reset() begins others")

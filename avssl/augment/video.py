@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avssl.augment.base import ConfiguredAugment, column, uniform
 from avssl.augment.settings import FrameSettings
-from avssl.models.pair import center_crop
+from avssl.models.pair import center_crop, check_frames
 
 
 class VideoAugment(ConfiguredAugment):
@@ -36,6 +36,7 @@ class VideoAugment(ConfiguredAugment):
             return self._blur(self._lose_color(self._turn_hue(self._jitter(self._crop(frames)))))
 
     def _crop(self, frames: Tensor) -> Tensor:
+        check_frames(frames)
         batch, channels, time, height, width = frames.shape
         area = uniform(frames, self.config.crop_scale, 1.0)
         across = down = area.sqrt()

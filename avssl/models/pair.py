@@ -175,12 +175,20 @@ def _one_projection_for_all(pair: nn.Module, state: dict[str, Tensor], prefix: s
             state[f"{prefix}projections.{name}.{modality}.{key.removeprefix(beginning)}"] = state.pop(key)
 
 
+def check_frames(frames: Tensor) -> None:
+    """Raises ValueError where they are not (B, 3, T, H, W) uint8: floats would be divided by 255 once more."""
+    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != 3:
+        got = f"{str(frames.dtype).removeprefix('torch.')} {tuple(frames.shape)}"
+        raise ValueError(f"frames must be uint8 RGB as they are decoded, (B, 3, T, H, W), got {got}")
+
+
 def center_crop(frames: Tensor, size: int) -> Tensor:
     """The central ``size`` x ``size`` of ``frames`` (B, 3, T, H, W) uint8, as float in [0, 1].
 
     Raises:
-        ValueError: when the frames are smaller than that.
+        ValueError: other frames than these, or smaller ones.
     """
+    check_frames(frames)
     height, width = frames.shape[-2:]
     if min(height, width) < size:
         raise ValueError(f"frames of {height} x {width} are smaller than video.crop_size {size}: raise data.frame_size")

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def test_a_classifier_by_its_run_export_or_file(path: str, classifier_run: Path)
     torch.testing.assert_close(scores["noun"], logits["noun"].sigmoid())
     with pytest.raises(ValueError, match=r"waveforms must be \(B, S\), got \(16000,\)"):
         loaded.scores(waveform[0])
+    with pytest.raises(ValueError, match=r"waveforms must be in \[-1, 1\], got 20000: samples of 16 bits"):
+        loaded.scores(torch.full((1, 16000), 20000.0))
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\], got int16: divide"):
+        loaded.scores(torch.ones(1, 16000, dtype=torch.int16))
+    with pytest.raises(ValueError, match="got nan"):
+        loaded.scores(torch.full((1, 16000), torch.nan))
+    with pytest.raises(TypeError, match=r"give waveforms \(B, S\), or an avssl.data.batch.Batch, not a dict"):
+        loaded.scores({"audio": waveform})
 
 
 @pytest.mark.parametrize("path", ["", "classifier"])
@@ -116,6 +125,9 @@ def test_a_classifier_that_sees_keeps_its_settings_where_it_is_moved(path: str, 
     batch = clips(loaded)
     with torch.no_grad():
         torch.testing.assert_close(loaded.scores(batch)["verb"], model(batch)["verb"].softmax(-1))
+    for frames in (batch.video / 255, batch.video.transpose(1, 2), batch.video[:, 0]):
+        with pytest.raises(ValueError, match=r"frames must be uint8 RGB as they are decoded, \(B, 3, T, H, W\), got"):
+            loaded.scores(replace(batch, video=frames))
     with pytest.raises(ValueError, match="has no audio encoder"):
         loaded.audio_alone()
 

@@ -131,6 +131,8 @@ def test_bad_waveforms_are_named() -> None:
         mast.LogMel()(torch.zeros(2, 1, 16000))
     with pytest.raises(ValueError, match="399 samples, one window needs 400"):
         mast.LogMel()(torch.zeros(2, 399))
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\], got int16: divide"):
+        mast.LogMel()(torch.zeros(2, 16000, dtype=torch.int16))
 
 
 @pytest.mark.gpu

@@ -51,6 +51,8 @@ def test_what_a_stream_cannot_do_is_refused() -> None:
     stream = mast.StreamingLogMel(mast.LogMel())
     with pytest.raises(ValueError, match="shape"):
         stream.push(torch.zeros(100))
+    with pytest.raises(ValueError, match="got int16"):
+        stream.push(torch.zeros(1, 100, dtype=torch.int16))
     stream.push(torch.zeros(2, 100))
     with pytest.raises(ValueError, match=r"reset\(\)"):
         stream.push(torch.zeros(1, 100))
