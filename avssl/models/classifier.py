@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import mast
 from avssl.data.batch import Batch
-from avssl.models.pair import center_crop
+from avssl.models.pair import center_crop, check_frames
 from avssl.models.video import VideoEncoder
 from mast.frontend import all_samples
 
@@ -98,6 +98,7 @@ class Classifier(nn.Module, ABC):
         if self.crop_size is not None:
             if batch.video is None:
                 raise ValueError("this classifier needs video, which the batch does not have")
+            check_frames(batch.video)
             if batch.video.shape[2] != self.num_frames:
                 raise ValueError(
                     f"data.num_frames: this classifier was made for {self.num_frames} frames a clip, "
