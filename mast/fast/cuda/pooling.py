@@ -45,7 +45,8 @@ def _item(item, segments, heads, out_rows):
 @triton.jit
 def _before(part, heads, q_places, k_places):
     """Rows of results of the parts before: queries are part 0, keys 1, values 2."""
-    return heads.to(tl.int64) * tl.where(part == 0, 0, q_places + (part - 1) * k_places)
+    # Not heads.to(...): a size of 1 is a constant, which has no such method.
+    return tl.where(part == 0, 0, q_places + (part - 1) * k_places).to(tl.int64) * heads
 
 
 @triton.jit

@@ -38,9 +38,9 @@ def _part(part, q_height, q_width, q_step, k_height, k_width, k_step):
 @triton.jit
 def _rows_before(part, batch, heads, frames, q_height, q_width, k_height, k_width):
     """Rows of results of the parts before."""
-    q_rows = (batch * heads).to(tl.int64) * (1 + frames * q_height * q_width)
-    k_rows = (batch * heads).to(tl.int64) * (1 + frames * k_height * k_width)
-    return tl.where(part == 0, 0, q_rows + tl.where(part == 1, 0, k_rows))
+    q_rows, k_rows = 1 + frames * q_height * q_width, 1 + frames * k_height * k_width
+    # Not heads.to(...): a size of 1 is a constant, which has no such method.
+    return tl.where(part == 0, 0, q_rows + tl.where(part == 1, 0, k_rows)).to(tl.int64) * (batch * heads)
 
 
 @triton.jit

@@ -44,7 +44,7 @@ def attention_errors(
 
 
 def pooling_errors(
-    pool: Callable[..., Any], sizes: tuple[Grid, int, int, Grid, Grid], dtype: torch.dtype, device: str
+    pool: Callable[..., Any], sizes: tuple[Grid, int, int, Grid, Grid], dtype: torch.dtype, device: str, batch: int = 2
 ) -> list[float]:
     """Of ``mast.fast.cuda.pool``. ``sizes``: grid, heads, channels of a head, strides of queries and of keys."""
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def pooling_errors(
     for each in pools:
         for parameter in each.norm.parameters():
             nn.init.normal_(parameter)
-    x = torch.randn(2, *grid, 3 * heads * dim, device=device).to(dtype).requires_grad_()
+    x = torch.randn(batch, *grid, 3 * heads * dim, device=device).to(dtype).requires_grad_()
     exact, exact_x = [copy.deepcopy(each).double() for each in pools], x.detach().double().requires_grad_()
     wanted = [each(part, heads) for each, part in zip(exact, exact_x.chunk(3, dim=-1), strict=True)]
     parameters, leaves = (

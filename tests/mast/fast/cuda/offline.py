@@ -52,7 +52,7 @@ def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> di
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
-        if name.endswith("_ptr") or name in ALIGNED
+        if name.endswith("_ptr") or (name in ALIGNED and name not in values)
     }
     source = ASTSource(
         fn=kernel,
@@ -113,9 +113,25 @@ def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
         yield f"pooling3d{name}", getattr(pooling3d, name), sizes
 
 
+def with_ones(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
+    """`kernels`, and each again with sizes of 1, which Triton makes constants: a sample of one head, and all sizes."""
+    known = set()
+    for name, kernel, constants in kernels(architecture):
+        yield name, kernel, constants
+        if kernel in known:
+            continue
+        known.add(kernel)
+        sizes = [
+            each for each in kernel.arg_names if not (each in constants or each in SCALARS or each.endswith("_ptr"))
+        ]
+        single = [each for each in sizes if each in ("samples", "batch", "heads")]
+        for ones in filter(None, (single, sizes)):
+            yield f"{name}; 1: {' '.join(ones)}", kernel, constants | dict.fromkeys(ones, 1)
+
+
 def main() -> None:
     for architecture in map(int, sys.argv[1:] or ("90", "80")):
-        for name, kernel, constants in kernels(architecture):
+        for name, kernel, constants in with_ones(architecture):
             found = {"name": name, "architecture": architecture, **compiled(kernel, constants, architecture)}
             sys.stdout.write(json.dumps(found) + "\n")
 

@@ -40,5 +40,6 @@ def test_kernels_compile_within_bounds(architecture: int) -> None:
     rows = [json.loads(line) for line in run(str(HERE / "offline.py"), str(architecture)).splitlines()]
     assert len(rows) > 6
     for row in rows:
-        assert row["spill_loads"] <= SPILLS[architecture].get(row["name"], FEW[architecture]), row
+        name = row["name"].partition(";")[0]
+        assert row["spill_loads"] <= SPILLS[architecture].get(name, FEW[architecture]), row
         assert row["shared"] <= SHARED[architecture], row
