@@ -8,6 +8,7 @@ after their rounding, so an algebraically equal order differs by more than 1e-3 
 """
 
 import ctypes
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from mast.fast.cpu import frontend as native
 from mast.fast.observers import observed, transformed
+
+logger = logging.getLogger(__name__)
 
 # Frames worked on at a time. On a CPU the intermediate arrays of a chunk should stay in the cache.
 _CHUNK_FRAMES = {"cpu": 1024}
@@ -58,7 +61,8 @@ class LogMel(nn.Module):
         divide_by: ``"2*std"`` (AST) or ``"std"`` (CAV-MAE).
         center_clips: subtract each waveform's mean first, as AST's data loader does.
         fixed_frames: frames that every spectrogram gets, as AST has it: shorter ones are filled with 0 *before* the
-            normalization, longer ones are cut at the end. None keeps the clip's own.
+            normalization, longer ones are cut at the end, which the first one logs as a warning. None keeps the clip's
+            own.
         pad: what stands in the frames of a clip behind its last sample, where ``forward`` is told how many there are:
             "wave": frames of the zeros that the waveform goes on with; "zero": 0 before the normalization, as AST and
             CAV-MAE pad; "edge": the last whole frame over and over, as Auditory SlowFast pads; "repeat": the waveform
@@ -129,6 +133,7 @@ class LogMel(nn.Module):
             "pad": pad,
         }
         self.pad = pad
+        self._warned_of_cut = False
         self.sample_rate, self.num_mels = sample_rate, num_mels
         self.preemphasis, self.center_clips, self.fixed_frames = preemphasis, center_clips, fixed_frames
         # (x - mean) / divisor = -mean / divisor + x / divisor
@@ -206,10 +211,25 @@ class LogMel(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed():
                 return self._fitted(self._traceable(waveform.float()))[:, None]
+            self._warn_of_cut(waveform.shape[1])
             kernels = native.library() if self._can_be_native(waveform) else None
             if kernels is not None:
                 return self._fitted(self._by_kernels(kernels, waveform.float()))[:, None]
             return self._fitted(self._by_operators(waveform))[:, None]
+
+    def _warn_of_cut(self, samples: int) -> None:
+        """Logs, once, that waveforms of ``samples`` are longer than ``fixed_frames``."""
+        if self._warned_of_cut or self.fixed_frames is None or self.num_windows(samples) <= self.fixed_frames:
+            return
+        self._warned_of_cut = True
+        logger.warning(
+            "clips of %.2f s are cut: the model is given their first %d frames of %d (fixed_frames), and nothing after "
+            "the first %.2f s; give shorter clips",
+            samples / self.sample_rate,
+            self.fixed_frames,
+            self.num_windows(samples),
+            self.samples_for(self.fixed_frames) / self.sample_rate,
+        )
 
     def _fitted(self, spectrogram: Tensor) -> Tensor:
         """(B, num_mels, T) -> the same of ``fixed_frames``."""

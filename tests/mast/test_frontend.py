@@ -1,5 +1,6 @@
 """LogMel equals Kaldi's filter banks as torchaudio computes them."""
 
+import re
 from pathlib import Path
 
 import av
@@ -160,6 +161,16 @@ def test_fixed_frames_are_zeros_before_the_normalization_or_a_cut() -> None:
         mast.LogMel(fixed_frames=0)
     with pytest.raises(ValueError, match="one window needs 400"):
         mast.LogMel(fixed_frames=10)(torch.zeros(1, 399))
+
+
+def test_a_clip_that_is_cut_to_fixed_frames_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    frontend = mast.LogMel(num_mels=32, fixed_frames=98)
+    frontend(torch.zeros(1, 16000))
+    assert not caplog.records
+    for _ in range(2):
+        frontend(torch.zeros(1, 32000))
+    told = "clips of 2.00 s are cut: the model is given their first 98 frames of 198 .* after the first 0.99 s"
+    assert re.search(told, caplog.text) and len(caplog.records) == 1
 
 
 def reference_padded(clip: Tensor, frames: int, pad: str) -> Tensor:
