@@ -39,6 +39,7 @@ from avssl.training.checks import check_training
 from avssl.training.finetuning import JOINT, FinetuneTask
 from avssl.training.initialization import (
     MODALITIES,
+    check_random_start,
     complete_finetuning,
     initial_classifier,
     keeps_head,
@@ -70,6 +71,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     checkpoint = resolve_checkpoint(config)
     source = read_finetuning_start(config, checkpoint)
     config = replace(complete_finetuning(config, source), imports=plugins.recorded())
+    if config.compare_random:
+        check_random_start(config, source)
     trained = None if source is None else source.settings.clip_seconds
     config = replace(config, data=settle_clip_seconds(config.data, MODALITIES[config.modality], trained))
     start = "pretrained" if checkpoint else "random"

@@ -317,6 +317,25 @@ def read_finetuning_start(config: FinetuneConfig, checkpoint: Path | None) -> Lo
     return source
 
 
+def check_random_start(config: FinetuneConfig, source: Loaded | None) -> None:
+    """Whether random weights under the settings of ``config``, which is complete, are given the same spectrograms as
+    the checkpoint ``source``.
+
+    Raises:
+        ValueError: they are not: its frontend has what audio settings cannot say. The message names it.
+    """
+    if source is None or config.modality == "video":
+        return
+    own = _parts(with_settings(source.audio_alone(), config.audio))[1]
+    other = mast.LogMel(**frontend_options(config.audio)).config
+    differing = [f"{key} {value}, not {other[key]}" for key, value in own.items() if value != other[key]]
+    if differing:
+        raise ValueError(
+            f"compare_random: the checkpoint's frontend has {', '.join(differing)}, which settings of a random start "
+            "cannot say: the two would be given other spectrograms; leave compare_random out"
+        )
+
+
 def complete_finetuning(config: Finetuning, source: Loaded | None) -> Finetuning:
     """``config`` with the sizes of the encoders that it trains, as the run's ``config.yaml`` keeps them: those of the
     checkpoint ``source``, or without one what the encoders' names stand for. What is given must be true of the

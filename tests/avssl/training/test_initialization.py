@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import mast
-from avssl.commands.finetune import resolve_checkpoint
+from avssl.commands.finetune import finetune, resolve_checkpoint
 from avssl.config import AudioConfig, DataConfig, FinetuneConfig, PretrainConfig, VideoConfig
 from avssl.loading import load, save_encoder
 from avssl.models.pair import AudioVisualPair
 from avssl.training.initialization import (
     audio_settings,
+    check_random_start,
     complete_audio,
     complete_finetuning,
     complete_video,
@@ -102,6 +103,19 @@ def test_the_frontend_of_the_settings_travels_with_exports_and_pairs(tmp_path) -
     # The frames of a clip may be others, as where AST's weights are fine-tuned on shorter clips.
     shorter = initial_pair(replace(config, audio=AudioConfig(fixed_frames=40)), load(tmp_path)).pair.frontend
     assert shorter.config == frontend.config | {"fixed_frames": 40}
+
+
+@pytest.mark.parametrize("other", [{"low_hz": 50.0}, {"mean": None, "std": None}])
+def test_a_random_start_that_would_be_given_other_spectrograms_is_refused(other: dict, tmp_path) -> None:
+    made = random_encoder(AudioConfig(options=SMALL, num_mels=48, frame_shift_ms=20.0))
+    config = FinetuneConfig(checkpoint=str(tmp_path), compare_random=True, output=tmp_path / "run")
+    save_encoder(tmp_path, made.model, made.frontend)
+    source = load(tmp_path)
+    check_random_start(complete_finetuning(config, source), source)
+    save_encoder(tmp_path, made.model, mast.LogMel(**made.frontend.config | other))
+    with pytest.raises(ValueError, match=f"^compare_random: the checkpoint's frontend has {next(iter(other))} "):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_published_ast_starts_a_fine_tuning_as_it_is(tmp_path) -> None:
