@@ -303,8 +303,8 @@ def save_classifier(run: Path, classifier: Classifier, extra: dict[str, Any] | N
     Args:
         run: The folder, which is made where it is missing.
         classifier: The model.
-        extra: Plain values to keep beside it: ``multilabel``, ``clip_seconds`` and ``channel`` come back as
-            :class:`TrainingSettings`.
+        extra: Plain values to keep beside it: ``multilabel``, ``clip_seconds``, ``channel`` and ``frame_size`` come
+            back as :class:`TrainingSettings`.
 
     Returns:
         The folder that it lies in.

@@ -151,7 +151,7 @@ def settings_of(path: Path, config: Mapping[str, Any], extra: Mapping[str, Any])
         config: Of a checkpoint, the settings of its run.
         extra: Plain values beside a finished model.
     """
-    own = {key: extra[key] for key in ("clip_seconds", "channel") if extra.get(key) is not None}
+    own = {key: extra[key] for key in ("clip_seconds", "channel", "frame_size") if extra.get(key) is not None}
     own |= {key: value for key, value in (config.get("data") or {}).items() if value is not None}
     data = _data_of_run(run_folder(path), own)
     seconds = data.get("clip_seconds")

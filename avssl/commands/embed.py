@@ -40,6 +40,7 @@ from avssl.loading import Loaded, load
 from avssl.locks import hold, refuse_held
 from avssl.progress import Meter
 from avssl.saved_runs import with_training_data
+from avssl.training.initialization import frame_size_for
 from avssl.training.launch import launch_single
 
 logger = logging.getLogger(__name__)
@@ -181,9 +182,10 @@ def format_for(model: Loaded, config: EmbedConfig) -> ClipFormat:
     if wanted not in choices:
         raise ValueError(f"modalities: {model.path} takes {' or '.join(choices)}, not {wanted}; give it or auto")
     modalities = own if wanted == "both" else tuple(name for name in own if name == wanted)
-    num_frames, size = model.frames or (1, 1)
+    num_frames, crop = model.frames or (1, 1)
+    size = crop
     if "video" in modalities:
-        size = max(size, settings.frame_size or 0)
+        size = settings.frame_size or frame_size_for(crop)  # as in evaluation
     return ClipFormat(
         modalities,
         model.sample_rate,

@@ -341,6 +341,7 @@ def _extra(config: FinetuneConfig, splits: Splits) -> dict[str, Any]:
         "start": str(config.checkpoint),
         "clip_seconds": splits.protocol.seconds,
         "channel": config.data.channel,
+        "frame_size": config.data.frame_size,  # of a crop in it: another size shows another part of the picture
         "multilabel": splits.multilabel,  # whose scores are sigmoids; the others' are softmaxes
     }
 

@@ -118,10 +118,13 @@ def test_a_classifier_by_its_run_export_or_file(path: str, classifier_run: Path)
 @pytest.mark.parametrize("path", ["", "classifier"])
 def test_a_classifier_that_sees_keeps_its_settings_where_it_is_moved(path: str, tmp_path: Path) -> None:
     model = build_visual_classifier(labels=LABELS, video="tiny", num_frames=2, crop_size=24).eval()
-    save_classifier(tmp_path / "run", model, {"clip_seconds": 2.5, "channel": 1, "multilabel": ["noun"]})
+    save_classifier(
+        tmp_path / "run", model, {"clip_seconds": 2.5, "channel": 1, "frame_size": 40, "multilabel": ["noun"]}
+    )
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     loaded = avssl.load(tmp_path / "moved" / path)
     assert (loaded.settings.clip_seconds, loaded.settings.channel, loaded.settings.multilabel) == (2.5, 1, {"noun"})
+    assert loaded.settings.frame_size == 40
     batch = clips(loaded)
     with torch.no_grad():
         torch.testing.assert_close(loaded.scores(batch)["verb"], model(batch)["verb"].softmax(-1))

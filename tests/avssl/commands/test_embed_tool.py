@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import avssl
 import mast
 from avssl.cli import read_settings
 from avssl.commands import embed as embed_command
@@ -180,6 +181,10 @@ def test_classifiers_that_see_give_what_their_parts_see(fusion: str | None, medi
     ).eval()  # fmt: skip
     save_classifier(tmp_path / "run", model)
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"clip_seconds": 1.0, "frame_size": 40}}))
+    # By itself, too, its crop is cut from frames of the size that evaluation takes.
+    shutil.copytree(tmp_path / "run" / "classifier", tmp_path / "moved" / "classifier")
+    given = config(tmp_path / "moved", media, tmp_path / "f.npz")
+    assert embed_command.format_for(avssl.load(tmp_path / "moved"), given).frame_size == 40
     embed_media(config(tmp_path / "run", media, tmp_path / "f.npz"))
     rows = read_features(tmp_path / "f.npz")
     names = {"audio_features", "video_features", "fused_features"} if fusion else {"video_features"}
