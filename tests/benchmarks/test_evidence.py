@@ -133,6 +133,9 @@ def test_contrast_alone_has_one_view_and_sound_as_it_is(recipe: str) -> None:
         if loss != "recipe":
             bare = read_settings(PretrainConfig, ["--config", "none", "--data", recipe])
             assert config.augment == bare.augment
+            if loss == "contrast alone":
+                over = read_settings(PretrainConfig, [*file, "--config", "retrieval"])
+                assert (over.objectives, over.augment) == (config.objectives, config.augment)
 
 
 def test_few_labels_write_and_print_every_cell(

@@ -180,17 +180,16 @@ def test_transfer_has_both_ways_to_start_beside_random_weights(tmp_path: Path) -
 
 def test_a_shortcut_has_contrast_alone_beside_the_recipe(tmp_path: Path) -> None:
     assert result_tables.TABLES["shortcut"](tmp_path) == result_tables.NOTHING
-    row = {"column": "voices", "head": "linear", "share": 0.1, "random": [0.2, 0.4], "draws": 2}
-    row |= {"difference": 0.1, "low": -0.02, "high": 0.2}
-    rows = [
-        row | {"from": "voices", "pretrained": [0.5, 0.3]},
-        row | {"from": "plain-voices", "pretrained": [0.1, 0.1]},
-    ]
+    row = {"column": "voices", "head": "linear", "random": [0.2, 0.4], "draws": 2, "high": 0.2}
+    apart = [{"share": 0.1, "low": -0.02, "p_corrected": 0.2}, {"share": 0.3, "low": 0.01, "p_corrected": 0.2}]
+    apart.append({"share": 1.0, "low": 0.01, "p_corrected": 0.01, "draws": 3})
+    rows = [row | more | {"from": "voices", "pretrained": [0.5, 0.3]} for more in apart]
+    rows += [row | more | {"from": "plain-voices", "pretrained": [0.1, 0.1]} for more in apart]
+    rows.append(row | apart[0] | {"head": "full", "from": "voices", "pretrained": [0.1, 0.1]})  # alone: not yet run
     (tmp_path / "transfer_voices.json").write_text(json.dumps({"machine": MACHINE, "comparisons": rows}))
     (found,) = cells_of(result_tables.TABLES["shortcut"](tmp_path))
-    assert found[:4] == ["voices", "voices", "linear", "10%"]
-    assert [cell[:6] for cell in found[4:7]] == ["30.0 %", "10.0 %", "40.0 %"]
-    assert found[7:9] == ["+10.0 (-2.0 to +20.0)", "2"]
+    scores = "30.0 / 10.0 / 40.0"
+    assert found == ["voices", "voices", "linear", "", "", scores, f"{scores} +", f"{scores} ++", "2 to 3", "abc"]
 
 
 def test_losses_are_those_of_validation_and_the_default_is_marked(tmp_path: Path) -> None:
