@@ -266,19 +266,25 @@ class Tile(NamedTuple):
     stages: int
 
 
+LEAST_MEMORY = 160 * 1024  # bytes that blocks share; TILES take up to 128 KiB, with 128 channels
 TILES = {"forward": Tile(64, 64, 4, 3), "queries": Tile(64, 64, 4, 3), "keys": Tile(32, 64, 4, 3)}
-# Without Hopper's products, which read shared memory, larger tiles spill registers.
-TILES_BEFORE_HOPPER = {"forward": Tile(64, 32, 4, 3), "queries": Tile(64, 32, 4, 3), "keys": Tile(16, 64, 4, 2)}
+# Without Hopper's products, which read shared memory, larger tiles spill registers. Devices that came later and have
+# less shared memory than Hopper, as GeForce RTX 50, could not start them.
+SMALL_TILES = {"forward": Tile(64, 32, 4, 3), "queries": Tile(64, 32, 4, 3), "keys": Tile(16, 64, 4, 2)}
 
 
 @lru_cache
-def _before_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9
+def needs_small_tiles(device: torch.device) -> bool:
+    """Whether ``device`` has other products, or less shared memory, than `TILES` are for."""
+    if device.type != "cuda":
+        return False
+    told = torch.cuda.get_device_properties(device)
+    return told.major < 9 or told.shared_memory_per_block_optin < LEAST_MEMORY
 
 
 def _tile(kernel: str, device: torch.device, columns: int) -> Tile:
     """The tile of ``kernel`` for rows of ``columns`` keys."""
-    tile = (TILES_BEFORE_HOPPER if _before_hopper(device) else TILES)[kernel]
+    tile = (SMALL_TILES if needs_small_tiles(device) else TILES)[kernel]
     return tile._replace(keys=next((size for size in (16, 32) if columns <= size < tile.keys), tile.keys))
 
 

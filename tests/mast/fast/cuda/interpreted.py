@@ -5,6 +5,7 @@
 
 import copy
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
 @pytest.mark.parametrize("sizes", [((3, 7), (2, 5), 1, 24), ((2, 35), (2, 70), 1, 96)], ids=["small", "several tiles"])
 def test_attention(sizes: tuple[Grid, Grid, int, int], dtype: torch.dtype) -> None:
     assert max(attention_errors(attend, sizes, dtype, "cpu", batch=1)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("major", "kibibytes", "small"), [(8, 163, True), (8, 99, True), (9, 227, False), (10, 227, False), (12, 99, True)]
+)
+def test_tiles_fit_the_device(major: int, kibibytes: int, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(major=major, shared_memory_per_block_optin=1024 * kibibytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    attention.needs_small_tiles.cache_clear()
+    tiles = attention.SMALL_TILES if small else attention.TILES
+    assert attention._tile("queries", torch.device("cuda"), 64) == tiles["queries"]
+    attention.needs_small_tiles.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

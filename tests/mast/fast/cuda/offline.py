@@ -77,7 +77,7 @@ def compiled(kernel: Any, constants: Mapping[str, int], architecture: int) -> di
 
 def kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """Name, kernel and constants, as MAST-B's stages 3 and 4 have them."""
-    tiles = attention.TILES if architecture >= 90 else attention.TILES_BEFORE_HOPPER
+    tiles = attention.TILES if 90 <= architecture < 120 else attention.SMALL_TILES
     for columns in (64, 32):
         for name, tile in tiles.items():
             kernel = getattr(attention, "_forward" if name == "forward" else f"_backward_{name}")
