@@ -279,7 +279,7 @@ def needs_small_tiles(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     told = torch.cuda.get_device_properties(device)
-    return told.major < 9 or told.shared_memory_per_block_optin < LEAST_MEMORY
+    return told.major < 9 or told.shared_memory_per_block_optin < LEAST_MEMORY  # type: ignore[attr-defined]
 
 
 def _tile(kernel: str, device: torch.device, columns: int) -> Tile:
