@@ -5,7 +5,7 @@
         --grid PATH --esc10 PATH --fsdd PATH --parallel 2 --output benchmarks/results
     python benchmarks/transfer.py --recipe plain "--objectives '[{name: infonce}]'" --recipe recipe "" ...
     python benchmarks/transfer.py --output benchmarks/results --table
-    python benchmarks/transfer.py --output benchmarks/results --label clips --plot docs/pays.png
+    python benchmarks/transfer.py --output benchmarks/results --label clips --plot docs/clips.png
 
 Every row is a set that is pretrained on with its own recipe, or with each ``--recipe`` over it; every column one that
 is fine-tuned on, with a linear and a full head, on shares of the labels. Random weights are of the same architecture,
@@ -187,7 +187,7 @@ def plot(result: Row, path: Path) -> None:
             axes.grid(True, axis="y")
         handles, labels = axes.get_legend_handles_labels()
         handles.append(Line2D([], [], color=FAINT, linestyle="--", linewidth=1))
-        figure.legend(handles, [*labels, "random weights"], loc="outside lower center", ncols=len(handles), fontsize=8)
+        figure.legend(handles, [*labels, "random weights"], loc="outside lower center", ncols=3, fontsize=8)
     save(figure, path)
 
 
