@@ -97,8 +97,8 @@ def test_a_linear_probe_of_several_labels(data: Path, tmp_path: Path) -> None:
 
 
 def test_full_training_learns_every_label_of_a_clip(data: Path, tmp_path: Path) -> None:
-    optim = OptimConfig(batch_size=9, max_steps=32, lr=3e-3)
-    shared = {**SHARED, "log": LogConfig(every=1, validate_every=16), "augment": AugmentConfig()}
+    optim = OptimConfig(batch_size=9, max_steps=40, lr=3e-3)
+    shared = {**SHARED, "log": LogConfig(every=1, validate_every=20), "augment": AugmentConfig()}
     config = FinetuneConfig(
         data=chords(data, sampling="balanced"), head="full", label_smoothing=0.0, optim=optim, output=tmp_path, **shared
     )
