@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast.ast import fitted_positions
 from mast.base import SpectrogramModel, check_spectrogram
 from mast.registry import register_family
 
@@ -251,7 +252,7 @@ def _load_timm_weights(body: Any, architecture: str, file: str) -> None:
 
 
 class HuggingFaceAST(Backbone):
-    """transformers' ``ASTModel``; its positions are resized where a spectrogram is not of its own length.
+    """transformers' ``ASTModel``; its positions are fitted where a spectrogram is not of its own length.
 
     Args:
         folder: what ``save_pretrained`` of transformers wrote; not looked at where there are ``settings``.
@@ -259,6 +260,9 @@ class HuggingFaceAST(Backbone):
         pretrained: load the weights of the folder; False leaves random ones.
         settings: what the folder's ``config.json`` holds, for a model with random weights, which a checkpoint fills.
         pool: "own", the mean of the two special tokens, or "patch", that of the patch tokens.
+        short_positions: what a shorter spectrogram takes of the positions: "crop", their middle, as in the original, or
+            "interpolate"; None: crop, but interpolate with ``settings``, which were kept without it when all were
+            interpolated.
 
     Raises:
         ImportError: transformers is missing.
@@ -274,7 +278,11 @@ class HuggingFaceAST(Backbone):
         pretrained: bool = True,
         settings: Mapping[str, Any] | None = None,
         pool: str = "own",
+        short_positions: str | None = None,
     ) -> None:
+        if short_positions not in (None, "crop", "interpolate"):
+            raise ValueError(f"short_positions={short_positions!r} must be crop or interpolate")
+        short_positions = short_positions or ("crop" if settings is None else "interpolate")
         try:
             from transformers import ASTConfig, ASTModel, PretrainedConfig
         except ImportError as error:
@@ -296,9 +304,8 @@ class HuggingFaceAST(Backbone):
                 body = ASTModel.from_pretrained(str(Path(folder).expanduser()), local_files_only=True)
             else:
                 body = ASTModel(ASTConfig.from_dict(dict(settings)))
-        super().__init__(
-            {"settings": _plain(settings)}, nn.Module.to(body, device), int(body.config.hidden_size), 2, pool
-        )
+        kept = {"settings": _plain(settings), "short_positions": short_positions}
+        super().__init__(kept, nn.Module.to(body, device), int(body.config.hidden_size), 2, pool)
         self.reset_classifier(num_classes)
 
     @property
@@ -331,7 +338,11 @@ class HuggingFaceAST(Backbone):
         if grid == own:
             return self.body(inputs).last_hidden_state
         image = positions[:, 2:].transpose(1, 2).unflatten(2, own)
-        image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
+        if self.config["short_positions"] == "crop":
+            for axis, length in enumerate(grid):
+                image = fitted_positions(image, axis, length, cut=True)
+        else:
+            image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
         resized = torch.cat((positions[:, :2], image.flatten(2).transpose(1, 2)), dim=1)
         swapped = {"embeddings.position_embeddings": resized}
         return torch.func.functional_call(self.body, swapped, (inputs,)).last_hidden_state

@@ -15,6 +15,21 @@ from mast.registry import register_model
 NORM_EPS = 1e-12
 
 
+def fitted_positions(image: Tensor, axis: int, length: int, *, cut: bool) -> Tensor:
+    """``image`` (1, C, F', T') of positions with ``length`` places along frequency (axis 0) or time (1).
+
+    With ``cut`` fewer places are the middle of them, as where the original loads its weights; else all are stretched.
+    """
+    own = image.shape[2 + axis]
+    if length == own:
+        return image
+    if length < own and cut:
+        return image.narrow(2 + axis, own // 2 - length // 2, length)
+    size = [image.shape[2], image.shape[3]]
+    size[axis] = length
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
 class AstBlock(nn.Module):
     """Pre-norm self-attention and MLP."""
 
@@ -134,14 +149,7 @@ class AST(SpectrogramModel):
 
     def fitted_positions(self, image: Tensor, axis: int, length: int) -> Tensor:
         """``image`` (1, embed_dim, F', T') with ``length`` places along frequency (axis 0) or time (1)."""
-        own = image.shape[2 + axis]
-        if length == own:
-            return image
-        if length < own and self.config["short_positions"] == "crop":
-            return image.narrow(2 + axis, own // 2 - length // 2, length)
-        size = [image.shape[2], image.shape[3]]
-        size[axis] = length
-        return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        return fitted_positions(image, axis, length, cut=self.config["short_positions"] == "crop")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 1, mels, frames) -> tokens after the final norm (B, 2 + N, embed_dim), the two special ones first."""

@@ -147,6 +147,30 @@ def test_transformers_is_computed_as_transformers_does(folder: Path, spectrogram
         moved.rename(folder)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [60, 77, 150])
+def test_positions_of_transformers_are_fitted_as_in_the_original(folder: Path, frames: int, tmp_path: Path) -> None:
+    """Shorter sounds take the middle of them, longer ones stretch them, by ``ast_models.py`` of the authors."""
+    own, x = transformers.ASTModel.from_pretrained(folder).eval(), torch.randn(2, 1, 64, frames)
+    positions, length = own.embeddings.position_embeddings, (frames - 16) // 10 + 1
+    image = positions[:, 2:].reshape(1, 5, 9, 16).permute(0, 3, 1, 2)
+    if length < 9:
+        image = image[..., 9 // 2 - length // 2 :][..., :length]
+    else:
+        image = torch.nn.functional.interpolate(image, size=(5, length), mode="bilinear")
+    fitted = torch.cat((positions[:, :2], image.flatten(2).transpose(1, 2)), dim=1)
+    own.embeddings.position_embeddings = torch.nn.Parameter(fitted)
+    model = mast.create_model(f"hf/{folder}").eval()
+    expected = own(x[:, 0].transpose(1, 2)).last_hidden_state
+    assert_close(model.forward_features(x), expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert_close(mast.from_pretrained(tmp_path).model.forward_features(x), expected, rtol=0, atol=1e-5)
+    # What was trained when all were interpolated, and saved without saying so, still is.
+    before = mast.create_model("hf/moved", settings=model.config["settings"]).eval()
+    before.load_state_dict(model.state_dict())
+    assert torch.allclose(before.forward_features(x), expected, atol=1e-5) == (length >= 9)
+
+
 def test_a_pair_of_it_is_rebuilt_without_the_files(folder: Path, spectrogram: Tensor) -> None:
     frames = torch.rand(2, 3, 8, 48, 48)
     for name, options in ((f"hf/{folder}", {}), ("timm/resnet18", SIZE)):
@@ -167,6 +191,7 @@ def test_a_pair_of_it_is_rebuilt_without_the_files(folder: Path, spectrogram: Te
         ("timm/mobilenetv3_small_050", {"pool": "own"}, "wider than its tokens; give pool patch"),
         ("timm/resnet18", {"pool": "mean"}, "must be own or patch"),
         ("hf/nowhere", {}, "there is no config.json in it"),
+        ("hf/nowhere", {"short_positions": "cut"}, "must be crop or interpolate"),
     ],
 )
 def test_what_cannot_be_is_named(name: str, options: dict, told: str) -> None:
