@@ -127,3 +127,5 @@ def test_published_weights_and_temperatures() -> None:
     assert (masked["weight"], masked["share"], masked["normalize"], masked["modality"]) == (1.0, 0.75, True, "both")
     align, _ = read["cav-mae-sync"]["objectives"]
     assert (align["weight"], align["temperature"]) == (0.1, 0.05)
+    (distill,) = read["ss-mast"]["objectives"]
+    assert (distill["temperature"], distill["patch_drop"], read["ss-mast"]["teacher_momentum"]) == (0.07, 0.1, 0.999)
